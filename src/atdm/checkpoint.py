@@ -1,0 +1,189 @@
+"""Run folders: atomic checkpoints, exact resume, and export as a diffusers pipeline. No pickle anywhere.
+
+A run folder holds ``config.yaml``, ``log.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/step-NNNNNNNN/`` (safetensors
+and JSON) and ``model/``, a diffusers pipeline of the averaged weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from .errors import UserError
+from .process import Process
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .train import State
+
+TEMPORARY = ".partial-"
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A scratch path that takes the place of ``path`` (file or folder) when the block ends well, and vanishes otherwise.
+
+    Raises:
+        UserError: the disk is full or not writable; what was at ``path`` is still there.
+    """
+    scratch = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(scratch)
+        yield scratch
+        for file in [scratch, *scratch.rglob("*")] if scratch.is_dir() else [scratch]:
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+        if path.is_dir():  # a folder cannot be renamed over another: step aside first
+            aside = path.with_name(f"{TEMPORARY}{os.getpid()}-old-{path.name}")
+            _remove(aside)
+            os.replace(path, aside)
+            os.replace(scratch, path)
+            _remove(aside)
+        else:
+            os.replace(scratch, path)
+    except OSError as problem:
+        reason = "The disk is full" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else f"Cannot write ({problem.strerror})"
+        raise UserError(f"{reason} while saving {path}. What was saved before is still there.") from problem
+    except Exception as problem:  # safetensors wraps the operating system's errors
+        if "No space left" in str(problem):
+            raise UserError(f"The disk is full while saving {path}. What was saved before is still there.") from problem
+        raise
+    finally:
+        _remove(scratch)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+
+def clean(run: Path) -> None:
+    """Remove what an earlier process left half-written, and put back a ``model/`` it was about to replace."""
+    for folder in (run, run / "checkpoints"):
+        for left in folder.glob(f"{TEMPORARY}*") if folder.is_dir() else ():
+            name = left.name.partition("-old-")[2]
+            if name and not (folder / name).exists():
+                os.replace(left, folder / name)
+            else:
+                _remove(left)
+
+
+def write_config(run: Path, config: dict[str, Any]) -> None:
+    """Write the resolved configuration of a run."""
+    with atomic(run / "config.yaml") as scratch:
+        scratch.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The configuration of a run folder.
+
+    Raises:
+        UserError: the folder is not a run.
+    """
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{run} is not a run folder: it has no config.yaml. Expected a folder that atdm train wrote.")
+    return yaml.safe_load(file.read_text())
+
+
+def latest(run: Path) -> Path | None:
+    """The newest checkpoint of a run."""
+    found = sorted((run / "checkpoints").glob("step-*")) if (run / "checkpoints").is_dir() else []
+    return found[-1] if found else None
+
+
+def save(run: Path, state: State, keep: int) -> Path:
+    """Write the state atomically and drop all but the newest ``keep`` checkpoints.
+
+    Raises:
+        UserError: a weight is not finite (the last good checkpoint stays), or the disk is full.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.tensors().items()}
+    broken = next((k for k, v in tensors.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
+    if broken:
+        raise UserError(f"{broken} is not finite at step {state.step}; not saved, the last good checkpoint is kept.")
+    target = run / "checkpoints" / f"step-{state.step:08d}"
+    with atomic(target) as scratch:
+        scratch.mkdir()
+        save_file(tensors, scratch / "state.safetensors")
+        (scratch / "state.json").write_text(json.dumps({"step": state.step, "torch": torch.__version__}))
+    for old in sorted((run / "checkpoints").glob("step-*"))[:-keep]:
+        _remove(old)
+    return target
+
+
+def load(checkpoint: Path, state: State) -> None:
+    """Put a checkpoint's tensors and step into ``state``.
+
+    Raises:
+        UserError: the checkpoint belongs to another network or cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        step = json.loads((checkpoint / "state.json").read_text())["step"]
+        state.restore(load_file(checkpoint / "state.safetensors"), step)
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as problem:
+        raise UserError(f"Cannot read the checkpoint {checkpoint}: {problem}. Remove that folder to use an older one.") from problem
+    except RuntimeError as problem:
+        raise UserError(f"The checkpoint {checkpoint} does not fit the network: {problem}") from problem
+
+
+def export(folder: Path, model: nn.Module, process: Process, clip_sample: bool) -> None:
+    """Write ``model`` as a diffusers ``DDPMPipeline`` folder, atomically."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    pipeline = DDPMPipeline(model, DDPMScheduler(**process.scheduler_config(clip_sample)))
+    with atomic(folder) as scratch:
+        pipeline.save_pretrained(scratch)
+
+
+def load_pipeline(folder: Path | str) -> tuple[nn.Module, Process, bool]:
+    """The network, its process and whether samples are clipped to [-1, 1], from any diffusers pipeline folder or run.
+
+    Raises:
+        UserError: there is no pipeline at ``folder``.
+    """
+    from diffusers import DDPMPipeline
+
+    path = Path(folder)
+    path = path / "model" if (path / "model" / "model_index.json").is_file() else path
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        raise UserError(f"{folder} holds no diffusers pipeline. Expected a run folder with model/, or a folder with model_index.json.")
+    if not path.exists() and str(folder).count("/") != 1:
+        raise UserError(f"There is no folder {folder}. Expected a run folder, a diffusers pipeline folder or a Hub name.")
+    try:
+        pipeline = DDPMPipeline.from_pretrained(str(path))
+    except (OSError, ValueError) as problem:
+        raise UserError(f"{folder} does not open as a diffusers pipeline: {problem}") from problem
+    scheduler = pipeline.scheduler
+    return pipeline.unet.eval(), Process.from_scheduler(scheduler), bool(scheduler.config.get("clip_sample", True))
+
+
+def weights_hash(model: nn.Module) -> str:
+    """The first 16 hex digits of SHA-256 over the named weights: which model made a number."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

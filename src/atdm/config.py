@@ -1,0 +1,173 @@
+"""The options of a training run, and the parts they stand for. Nothing heavy is imported until a part is built."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .objective import Objective
+    from .process import Process
+    from .train import Settings
+
+
+@dataclass
+class ObjectiveConfig:
+    """What the regularizer does.
+
+    Args:
+        name: ddpm, robust_rand, robust_adv, inv_rand or inv_adv.
+        radius: how far to push, in noise units: published:omega=2,floor=8/255,beta=uniform or constant:r=1.
+        weight: how much it counts: published:lam=0.3, relative:k=5 or constant:value=1.
+        norm: ball of the push.
+        steps: ascent steps of the attack (1: FGSM with random start, more: PGD).
+        kappa: step length in radii; inf takes full steps (with l2: power iterations).
+        gate: push only where sigma_t/alpha_t is below this noise level (data units); null: everywhere.
+        ascent: what the attack raises.
+        detach_target: stop the gradient through the clean prediction in the target.
+    """
+
+    name: str = "robust_adv"
+    radius: str = "published"
+    weight: str = "published"
+    norm: Literal["linf", "l2"] = "linf"
+    steps: int = 1
+    kappa: float = 1.0
+    gate: float | None = None
+    ascent: Literal["prediction", "residual"] = "prediction"
+    detach_target: bool = False
+
+    def build(self, process: Process, seed: int = 0) -> Objective:
+        """The objective for ``process``."""
+        from .objective import Objective
+        from .perturb import RADII, WEIGHTS, Perturbation
+        from .spec import build
+
+        return Objective(
+            self.name,
+            process,
+            build("radius", self.radius, RADII),
+            build("weight", self.weight, WEIGHTS),
+            Perturbation(self.norm, self.steps, self.kappa),
+            self.gate,
+            self.ascent,
+            self.detach_target,
+            seed,
+        )
+
+
+@dataclass
+class TrainConfig:
+    """A training run.
+
+    Args:
+        out: run folder; training resumes when it holds a checkpoint of the same configuration.
+        data: what to learn from: a toy (plane, mixture, moons, swiss_roll), digits, a folder of images, parquet files,
+            hub:name=OWNER/NAME or torchvision:name=CIFAR10,root=PATH.
+        corrupt: dirt to add, such as gaussian:share=0.9,std=0.2 or outliers:share=0.1; '+' composes.
+        image_size: resize and crop images to this many pixels (null: as they are).
+        limit: use only the first so many items.
+        skip_broken: count and skip unreadable images instead of stopping.
+        net: network, such as mlp:width=128, digits, tiny, cifar10 or celeba64; auto: mlp for vectors, tiny for images.
+        init: start from this diffusers U-Net or pipeline (folder or Hub name) instead of a fresh network.
+        process: forward process: linear or cosine, with options such as cosine:steps=1000,prediction=v_prediction.
+        objective: what the regularizer does.
+        steps: optimizer steps.
+        batch_size: samples per optimizer step, over all processes and micro-batches together.
+        lr: peak learning rate of AdamW.
+        warmup: steps of linear warm-up.
+        decay: learning rate after the warm-up.
+        weight_decay: AdamW's weight decay.
+        grad_clip: largest gradient norm; 0 does not clip.
+        ema: decay of the averaged weights.
+        accumulate: micro-batches per optimizer step.
+        precision: mixed precision.
+        flip: mirror images at random.
+        regularize_from: first step with the regularizer.
+        seed: seeds data, corruption, weights and training.
+        log_every: steps between log lines.
+        save_every: steps between checkpoints.
+        sample_every: steps between sample grids; 0: only at the end.
+        keep: how many checkpoints to keep.
+        threads: CPU threads; 0 leaves it to torch.
+    """
+
+    out: str = "runs/run"
+    data: str = "digits"
+    corrupt: str = "none"
+    image_size: int | None = None
+    limit: int | None = None
+    skip_broken: bool = False
+    net: str = "auto"
+    init: str | None = None
+    process: str = "linear"
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    steps: int = 4000
+    batch_size: int = 128
+    lr: float = 1e-3
+    warmup: int = 100
+    decay: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    ema: float = 0.999
+    accumulate: int = 1
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    flip: bool = False
+    regularize_from: int = 0
+    seed: int = 0
+    log_every: int = 50
+    save_every: int = 500
+    sample_every: int = 0
+    keep: int = 2
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in [("log_every", 1), ("save_every", 1), ("sample_every", 0), ("keep", 1), ("threads", 0)]:
+            if getattr(self, name) < low:
+                raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
+
+    # What may differ between a run folder and the command that resumes it: nothing that changes the weights.
+    FREE = ("out", "log_every", "save_every", "sample_every", "keep", "threads", "steps")
+
+    def settings(self) -> Settings:
+        """The part of the options that steers optimization."""
+        from .train import Settings
+
+        names = [f.name for f in dataclasses.fields(Settings)]
+        return Settings(**{n: getattr(self, n) for n in names})
+
+    def build_process(self) -> Process:
+        """The forward process."""
+        from .process import PROCESSES
+        from .spec import build
+
+        return build("process", self.process, PROCESSES)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as written to ``config.yaml``."""
+        return dataclasses.asdict(self)
+
+    def require_same(self, stored: dict[str, Any], where: str) -> None:
+        """Refuse to resume a run that another configuration made.
+
+        Raises:
+            UserError: names the first option that differs and both values.
+        """
+        free = set(self.FREE) if self.decay == "constant" else set(self.FREE) - {"steps"}
+        for key, value in _flat(self.as_dict()).items():
+            before = _flat(stored).get(key)
+            if key not in free and before != value:
+                raise UserError(
+                    f"{where} belongs to another configuration: its {key} is {before}, this one's is {value}. "
+                    "Expected the same options, or another --out."
+                )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out

@@ -1,0 +1,23 @@
+"""Mistakes a user can make, told as sentences: what was wrong, what was expected, and the nearest valid choice."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used. The command line prints the sentence and exits with code 2."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint such as ``Did you mean 'plane'? Valid: moons, plane.`` for a misspelt ``name``."""
+    choices = sorted(valid)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.4)
+    hint = f"Did you mean '{close[0]}'? " if close else ""
+    return f"{hint}Valid: {', '.join(choices)}."
+
+
+def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
+    """The error for a name that is not one of the ``valid`` names of its ``kind``."""
+    return UserError(f"Unknown {kind} '{name}'. {nearest(name, valid)}")

@@ -1,0 +1,169 @@
+"""Networks by name: an MLP for vectors and small images, U-Nets for images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import spec
+from ..errors import UserError
+from .unet import CelebA64, Cifar10, Digits, Tiny
+
+
+def call(model: Callable[..., Any], x: Tensor, t: Tensor, **conditioning: Any) -> Tensor:
+    """``model(x, t, **conditioning)`` as a tensor; the model may return a tensor, a tuple or a diffusers output."""
+    output = model(x, t, **conditioning)
+    if isinstance(output, Tensor):
+        return output
+    return output[0] if isinstance(output, tuple | list) else output.sample
+
+
+@dataclass(frozen=True)
+class Perceptron:
+    """The options of an :class:`~atdm.nets.mlp.MLP`; calling it with an item shape builds the network."""
+
+    width: int = 128
+    depth: int = 3
+    residual: bool = False
+    dropout: float = 0.0
+
+    def __call__(self, item_shape: tuple[int, ...]) -> nn.Module:
+        """A freshly initialized network for items of ``item_shape``: ``(d,)`` or ``(channels, height, width)``."""
+        if len(item_shape) not in (1, 3):
+            raise UserError(
+                "The network 'mlp' needs vectors (d,) or images (channels, height, width); "
+                f"the items have shape {item_shape}."
+            )
+        if self.width < 2 or self.depth < 1:
+            raise UserError(f"The MLP has width {self.width} and depth {self.depth}. Expected at least 2 and 1.")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"The dropout of the network is {self.dropout}. Expected a number in [0, 1).")
+
+        from .mlp import MLP
+
+        channels, *sides = item_shape
+        size = sides[0] if sides and sides[0] == sides[1] else tuple(sides)
+        return MLP(channels, size, self.width, self.depth, self.residual, self.dropout)
+
+
+NETS: dict[str, type] = {"mlp": Perceptron, "digits": Digits, "tiny": Tiny, "cifar10": Cifar10, "celeba64": CelebA64}
+
+
+def build_net(text: str, item_shape: tuple[int, ...]) -> nn.Module:
+    """The network a spec such as ``mlp:width=64`` or ``cifar10:dropout=0.1`` names, for items of ``item_shape``.
+
+    Raises:
+        UserError: an unknown name or option, or a network that does not fit the shape.
+    """
+    return spec.build("network", text, NETS)(tuple(item_shape))
+
+
+def load_net(source: str | Path, item_shape: tuple[int, ...] | None = None) -> nn.Module:
+    """An existing network: from a run folder, a diffusers pipeline folder, a model folder or a Hub name.
+
+    Args:
+        item_shape: if given, the shape of the items the network must fit.
+
+    Raises:
+        UserError: nothing is there, it cannot be read, or it does not fit ``item_shape``.
+    """
+    folder = Path(source)
+    if (folder / "model" / "model_index.json").is_file():  # a run folder of ours
+        folder = folder / "model"
+    if folder.is_dir():
+        net = _load(str(folder), "unet" if (folder / "model_index.json").is_file() else None)
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not str(source).startswith("."):
+        net = _load_hub(str(source))
+    else:
+        raise UserError(
+            f"There is no folder '{source}'. Expected a run folder, a diffusers pipeline or model folder, "
+            "or a Hub name such as google/ddpm-cifar10-32."
+        )
+    if item_shape is not None:
+        _check_fits(net, tuple(item_shape), source)
+    return net
+
+
+def _load_hub(name: str) -> nn.Module:
+    try:
+        return _load(name, None)
+    except UserError as bare:
+        try:
+            return _load(name, "unet")
+        except UserError:
+            raise bare from None
+
+
+def _load(source: str, subfolder: str | None) -> nn.Module:
+    from diffusers import UNet2DModel
+
+    from .mlp import MLP
+
+    classes: dict[str, Any] = {"UNet2DModel": UNet2DModel, "MLP": MLP}
+    try:
+        config = UNet2DModel.load_config(source, subfolder=subfolder)
+        name = config.get("_class_name")
+        if name not in classes:
+            raise UserError(
+                f"'{source}' holds a {name or 'model without a class name'}. Expected {' or '.join(classes)}."
+            )
+        return classes[name].from_pretrained(source, subfolder=subfolder)
+    except UserError:
+        raise
+    except Exception as problem:  # diffusers, safetensors and the Hub client each raise their own
+        reason = str(problem).strip().splitlines() or [type(problem).__name__]
+        raise UserError(
+            f"Cannot load a network from '{source}': {reason[0]} "
+            "Expected a diffusers pipeline or model folder with config.json and weights, or a Hub name."
+        ) from problem
+
+
+def _check_fits(net: nn.Module, item_shape: tuple[int, ...], source: str | Path) -> None:
+    config: Any = net.config
+    channels = config["in_channels"]
+    outputs = config.get("out_channels", channels)
+    if outputs != channels:
+        raise UserError(
+            f"The network of '{source}' has {outputs} output channels for {channels} inputs (learned variances?). "
+            "Expected as many outputs as inputs."
+        )
+    size = config["sample_size"]
+    sides = (size, size) if isinstance(size, int) else tuple(size or ())
+    if "block_out_channels" in config:  # convolutions take any side they can halve
+        halvings = 2 ** (len(config["block_out_channels"]) - 1)
+        fits = len(item_shape) == 3 and item_shape[0] == channels and not any(s % halvings for s in item_shape[1:])
+    else:
+        fits = item_shape == (channels, *sides)
+    if not fits:
+        raise UserError(
+            f"The network of '{source}' is for items of shape {(channels, *sides)}; the data have {item_shape}."
+        )
+
+
+def count_parameters(net: nn.Module) -> int:
+    """How many numbers the network learns."""
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+@torch.no_grad()
+def flops(net: nn.Module, item_shape: tuple[int, ...]) -> int:
+    """Floating point operations of a forward pass for one item (matrix products, convolutions; 2 per multiply-add)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    parameter = next(net.parameters())
+    x = torch.zeros(1, *item_shape, device=parameter.device, dtype=parameter.dtype)
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        with FlopCounterMode(display=False) as counter:
+            call(net, x, torch.zeros(1, dtype=torch.long, device=x.device))
+    finally:
+        for module, training in modes:
+            module.training = training
+    return counter.get_total_flops()

@@ -1,0 +1,95 @@
+"""A multilayer perceptron with a time embedding, for vectors and for small images.
+
+It is a diffusers model: ``save_pretrained`` writes safetensors, and ``DDPMPipeline.from_pretrained`` opens a pipeline
+that holds one once ``atdm.nets.mlp`` is imported (diffusers imports no module just because a folder names it).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+TIME_FEATURES = 32  # sines and cosines of t
+
+
+class MLP(ModelMixin, ConfigMixin):
+    """``depth`` hidden layers of ``width`` units, each shifted by an embedding of t.
+
+    Args:
+        in_channels: channels of an image, or the dimension of a vector.
+        sample_size: side of a square image, (height, width), or () for vectors; the item's shape is
+            ``(in_channels, *sample_size)``, as diffusers' pipelines read it.
+        residual: hidden layers become residual blocks of two layers.
+        dropout: share of hidden units dropped in each layer.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int,
+        sample_size: int | Sequence[int] = (),
+        width: int = 128,
+        depth: int = 3,
+        residual: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
+        d = in_channels * math.prod(sides)
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(TIME_FEATURES // 2) / (TIME_FEATURES // 2))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.embed = nn.Sequential(nn.Linear(TIME_FEATURES, width // 2), nn.SiLU(), nn.Linear(width // 2, width))
+        self.enter = nn.Linear(d, width)
+        layer = _Residual if residual else _Plain
+        self.layers = nn.ModuleList(layer(width, dropout) for _ in range(depth if residual else depth - 1))
+        self.leave = nn.Linear(width, d)
+
+    def forward(
+        self,
+        sample: Float[Tensor, "batch channels *sides"],
+        timestep: int | float | Int[Tensor, "*batch"] | Float[Tensor, "*batch"],
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """The prediction at ``sample`` (data units) and ``timestep`` (one for all, or one per item)."""
+        time = self.embed(self._features(timestep))
+        h = self.enter(sample.flatten(1)) + time
+        for layer in self.layers:
+            h = layer(h, time)
+        output = self.leave(nn.functional.silu(h)).reshape(sample.shape)
+        return UNet2DOutput(sample=output) if return_dict else (output,)
+
+    def _features(self, timestep: int | float | Tensor) -> Float[Tensor, "rows features"]:
+        t = torch.as_tensor(timestep, device=self.frequencies.device).reshape(-1)
+        if len(t) > 1 and t.stride(0) == 0:  # one t expanded over the batch, as in sampling: embed it once
+            t = t[:1]
+        angles = t[:, None].to(self.frequencies.dtype) * self.frequencies
+        return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+class _Plain(nn.Module):
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        return self.linear(self.dropout(nn.functional.silu(h))) + time
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, width)
+        self.second = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        inner = self.first(nn.functional.silu(h)) + time
+        return h + self.second(self.dropout(nn.functional.silu(inner)))

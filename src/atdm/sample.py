@@ -1,0 +1,454 @@
+"""Sampling through any variance-preserving diffusers scheduler: trajectories, and seeded batches of samples.
+
+States are given in the coordinates the network sees, ``x_t = alpha_t x_0 + sigma_t eps``, also for the schedulers that
+carry ``x_0 + (sigma_t/alpha_t) eps`` inside (Euler, Heun).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from .errors import UserError, unknown
+from .nets import call
+from .process import Prediction, Process
+
+Hook = Callable[[int, int, Tensor], Tensor]
+
+BLOCK_NUMBERS = 512  # about as many numbers as torch.randn draws in the time of its own call
+MAX_SIGNAL_AT_START = 0.1  # largest alpha_t at which starting from pure noise is still sampling
+
+
+class Sampler(NamedTuple):
+    """A diffusers scheduler.
+
+    Args:
+        scheduler: its class name.
+        options: of its constructor.
+        strided: its step always goes from t to ``t - T // steps``.
+        predictions: what the network may predict.
+    """
+
+    scheduler: str
+    options: Mapping[str, Any] = {}
+    strided: bool = False
+    predictions: tuple[str, ...] = get_args(Prediction)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": Sampler("DDPMScheduler"),
+    "ddim": Sampler("DDIMScheduler", strided=True),
+    "dpm-solver++": Sampler("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "sde-dpm-solver++": Sampler("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "heun": Sampler("HeunDiscreteScheduler"),
+    "euler": Sampler("EulerDiscreteScheduler"),
+    "euler-ancestral": Sampler("EulerAncestralDiscreteScheduler", predictions=("epsilon", "v_prediction")),
+    "lms": Sampler("LMSDiscreteScheduler"),
+    "pndm": Sampler(
+        "PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True}, True, ("epsilon", "v_prediction")
+    ),
+    "unipc": Sampler("UniPCMultistepScheduler"),
+    "deis": Sampler("DEISMultistepScheduler"),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One network evaluation of a trajectory.
+
+    Args:
+        index: counts the evaluations from 0 (Heun makes two a step).
+        count: evaluations of a trajectory that is not stopped early.
+        t: the timestep.
+        x: the state the network saw, after the hook.
+        eps: the noise it predicted.
+        denoised: ``D(x, t)``, in [-1, 1] when sampling with ``clip_sample``.
+        next: the state after the step; of the last Step, the sample.
+    """
+
+    index: int
+    count: int
+    t: int
+    x: Float[Tensor, "batch *dims"]
+    eps: Float[Tensor, "batch *dims"]
+    denoised: Float[Tensor, "batch *dims"]
+    next: Float[Tensor, "batch *dims"]
+
+
+def build_scheduler(name: str, process: Process, clip_sample: bool = False) -> Any:
+    """The diffusers scheduler called ``name`` for ``process``; ``set_timesteps`` then spaces its steps evenly from T-1.
+
+    Args:
+        clip_sample: clip the denoised image to [-1, 1] at every step, for images; only ddpm, ddim and heun can.
+
+    Raises:
+        UserError: an unknown name, or a process or prediction the scheduler cannot follow.
+    """
+    import diffusers
+
+    if name not in SAMPLERS:
+        raise unknown("sampler", name, SAMPLERS)
+    sampler = SAMPLERS[name]
+    if process.prediction not in sampler.predictions:
+        raise UserError(
+            f"The sampler '{name}' cannot use a network that predicts '{process.prediction}'. "
+            f"Expected {' or '.join(sampler.predictions)}, or another sampler such as ddim."
+        )
+    kind = getattr(diffusers, sampler.scheduler)
+    config = {"timestep_spacing": "trailing", **process.scheduler_config(clip_sample), **sampler.options}
+    accepted = inspect.signature(kind.__init__).parameters
+    scheduler = kind(**{key: value for key, value in config.items() if key in accepted})
+    _check_process(scheduler, process)
+    return scheduler
+
+
+def _check_process(scheduler: Any, process: Process) -> None:
+    theirs = Process.from_scheduler(scheduler)
+    ours = process.alphas.to(theirs.alphas.device)
+    if theirs.steps != process.steps or not torch.allclose(theirs.alphas, ours, atol=1e-4):
+        raise UserError(
+            f"{type(scheduler).__name__} cannot follow this process: its alpha_t differ from those of the process. "
+            "Expected a process built by Process.linear, Process.cosine or Process.from_scheduler."
+        )
+    if theirs.prediction != process.prediction:
+        raise UserError(
+            f"{type(scheduler).__name__} expects the prediction '{theirs.prediction}'; "
+            f"the network predicts '{process.prediction}'."
+        )
+
+
+def _set_timesteps(scheduler: Any, process: Process, steps: int, strided: bool) -> list[int]:
+    if not 1 <= steps <= process.steps:
+        raise UserError(
+            f"The number of sampling steps is {steps}. Expected 1 to {process.steps}, the timesteps of the process."
+        )
+    if strided and process.steps % steps:
+        # Equal strides of T // steps cannot reach both ends; counted from 0 they at least end where step() believes.
+        scheduler.register_to_config(timestep_spacing="leading")
+    scheduler.set_timesteps(steps)  # kept on the CPU, where looking a timestep up does not wait for an accelerator
+    timesteps = scheduler.timesteps
+    if not torch.equal(timesteps, timesteps.round()):
+        raise UserError(
+            f"{type(scheduler).__name__} goes through fractional timesteps. Expected whole ones, "
+            'as with timestep_spacing="trailing".'
+        )
+    signal = float(process.alphas[int(timesteps[0])])
+    if signal > max(MAX_SIGNAL_AT_START, float(process.alphas[-1])):
+        divisors = [d for d in range(1, process.steps + 1) if process.steps % d == 0]
+        near = [max(d for d in divisors if d < steps), min(d for d in divisors if d > steps)]
+        raise UserError(
+            f"With {steps} steps of {process.steps // steps} timesteps {type(scheduler).__name__} would start at "
+            f"t = {int(timesteps[0])}, where {signal:.0%} of the signal is left. Expected a divisor of {process.steps} "
+            f"such as {' or '.join(map(str, near))}, or a sampler with uneven steps such as dpm-solver++."
+        )
+    return [int(t) for t in timesteps]
+
+
+@contextlib.contextmanager
+def _evaluating(model: Callable[..., Any]) -> Iterator[None]:
+    """Evaluation mode; afterwards every submodule is back in the mode it was in."""
+    modes = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def trajectory(
+    model: Callable[..., Any],
+    process: Process,
+    shape: tuple[int, ...],
+    *,
+    generator: torch.Generator | Sequence[torch.Generator],
+    sampler: Any = "ddim",
+    steps: int = 50,
+    x_T: Float[Tensor, "batch *dims"] | None = None,
+    hook: Hook | None = None,
+    stop_ratio: float | None = None,
+    clip_sample: bool = False,
+    conditioning: Mapping[str, Any] | None = None,
+    device: torch.device | str | None = None,
+) -> Iterator[Step]:
+    """Sample a batch and yield every step; the last step's ``next`` is the sample.
+
+    >>> *_, last = trajectory(unet, process, (16, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    >>> images = last.next
+
+    Args:
+        model: any ``model(x, t, **conditioning)``; it is in evaluation mode until the iterator ends.
+        shape: ``[batch, *item]``.
+        generator: the source of x_T and of the noise of stochastic samplers. g generators share the batch: each serves
+            batch/g consecutive items.
+        sampler: a name in ``SAMPLERS``, or a diffusers scheduler (used as a copy).
+        steps: of the sampler; a step of heun evaluates the network twice.
+        x_T: the state to start from, instead of noise.
+        hook: ``hook(index, t, x)`` returns the state to use instead of x. The multistep samplers (dpm-solver++, unipc,
+            pndm, deis, lms) also remember earlier states, and unipc's corrector undoes a part of the change.
+        stop_ratio: stop at the first t with ``sigma_t/alpha_t`` below it, and return the denoised state there.
+        clip_sample: see :func:`build_scheduler`.
+        device: where to sample; default: where the model's parameters are.
+
+    Raises:
+        UserError: a sampler or number of steps that cannot work.
+    """
+    device = _device(model, device)
+    if isinstance(sampler, str):
+        scheduler, strided = build_scheduler(sampler, process, clip_sample), SAMPLERS[sampler].strided
+    else:
+        scheduler, strided = type(sampler).from_config(sampler.config), False
+        _check_process(scheduler, process)
+    timesteps = _set_timesteps(scheduler, process, steps, strided)
+    streams = [generator] if isinstance(generator, torch.Generator) else list(generator)
+    if shape[0] % len(streams):
+        raise UserError(
+            f"{len(streams)} generators cannot share a batch of {shape[0]}. Expected a divisor of the batch size."
+        )
+    # A scheduler draws from each generator the noise of one row: make a row of the items that share a generator.
+    blocked = shape if len(streams) == 1 else (len(streams), shape[0] // len(streams), *shape[1:])
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    randomness = {"generator": streams[0] if len(streams) == 1 else streams} if takes_generator else {}
+
+    if x_T is None:
+        noise = [torch.randn((shape[0] // len(streams), *shape[1:]), generator=g, device=g.device) for g in streams]
+        x_T = torch.cat([n.to(device) for n in noise])
+    state = x_T.to(device) * scheduler.init_noise_sigma
+    x = scheduler.scale_model_input(state, scheduler.timesteps[0])
+    with _evaluating(model):
+        for index, (t, scheduler_t) in enumerate(zip(timesteps, scheduler.timesteps, strict=True)):
+            with torch.no_grad():  # closed before each yield: the caller keeps its own mode
+                if hook is not None:
+                    scale = scheduler.scale_model_input(torch.ones((), device=device), scheduler_t)
+                    moved = hook(index, t, x)
+                    state, x = state + (moved - x) / scale, moved
+                rows = torch.tensor(t, device=device).expand(shape[0])
+                output = call(model, x, rows, **(conditioning or {}))
+                eps = process.to_eps(output, x, rows)
+                denoised = process.denoised(eps, x, rows)
+                if clip_sample:
+                    denoised = denoised.clamp(-1, 1)
+                stops = stop_ratio is not None and float(process.sigmas[t] / process.alphas[t]) < stop_ratio
+                if stops:
+                    following = denoised
+                else:
+                    output, before = output.reshape(blocked), state.reshape(blocked)
+                    state = scheduler.step(output, scheduler_t, before, **randomness).prev_sample.reshape(shape)
+                    last = index + 1 == len(timesteps)
+                    following = state if last else scheduler.scale_model_input(state, scheduler.timesteps[index + 1])
+            yield Step(index, len(timesteps), t, x, eps, denoised, following)
+            if stops:
+                return
+            x = following
+
+
+def sample(
+    model: Callable[..., Any],
+    process: Process,
+    n: int,
+    item_shape: tuple[int, ...],
+    *,
+    batch_size: int = 1024,
+    sampler: Any = "ddim",
+    steps: int = 50,
+    seed: int = 0,
+    hook: Hook | None = None,
+    stop_ratio: float | None = None,
+    clip_sample: bool = False,
+    conditioning: Mapping[str, Any] | None = None,
+    device: torch.device | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Float[Tensor, "n *item"]:
+    """``n`` samples, on the CPU.
+
+    The noise of item i (x_T and that of every step) is a function of ``seed``, i and ``item_shape`` alone. It depends
+    neither on ``n`` nor on the batch size nor on the device: samples agree up to the rounding of the network. Small
+    items share a generator in blocks of about ``BLOCK_NUMBERS`` numbers, because a generator for each 3-D point would
+    cost more than the network; a batch is a whole number of blocks.
+
+    Args:
+        conditioning: passed to the model; tensors with ``n`` rows are cut into batches.
+        progress: called with (network evaluations done, all of them) after every step.
+        others: see :func:`trajectory`.
+    """
+    return sample_paths(
+        model,
+        process,
+        n,
+        item_shape,
+        keep=(),
+        batch_size=batch_size,
+        seed=seed,
+        conditioning=conditioning,
+        progress=progress,
+        sampler=sampler,
+        steps=steps,
+        hook=hook,
+        stop_ratio=stop_ratio,
+        clip_sample=clip_sample,
+        device=device,
+    )[-1]
+
+
+def sample_paths(
+    model: Callable[..., Any],
+    process: Process,
+    n: int,
+    item_shape: tuple[int, ...],
+    *,
+    keep: Sequence[int],
+    batch_size: int = 1024,
+    seed: int = 0,
+    conditioning: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Float[Tensor, "kept n *item"]:
+    """The states before the steps whose indices are in ``keep``, then the samples: those :func:`sample` gives.
+
+    Args:
+        keep: indices of steps, from 0.
+        options: of :func:`trajectory`.
+
+    Raises:
+        UserError: no samples are asked for, or a kept index that no step has.
+    """
+    if n < 1 or batch_size < 1:
+        raise UserError(f"Asked for {n} samples in batches of {batch_size}. Expected at least 1 of each.")
+    block = max(1, BLOCK_NUMBERS // max(1, math.prod(item_shape)))
+    blocks = math.ceil(n / block)
+    together = max(1, batch_size // block)  # blocks in a batch
+    batches = math.ceil(blocks / together)
+    paths = torch.empty(len(keep) + 1, n, *item_shape)
+    for batch in range(batches):
+        numbers = range(batch * together, min((batch + 1) * together, blocks))
+        start, stop = numbers.start * block, min(numbers.stop * block, n)
+        # The last block is drawn and computed whole, so that its noise does not depend on n.
+        rows = torch.arange(start, numbers.stop * block).clamp(max=n - 1)
+        steps = trajectory(
+            model,
+            process,
+            (len(rows), *item_shape),
+            generator=[_stream(seed, number) for number in numbers],
+            conditioning=None if conditioning is None else {k: _rows(v, rows, n) for k, v in conditioning.items()},
+            **options,
+        )
+        for step in steps:
+            for place, index in enumerate(keep):
+                if index == step.index:
+                    paths[place, start:stop] = step.x[: stop - start].cpu()
+            if progress is not None:
+                progress(batch * step.count + step.index + 1, batches * step.count)
+        if not all(0 <= index <= step.index for index in keep):
+            raise UserError(f"Cannot keep the steps {list(keep)}. Expected indices from 0 to {step.index}.")
+        paths[-1, start:stop] = step.next[: stop - start].cpu()
+    return paths
+
+
+def _stream(seed: int, block: int) -> torch.Generator:
+    """The random stream of one block of items; a CPU generator, so that every device sees the same noise."""
+    (state,) = np.random.SeedSequence([abs(seed), int(seed < 0), block]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
+def _rows(value: Any, rows: Tensor, n: int) -> Any:
+    if isinstance(value, Tensor) and value.dim() > 0 and len(value) == n:
+        return value[rows.to(value.device)]
+    return value
+
+
+def _device(model: Callable[..., Any], device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+# --- pictures and files -----------------------------------------------------------------------------------------------
+def to_uint8(x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """Images in [-1, 1] as bytes: -1 is 0, 1 is 255, rounded; what lies outside is clipped."""
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def grid(x: Float[Tensor, "n channels height width"], columns: int | None = None) -> UInt8[Tensor, "rgb H W"]:
+    """The images (in [-1, 1]) in rows of ``columns`` (default: a square) with white lines between them."""
+    from torchvision.utils import make_grid
+
+    _check_images(x)
+    return make_grid(to_uint8(x), nrow=columns or math.ceil(math.sqrt(len(x))), padding=1, pad_value=255)
+
+
+def save_samples(x: Float[Tensor, "n *item"], path: str | Path) -> Path:
+    """Write samples: ``NAME.npz`` (float32 array ``samples``), ``NAME.png`` (grid) or ``NAME`` (folder of PNGs).
+
+    The file or folder appears whole or not at all.
+
+    Raises:
+        UserError: another ending, items that are not images for PNG, a folder that holds something, or a failed write.
+    """
+    path = Path(path)
+    if path.suffix not in (".npz", ".png", ""):
+        raise UserError(
+            f"Cannot write samples to '{path}'. Expected NAME.npz, NAME.png for a grid, or NAME for a folder of PNGs."
+        )
+    x = x.detach().float().cpu()
+    if path.suffix != ".npz":
+        _check_images(x)
+    if path.suffix == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"'{path}' is already there. Expected a new name or an empty folder.")
+    if path.suffix and path.is_dir():
+        raise UserError(f"'{path}' is a folder. Expected the name of a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as problem:
+        raise UserError(f"Cannot write samples to '{path}': {problem.strerror}.") from problem
+    try:
+        os.replace(_write(x, path.suffix, temporary), path)
+    except OSError as problem:
+        raise UserError(f"Cannot write samples to '{path}': {problem.strerror}.") from problem
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def _write(x: Tensor, suffix: str, folder: Path) -> Path:
+    """Write into ``folder`` and return what to move into place."""
+    from PIL import Image
+
+    def save(image: Tensor, file: Path) -> None:
+        pixels = image.squeeze(0) if len(image) == 1 else image.permute(1, 2, 0)
+        Image.fromarray(pixels.numpy()).save(file)
+
+    target = folder / f"samples{suffix}"
+    if suffix == ".npz":
+        np.savez(target, samples=x.numpy())
+    elif suffix == ".png":
+        save(grid(x), target)
+    else:
+        target.mkdir()
+        digits = len(str(len(x) - 1))
+        for i, image in enumerate(to_uint8(x)):
+            save(image, target / f"{i:0{digits}d}.png")
+    return target
+
+
+def _check_images(x: Tensor) -> None:
+    if x.dim() != 4 or x.shape[1] not in (1, 3) or len(x) == 0:
+        raise UserError(
+            f"Samples of shape {tuple(x.shape)} are not pictures. Expected [n, 1 or 3 channels, height, width]; "
+            "write other data to NAME.npz."
+        )

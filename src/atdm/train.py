@@ -1,0 +1,273 @@
+"""Training: ``fit`` is a generator of :class:`Step` records. It owns no files and prints nothing.
+
+All randomness is a function of (seed, step), so a run that resumes at a step is the run that never stopped, and
+each process draws the randomness of the *global* batch and keeps its own rows, so two processes train like one.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+from .objective import Objective, Terms
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Diverged(UserError):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to optimize.
+
+    Args:
+        steps: optimizer steps in all.
+        batch_size: samples per optimizer step, over all processes and accumulated micro-batches together.
+        lr: peak learning rate of AdamW, reached after ``warmup`` steps and then constant or decayed to 0.
+        grad_clip: largest gradient norm (0: no clipping).
+        ema: decay of the exponential moving average of the weights; it grows to this value as (1 + step) / (10 + step).
+        accumulate: micro-batches per optimizer step.
+        flip: mirror each image with probability 1/2.
+        regularize_from: first step with the regularizer; plain denoising before it.
+    """
+
+    steps: int = 4000
+    batch_size: int = 128
+    lr: float = 1e-3
+    warmup: int = 100
+    decay: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    ema: float = 0.999
+    accumulate: int = 1
+    flip: bool = False
+    regularize_from: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in [("steps", 1), ("batch_size", 1), ("accumulate", 1), ("warmup", 0), ("regularize_from", 0)]:
+            if getattr(self, name) < low:
+                raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
+        for name in ("lr", "grad_clip", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} is {getattr(self, name)}. Expected a number >= 0.")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema is {self.ema}. Expected a decay in [0, 1), such as 0.999.")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"A batch of {self.batch_size} does not split into {self.accumulate} equal micro-batches. "
+                f"Expected batch_size to be a multiple, such as {self.accumulate * -(-self.batch_size // self.accumulate)}."
+            )
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of optimizer step ``step`` (from 0)."""
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        fall = 0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.decay == "cosine" else 1.0
+        return self.lr * rise * fall
+
+    def ema_at(self, step: int) -> float:
+        """The decay of the average after optimizer step ``step``."""
+        return min(self.ema, (1 + step) / (10 + step))
+
+
+@dataclass
+class State:
+    """What training changes: with the settings and the data it determines all that follows."""
+
+    model: nn.Module
+    ema: nn.Module
+    optimizer: torch.optim.AdamW
+    step: int = 0  # optimizer steps done
+
+    @classmethod
+    def create(cls, model: nn.Module, settings: Settings) -> State:
+        """Fresh state around ``model``, whose weights the average starts from."""
+        ema = copy.deepcopy(model).eval().requires_grad_(False)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+        )
+        return cls(model.train(), ema, optimizer)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state by name, for a checkpoint."""
+        named = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        named |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        names = {p: n for n, p in self.model.named_parameters()}
+        for parameter, values in self.optimizer.state.items():
+            named |= {f"optimizer.{key}.{names[parameter]}": v for key, v in values.items()}
+        return named
+
+    def restore(self, named: dict[str, Tensor], step: int) -> None:
+        """Take over the tensors of :meth:`tensors`, saved after ``step`` optimizer steps."""
+        for part, module in (("model.", self.model), ("ema.", self.ema)):
+            module.load_state_dict({k[len(part) :]: v for k, v in named.items() if k.startswith(part)})
+        for name, parameter in self.model.named_parameters():
+            keys = [k.split(".")[1] for k in named if k.startswith("optimizer.") and k.split(".", 2)[2] == name]
+            if keys:
+                self.optimizer.state[parameter] = {
+                    key: named[f"optimizer.{key}.{name}"].clone().to("cpu" if key == "step" else parameter.device)
+                    for key in keys
+                }
+        self.step = step
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """``ema <- decay ema + (1 - decay) model``."""
+        ema, model = list(self.ema.parameters()), list(self.model.parameters())
+        torch._foreach_lerp_(ema, model, 1 - decay)
+        for kept, now in zip(self.ema.buffers(), self.model.buffers(), strict=True):
+            kept.copy_(now)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: what happened, and the state after it. Tensors stay on the device until :meth:`summary`."""
+
+    index: int  # optimizer steps done
+    terms: Terms  # of this process's last micro-batch, detached
+    gradient_norm: Tensor
+    lr: float
+    samples: int  # of the global batch
+    seconds: float
+    state: State
+    train_steps: int  # T of the process
+
+    def summary(self) -> dict[str, float]:
+        """Scalars for a log: each term in all and by timestep quartile (q0 is the least noisy)."""
+        terms = self.terms
+        quartile = (4 * terms.t) // self.train_steps
+        out = {
+            "loss": terms.loss.mean().item(),
+            "denoise": terms.denoise.mean().item(),
+            "gradient_norm": self.gradient_norm.item(),
+            "lr": self.lr,
+            "samples_per_second": self.samples / self.seconds,
+        }
+        pushed = bool(terms.pushed.any())
+        if pushed:
+            chosen = terms.pushed
+            out |= {
+                "regularizer": (terms.weight * terms.regularizer).mean().item(),
+                "share_pushed": chosen.float().mean().item(),
+                "share_at_radius": terms.at_radius[chosen].mean().item(),
+                "radius": terms.radius[chosen].mean().item(),
+                "delta_rms": terms.delta_rms[chosen].mean().item(),
+                "weight": terms.weight[chosen].mean().item(),
+            }
+        for q in range(4):
+            rows = quartile == q
+            if rows.any():
+                out[f"denoise/q{q}"] = terms.denoise[rows].mean().item()
+                if pushed:
+                    out[f"regularizer/q{q}"] = (terms.weight * terms.regularizer)[rows].mean().item()
+        return out
+
+
+def stream(device: torch.device | str, *key: object) -> torch.Generator:
+    """A generator whose randomness is a function of ``key`` alone."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class Order:
+    """The order of the data: every item once per epoch, shuffled anew each epoch, addressed by step."""
+
+    def __init__(self, items: int, batch_size: int, seed: int) -> None:
+        self.items, self.batch_size, self.seed = items, batch_size, seed
+        self._epochs: dict[int, Tensor] = {}
+
+    def __getitem__(self, step: int) -> Tensor:
+        first = step * self.batch_size
+        epochs = range(first // self.items, (first + self.batch_size - 1) // self.items + 1)
+        self._epochs = {e: self._epochs[e] if e in self._epochs else self._permutation(e) for e in epochs}
+        rows = torch.cat([self._epochs[e] for e in epochs])
+        begin = first - epochs[0] * self.items
+        return rows[begin : begin + self.batch_size]
+
+    def _permutation(self, epoch: int) -> Tensor:
+        return torch.randperm(self.items, generator=stream("cpu", self.seed, "order", epoch))
+
+
+def fit(
+    objective: Objective,
+    state: State,
+    data: Tensor,
+    settings: Settings,
+    accelerator: Accelerator | None = None,
+) -> Iterator[Step]:
+    """Train ``state`` from where it is to ``settings.steps``, yielding a :class:`Step` after each optimizer step.
+
+    Args:
+        objective: the loss.
+        state: changed in place.
+        data: ``[n, *item]``, what training sees (corrupted).
+        accelerator: devices, precision and processes; a plain one on this device when not given.
+
+    Raises:
+        Diverged: the loss is not finite; ``state`` is then not worth saving.
+    """
+    from accelerate import Accelerator
+
+    accelerator = accelerator or Accelerator(cpu=next(state.model.parameters()).device.type == "cpu")
+    device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    micro = settings.batch_size // settings.accumulate // world
+    if micro * settings.accumulate * world != settings.batch_size:
+        raise UserError(
+            f"A batch of {settings.batch_size} does not split over {world} processes with {settings.accumulate} "
+            f"micro-batches each. Expected a multiple of {world * settings.accumulate}."
+        )
+    model, optimizer = accelerator.prepare(state.model, state.optimizer)
+    order = Order(len(data), settings.batch_size, settings.seed)
+    plain = replace(objective, name="ddpm")
+    data = data.to(device)
+    state.ema.to(device)
+    clock = time.perf_counter()
+    while state.step < settings.steps:
+        step = state.step
+        loss_of = objective if step >= settings.regularize_from else plain
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr_at(step)
+        batch = data[order[step].to(device)]
+        if settings.flip:
+            coins = torch.rand(len(batch), generator=stream(device, settings.seed, "flip", step), device=device) < 0.5
+            batch = torch.where(coins.reshape(-1, *[1] * (batch.dim() - 1)), batch.flip(-1), batch)
+        draws = loss_of.draw(
+            batch.shape, device, stream(device, settings.seed, "noise", step), stream(device, settings.seed, "push", step)
+        )
+        torch.manual_seed(int(stream("cpu", settings.seed, "dropout", step, rank).initial_seed()))
+        for index in range(settings.accumulate):
+            begin = (index * world + rank) * micro
+            rows = slice(begin, begin + micro)
+            last = index == settings.accumulate - 1
+            with nullcontext() if last else accelerator.no_sync(model):
+                terms = loss_of(model, batch[rows], draws=draws[rows])
+                accelerator.backward(terms.loss.mean() / settings.accumulate)
+        limit = settings.grad_clip or math.inf
+        norm = accelerator.clip_grad_norm_(model.parameters(), limit)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        state.average(settings.ema_at(step))
+        state.step += 1
+        if device.type == "cpu" and not math.isfinite(float(norm)):
+            raise Diverged(f"The loss is not a number at step {state.step}. Try a smaller lr or a smaller regularizer.")
+        now = time.perf_counter()
+        yield Step(state.step, _detach(terms), norm, settings.lr_at(step), settings.batch_size, now - clock, state, objective.process.steps)
+        clock = time.perf_counter()
+
+
+def _detach(terms: Terms) -> Terms:
+    values: dict[str, Any] = {k: v.detach() for k, v in vars(terms).items()}
+    return Terms(**values)

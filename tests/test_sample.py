@@ -1,0 +1,411 @@
+"""Samplers against diffusers' own loops, the ideal denoiser of a Gaussian, and the promises about noise."""
+
+import inspect
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from atdm.errors import UserError
+from atdm.nets import build_net
+from atdm.process import Process
+from atdm.sample import SAMPLERS, Step, build_scheduler, grid, sample, sample_paths, save_samples, to_uint8, trajectory
+
+LINEAR = Process.linear()
+STOCHASTIC = {"ddpm", "sde-dpm-solver++", "euler-ancestral"}
+DETERMINISTIC = sorted(set(SAMPLERS) - STOCHASTIC)
+S = 0.5  # standard deviation of the data of the ideal denoiser
+
+
+class Ideal(nn.Module):
+    """The ideal network for data N(0, S^2 I): eps = sigma x / (alpha^2 S^2 + sigma^2), written in any prediction."""
+
+    def __init__(self, process=LINEAR):
+        super().__init__()
+        self.process = process
+        self.calls = 0
+
+    def forward(self, x, t, shift=None):
+        self.calls += 1
+        alpha, sigma = self.process.alpha(t, x), self.process.sigma(t, x)
+        eps = sigma * x / (alpha**2 * S**2 + sigma**2)
+        out = self.process.target((x - sigma * eps) / alpha, eps, t)
+        return out if shift is None else out + shift.reshape(-1, *[1] * (x.dim() - 1))
+
+
+def exact(x_T, process=LINEAR):
+    """The end of the probability flow from x_T: for Gaussians the flow rescales by the standard deviations."""
+    return x_T * S / (process.alphas[-1] ** 2 * S**2 + process.sigmas[-1] ** 2).sqrt()
+
+
+def last(steps):
+    *_, step = steps
+    return step
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_ddpm_with_every_step_is_the_pipeline_of_diffusers():
+    from diffusers import DDPMPipeline
+
+    torch.manual_seed(0)
+    net = build_net("mlp:width=16", (1, 4, 4))
+    pipeline = DDPMPipeline(net, build_scheduler("ddpm", LINEAR, clip_sample=True))
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(2, generator=seeded(3), output_type="pt").images
+    steps = trajectory(net, LINEAR, (2, 1, 4, 4), generator=seeded(3), sampler="ddpm", steps=1000, clip_sample=True)
+    assert torch.equal(
+        (last(steps).next / 2 + 0.5).clamp(0, 1), theirs.permute(0, 3, 1, 2) if theirs.shape[1] == 4 else theirs
+    )
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_is_the_plain_loop_of_diffusers(name):
+    torch.manual_seed(0)
+    net = build_net("mlp:width=16", (3,)).eval()
+    generator = seeded(1)
+    scheduler = build_scheduler(name, LINEAR)
+    scheduler.set_timesteps(20)
+    x = torch.randn(5, 3, generator=generator) * scheduler.init_noise_sigma
+    noise = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(net(scheduler.scale_model_input(x, t), t).sample, t, x, **noise).prev_sample
+    ours = last(trajectory(net, LINEAR, (5, 3), generator=seeded(1), sampler=name, steps=20)).next
+    assert torch.allclose(ours, x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_reaches_the_data(name, prediction):
+    process = Process.linear(prediction=prediction)
+    if prediction not in SAMPLERS[name].predictions:
+        with pytest.raises(UserError, match="cannot use a network that predicts"):
+            build_scheduler(name, process)
+        return
+    x_T = torch.randn(2000, 2, generator=seeded())
+    steps = list(trajectory(Ideal(process), process, (2000, 2), generator=seeded(1), sampler=name, steps=100, x_T=x_T))
+    end = steps[-1].next
+    if name in STOCHASTIC:
+        assert end.std() == pytest.approx(S, rel=0.06)
+        correlation = (end * x_T).mean() / (end.std() * x_T.std())
+        assert correlation.abs() < 0.1  # the noise of x_T is forgotten
+    else:
+        assert (end / exact(x_T)).median() == pytest.approx(1, abs=0.06)
+        assert torch.allclose(end, exact(x_T), atol=0.15)
+    for step in (steps[0], steps[50], steps[-1]):
+        alpha, sigma = process.alphas[step.t], process.sigmas[step.t]
+        assert torch.allclose(alpha * step.denoised + sigma * step.eps, step.x, atol=1e-4)
+        assert step.x.std() == pytest.approx(float((alpha**2 * S**2 + sigma**2).sqrt()), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "unipc"])
+def test_cosine_process_reaches_the_data(name):
+    process = Process.cosine()
+    x = sample(Ideal(process), process, 2000, (2,), sampler=name, steps=100)
+    assert x.std() == pytest.approx(S, rel=0.06)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "dpm-solver++", "euler", "heun"])
+def test_steps_need_not_divide_the_timesteps(name):
+    x = sample(Ideal(), LINEAR, 2000, (2,), sampler=name, steps=300)
+    assert x.std() == pytest.approx(S, rel=0.05)
+
+
+def test_equal_strides_take_what_is_near_enough():
+    x = sample(Ideal(), LINEAR, 2000, (2,), sampler="ddim", steps=70)
+    assert x.std() == pytest.approx(S, rel=0.06)
+
+
+def errors(name, counts):
+    x_T = torch.randn(200, 2, generator=seeded())
+    ends = (
+        last(trajectory(Ideal(), LINEAR, (200, 2), generator=seeded(), sampler=name, steps=n, x_T=x_T)) for n in counts
+    )
+    return [float((end.next - exact(x_T)).norm() / exact(x_T).norm()) for end in ends]
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler"])
+def test_first_order_samplers_halve_their_error_with_twice_the_steps(name):
+    found = errors(name, [25, 50, 100, 200])
+    assert all(1.6 < coarse / fine < 2.5 for coarse, fine in itertools.pairwise(found))
+
+
+@pytest.mark.parametrize("name", ["dpm-solver++", "heun", "unipc", "lms", "deis", "pndm"])
+def test_higher_order_samplers_beat_first_order(name):
+    assert errors(name, [50])[0] < 0.5 * errors("ddim", [50])[0]
+
+
+@pytest.mark.parametrize("item_shape", [(3,), (1, 8, 8), (3, 14, 14)])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler-ancestral"])
+def test_noise_depends_on_seed_and_index_only(name, item_shape):
+    def draw(n, batch_size, seed=0):
+        return sample(Ideal(), LINEAR, n, item_shape, sampler=name, steps=10, batch_size=batch_size, seed=seed)
+
+    everything = draw(400, 1000)
+    assert torch.equal(draw(400, 7), everything)
+    assert torch.equal(draw(3, 1), everything[:3])
+    assert torch.equal(draw(333, 200), everything[:333])
+    assert len(everything.flatten(1).unique(dim=0)) == 400
+    assert not torch.isclose(draw(400, 1000, seed=1), everything).any(dim=0).all()
+    assert not torch.equal(draw(3, 1, seed=-1), draw(3, 1, seed=1))
+
+
+def test_the_random_state_of_torch_is_not_used():
+    before = torch.get_rng_state()
+    sample(Ideal(), LINEAR, 5, (3,), sampler="ddpm", steps=10)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_push_before_the_first_step_is_another_start(name):
+    x_T, push = torch.randn(6, 2, generator=seeded()), torch.randn(6, 2, generator=seeded(1))
+
+    def run(x_T, hook=None):
+        return list(
+            trajectory(Ideal(), LINEAR, (6, 2), generator=seeded(2), sampler=name, steps=20, x_T=x_T, hook=hook)
+        )
+
+    pushed = run(x_T, lambda index, t, x: x + push if index == 0 else x)
+    expected = run(x_T + push)
+    # diffusers' Euler starts at sigma_T instead of sqrt(1 + sigma_T^2), which is 2e-5 of the state.
+    assert torch.allclose(pushed[0].x, x_T + push, atol=1e-4)
+    assert torch.allclose(pushed[-1].next, expected[-1].next, atol=1e-4)
+    late = run(x_T, lambda index, t, x: x + push if index == 15 else x)
+    assert not torch.allclose(late[-1].next, run(x_T)[-1].next, atol=0.02)
+
+
+def test_pushes_are_in_the_coordinates_of_the_network():
+    # Euler carries x/alpha inside and is the same map as DDIM: the same push must do the same to both.
+    def run(name):
+        seen = []
+
+        def hook(index, t, x):
+            seen.append(t)
+            return x + 0.3 * (index == 10)
+
+        generator = seeded()
+        return seen, last(
+            trajectory(Ideal(), LINEAR, (6, 2), generator=generator, sampler=name, steps=20, hook=hook)
+        ).next
+
+    (seen, ddim), (seen_too, euler) = run("ddim"), run("euler")
+    assert seen == seen_too == list(range(999, 0, -50))
+    assert torch.allclose(ddim, euler, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "heun"])
+def test_stopping_returns_the_denoised_state(name):
+    options = {"sampler": name, "steps": 100, "seed": 3}
+    full = list(trajectory(Ideal(), LINEAR, (4, 2), generator=seeded(), sampler=name, steps=100))
+    stopped = list(trajectory(Ideal(), LINEAR, (4, 2), generator=seeded(), sampler=name, steps=100, stop_ratio=0.3))
+    ratios = LINEAR.sigmas / LINEAR.alphas
+    assert ratios[stopped[-1].t] < 0.3 <= min(ratios[step.t] for step in stopped[:-1])
+    same = full[len(stopped) - 1]
+    assert torch.equal(stopped[-1].next, same.denoised)
+    assert not torch.allclose(stopped[-1].next, same.next, atol=1e-3)
+    # The denoised state of data N(0, S^2) at noise ratio q has variance S^4 / (S^2 + q^2).
+    x = sample(Ideal(), LINEAR, 2000, (2,), stop_ratio=0.3, **options)
+    q = float(ratios[stopped[-1].t])
+    assert x.std() == pytest.approx(S**2 / (S**2 + q**2) ** 0.5, rel=0.06)
+
+
+def test_clipping_keeps_the_denoised_image_in_range():
+    for name in ("ddpm", "ddim"):
+        steps = trajectory(
+            lambda x, t: torch.zeros_like(x), LINEAR, (4, 1, 2, 2), generator=seeded(), sampler=name, clip_sample=True
+        )
+        assert all(step.denoised.abs().max() <= 1 for step in steps)
+    *_, end = trajectory(
+        lambda x, t: torch.zeros_like(x), LINEAR, (4, 1, 2, 2), generator=seeded(), sampler="ddim", clip_sample=True
+    )
+    assert end.next.abs().max() <= 1
+
+
+def test_a_scheduler_of_diffusers_can_be_given():
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(timestep_spacing="trailing", clip_sample=False)
+    ours = sample(Ideal(), LINEAR, 4, (2,), sampler="ddim", steps=20)
+    assert torch.allclose(sample(Ideal(), LINEAR, 4, (2,), sampler=scheduler, steps=20), ours, atol=1e-6)
+    assert scheduler.num_inference_steps is None  # the given one is not touched
+
+
+def test_modes_gradients_and_errors_leave_the_model_as_it_was():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    net[1].eval()
+    modes = []
+
+    def model_forward(x, t):
+        modes.append((net.training, torch.is_grad_enabled()))
+        return net(x)
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x, t):
+            return model_forward(x, t)
+
+    model = Wrapped()
+    assert not sample(model, LINEAR, 2, (2,), steps=2).requires_grad
+    assert set(modes) == {(False, False)}
+    assert (net.training, net[1].training, model.training) == (True, False, True)
+    for _ in trajectory(model, LINEAR, (2, 2), generator=seeded(), steps=2):
+        assert torch.is_grad_enabled()  # nothing leaks to the consumer
+
+    def broken(index, t, x):
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        sample(model, LINEAR, 2, (2,), steps=2, hook=broken)
+    assert model.training
+
+
+def test_conditioning_follows_its_items():
+    shift = torch.linspace(-1, 1, 500)
+    both = {"sampler": "ddim", "steps": 10}
+    whole = sample(Ideal(), LINEAR, 500, (3,), conditioning={"shift": shift}, **both)
+    assert torch.allclose(
+        sample(Ideal(), LINEAR, 500, (3,), conditioning={"shift": shift}, batch_size=1, **both), whole
+    )
+    plain = sample(Ideal(), LINEAR, 500, (3,), **both)
+    moved = (whole - plain).mean(1)
+    assert torch.allclose(moved, moved[-1] * shift, atol=1e-4)
+    assert moved[-1].abs() > 0.1
+
+
+@pytest.mark.parametrize("name", ["ddpm", "euler"])
+def test_paths_are_the_states_of_the_same_samples(name):
+    options = {"sampler": name, "steps": 10, "seed": 5}
+    paths = sample_paths(Ideal(), LINEAR, 200, (3,), keep=[0, 4, 9], batch_size=1, **options)
+    assert paths.shape == (4, 200, 3)
+    assert torch.equal(paths[-1], sample(Ideal(), LINEAR, 200, (3,), **options))
+    spread = (LINEAR.alphas[[999, 599, 99]] ** 2 * S**2 + LINEAR.sigmas[[999, 599, 99]] ** 2).sqrt()
+    assert torch.allclose(paths[:-1].flatten(1).std(1), spread, rtol=0.25)  # ten steps are coarse
+    assert paths[0].std() > paths[1].std() > paths[2].std() > paths[3].std()
+    steps = list(trajectory(Ideal(), LINEAR, (2, 3), generator=seeded(), sampler=name, steps=10))
+    assert all(torch.equal(a.next, b.x) for a, b in itertools.pairwise(steps))
+
+
+def test_progress_counts_network_evaluations():
+    seen, model = [], Ideal()
+    sample(model, LINEAR, 200, (512,), steps=5, batch_size=50, progress=lambda *pair: seen.append(pair))
+    assert seen == [(i + 1, 20) for i in range(20)]
+    assert model.calls == 20
+    heun = list(trajectory(Ideal(), LINEAR, (1, 2), generator=seeded(), sampler="heun", steps=5))
+    assert [step.index for step in heun] == list(range(9))
+    assert {step.count for step in heun} == {9}
+    assert isinstance(heun[0], Step)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "dimm"}, "Unknown sampler 'dimm'. Did you mean 'ddim'"),
+        ({"steps": 0}, "Expected 1 to 1000"),
+        ({"steps": 1001}, "Expected 1 to 1000"),
+        ({"sampler": "ddim", "steps": 600}, "such as 500 or 1000"),
+        ({"n": 0}, "at least 1"),
+        ({"batch_size": 0}, "at least 1"),
+    ],
+)
+def test_mistakes_are_told(options, message):
+    with pytest.raises(UserError, match=message):
+        sample(Ideal(), LINEAR, **{"n": 4, "item_shape": (2,), **options})
+
+
+def test_schedulers_that_do_not_fit_are_refused():
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+
+    def run(scheduler, process=LINEAR, generator=None):
+        return list(trajectory(Ideal(), process, (4, 2), generator=generator or seeded(), sampler=scheduler, steps=30))
+
+    with pytest.raises(UserError, match="alphas_cumprod"):
+        run(FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(UserError, match="cannot follow this process"):
+        run(DDIMScheduler(beta_schedule="squaredcos_cap_v2"))
+    with pytest.raises(UserError, match="expects the prediction 'v_prediction'"):
+        run(DDIMScheduler(prediction_type="v_prediction"))
+    with pytest.raises(UserError, match="fractional timesteps"):
+        run(EulerDiscreteScheduler(timestep_spacing="linspace"))
+    with pytest.raises(UserError, match="cannot follow this process"):
+        build_scheduler("ddim", Process(LINEAR.alphas * 0.99, LINEAR.sigmas))
+    with pytest.raises(UserError, match="3 generators cannot share a batch of 4"):
+        run("ddim", generator=[seeded(i) for i in range(3)])
+    with pytest.raises(UserError, match="Expected indices from 0 to 4"):
+        sample_paths(Ideal(), LINEAR, 4, (2,), keep=[5], steps=5)
+
+
+def test_bytes_are_rounded_and_clipped():
+    x = torch.tensor([-2.0, -1.0, -0.997, 0.0, 1.0, 3.0])
+    assert to_uint8(x).tolist() == [0, 0, 0, 128, 255, 255]
+    levels = torch.arange(256)
+    assert torch.equal(to_uint8(levels / 127.5 - 1).long(), levels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_places_images_in_rows(channels):
+    x = torch.linspace(-1, 1, 5).reshape(5, 1, 1, 1).expand(5, channels, 2, 3)
+    picture = grid(x, columns=2)
+    assert picture.shape == (3, 3 * 3 + 1, 2 * 4 + 1)
+    corners = [picture[0, 1 + 3 * (i // 2), 1 + 4 * (i % 2)].item() for i in range(5)]
+    assert corners == to_uint8(x[:, 0, 0, 0]).tolist()
+    assert picture[0, 0, 0] == 255
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_files_hold_the_samples(channels, tmp_path, generator):
+    x = torch.rand(11, channels, 4, 5, generator=generator) * 2 - 1
+    with np.load(save_samples(x, tmp_path / "deep" / "x.npz"), allow_pickle=False) as data:
+        assert np.array_equal(data["samples"], x.numpy())
+    folder = save_samples(x, tmp_path / "pngs")
+    files = sorted(folder.iterdir())
+    assert [f.name for f in files] == [f"{i:02d}.png" for i in range(11)]
+    for file, image in zip(files, to_uint8(x), strict=True):
+        expected = image[0] if channels == 1 else image.permute(1, 2, 0)
+        assert np.array_equal(np.asarray(Image.open(file)), expected.numpy())
+    picture = np.asarray(Image.open(save_samples(x, tmp_path / "grid.png")))
+    assert np.array_equal(picture, grid(x).permute(1, 2, 0).numpy())
+    save_samples(x[:1], tmp_path / "grid.png")  # files are replaced
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "grid.png", "pngs"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("x.jpg", (2, 3, 4, 4), r"NAME\.npz"),
+        ("x.png", (2, 3), "not pictures"),
+        ("x", (2, 2, 4, 4), "not pictures"),
+        ("full", (2, 1, 4, 4), "already there"),
+        ("full/file/x.npz", (2, 3), "Cannot write"),
+        ("folder.npz", (2, 3), "is a folder"),
+    ],
+)
+def test_mistakes_in_writing_are_told_and_leave_nothing(name, shape, message, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("precious")
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(UserError, match=message):
+        save_samples(torch.zeros(shape), tmp_path / name)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder.npz", "full"]
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.png", "x"])
+def test_a_full_disk_leaves_what_was_there(name, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    if name != "x":
+        (tmp_path / name).write_text("old")
+    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        save_samples(torch.zeros(2, 1, 4, 4), tmp_path / name)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ([] if name == "x" else ["old"])
