@@ -44,7 +44,7 @@ def optimum(s, t, lambda_c):
     return sigma * (1 + lambda_c) / (alpha**2 * s**2 + sigma**2 + lambda_c * sigma**2)
 
 
-def train_linear(objective, s, t, steps=400, batch=8192):
+def train_linear(objective, s, t, steps=250, batch=4096):
     model = Diagonal(len(s))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

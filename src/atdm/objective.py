@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +19,7 @@ from .nets import call
 from .perturb import Perturbation, PublishedRadius, PublishedWeight, Radius, Weight
 from .process import Process
 
-Ascent = Literal["prediction", "residual"]
+ASCENTS = ("prediction", "residual")
 
 
 class _Kind(NamedTuple):
@@ -93,7 +93,7 @@ class Objective:
     weight: Weight = PublishedWeight()
     perturbation: Perturbation = Perturbation()
     gate: float | None = None
-    ascent: Ascent = "prediction"
+    ascent: str = "prediction"
     detach_target: bool = False
     seed: int = 0
     _streams: dict[torch.device, torch.Generator] = field(default_factory=dict, repr=False, compare=False)
@@ -101,8 +101,8 @@ class Objective:
     def __post_init__(self) -> None:
         if self.name not in OBJECTIVES:
             raise unknown("objective", self.name, OBJECTIVES)
-        if self.ascent not in get_args(Ascent):
-            raise unknown("ascent", self.ascent, get_args(Ascent))
+        if self.ascent not in ASCENTS:
+            raise unknown("ascent", self.ascent, ASCENTS)
         if self.gate is not None and self.gate <= 0:
             raise UserError(f"The gate is {self.gate}. Expected a noise level sigma_t/alpha_t > 0, or none.")
         if self.kind.adversarial and self.perturbation.steps < 1:

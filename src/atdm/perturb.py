@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -17,8 +17,6 @@ from torch import Tensor
 
 from .errors import UserError, unknown
 from .process import Process
-
-Norm = Literal["linf", "l2"]
 
 
 def _require(ok: bool, what: str, value: float, expected: str) -> None:
@@ -210,13 +208,13 @@ class Perturbation:
             forgotten and delta lands on the boundary: for l2 that is one power iteration on ``J_eps^T J_eps`` a step.
     """
 
-    norm: Norm = "linf"
+    norm: str = "linf"
     steps: int = 1
     kappa: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.norm not in get_args(Norm):
-            raise unknown("norm", self.norm, get_args(Norm))
+        if self.norm not in BALLS:
+            raise unknown("norm", self.norm, BALLS)
         _require(self.steps >= 0, "steps of the perturbation", self.steps, "an integer >= 0")
         _require(self.kappa > 0, "kappa of the perturbation", self.kappa, "a number > 0 (inf: full steps)")
 
