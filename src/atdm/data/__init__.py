@@ -1,0 +1,159 @@
+"""Data sets by spec. Images are float32 in [-1, 1], channels first; vectors are in their own units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .. import spec as specs
+from ..errors import UserError, nearest
+from . import images
+from .subspace import Subspace
+from .toy import TOYS, Toy
+
+DIGITS_HELD_OUT = 297
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Clean data, and what is known of its truth.
+
+    Args:
+        x: the items, ``[-1, 1]`` for images.
+        kind: vectors or images.
+        spec: what was asked for.
+        truth: the distribution (toys) or the subspace (projected images) the data come from.
+        test: clean items kept apart from training; None where there are none.
+        notes: sentences on what was converted or skipped on reading.
+    """
+
+    x: Float[Tensor, "n *item"]
+    kind: Literal["vector", "image"]
+    spec: str
+    truth: Any = None
+    test: Float[Tensor, "m *item"] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        return tuple(self.x.shape[1:])
+
+    @property
+    def bounded(self) -> bool:
+        """Whether items lie in [-1, 1], so that a sampler may clip."""
+        return self.kind == "image" and self.truth is None
+
+
+@dataclass(frozen=True)
+class Digits:
+    """scikit-learn's 1,797 handwritten digits, 8x8; ``subspace=k`` projects them onto their first k principal directions."""
+
+    subspace: int | None = None
+
+
+@dataclass(frozen=True)
+class Folder:
+    path: str
+
+
+@dataclass(frozen=True)
+class Parquet:
+    path: str
+    column: str | None = None
+
+
+@dataclass(frozen=True)
+class Hub:
+    name: str
+    split: str = "train"
+    column: str | None = None
+
+
+@dataclass(frozen=True)
+class Torchvision:
+    name: str
+    root: str = "data"
+    split: str = "train"
+    download: bool = False
+
+
+DATASETS: dict[str, Any] = {
+    **TOYS,
+    "digits": Digits,
+    "folder": Folder,
+    "parquet": Parquet,
+    "hub": Hub,
+    "torchvision": Torchvision,
+}
+
+
+def load(
+    spec: str, *, seed: int = 0, image_size: int | None = None, limit: int | None = None, skip_broken: bool = False
+) -> Dataset:
+    """The data set a spec names: ``plane:n=5000``, ``digits:subspace=16``, a folder, ``photos/*.parquet``, ``hub:name=...``.
+
+    Args:
+        seed: of the draws of a toy and of the held-out split of the digits.
+        image_size: side to resize and crop images to; None keeps their size.
+        limit: use the first so many items.
+        skip_broken: leave unreadable images out instead of stopping.
+
+    Raises:
+        UserError: the spec is unknown or what it names cannot be read.
+    """
+    if limit is not None and limit < 2:
+        raise UserError(f"limit is {limit}. Expected at least 2 items, or none.")
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size is {image_size}. Expected a positive number of pixels.")
+    source = _source(spec)
+    if isinstance(source, Toy):
+        points = source.sample(source.n, torch.Generator().manual_seed(seed))
+        test = source.sample(min(source.n, 10_000), torch.Generator().manual_seed(seed + 1_000_003))
+        return Dataset(points[:limit], "vector", spec, source, test)
+    if isinstance(source, Digits):
+        return _digits(source, spec, seed, image_size, limit)
+    if isinstance(source, Folder):
+        items = images.from_folder(Path(source.path))
+    elif isinstance(source, Parquet):
+        items = images.from_parquet(source.path, source.column)
+    elif isinstance(source, Hub):
+        items = images.from_hub(source.name, source.split, source.column)
+    else:
+        items = images.from_torchvision(source.name, source.root, source.split, source.download)
+    x, notes = images.read(items, image_size, limit, skip_broken)
+    if len(x) < 2:
+        raise UserError(f"{spec} holds {len(x)} image. Expected at least 2.")
+    return Dataset(x, "image", spec, notes=notes)
+
+
+def _source(spec: str) -> Any:
+    path = Path(spec)
+    if spec.partition(":")[0] not in DATASETS:
+        if path.is_dir() and not any(path.rglob("*.parquet")):
+            return Folder(spec)
+        if path.is_dir() or ".parquet" in spec:
+            return Parquet(spec)
+        if path.is_file():
+            raise UserError(f"{spec} is a file. Expected a folder of images or a .parquet file.")
+        if "/" in spec or "." in spec:
+            raise UserError(f"There is no folder {spec}. Expected a folder of images, a parquet file, or a name. {nearest(spec, DATASETS)}")
+    return specs.build("data set", spec, DATASETS)
+
+
+def _digits(source: Digits, spec: str, seed: int, image_size: int | None, limit: int | None) -> Dataset:
+    from sklearn.datasets import load_digits
+
+    if image_size not in (None, 8):
+        raise UserError(f"The digits are 8x8; image_size is {image_size}. Expected 8 or none.")
+    x = torch.from_numpy(load_digits().images).float().div(8).sub(1).unsqueeze(1)
+    x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))]
+    train, test = x[:-DIGITS_HELD_OUT], x[-DIGITS_HELD_OUT:]
+    if source.subspace is None:
+        return Dataset(train[:limit], "image", spec, test=test)
+    truth = Subspace.fit(train, source.subspace)
+    return Dataset(truth.project(train)[:limit], "image", spec, truth, truth.project(test))

@@ -1,0 +1,187 @@
+"""A report: one HTML page with figures and tables that needs no other file and no network."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from matplotlib.figure import Figure
+
+from .errors import UserError, unknown
+from .plot import data_uri
+
+Better = Literal["lower", "higher", "one"]
+CSS_PIXELS = 100  # of an inch of a figure, so that all figures share one size of type
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under named columns.
+
+    Args:
+        columns: names.
+        rows: cells; a number, a text, None for what is missing, or ``(mean, spread)``.
+        caption: a sentence.
+        best: columns whose best number is highlighted, and which one that is (the words of ``METRICS``).
+        units: of columns, shown under their names.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+    best: Mapping[str, Better] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise UserError(f"A row of the table has {len(row)} cells. Expected {len(self.columns)}, one a column.")
+        for column in (*self.best, *self.units):
+            if column not in self.columns:
+                raise unknown("column", column, self.columns)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, paragraphs (separated by empty lines), tables, and figures with their captions."""
+
+    title: str
+    text: str = ""
+    figures: Sequence[tuple[str, Figure]] = ()
+    tables: Sequence[Table] = ()
+
+
+class _Cell(NamedTuple):
+    text: str
+    number: bool
+    best: bool
+
+
+def render(
+    title: str,
+    lead: str,
+    sections: Sequence[Section],
+    provenance: Mapping[str, Any],
+    path: str | Path,
+) -> Path:
+    """Write the page to ``path``; it appears whole or not at all.
+
+    Args:
+        lead: what was found, in a paragraph or two.
+        provenance: how it was made; nested mappings become dotted names.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    path = Path(path)
+    template = (resources.files("atdm") / "report.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(template).render(
+        title=title,
+        lead=_paragraphs(lead),
+        sections=[_prepare(i, section) for i, section in enumerate(sections, 1)],
+        provenance=_flatten(provenance),
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            whole = Path(folder) / path.name
+            whole.write_text(page, encoding="utf-8")
+            os.replace(whole, path)
+    except OSError as problem:
+        raise UserError(f"Cannot write the report to '{path}': {problem.strerror}.") from problem
+    return path
+
+
+def _prepare(number: int, section: Section) -> dict[str, Any]:
+    """What the template needs of a section."""
+    return {
+        "anchor": f"s{number}",
+        "title": section.title,
+        "paragraphs": _paragraphs(section.text),
+        "figures": [
+            {"caption": caption, "uri": data_uri(figure), "width": round(CSS_PIXELS * figure.get_figwidth())}
+            for caption, figure in section.figures
+        ],
+        "tables": [
+            {
+                "caption": table.caption,
+                "columns": [
+                    {"name": name, "unit": table.units.get(name, ""), "number": _is_numeric(table, i)}
+                    for i, name in enumerate(table.columns)
+                ],
+                "rows": _cells(table),
+            }
+            for table in section.tables
+        ],
+    }
+
+
+def _cells(table: Table) -> list[list[_Cell]]:
+    best = {table.columns.index(name): _best(table, name, better) for name, better in table.best.items()}
+    numeric = [_is_numeric(table, i) for i in range(len(table.columns))]
+    return [
+        [_Cell(shown := _show(value), numeric[i], shown in best.get(i, ())) for i, value in enumerate(row)]
+        for row in table.rows
+    ]
+
+
+def _best(table: Table, column: str, better: Better) -> set[str]:
+    """The shown texts of the best cells of a column: cells that read the same are equally good."""
+    place = table.columns.index(column)
+    cells = [row[place] for row in table.rows if math.isfinite(_number(row[place]))]
+    if len(cells) < 2:
+        return set()
+    cost = {"lower": lambda v: v, "higher": lambda v: -v, "one": lambda v: abs(v - 1)}[better]
+    least = min(cost(_number(cell)) for cell in cells)
+    return {_show(cell) for cell in cells if cost(_number(cell)) == least}
+
+
+def _number(value: Any) -> float:
+    """The number of a cell (the mean of a pair), or nan."""
+    if isinstance(value, tuple) and value:
+        value = value[0]
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _is_numeric(table: Table, place: int) -> bool:
+    cells = [row[place] for row in table.rows if row[place] is not None]
+    return bool(cells) and all(isinstance(c, int | float | tuple) and not isinstance(c, bool) for c in cells)
+
+
+def _show(value: Any) -> str:
+    """A cell as text: four significant digits, an en dash for nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return " ± ".join(f"{v:.3g}".replace("-", "−") if isinstance(v, float) else _show(v) for v in value)
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\u202f")  # a thin space, which does not break
+    if isinstance(value, float):
+        return f"{value:.4g}".replace("-", "−") if math.isfinite(value) else "not finite"
+    return str(value)
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
+def _flatten(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
+    """Dotted names and texts."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flatten(value, f"{before}{key}.")
+        elif isinstance(value, list | tuple):
+            rows.append((f"{before}{key}", ", ".join(map(str, value))))
+        else:
+            rows.append((f"{before}{key}", "–" if value is None else str(value)))
+    return rows
