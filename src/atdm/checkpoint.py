@@ -165,7 +165,11 @@ def load_pipeline(folder: Path | str) -> tuple[nn.Module, Process, bool]:
         UserError: there is no pipeline at ``folder``.
     """
     from diffusers import DDPMPipeline
+    from diffusers.utils import logging
 
+    from .nets import mlp  # noqa: F401  (diffusers opens a pipeline of ours once this is imported)
+
+    logging.disable_progress_bar()
     path = Path(folder)
     path = path / "model" if (path / "model" / "model_index.json").is_file() else path
     if path.is_dir() and not (path / "model_index.json").is_file():

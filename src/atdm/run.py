@@ -1,0 +1,216 @@
+"""A training run in a folder: builds the parts a configuration names, resumes, logs, checkpoints and exports."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint
+from .config import TrainConfig
+from .corrupt import Truth, corrupt
+from .data import Dataset, load
+from .errors import UserError
+from .nets import build_net, count_parameters, flops, load_net
+from .objective import Objective
+from .sample import sample, save_samples
+from .train import Diverged, State, Step, fit
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a configuration stands for."""
+
+    dataset: Dataset
+    dirty: Tensor
+    truth: Truth
+    net: nn.Module
+    objective: Objective
+
+
+def build(config: TrainConfig) -> Parts:
+    """Load and corrupt the data and make the network and the objective.
+
+    Raises:
+        UserError: a part of the configuration cannot be used.
+    """
+    config.settings()
+    objective = config.objective.build(config.build_process(), config.seed)
+    dataset = load(
+        config.data,
+        seed=config.seed,
+        image_size=config.image_size,
+        limit=config.limit,
+        skip_broken=config.skip_broken,
+    )
+    dirty, truth = corrupt(dataset.x, config.corrupt, config.seed)
+    torch.manual_seed(config.seed)
+    name = config.net if config.net != "auto" else ("mlp" if dataset.kind == "vector" else "tiny")
+    net = load_net(config.init, dataset.item_shape) if config.init else build_net(name, dataset.item_shape)
+    return Parts(dataset, dirty, truth, net, objective)
+
+
+def passes(objective: Objective, steps: int) -> dict[str, float]:
+    """Network passes of an optimizer step per sample, and the floor of its cost over ddpm's that they imply.
+
+    A forward pass counts 1, a backward pass 2, a backward pass to the input alone 1.
+    """
+    kind, process = objective.kind, objective.process
+    share = 1.0 if objective.gate is None else process.timestep_at(objective.gate) / process.steps
+    attack = steps if kind.adversarial else 0
+    extra = share if kind.pushes else 0.0
+    counted = {"forwards": 1 + extra * (1 + attack), "backwards": 1 + extra, "input_backwards": extra * attack}
+    units = counted["forwards"] + 2 * counted["backwards"] + counted["input_backwards"]
+    return {**counted, "floor_over_ddpm": units / 3}
+
+
+def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:
+    """What the run will cost: parameters, floating point operations, and seconds from timing a few samples here."""
+    shape = parts.dataset.item_shape
+    per_item = flops(parts.net, shape)
+    counted = passes(parts.objective, config.objective.steps)
+    few = int(min(config.batch_size, max(2, 2e9 // max(1, per_item))))
+    trial = Objective("ddpm", parts.objective.process)
+    x = parts.dirty[torch.arange(few) % len(parts.dirty)]
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        trial(parts.net, x, draws=trial.draw(x.shape, generator=torch.Generator().manual_seed(0))).loss.mean().backward()
+        times.append(time.perf_counter() - begin)
+    parts.net.zero_grad(set_to_none=True)
+    step = min(times) * config.batch_size / few * counted["floor_over_ddpm"]
+    return {
+        "parameters": count_parameters(parts.net),
+        "flops_per_step": 3 * per_item * config.batch_size * counted["floor_over_ddpm"],
+        **counted,
+        "seconds_on_this_cpu": step * config.steps,
+    }
+
+
+def train(config: TrainConfig, stop: Callable[[], bool] = lambda: False) -> Iterator[Step]:
+    """Run or resume ``config``, yielding each step; files are taken care of. Ends early, saved, once ``stop()`` says so.
+
+    Raises:
+        UserError: bad configuration or data, a folder of another run, a full disk, or a loss that is not a number.
+    """
+    from accelerate import Accelerator
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    folder = Path(config.out)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file. Expected a run folder.")
+    if (folder / "config.yaml").is_file():
+        config.require_same(checkpoint.read_config(folder), str(folder))
+    parts = build(config)
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
+    main = accelerator.is_main_process
+    settings = config.settings()
+    state = State.create(parts.net, settings)
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.clean(folder)
+        checkpoint.write_config(folder, config.as_dict())
+        parts.truth.save(folder / "truth.npz")
+    accelerator.wait_for_everyone()
+    if (found := checkpoint.latest(folder)) is not None:
+        checkpoint.load(found, state)
+    log = _Log(folder, state.step) if main else None
+    saved = state.step
+    try:
+        for step in fit(parts.objective, state, parts.dirty, settings, accelerator):
+            last = step.index == settings.steps
+            if log and (step.index % config.log_every == 0 or last):
+                log.write(step)
+            ending = _anyone(accelerator, stop())
+            if main and (step.index % config.save_every == 0 or last or ending):
+                checkpoint.save(folder, state, config.keep)
+                saved = step.index
+            if main and config.sample_every and step.index % config.sample_every == 0:
+                _picture(folder, step.index, parts, state)
+            yield step
+            if ending:
+                return
+    except Diverged as problem:
+        raise Diverged(f"{problem} The last good checkpoint is of step {saved}.") from problem
+    finally:
+        if log:
+            log.close()
+    if main:
+        state.ema.eval()
+        checkpoint.export(folder / "model", state.ema, parts.objective.process, parts.dataset.bounded)
+        _picture(folder, state.step, parts, state)
+    accelerator.wait_for_everyone()
+
+
+def _anyone(accelerator: Any, wish: bool) -> bool:
+    """Whether any process wishes to stop: all must stop after the same step."""
+    if accelerator.num_processes == 1:
+        return wish
+    return bool(accelerator.reduce(torch.tensor(float(wish), device=accelerator.device)).item())
+
+
+def _picture(folder: Path, step: int, parts: Parts, state: State) -> None:
+    """Samples of the averaged weights so far: a grid of images, or a scatter plot of vectors."""
+    with torch.random.fork_rng():
+        drawn = sample(
+            state.ema,
+            parts.objective.process,
+            64 if parts.dataset.kind == "image" else 1000,
+            parts.dataset.item_shape,
+            sampler="ddim",
+            steps=50,
+            seed=0,
+            clip_sample=parts.dataset.bounded,
+        )
+    target = folder / "samples" / f"step-{step:08d}.png"
+    target.parent.mkdir(exist_ok=True)
+    if parts.dataset.kind == "image":
+        save_samples(drawn, target)
+    elif drawn.shape[1] in (2, 3):
+        from . import plot
+
+        plot.save(plot.scatter(drawn, parts.dataset.x[:1000]), target)
+
+
+class _Log:
+    """JSON lines and TensorBoard; what an interrupted run logged after its last checkpoint is dropped."""
+
+    def __init__(self, folder: Path, done: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / "log.jsonl"
+        if path.is_file():
+            kept = [line for line in path.read_text().splitlines(True) if line.endswith("\n") and json.loads(line)["step"] <= done]
+            with checkpoint.atomic(path) as scratch:
+                scratch.write_text("".join(kept))
+        self.lines = open(path, "a", buffering=1)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+
+    def write(self, step: Step) -> None:
+        scalars = step.summary()
+        self.lines.write(json.dumps({"step": step.index, **scalars}) + "\n")
+        for name, value in scalars.items():
+            self.board.add_scalar(name, value, step.index)
+
+    def close(self) -> None:
+        self.lines.close()
+        self.board.close()
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """The log lines of a run.
+
+    Raises:
+        UserError: the run has no log.
+    """
+    path = folder / "log.jsonl"
+    if not path.is_file():
+        raise UserError(f"{folder} has no log.jsonl. Expected a run folder that atdm train wrote.")
+    return [json.loads(line) for line in path.read_text().splitlines()]
