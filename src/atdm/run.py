@@ -144,7 +144,7 @@ def train(config: TrainConfig, stop: Callable[[], bool] = lambda: False) -> Iter
             log.close()
     if main:
         state.ema.eval()
-        checkpoint.export(folder / "model", state.ema, parts.objective.process, parts.dataset.bounded)
+        checkpoint.export(folder / "model", state.ema, parts.objective.process, clip_sample=False)
         _picture(folder, state.step, parts, state)
     accelerator.wait_for_everyone()
 
@@ -164,10 +164,9 @@ def _picture(folder: Path, step: int, parts: Parts, state: State) -> None:
             parts.objective.process,
             64 if parts.dataset.kind == "image" else 1000,
             parts.dataset.item_shape,
-            sampler="ddim",
-            steps=50,
+            sampler="ddpm",
+            steps=100,
             seed=0,
-            clip_sample=parts.dataset.bounded,
         )
     target = folder / "samples" / f"step-{step:08d}.png"
     target.parent.mkdir(exist_ok=True)

@@ -43,11 +43,6 @@ class Dataset:
     def item_shape(self) -> tuple[int, ...]:
         return tuple(self.x.shape[1:])
 
-    @property
-    def bounded(self) -> bool:
-        """Whether items lie in [-1, 1], so that a sampler may clip."""
-        return self.kind == "image" and self.truth is None
-
 
 @dataclass(frozen=True)
 class Digits:

@@ -1,0 +1,1 @@
+"""Experiments: scale in, figures, numbers and a report out."""
