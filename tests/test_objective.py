@@ -67,9 +67,7 @@ def train_linear(objective, s, t, steps=250, batch=4096):
 def test_linear_gaussian_optimum(name, detach, t):
     r, lam, s = 0.8, 2.0, (1.0, 0.3)
     c = r**2 / 3 if name == "robust_rand" else r**2  # uniform, corner
-    objective = Objective(
-        name, PROCESS, ConstantRadius(r), ConstantWeight(lam), CORNER, detach_target=detach
-    )
+    objective = Objective(name, PROCESS, ConstantRadius(r), ConstantWeight(lam), CORNER, detach_target=detach)
     a = train_linear(objective, s, t)
     for got, std in zip(a.tolist(), s, strict=True):
         assert got == pytest.approx(optimum(std, t, lam * c), rel=0.02)

@@ -31,7 +31,7 @@ _WHERE = {
     "load_pipeline": "checkpoint",
     "UserError": "errors",
 }
-__all__ = [*_WHERE]  # noqa: PLE0604
+__all__ = [*_WHERE]
 
 
 def __getattr__(name: str) -> Any:

@@ -56,7 +56,11 @@ def atomic(path: Path) -> Iterator[Path]:
         else:
             os.replace(scratch, path)
     except OSError as problem:
-        reason = "The disk is full" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else f"Cannot write ({problem.strerror})"
+        reason = (
+            "The disk is full"
+            if problem.errno in (errno.ENOSPC, errno.EDQUOT)
+            else f"Cannot write ({problem.strerror})"
+        )
         raise UserError(f"{reason} while saving {path}. What was saved before is still there.") from problem
     except Exception as problem:  # safetensors wraps the operating system's errors
         if "No space left" in str(problem):
@@ -144,7 +148,9 @@ def load(checkpoint: Path, state: State) -> None:
         step = json.loads((checkpoint / "state.json").read_text())["step"]
         state.restore(load_file(checkpoint / "state.safetensors"), step)
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as problem:
-        raise UserError(f"Cannot read the checkpoint {checkpoint}: {problem}. Remove that folder to use an older one.") from problem
+        raise UserError(
+            f"Cannot read the checkpoint {checkpoint}: {problem}. Remove that folder to use an older one."
+        ) from problem
     except RuntimeError as problem:
         raise UserError(f"The checkpoint {checkpoint} does not fit the network: {problem}") from problem
 
@@ -153,7 +159,7 @@ def export(folder: Path, model: nn.Module, process: Process, clip_sample: bool) 
     """Write ``model`` as a diffusers ``DDPMPipeline`` folder, atomically."""
     from diffusers import DDPMPipeline, DDPMScheduler
 
-    pipeline = DDPMPipeline(model, DDPMScheduler(**process.scheduler_config(clip_sample)))
+    pipeline: Any = DDPMPipeline(model, DDPMScheduler(**process.scheduler_config(clip_sample)))
     with atomic(folder) as scratch:
         pipeline.save_pretrained(scratch)
 
@@ -173,9 +179,13 @@ def load_pipeline(folder: Path | str) -> tuple[nn.Module, Process, bool]:
     path = Path(folder)
     path = path / "model" if (path / "model" / "model_index.json").is_file() else path
     if path.is_dir() and not (path / "model_index.json").is_file():
-        raise UserError(f"{folder} holds no diffusers pipeline. Expected a run folder with model/, or a folder with model_index.json.")
+        raise UserError(
+            f"{folder} holds no diffusers pipeline. Expected a run folder with model/, or a folder with model_index.json."
+        )
     if not path.exists() and str(folder).count("/") != 1:
-        raise UserError(f"There is no folder {folder}. Expected a run folder, a diffusers pipeline folder or a Hub name.")
+        raise UserError(
+            f"There is no folder {folder}. Expected a run folder, a diffusers pipeline folder or a Hub name."
+        )
     try:
         pipeline = DDPMPipeline.from_pretrained(str(path))
     except (OSError, ValueError) as problem:

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .config import ObjectiveConfig, TrainConfig
 from .errors import UserError, nearest
@@ -57,7 +57,7 @@ def _parser(command: str) -> Any:
     from jsonargparse import ArgumentParser
 
     class Parser(ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> None:
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
             raise UserError(_explain(message, self))
 
     return Parser(prog=f"atdm {command}", description=SUMMARY[command], allow_abbrev=False)
@@ -70,7 +70,9 @@ def _options(parser: Any) -> list[str]:
 def _explain(message: str, parser: Any) -> str:
     """One sentence for what the option parser found, with the nearest valid choice."""
     text = " ".join(message.split())
-    unknown = re.search(r"[Uu]nrecognized arguments: --([\w.\-]+)", text) or re.search(r"Option '([\w.\-]+)' is not accepted", text)
+    unknown = re.search(r"[Uu]nrecognized arguments: --([\w.\-]+)", text) or re.search(
+        r"Option '([\w.\-]+)' is not accepted", text
+    )
     if unknown:
         return f"Unknown option '{unknown[1]}'. {nearest(unknown[1], _options(parser))}"
     kind = re.search(r"[Pp]arser key \"([\w.]+)\": Expected a <class '(\w+)'>\. Got value: (\S+)", text)
@@ -100,7 +102,9 @@ def _train(words: list[str]) -> int:
     parser = _parser("train")
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(TrainConfig, fail_untyped=False)
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and its cost, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration and its cost, and stop"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     names = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "objective"]
@@ -129,7 +133,12 @@ def _train(words: list[str]) -> int:
             note = f"loss {last.terms.loss.mean().item():.4f}  {last.samples / last.seconds:,.0f} samples/s"
             bar.update(task, completed=last.index, **({"note": note} if last.index % 10 == 0 else {}))
     if main_process:
-        done = {"run": config.out, "step": last.index if last else config.steps, "steps": config.steps, "model": f"{config.out}/model"}
+        done: dict[str, Any] = {
+            "run": config.out,
+            "step": last.index if last else config.steps,
+            "steps": config.steps,
+            "model": f"{config.out}/model",
+        }
         if given.json:
             print(json.dumps(done))
         elif stop.wished and done["step"] < config.steps:
@@ -147,7 +156,9 @@ def _sample(words: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--stop_ratio", type=float | None, default=None, help="stop at this sigma_t/alpha_t and return the denoised")
+    parser.add_argument(
+        "--stop_ratio", type=float | None, default=None, help="stop at this sigma_t/alpha_t and return the denoised"
+    )
     parser.add_argument("--out", type=str, default="samples.png", help=".png grid, .npz, or a folder of PNGs")
     given = parser.parse_args(words)
     from .sample import save_samples
@@ -195,7 +206,9 @@ def _item_shape(net: Any) -> tuple[int, ...]:
 def _evaluate(words: list[str]) -> int:
     parser = _parser("evaluate")
     parser.add_argument("model", help="run folder, or any diffusers pipeline together with --data")
-    parser.add_argument("--data", type=str | None, default=None, help="clean reference; default: the run's data before corruption")
+    parser.add_argument(
+        "--data", type=str | None, default=None, help="clean reference; default: the run's data before corruption"
+    )
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--sampler", type=str, default="ddpm")
     parser.add_argument("--steps", type=int, default=250)
@@ -230,7 +243,10 @@ def _evaluate(words: list[str]) -> int:
     if given.json:
         print(json.dumps({"rows": rows}))
     else:
-        shown = [{"metric": n, "value": v, "better": metrics.metric(n).better, "meaning": metrics.metric(n).meaning} for n, v in values.items()]
+        shown = [
+            {"metric": n, "value": v, "better": metrics.metric(n).better, "meaning": metrics.metric(n).meaning}
+            for n, v in values.items()
+        ]
         _table(f"{given.model}: {len(drawn)} samples, {given.sampler}, {given.steps} steps, seed {given.seed}", shown)
     return 0
 
@@ -253,7 +269,9 @@ def _corrupt(words: list[str]) -> int:
     folder = Path(given.out)
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise UserError(f"{folder} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
-    dataset = load(given.data, seed=given.seed, image_size=given.image_size, limit=given.limit, skip_broken=given.skip_broken)
+    dataset = load(
+        given.data, seed=given.seed, image_size=given.image_size, limit=given.limit, skip_broken=given.skip_broken
+    )
     dirty, truth = corrupt(dataset.x, given.corrupt, given.seed)
     with atomic(folder) as scratch:
         scratch.mkdir()
@@ -263,7 +281,9 @@ def _corrupt(words: list[str]) -> int:
             save_samples(dirty[:64], scratch / "preview.png")
     for note in dataset.notes:
         print(note)
-    print(f"{len(dirty)} items, {int(truth.dirty.sum())} of them corrupted, are in {folder}; the truth is in {folder}/truth.npz.")
+    print(
+        f"{len(dirty)} items, {int(truth.dirty.sum())} of them corrupted, are in {folder}; the truth is in {folder}/truth.npz."
+    )
     return 0
 
 
@@ -285,7 +305,9 @@ def _show(words: list[str]) -> int:
         try:
             omegas = [float(w) for w in given.omegas.split(",")]
         except ValueError:
-            raise UserError(f"The omegas are '{given.omegas}'. Expected numbers separated by commas, such as 1,2,4.") from None
+            raise UserError(
+                f"The omegas are '{given.omegas}'. Expected numbers separated by commas, such as 1,2,4."
+            ) from None
         figure = plot.ray(TrainConfig(process=given.process).build_process(), omegas)
         path = Path(given.out)
     else:
@@ -319,15 +341,31 @@ def _demo(words: list[str]) -> int:
         print(json.dumps(summary))
     else:
         _table("demo", [{k: r.get(k) for k in demo.COLUMNS} for r in summary["rows"]])
-        print(f"The report is {Path(given.out) / 'report.html'}, the numbers are in {Path(given.out) / 'summary.json'}.")
+        print(
+            f"The report is {Path(given.out) / 'report.html'}, the numbers are in {Path(given.out) / 'summary.json'}."
+        )
     return 0
 
 
 def _progress(hidden: bool) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = ["[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "<", TimeRemainingColumn()]
+    columns: list[Any] = [
+        "[progress.description]{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        "<",
+        TimeRemainingColumn(),
+    ]
     return Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), disable=hidden)
 
 

@@ -144,7 +144,8 @@ class TrainConfig:
         from .process import PROCESSES
         from .spec import build
 
-        return build("process", self.process, PROCESSES)
+        process: Process = build("process", self.process, PROCESSES)
+        return process
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as written to ``config.yaml``."""

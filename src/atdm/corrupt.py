@@ -200,7 +200,7 @@ class Truth:
     @property
     def dirty(self) -> Bool[np.ndarray, "n"]:
         """Which items were damaged at all."""
-        return self.touched.any(0)
+        return np.asarray(self.touched.any(0))
 
     def save(self, path: Path) -> None:
         """Write ``path`` (.npz, no objects), whole or not at all."""
@@ -258,7 +258,9 @@ def corrupt(x: Float[Tensor, "n *item"], spec: str, seed: int = 0) -> tuple[Floa
         raise UserError("The data hold values that are not finite. Expected numbers.")
     for part in parts:
         if part.images_only and x.dim() != 4:
-            raise UserError(f"The corruption '{describe_corruption((part,))}' is for images. Expected gaussian or outliers for vectors.")
+            raise UserError(
+                f"The corruption '{describe_corruption((part,))}' is for images. Expected gaussian or outliers for vectors."
+            )
     out, touched = x.clone(), np.zeros((len(parts), len(x)), dtype=bool)
     for index in range(len(x) if parts else 0):
         out[index], hits = corrupt_item(x[index], parts, seed, index)

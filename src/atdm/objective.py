@@ -213,7 +213,7 @@ def _item_mean(values: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
     return values.flatten(1).mean(1)
 
 
-def _follow(value: Any, rows: Tensor, batch: int) -> Any:
+def _follow(value: Any, rows: Tensor | slice, batch: int) -> Any:
     """The conditioning of the pushed rows; anything without one row per sample is passed on as it is."""
     if isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch:
         return value[rows]

@@ -33,7 +33,9 @@ def _per_item(values: Tensor, like: Tensor) -> Tensor:
 class Radius(Protocol):
     """The radius of the ball at each timestep, in noise units."""
 
-    def __call__(self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    def __call__(
+        self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]
+    ) -> Float[Tensor, "batch"]:
         """``r_beta(t)`` for ``beta`` in (0, 1]; ``beta = 1`` gives the largest radius used at t."""
         ...
 
@@ -56,7 +58,9 @@ class PublishedRadius:
         _require(self.omega >= 0, "omega of the radius", self.omega, "a number >= 0")
         _require(self.floor > 0, "floor of the radius", self.floor, "a number > 0, such as 8/255")
 
-    def __call__(self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    def __call__(
+        self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]
+    ) -> Float[Tensor, "batch"]:
         ray = process.sigma(t) ** self.omega
         return (ray * beta if self.beta == "uniform" else ray) + self.floor
 
@@ -70,7 +74,9 @@ class ConstantRadius:
     def __post_init__(self) -> None:
         _require(self.r > 0, "r of the radius", self.r, "a number > 0")
 
-    def __call__(self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    def __call__(
+        self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]
+    ) -> Float[Tensor, "batch"]:
         return torch.full_like(beta, self.r)
 
 

@@ -7,6 +7,7 @@ arXiv 2505.21742, section 2. ``eps ~ N(0, I)``; radii elsewhere in atdm are in *
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -149,9 +150,7 @@ class Process:
         """``D(x_t, t) = (x_t - sigma_t eps) / alpha_t``."""
         return (x_t - self.sigma(t, x_t) * eps) / self.alpha(t, x_t)
 
-    def score(
-        self, eps: Float[Tensor, "batch *dims"], t: Int[Tensor, "batch"]
-    ) -> Float[Tensor, "batch *dims"]:
+    def score(self, eps: Float[Tensor, "batch *dims"], t: Int[Tensor, "batch"]) -> Float[Tensor, "batch *dims"]:
         """``grad log p_t(x_t) = -eps / sigma_t`` (Song 2021)."""
         return -eps / self.sigma(t, eps)
 
@@ -162,4 +161,4 @@ class Process:
         return values if like is None else values.reshape(-1, *[1] * (like.dim() - 1))
 
 
-PROCESSES = {"linear": Process.linear, "cosine": Process.cosine}
+PROCESSES: dict[str, Callable[..., Process]] = {"linear": Process.linear, "cosine": Process.cosine}

@@ -81,7 +81,9 @@ def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:
     times = []
     for _ in range(3):
         begin = time.perf_counter()
-        trial(parts.net, x, draws=trial.draw(x.shape, generator=torch.Generator().manual_seed(0))).loss.mean().backward()
+        trial(
+            parts.net, x, draws=trial.draw(x.shape, generator=torch.Generator().manual_seed(0))
+        ).loss.mean().backward()
         times.append(time.perf_counter() - begin)
     parts.net.zero_grad(set_to_none=True)
     step = min(times) * config.batch_size / few * counted["floor_over_ddpm"]
@@ -186,7 +188,11 @@ class _Log:
 
         path = folder / "log.jsonl"
         if path.is_file():
-            kept = [line for line in path.read_text().splitlines(True) if line.endswith("\n") and json.loads(line)["step"] <= done]
+            kept = [
+                line
+                for line in path.read_text().splitlines(True)
+                if line.endswith("\n") and json.loads(line)["step"] <= done
+            ]
             with checkpoint.atomic(path) as scratch:
                 scratch.write_text("".join(kept))
         self.lines = open(path, "a", buffering=1)

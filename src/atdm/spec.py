@@ -51,7 +51,9 @@ def build(kind: str, spec: str, registry: Mapping[str, Callable[..., T]]) -> T:
 
 def describe(name: str, thing: Any) -> str:
     """The spec that rebuilds a dataclass ``thing`` registered under ``name``."""
-    pairs = [f"{f.name}={getattr(thing, f.name)}" for f in dataclasses.fields(thing) if getattr(thing, f.name) is not None]
+    pairs = [
+        f"{f.name}={getattr(thing, f.name)}" for f in dataclasses.fields(thing) if getattr(thing, f.name) is not None
+    ]
     return f"{name}:{','.join(pairs)}" if pairs else name
 
 

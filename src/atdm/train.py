@@ -105,7 +105,7 @@ class State:
         """Every tensor of the state by name, for a checkpoint."""
         named = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         named |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-        names = {p: n for n, p in self.model.named_parameters()}
+        names: dict[Tensor, str] = {p: n for n, p in self.model.named_parameters()}
         for parameter, values in self.optimizer.state.items():
             named |= {f"optimizer.{key}.{names[parameter]}": v for key, v in values.items()}
         return named
@@ -126,8 +126,7 @@ class State:
     @torch.no_grad()
     def average(self, decay: float) -> None:
         """``ema <- decay ema + (1 - decay) model``."""
-        ema, model = list(self.ema.parameters()), list(self.model.parameters())
-        torch._foreach_lerp_(ema, model, 1 - decay)
+        torch._foreach_lerp_(tuple(self.ema.parameters()), tuple(self.model.parameters()), 1 - decay)
         for kept, now in zip(self.ema.buffers(), self.model.buffers(), strict=True):
             kept.copy_(now)
 
@@ -245,7 +244,10 @@ def fit(
             coins = torch.rand(len(batch), generator=stream(device, settings.seed, "flip", step), device=device) < 0.5
             batch = torch.where(coins.reshape(-1, *[1] * (batch.dim() - 1)), batch.flip(-1), batch)
         draws = loss_of.draw(
-            batch.shape, device, stream(device, settings.seed, "noise", step), stream(device, settings.seed, "push", step)
+            batch.shape,
+            device,
+            stream(device, settings.seed, "noise", step),
+            stream(device, settings.seed, "push", step),
         )
         torch.manual_seed(int(stream("cpu", settings.seed, "dropout", step, rank).initial_seed()))
         for index in range(settings.accumulate):
@@ -264,7 +266,16 @@ def fit(
         if device.type == "cpu" and not math.isfinite(float(norm)):
             raise Diverged(f"The loss is not a number at step {state.step}. Try a smaller lr or a smaller regularizer.")
         now = time.perf_counter()
-        yield Step(state.step, _detach(terms), norm, settings.lr_at(step), settings.batch_size, now - clock, state, objective.process.steps)
+        yield Step(
+            state.step,
+            _detach(terms),
+            norm,
+            settings.lr_at(step),
+            settings.batch_size,
+            now - clock,
+            state,
+            objective.process.steps,
+        )
         clock = time.perf_counter()
 
 

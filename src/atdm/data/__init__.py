@@ -136,7 +136,9 @@ def _source(spec: str) -> Any:
         if path.is_file():
             raise UserError(f"{spec} is a file. Expected a folder of images or a .parquet file.")
         if "/" in spec or "." in spec:
-            raise UserError(f"There is no folder {spec}. Expected a folder of images, a parquet file, or a name. {nearest(spec, DATASETS)}")
+            raise UserError(
+                f"There is no folder {spec}. Expected a folder of images, a parquet file, or a name. {nearest(spec, DATASETS)}"
+            )
     return specs.build("data set", spec, DATASETS)
 
 

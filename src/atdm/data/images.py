@@ -78,9 +78,13 @@ def _from_table(table: Any, column: str | None, where: str) -> Iterator[tuple[st
 
     features = table.features
     if column is None:
-        images = [k for k, f in features.items() if isinstance(f, datasets.Image) or (isinstance(f, dict) and "bytes" in f)]
+        images = [
+            k for k, f in features.items() if isinstance(f, datasets.Image) or (isinstance(f, dict) and "bytes" in f)
+        ]
         if len(images) != 1:
-            raise UserError(f"{where} has {len(images)} image columns. Expected column=NAME, one of {', '.join(features)}.")
+            raise UserError(
+                f"{where} has {len(images)} image columns. Expected column=NAME, one of {', '.join(features)}."
+            )
         column = images[0]
     elif column not in features:
         raise UserError(f"{where} has no column '{column}'. {nearest(column, features)}")

@@ -49,12 +49,30 @@ class Experiment:
 
 # The recommended values follow METHOD section 9: gate at the noise level where the data's own directions are decided.
 EXPERIMENTS = {
-    "plane": Experiment("plane:n=10000", "mlp", Settings(4000, 256, decay="cosine", ema=0.995), 4000, 250, 0.5, 5, 3, 0.3),
+    "plane": Experiment(
+        "plane:n=10000", "mlp", Settings(4000, 256, decay="cosine", ema=0.995), 4000, 250, 0.5, 5, 3, 0.3
+    ),
     "digits": Experiment(
-        "digits", "mlp:width=384,depth=3,residual=true", Settings(2500, 128, decay="cosine", ema=0.995), 1000, 250, 0.2, 5, 1, 0.2
+        "digits",
+        "mlp:width=384,depth=3,residual=true",
+        Settings(2500, 128, decay="cosine", ema=0.995),
+        1000,
+        250,
+        0.2,
+        5,
+        1,
+        0.2,
     ),
     "digits-subspace": Experiment(
-        "digits:subspace=16", "mlp:width=384,depth=3,residual=true", Settings(2500, 128, decay="cosine", ema=0.995), 1000, 250, 0.2, 7, 1, 0.2
+        "digits:subspace=16",
+        "mlp:width=384,depth=3,residual=true",
+        Settings(2500, 128, decay="cosine", ema=0.995),
+        1000,
+        250,
+        0.2,
+        7,
+        1,
+        0.2,
     ),
 }
 
@@ -128,15 +146,26 @@ def work(job: Job) -> Outcome:
     seconds = time.perf_counter() - begin
     net = state.ema.eval()
     out = Outcome(job, [], {})
-    for setting, stop in ((job.setting, None), ("early stop", e.stop)) if job.objective == "ddpm" else ((job.setting, None),):
+    for setting, stop in (
+        ((job.setting, None), ("early stop", e.stop)) if job.objective == "ddpm" else ((job.setting, None),)
+    ):
         drawn = sample(
-            net, process, e.samples, dataset.item_shape, sampler="ddpm", steps=e.sampling_steps, seed=job.seed, stop_ratio=stop
+            net,
+            process,
+            e.samples,
+            dataset.item_shape,
+            sampler="ddpm",
+            steps=e.sampling_steps,
+            seed=job.seed,
+            stop_ratio=stop,
         )
         out.samples[setting] = drawn
         out.rows.append(row(job, setting, drawn, dataset, net, seconds, e, settings.steps))
     if job.experiment == "plane":
         keep = list(range(0, e.sampling_steps, 5))
-        out.paths = sample_paths(net, process, 60, dataset.item_shape, keep=keep, sampler="ddpm", steps=e.sampling_steps, seed=job.seed)
+        out.paths = sample_paths(
+            net, process, 60, dataset.item_shape, keep=keep, sampler="ddpm", steps=e.sampling_steps, seed=job.seed
+        )
         out.scores = score_field(net, process, dataset)
     return out
 
@@ -245,7 +274,12 @@ def write(out: Path, outcomes: list[Outcome], provenance: dict[str, Any]) -> Non
             "The recommended setting pushes with one radius, but only at the low noise levels where the data's own "
             "directions are already decided and only the dirt is open, and only along the directions in which the "
             "prediction changes most.",
-            [("The perturbation ray for several omega beside the DDPM ray sigma_t.", plot.ray(process, [1.0, 2.0, 4.0]))],
+            [
+                (
+                    "The perturbation ray for several omega beside the DDPM ray sigma_t.",
+                    plot.ray(process, [1.0, 2.0, 4.0]),
+                )
+            ],
         )
     )
     render("atdm demo: learning what dirty data mean", lead, sections, provenance, out / "report.html")
@@ -260,19 +294,41 @@ def named(o: Outcome, setting: str | None = None) -> str:
 def plane_section(outcomes: list[Outcome], corruption: str) -> Section:
     """The plane under one corruption."""
     chosen = [o for o in outcomes if o.job.experiment == "plane" and o.job.corruption == corruption]
-    chosen.sort(key=lambda o: ["ddpm", "inv_adv", "robust_rand", "robust_adv"].index(o.job.objective) + 0.5 * (o.job.setting != "published"))
+    chosen.sort(
+        key=lambda o: (
+            ["ddpm", "inv_adv", "robust_rand", "robust_adv"].index(o.job.objective)
+            + 0.5 * (o.job.setting != "published")
+        )
+    )
     e = EXPERIMENTS["plane"]
     dataset = load(e.data, seed=chosen[0].job.seed)
     dirty, _ = corrupt(dataset.x, chosen[0].job.corrupt, chosen[0].job.seed)
     panels = {"training data": dirty} | {named(o, s): x for o in chosen for s, x in o.samples.items()}
-    fields = {"truth": score_field(None, Process.linear(), dataset)} | {named(o): o.scores for o in chosen if o.scores is not None}
+    fields = {"truth": score_field(None, Process.linear(), dataset)} | {
+        named(o): o.scores for o in chosen if o.scores is not None
+    }
     rows = [r | {"label": named(o, r["setting"])} for o in chosen for r in o.rows]
     table = Table(
         ["objective", "off the plane (rms)", "spread in it", "sliced W2", "diverged", "training"],
-        [[r["label"], r.get("off_support_rms"), r.get("spread"), r.get("sliced_wasserstein"), r["diverged_share"], r["seconds"]] for r in rows],
+        [
+            [
+                r["label"],
+                r.get("off_support_rms"),
+                r.get("spread"),
+                r.get("sliced_wasserstein"),
+                r["diverged_share"],
+                r["seconds"],
+            ]
+            for r in rows
+        ],
         "Distances to the true plane; the true spread is 0.577.",
         best={"off the plane (rms)": "lower", "sliced W2": "lower"},
-        units={"off the plane (rms)": "data units", "spread in it": "data units", "sliced W2": "data units", "training": "s"},
+        units={
+            "off the plane (rms)": "data units",
+            "spread in it": "data units",
+            "sliced W2": "data units",
+            "training": "s",
+        },
     )
     text = (
         f"Points of a square patch of a plane in 3-D, with {chosen[0].job.corrupt}. A good model puts its samples on the plane "
@@ -282,7 +338,10 @@ def plane_section(outcomes: list[Outcome], corruption: str) -> Section:
         f"{e.stop} and denoised once."
     )
     figures = [
-        ("Training data and samples, coloured by their distance from the true plane.", plot.points3d(panels, dataset.truth)),
+        (
+            "Training data and samples, coloured by their distance from the true plane.",
+            plot.points3d(panels, dataset.truth),
+        ),
         (
             "Reverse trajectories of 60 samples.",
             plot.trajectories3d({named(o): o.paths for o in chosen if o.paths is not None}, dataset.truth),
@@ -310,14 +369,21 @@ def digits_section(outcomes: list[Outcome], experiment: str) -> Section:
     dirt = "off_support_rms" if linear else "never_varying_noise"
     table = Table(
         ["objective", "residual noise", "Frechet distance (pixels)", *(["spread"] if linear else []), "training"],
-        [[r["label"], r.get(dirt), r["frechet_pixels"], *([r.get("spread")] if linear else []), r["seconds"]] for r in rows],
-        "Residual noise is measured " + ("off the subspace, per coordinate." if linear else "on the pixels that never vary in clean digits."),
+        [
+            [r["label"], r.get(dirt), r["frechet_pixels"], *([r.get("spread")] if linear else []), r["seconds"]]
+            for r in rows
+        ],
+        "Residual noise is measured "
+        + ("off the subspace, per coordinate." if linear else "on the pixels that never vary in clean digits."),
         best={"residual noise": "lower", "Frechet distance (pixels)": "lower"},
         units={"training": "s"},
     )
     text = (
-        ("Digits projected onto their first 16 principal directions, with noise in all 64 pixels: the exact error is the distance to the subspace. "
-         if linear else "Real handwritten digits. ")
+        (
+            "Digits projected onto their first 16 principal directions, with noise in all 64 pixels: the exact error is the distance to the subspace. "
+            if linear
+            else "Real handwritten digits. "
+        )
         + "Nine in ten training images carry Gaussian noise of standard deviation 0.2. The recommended setting here has "
         f"gate {e.gate}, k = {e.k:g}, r = {e.radius:g}: the gate lies near the noise that is to go."
     )

@@ -1,0 +1,138 @@
+"""The command line as a person meets it."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from atdm.cli import main
+
+
+def atdm(capsys, *words):
+    """Exit code, standard output and standard error of a command."""
+    code = 0
+    try:
+        main(list(words))
+    except SystemExit as end:
+        code = end.code or 0
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "plane"
+    with pytest.raises(SystemExit) as end:
+        main(
+            [
+                "train",
+                "--data",
+                "plane:n=300",
+                "--corrupt",
+                "outliers:share=0.1",
+                "--net",
+                "mlp:width=32",
+                "--steps",
+                "20",
+            ]
+            + ["--batch_size", "32", "--log_every", "5", "--out", str(out), "--json"]
+        )
+    assert end.value.code == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["trian"], "Did you mean 'train'"),
+        (["train", "--objective.nam", "ddpm"], "Did you mean 'objective.name'"),
+        (["train", "--seed", "x"], "Expected an integer"),
+        (["train", "--objective.name", "robust"], "Unknown objective 'robust'"),
+        (["train", "--data", "plain"], "Did you mean 'plane'"),
+        (["train", "--steps", "0"], "Expected an integer >= 1"),
+        (["train", "--objective.radius", "published:omga=1"], "Did you mean 'omega'"),
+        (["train", "--corrupt", "gaussian:share=2"], "from 0 to 1"),
+        (["train", "--net", "unet"], "Unknown network 'unet'"),
+        (["sample", "nowhere"], "There is no folder nowhere"),
+        (["show", "rays"], "Did you mean 'radius'"),
+        (["show", "radius", "--omegas", "a,b"], "Expected numbers"),
+        (["show", "run", "nowhere"], "has no log.jsonl"),
+    ],
+)
+def test_mistakes_are_sentences_and_exit_2(capsys, tmp_path, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = atdm(capsys, *words)
+    assert code == 2
+    assert sentence in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir()), "a mistake must leave nothing behind"
+
+
+def test_help_answers_at_once():
+    begin = time.perf_counter()
+    shown = subprocess.run([sys.executable, "-m", "atdm", "--help"], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - begin < 0.5
+    for command in ("train", "sample", "evaluate", "corrupt", "demo", "show"):
+        assert command in shown.stdout
+
+
+def test_a_recipe_with_overrides_is_resolved_and_costed(capsys, tmp_path, pytestconfig):
+    recipe = pytestconfig.rootpath / "recipes" / "plane-outliers.yaml"
+    code, out, _ = atdm(
+        capsys,
+        "train",
+        "--config",
+        str(recipe),
+        "--objective.name",
+        "robust_rand",
+        "--seed",
+        "3",
+        "--dry-run",
+        "--json",
+    )
+    told = json.loads(out)
+    assert code == 0
+    assert told["config"]["objective"]["name"] == "robust_rand"
+    assert told["config"]["objective"]["weight"] == "relative:k=5"
+    assert told["config"]["seed"] == 3
+    assert told["cost"]["parameters"] > 10_000
+    assert 1 < told["cost"]["floor_over_ddpm"] < 2
+
+
+def test_every_recipe_resolves(capsys, pytestconfig):
+    for recipe in sorted((pytestconfig.rootpath / "recipes").glob("*.yaml")):
+        if recipe.stem == "folder":  # needs a person's folder
+            continue
+        code, out, err = atdm(capsys, "train", "--config", str(recipe), "--dry-run", "--json")
+        assert code == 0, (recipe, err)
+        assert json.loads(out)["cost"]["seconds_on_this_cpu"] > 0
+
+
+def test_evaluate_rows_carry_their_provenance(capsys, folder):
+    code, out, _ = atdm(capsys, "evaluate", str(folder), "--n", "200", "--steps", "10", "--json")
+    rows = {row["metric"]: row for row in json.loads(out)["rows"]}
+    assert code == 0
+    assert rows["off_support_rms"]["value"] > 0
+    for key in ("checkpoint", "weights", "sampler", "steps", "seed", "samples", "reference", "reference_hash"):
+        assert rows["off_support_rms"][key] is not None, key
+    again = json.loads(atdm(capsys, "evaluate", str(folder), "--n", "200", "--steps", "10", "--json")[1])
+    assert again["rows"] == list(rows.values())
+
+
+def test_sample_show_and_corrupt_write_what_they_say(capsys, folder, tmp_path):
+    import numpy as np
+
+    assert atdm(capsys, "sample", str(folder), "--n", "8", "--steps", "5", "--out", str(tmp_path / "s.npz"))[0] == 0
+    with np.load(tmp_path / "s.npz", allow_pickle=False) as file:
+        assert file["samples"].shape == (8, 3)
+    assert atdm(capsys, "show", "radius", "--out", str(tmp_path / "ray.png"))[0] == 0
+    assert atdm(capsys, "show", "run", str(folder), "--out", str(tmp_path / "run.png"))[0] == 0
+    assert (tmp_path / "ray.png").read_bytes()[:4] == (tmp_path / "run.png").read_bytes()[:4] == b"\x89PNG"
+    words = ["corrupt", "--data", "digits", "--corrupt", "gaussian:share=0.9,std=0.2", "--limit", "50", "--out"]
+    assert atdm(capsys, *words, str(tmp_path / "dirty"))[0] == 0
+    assert {f.name for f in (tmp_path / "dirty").iterdir()} == {"samples.npz", "truth.npz", "preview.png"}
+    code, _, err = atdm(capsys, *words, str(tmp_path / "dirty"))
+    assert code == 2
+    assert "is not empty" in err

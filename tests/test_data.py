@@ -1,0 +1,208 @@
+"""Toys against brute force and autograd, corruptions against their promises, and image folders as people have them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from atdm.corrupt import CORRUPTIONS, Truth, corrupt, corrupt_item, describe_corruption, parse_corruption
+from atdm.data import load
+from atdm.data.subspace import Subspace
+from atdm.data.toy import TOYS, GaussianMixture, Moons, Plane
+from atdm.errors import UserError
+
+
+@pytest.mark.parametrize("toy", [Plane(), GaussianMixture(), GaussianMixture(modes=3, imbalance=5.0)], ids=str)
+@pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 0.01), (0.9, 0.1), (0.3, 0.95)])
+def test_score_is_the_gradient_of_the_log_density(toy, alpha, sigma):
+    d = 3 if isinstance(toy, Plane) else 2
+    x = 5 * (2 * torch.rand(400, d, generator=torch.Generator().manual_seed(0)) - 1)
+    x.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(toy.log_density(x, alpha, sigma).sum(), x)
+    score = toy.score(x.detach(), alpha, sigma)
+    assert score.isfinite().all()
+    assert (gradient - score).norm() < 1e-3 * gradient.norm()
+
+
+@pytest.mark.parametrize("toy", [Plane(), GaussianMixture(modes=3, imbalance=5.0)], ids=str)
+def test_density_is_that_of_the_noised_draws(toy):
+    """The mean of exp(log p) over noise kernels: a Monte-Carlo estimate of the marginal from draws alone."""
+    alpha, sigma = 0.8, 0.5
+    draws = toy.sample(100_000, torch.Generator().manual_seed(1))
+    x = toy.sample(20, torch.Generator().manual_seed(2)) + 0.3
+    squared = torch.cdist(x.double(), alpha * draws.double()).square()
+    kernel = (-squared / (2 * sigma**2)).exp() / (2 * math.pi * sigma**2) ** (x.shape[1] / 2)
+    torch.testing.assert_close(toy.log_density(x, alpha, sigma).exp(), kernel.mean(1).float(), rtol=0.05, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(TOYS))
+def test_every_toy_lies_on_its_support(name):
+    data = load(f"{name}:n=2000", seed=3)
+    assert torch.equal(data.x, load(f"{name}:n=2000", seed=3).x)
+    assert not torch.equal(data.x, load(f"{name}:n=2000", seed=4).x)
+    near = 0.3 if name == "mixture" else 1e-3
+    assert data.truth.distance(data.x).max() < near
+    moved = data.x + torch.tensor([[3.0] + [0.0] * (data.x.shape[1] - 1)])
+    assert data.truth.distance(moved).mean() > 0.5
+    assert data.truth.spread(data.test) == pytest.approx(data.truth.true_spread, rel=0.05)
+
+
+def test_distances_have_known_values():
+    plane = Plane()
+    x = torch.tensor([[0.3, -0.2]]) @ plane.axes[:2] - 0.7 * plane.axes[2]
+    assert plane.distance(x).item() == pytest.approx(0.7, abs=1e-6)
+    torch.testing.assert_close(plane.axes @ plane.axes.T, torch.eye(3), rtol=0, atol=1e-6)
+    # the point straight above the top of the upper moon
+    assert Moons().distance(torch.tensor([[-0.5, 1.75]])).item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_mode_mass_counts_what_belongs_to_a_mode():
+    mixture = GaussianMixture(modes=4, imbalance=3.0)
+    mass = mixture.mode_mass(mixture.sample(50_000, torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(mass, mixture.weights, rtol=0.05, atol=0)
+    assert mixture.weights[0] / mixture.weights[-1] == pytest.approx(3.0, rel=1e-5)
+    assert mixture.mode_mass(torch.zeros(10, 2)).sum() == 0
+
+
+def test_subspace_is_that_of_pca():
+    from sklearn.decomposition import PCA
+
+    x = torch.randn(200, 10, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.arange(10, 0, -1).float())
+    ours, theirs = Subspace.fit(x, 3), PCA(3).fit(x.double().numpy())
+    back = theirs.inverse_transform(theirs.transform(x.double().numpy()))
+    torch.testing.assert_close(ours.project(x), torch.as_tensor(back).float(), rtol=1e-3, atol=1e-3)
+    noisy = ours.project(x) + 0.5 * torch.randn(200, 10, generator=torch.Generator().manual_seed(1))
+    assert ours.residual_rms(noisy) == pytest.approx(0.5, rel=0.05)
+    assert ours.residual_rms(ours.project(x)) < 1e-5
+    with pytest.raises(UserError, match="Expected 1 to 10"):
+        Subspace.fit(x, 11)
+
+
+IMAGES = torch.rand(64, 3, 12, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize("name", sorted(CORRUPTIONS))
+def test_every_corruption_is_pure_per_item_and_keeps_its_truth(name):
+    spec = f"{name}:share=0.5"
+    dirty, truth = corrupt(IMAGES, spec, seed=7)
+    assert torch.equal(dirty, corrupt(IMAGES, spec, seed=7)[0])
+    assert not torch.equal(dirty, corrupt(IMAGES, spec, seed=8)[0])
+    for index in (0, 13, 63):
+        alone, _ = corrupt_item(IMAGES[index], parse_corruption(spec), 7, index)
+        assert torch.equal(alone, dirty[index])
+    changed = (dirty != IMAGES).flatten(1).any(1).numpy()
+    assert np.array_equal(changed, truth.dirty)
+    assert 15 < changed.sum() < 49
+    assert describe_corruption(parse_corruption(truth.spec)) == truth.spec
+
+
+def test_gaussian_noise_has_its_share_and_std():
+    x = torch.zeros(20_000, 3)
+    dirty, truth = corrupt(x, "gaussian:share=0.9,std=0.2", seed=0)
+    assert truth.dirty.mean() == pytest.approx(0.9, abs=0.01)
+    assert dirty[torch.from_numpy(truth.dirty)].std().item() == pytest.approx(0.2, rel=0.02)
+    outliers, hit = corrupt(x, "outliers:share=0.1", seed=0)
+    chosen = outliers[torch.from_numpy(hit.dirty)]
+    assert chosen.abs().max() <= 2
+    assert chosen.std().item() == pytest.approx(4 / math.sqrt(12), rel=0.02)
+
+
+def test_compositions_and_their_truth_survive_a_file(tmp_path):
+    spec = "gaussian:share=0.5,std=0.1+jpeg:share=0.5,quality=20"
+    dirty, truth = corrupt(IMAGES, spec, seed=1)
+    truth.save(tmp_path / "truth.npz")
+    back = Truth.load(tmp_path / "truth.npz")
+    assert np.array_equal(back.touched, truth.touched)
+    assert back.touched.shape == (2, 64)
+    assert torch.equal(corrupt(IMAGES, back.spec, back.seed)[0], dirty)
+    assert corrupt(IMAGES, "none")[1].dirty.sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("gausian:std=0.1", "Did you mean 'gaussian'"),
+        ("gaussian:st=0.1", "Did you mean 'std'"),
+        ("gaussian:share=1.5", "from 0 to 1"),
+        ("gaussian:std=much", "Expected a number"),
+        ("jpeg:quality=0", "from 1 to 95"),
+    ],
+)
+def test_corruption_mistakes_are_sentences(spec, words):
+    with pytest.raises(UserError, match=words):
+        corrupt(IMAGES, spec)
+
+
+def test_what_cannot_be_corrupted_is_refused():
+    with pytest.raises(UserError, match="is for images"):
+        corrupt(torch.zeros(4, 3), "blur")
+    with pytest.raises(UserError, match="not finite"):
+        corrupt(torch.tensor([[float("nan")]]), "gaussian")
+
+
+def photo(side=16, mode="RGB"):
+    pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def test_a_folder_as_people_have_them(tmp_path):
+    photo().save(tmp_path / "a.png")
+    photo(mode="CMYK").save(tmp_path / "b.jpg")
+    (tmp_path / "class").mkdir()
+    photo(mode="L").save(tmp_path / "class" / "c.png")
+    Image.fromarray(np.full((16, 16), 65535, dtype=np.uint16)).save(tmp_path / "d.png")
+    photo().save(tmp_path / "e.gif", save_all=True, append_images=[photo(mode="L").convert("RGB")])
+    with pytest.raises(UserError, match="text.png") as caught:
+        (tmp_path / "text.png").write_text("no image")
+        load(str(tmp_path))
+    assert "skip_broken" in str(caught.value)
+    photo().save(tmp_path / "half.jpg", quality=95)
+    whole = (tmp_path / "half.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    data = load(str(tmp_path), skip_broken=True)
+    assert data.x.shape == (5, 3, 16, 16)
+    assert data.x.min() >= -1
+    assert data.x.max() <= 1
+    assert data.x[3].min() == 1, "the white 16-bit image is white"
+    said = " ".join(data.notes)
+    for word in ("2 unreadable", "half.jpg", "CMYK", "16 bits", "first frame", "gray to RGB"):
+        assert word in said, word
+
+
+def test_folder_mistakes_are_sentences(tmp_path):
+    with pytest.raises(UserError, match="There is no folder"):
+        load(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="holds no image"):
+        load(str(tmp_path))
+    photo(16).save(tmp_path / "a.png")
+    photo(24).save(tmp_path / "b.png")
+    with pytest.raises(UserError, match=r"2 different sizes.*image_size"):
+        load(str(tmp_path))
+    assert load(str(tmp_path), image_size=8).x.shape == (2, 3, 8, 8)
+    with pytest.raises(UserError, match="Did you mean 'plane'"):
+        load("plain")
+
+
+def test_parquet_in_the_hub_layout(tmp_path):
+    import datasets
+
+    rows = {"img": [photo(), photo(mode="L").convert("RGB")], "label": [0, 1]}
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "x.parquet")
+    data = load(str(tmp_path / "x.parquet"))
+    torch.testing.assert_close(data.x[0], torch.from_numpy(np.array(photo())).permute(2, 0, 1) / 127.5 - 1)
+    with pytest.raises(UserError, match="no column 'image'"):
+        load(f"parquet:path={tmp_path / 'x.parquet'},column=image")
+
+
+def test_digits_are_in_range_and_split():
+    data = load("digits")
+    assert data.x.shape == (1500, 1, 8, 8)
+    assert data.test.shape == (297, 1, 8, 8)
+    assert data.x.min() == -1
+    assert data.x.max() == 1
+    flat = load("digits:subspace=16")
+    assert flat.truth.residual_rms(flat.x) < 1e-5
+    assert torch.linalg.matrix_rank(flat.x.flatten(1) - flat.x.flatten(1).mean(0), atol=1e-2) == 16

@@ -1,0 +1,202 @@
+"""Exactness: resume, kill -9, two processes, accumulation; and what a run folder promises."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from atdm import checkpoint, run
+from atdm.config import ObjectiveConfig, TrainConfig
+from atdm.errors import UserError
+from atdm.nets import build_net
+from atdm.objective import Objective
+from atdm.process import Process
+from atdm.train import Diverged, Order, Settings, State, fit
+
+
+def config(out, **changes):
+    options = {"data": "plane:n=300", "corrupt": "outliers:share=0.1", "net": "mlp:width=32,dropout=0.1", "steps": 24}
+    options |= {"batch_size": 32, "save_every": 8, "log_every": 4, "warmup": 5, "out": str(out)}
+    return TrainConfig(**{**options, **changes})
+
+
+def weights(out):
+    return load_file(checkpoint.latest(out) / "state.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("gate", [None, 0.5])
+def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, gate):
+    objective = ObjectiveConfig(gate=gate)
+    for _ in run.train(config(tmp_path / "whole", objective=objective)):
+        pass
+    steps = iter(range(100))
+    first = list(run.train(config(tmp_path / "parts", objective=objective), stop=lambda: next(steps) >= 10))
+    assert first[-1].index == 11
+    second = list(run.train(config(tmp_path / "parts", objective=objective)))
+    assert [s.index for s in second][0] == 12
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    log = run.read_log(tmp_path / "parts")
+    assert [line["step"] for line in log] == [4, 8, 12, 16, 20, 24]
+    assert log == [
+        {**b, "samples_per_second": a["samples_per_second"]}
+        for a, b in zip(log, run.read_log(tmp_path / "whole"), strict=True)
+    ]
+
+
+def test_kill_9_and_the_same_command_again(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "atdm",
+        "train",
+        "--data",
+        "plane:n=300",
+        "--net",
+        "mlp:width=32",
+        "--steps",
+        "120",
+    ]
+    command += ["--batch_size", "32", "--save_every", "5", "--threads", "1", "--out"]
+    victim = subprocess.Popen(
+        [*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    deadline = time.time() + 60
+    while time.time() < deadline and checkpoint.latest(tmp_path / "killed") is None:
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not (tmp_path / "killed" / "model").exists(), "it was killed too late to show anything"
+    for out in ("killed", "whole"):
+        subprocess.run([*command, str(tmp_path / out)], check=True, capture_output=True)
+    assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+    assert not list((tmp_path / "killed").rglob(f"{checkpoint.TEMPORARY}*"))
+
+
+def test_two_processes_train_like_one(tmp_path):
+    options = ["--data", "plane:n=300", "--net", "mlp:width=32", "--steps", "6", "--batch_size", "32", "--threads", "1"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for world in ("1", "2"):
+        subprocess.run(
+            [*launch, "--num_processes", world, "-m", "atdm", "train", *options, "--out", str(tmp_path / world)],
+            check=True,
+            capture_output=True,
+            env=environment,
+            timeout=120,
+        )
+    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def steps_of(settings, data, objective=None, seed=0):
+    torch.manual_seed(seed)
+    state = State.create(build_net("mlp:width=32", (3,)), settings)
+    return list(fit(objective or Objective("robust_adv", Process.linear()), state, data, settings))
+
+
+def test_accumulation_is_the_large_batch():
+    data = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    whole = steps_of(Settings(steps=5, batch_size=32), data)[-1].state.model
+    parts = steps_of(Settings(steps=5, batch_size=32, accumulate=4), data)[-1].state.model
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_regularizer_starts_when_told():
+    data = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    pushed = [bool(s.terms.pushed.any()) for s in steps_of(Settings(steps=6, batch_size=16, regularize_from=4), data)]
+    assert pushed == [False] * 4 + [True] * 2
+
+
+def test_every_item_comes_once_per_epoch():
+    order = Order(items=10, batch_size=4, seed=0)
+    seen = torch.cat([order[s] for s in range(5)])
+    assert sorted(seen[:10].tolist()) == list(range(10))
+    assert sorted(seen[10:].tolist()) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+    assert torch.equal(Order(10, 4, 0)[3], order[3])
+    assert len(Order(3, 8, 0)[0]) == 8
+
+
+def test_the_average_follows_its_formula():
+    data = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    settings = Settings(steps=3, batch_size=16, ema=0.15)
+    torch.manual_seed(0)
+    state = State.create(build_net("mlp:width=32", (3,)), settings)
+    expected = next(state.model.parameters()).detach().clone()
+    for step in fit(Objective("ddpm", Process.linear()), state, data, settings):
+        decay = min(0.15, step.index / (9 + step.index))
+        expected = decay * expected + (1 - decay) * next(state.model.parameters()).detach()
+        torch.testing.assert_close(next(state.ema.parameters()), expected)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(Diverged, match="last good checkpoint is of step"):
+        for _ in run.train(config(tmp_path, lr=1e30, grad_clip=0.0, save_every=1, warmup=0)):
+            pass
+    found = checkpoint.latest(tmp_path)
+    assert found is None or all(v.isfinite().all() for v in load_file(found / "state.safetensors").values())
+
+
+def test_a_full_disk_leaves_what_was_saved(tmp_path, monkeypatch):
+    import safetensors.torch
+
+    for _ in run.train(config(tmp_path, steps=8)):
+        pass
+    before = weights(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(UserError, match="disk is full"):
+        for _ in run.train(config(tmp_path, steps=16)):
+            pass
+    assert same(before, weights(tmp_path))
+    assert not list(tmp_path.rglob(f"{checkpoint.TEMPORARY}*"))
+
+
+def test_another_configuration_is_refused(tmp_path):
+    for _ in run.train(config(tmp_path, steps=2)):
+        pass
+    with pytest.raises(UserError, match=r"its lr is 0.001, this one's is 0.1"):
+        next(run.train(config(tmp_path, steps=2, lr=0.1)))
+
+
+def test_the_model_opens_in_diffusers_and_samples(tmp_path):
+    from diffusers import DDPMPipeline
+
+    for _ in run.train(
+        config(tmp_path, data="digits", corrupt="none", net="digits:channels=16", steps=2, batch_size=4)
+    ):
+        pass
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "model")
+    images = pipeline(batch_size=2, num_inference_steps=3, output_type="np").images
+    assert images.shape == (2, 8, 8, 1)
+    net, process, _ = checkpoint.load_pipeline(tmp_path)
+    ema = {k[4:]: v for k, v in weights(tmp_path).items() if k.startswith("ema.")}
+    assert same(ema, dict(net.state_dict()))
+    torch.testing.assert_close(process.alphas, Process.linear().alphas)
+    for out in run.train(config(tmp_path / "tuned", data="digits", init=str(tmp_path), steps=1, batch_size=4)):
+        assert out.index == 1
+
+
+def test_log_has_both_terms_by_quartile(tmp_path):
+    for _ in run.train(config(tmp_path, batch_size=128, steps=4)):
+        pass
+    line = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    for q in range(4):
+        assert {f"denoise/q{q}", f"regularizer/q{q}"} <= line.keys()
+    assert {"share_at_radius", "delta_rms", "gradient_norm", "samples_per_second"} <= line.keys()
+    assert line["loss"] == pytest.approx(line["denoise"] + line["regularizer"], rel=1e-4)
