@@ -36,8 +36,14 @@ def folder(tmp_path_factory):
                 "mlp:width=32",
                 "--steps",
                 "20",
+                "--batch_size",
+                "32",
+                "--log_every",
+                "5",
+                "--out",
+                str(out),
+                "--json",
             ]
-            + ["--batch_size", "32", "--log_every", "5", "--out", str(out), "--json"]
         )
     assert end.value.code == 0
     return out

@@ -57,7 +57,7 @@ def _parser(command: str) -> Any:
     from jsonargparse import ArgumentParser
 
     class Parser(ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise UserError(_explain(message, self))
 
     return Parser(prog=f"atdm {command}", description=SUMMARY[command], allow_abbrev=False)

@@ -195,7 +195,7 @@ class _Log:
             ]
             with checkpoint.atomic(path) as scratch:
                 scratch.write_text("".join(kept))
-        self.lines = open(path, "a", buffering=1)
+        self.lines = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def write(self, step: Step) -> None:
