@@ -266,6 +266,24 @@ def test_diffusers_output_and_tuple_are_understood(generator):
     assert torch.equal(values[0], values[2])
 
 
+@pytest.mark.parametrize("gate", [None, 0.5])
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_passes_are_those_the_network_sees(name, gate):
+    """Forward rows counted in the network itself, over many draws of t."""
+    rows = 0
+
+    def count(x, t):
+        nonlocal rows
+        rows += len(x)
+        return 0.5 * x
+
+    objective, generator = Objective(name, PROCESS, gate=gate), torch.Generator().manual_seed(0)
+    objective(count, torch.randn(20_000, 2, generator=generator), generator=generator)
+    assert rows / 20_000 == pytest.approx(objective.passes()["forwards"], abs=0.02)
+    assert Objective("robust_adv", PROCESS).passes()["floor_over_ddpm"] == pytest.approx(8 / 3)
+    assert Objective("robust_rand", PROCESS).passes()["floor_over_ddpm"] == pytest.approx(2)
+
+
 def test_mistakes_are_sentences():
     for make, words in [
         (lambda: Objective("robust_advv", PROCESS), "Did you mean 'robust_adv'"),

@@ -117,6 +117,18 @@ class Objective:
     def kind(self) -> _Kind:
         return OBJECTIVES[self.name]
 
+    def passes(self) -> dict[str, float]:
+        """Network passes per sample of a training step, and the floor of its cost over ddpm's that they imply.
+
+        A forward pass counts 1, a backward pass 2, a backward pass to the input alone 1; pushed timesteps count by share.
+        """
+        share = 1.0 if self.gate is None else self.process.timestep_at(self.gate) / self.process.steps
+        pushed = share if self.kind.pushes else 0.0
+        attacked = pushed * self.perturbation.steps
+        counted = {"forwards": 1 + pushed + attacked, "backwards": 1 + pushed, "input_backwards": attacked}
+        floor = (counted["forwards"] + 2 * counted["backwards"] + counted["input_backwards"]) / 3
+        return {**counted, "floor_over_ddpm": floor}
+
     def draw(
         self,
         shape: torch.Size | tuple[int, ...],

@@ -56,25 +56,11 @@ def build(config: TrainConfig) -> Parts:
     return Parts(dataset, dirty, truth, net, objective)
 
 
-def passes(objective: Objective, steps: int) -> dict[str, float]:
-    """Network passes of an optimizer step per sample, and the floor of its cost over ddpm's that they imply.
-
-    A forward pass counts 1, a backward pass 2, a backward pass to the input alone 1.
-    """
-    kind, process = objective.kind, objective.process
-    share = 1.0 if objective.gate is None else process.timestep_at(objective.gate) / process.steps
-    attack = steps if kind.adversarial else 0
-    extra = share if kind.pushes else 0.0
-    counted = {"forwards": 1 + extra * (1 + attack), "backwards": 1 + extra, "input_backwards": extra * attack}
-    units = counted["forwards"] + 2 * counted["backwards"] + counted["input_backwards"]
-    return {**counted, "floor_over_ddpm": units / 3}
-
-
 def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:
     """What the run will cost: parameters, floating point operations, and seconds from timing a few samples here."""
     shape = parts.dataset.item_shape
     per_item = flops(parts.net, shape)
-    counted = passes(parts.objective, config.objective.steps)
+    counted = parts.objective.passes()
     few = int(min(config.batch_size, max(2, 2e9 // max(1, per_item))))
     trial = Objective("ddpm", parts.objective.process)
     x = parts.dirty[torch.arange(few) % len(parts.dirty)]

@@ -267,6 +267,7 @@ def write(out: Path, outcomes: list[Outcome], provenance: dict[str, Any]) -> Non
     process = Process.linear()
     sections = [plane_section(outcomes, c) for c in ("outliers", "inlier noise")]
     sections += [digits_section(outcomes, e) for e in ("digits", "digits-subspace")]
+    sections.append(cost_section(outcomes, process))
     sections.append(
         Section(
             "How far the state is pushed",
@@ -283,6 +284,32 @@ def write(out: Path, outcomes: list[Outcome], provenance: dict[str, Any]) -> Non
         )
     )
     render("atdm demo: learning what dirty data mean", lead, sections, provenance, out / "report.html")
+
+
+def cost_section(outcomes: list[Outcome], process: Process) -> Section:
+    """What each objective costs: passes counted, the floor they imply, and seconds measured in this run."""
+    cells = []
+    for experiment in EXPERIMENTS:
+        own = [o for o in outcomes if o.job.experiment == experiment]
+        mean = {n: _mean([o.rows[0]["seconds"] for o in own if named(o) == n]) for n in dict.fromkeys(map(named, own))}
+        for o in {named(o): o for o in own}.values():
+            p = objective_of(o.job, process).passes()
+            passes = [p["forwards"], p["backwards"], p["input_backwards"], p["floor_over_ddpm"]]
+            cells.append([experiment, named(o), *passes, mean[named(o)] / mean["ddpm"]])
+    columns = ["data", "objective", "forwards", "backwards", "input backwards", "floor", "measured"]
+    caption = (
+        "Per training step and sample. Floor and measured are relative to ddpm; a gate pushes only some timesteps."
+    )
+    text = (
+        "A forward pass counts 1, a backward pass 2 and a backward pass to the input alone 1: their sum over ddpm's is the "
+        "floor. What was measured lies above it where a network is so small that the bookkeeping of a step weighs as much. "
+        "The trainings of this demonstration share the machine's cores, so read the measured ratios as rough."
+    )
+    return Section("What it costs", text, [], [Table(columns, cells, caption)])
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def named(o: Outcome, setting: str | None = None) -> str:
