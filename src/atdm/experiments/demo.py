@@ -389,8 +389,8 @@ def digits_section(outcomes: list[Outcome], experiment: str) -> Section:
     e = EXPERIMENTS[experiment]
     dataset = load(e.data, seed=chosen[0].job.seed)
     dirty, _ = corrupt(dataset.x, chosen[0].job.corrupt, chosen[0].job.seed)
-    panels = {"clean": dataset.x[:64], "training data": dirty[:64]}
-    panels |= {named(o, s): x[:64] for o in chosen for s, x in o.samples.items()}
+    panels = {"clean": dataset.x[:36], "training data": dirty[:36]}
+    panels |= {named(o, s): x[:36] for o in chosen for s, x in o.samples.items()}
     rows = [r | {"label": named(o, r["setting"])} for o in chosen for r in o.rows]
     linear = experiment == "digits-subspace"
     dirt = "off_support_rms" if linear else "never_varying_noise"
@@ -415,7 +415,7 @@ def digits_section(outcomes: list[Outcome], experiment: str) -> Section:
         f"gate {e.gate}, k = {e.k:g}, r = {e.radius:g}: the gate lies near the noise that is to go."
     )
     figures = [
-        ("Clean data, what training saw, and samples.", plot.image_grids(panels)),
+        ("Clean data, what training saw, and samples.", plot.image_grids(panels, columns=6)),
         ("Residual noise.", plot.bars(rows, dirt, ("label",))),
     ]
     return Section("Handwritten digits, linearized" if linear else "Handwritten digits", text, figures, [table])
