@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from .errors import UserError
 
-if TYPE_CHECKING:
-    from .objective import Objective
-    from .process import Process
-    from .train import Settings
+# Builders are annotated with Any: the option parser resolves annotations, and importing torch for --help is slow.
 
 
 @dataclass
@@ -40,7 +37,7 @@ class ObjectiveConfig:
     ascent: Literal["prediction", "residual"] = "prediction"
     detach_target: bool = False
 
-    def build(self, process: Process, seed: int = 0) -> Objective:
+    def build(self, process: Any, seed: int = 0) -> Any:
         """The objective for ``process``."""
         from .objective import Objective
         from .perturb import RADII, WEIGHTS, Perturbation
@@ -132,20 +129,19 @@ class TrainConfig:
     # What may differ between a run folder and the command that resumes it: nothing that changes the weights.
     FREE = ("out", "log_every", "save_every", "sample_every", "keep", "threads", "steps")
 
-    def settings(self) -> Settings:
+    def settings(self) -> Any:
         """The part of the options that steers optimization."""
         from .train import Settings
 
         names = [f.name for f in dataclasses.fields(Settings)]
         return Settings(**{n: getattr(self, n) for n in names})
 
-    def build_process(self) -> Process:
+    def build_process(self) -> Any:
         """The forward process."""
         from .process import PROCESSES
         from .spec import build
 
-        process: Process = build("process", self.process, PROCESSES)
-        return process
+        return build("process", self.process, PROCESSES)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as written to ``config.yaml``."""

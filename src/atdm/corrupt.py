@@ -9,6 +9,8 @@ import dataclasses
 import io
 import json
 import os
+import re
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,12 @@ class Outliers(Corruption):
 
     low: float | None = None
     high: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for edge in (self.low, self.high):
+            if edge is not None:
+                _within("edge of the box", edge, -1e6, 1e6)
 
     def damage(self, x: Float[np.ndarray, "*item"], rng: np.random.Generator) -> Float[np.ndarray, "*item"]:
         edge = 2.0 if x.ndim == 1 else 1.0
@@ -211,10 +219,19 @@ class Truth:
 
     @classmethod
     def load(cls, path: Path) -> Truth:
-        """What :meth:`save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            about = json.loads(str(file["about"]))
-            return cls(file["touched"], about.pop("spec"), about.pop("seed"), about)
+        """What :meth:`save` wrote.
+
+        Raises:
+            UserError: there is no such file, or it is not a truth file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                about = json.loads(str(file["about"]))
+                return cls(file["touched"], about.pop("spec"), about.pop("seed"), about)
+        except FileNotFoundError:
+            raise UserError(f"There is no truth file {path}.") from None
+        except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as problem:
+            raise UserError(f"{path} is not a truth file. Expected an .npz that atdm corrupt wrote.") from problem
 
 
 def parse_corruption(spec: str) -> tuple[Corruption, ...]:
@@ -225,7 +242,9 @@ def parse_corruption(spec: str) -> tuple[Corruption, ...]:
     """
     if spec.strip() == "none":
         return ()
-    return tuple(specs.build("corruption", part, CORRUPTIONS) for part in spec.split("+"))
+    return tuple(
+        specs.build("corruption", part, CORRUPTIONS) for part in re.split(r"\+(?!\d)", spec)
+    )  # 1e+0 is a number
 
 
 def describe_corruption(parts: tuple[Corruption, ...]) -> str:

@@ -87,6 +87,9 @@ DATASETS: dict[str, Any] = {
 }
 
 
+PATHS: dict[str, Any] = {"folder": Folder, "parquet": Parquet}
+
+
 def load(
     spec: str, *, seed: int = 0, image_size: int | None = None, limit: int | None = None, skip_broken: bool = False
 ) -> Dataset:
@@ -95,7 +98,7 @@ def load(
     Args:
         seed: of the draws of a toy and of the held-out split of the digits.
         image_size: side to resize and crop images to; None keeps their size.
-        limit: use the first so many items.
+        limit: use so many items; of images a choice by ``seed``, for files are often sorted by class.
         skip_broken: leave unreadable images out instead of stopping.
 
     Raises:
@@ -107,27 +110,41 @@ def load(
         raise UserError(f"image_size is {image_size}. Expected a positive number of pixels.")
     source = _source(spec)
     if isinstance(source, Toy):
+        if image_size is not None:
+            raise UserError(f"image_size is {image_size}, but {spec} holds vectors. Expected none.")
         points = source.sample(source.n, torch.Generator().manual_seed(seed))
         test = source.sample(min(source.n, 10_000), torch.Generator().manual_seed(seed + 1_000_003))
         return Dataset(points[:limit], "vector", spec, source, test)
     if isinstance(source, Digits):
         return _digits(source, spec, seed, image_size, limit)
+    held_out: list[images.Item] = []
     if isinstance(source, Folder):
-        items = images.from_folder(Path(source.path))
+        items = images.from_folder(Path(source.path).expanduser())
     elif isinstance(source, Parquet):
-        items = images.from_parquet(source.path, source.column)
+        items, held_out = images.from_parquet(str(Path(source.path).expanduser()), source.column)
     elif isinstance(source, Hub):
         items = images.from_hub(source.name, source.split, source.column)
     else:
         items = images.from_torchvision(source.name, source.root, source.split, source.download)
-    x, notes = images.read(items, image_size, limit, skip_broken)
+    x, notes = images.read(items, image_size, limit, skip_broken, seed)
+    held: Tensor | None = None
+    if held_out:
+        held, more = images.read(held_out, image_size, limit, skip_broken, seed)
+        notes += tuple(f"Held out: {note}" for note in more)
+        if held.shape[1:] != x.shape[1:]:
+            raise UserError(
+                f"Items are {list(x.shape[1:])}, held-out items {list(held.shape[1:])}. Expected one shape."
+            )
     if len(x) < 2:
         raise UserError(f"{spec} holds {len(x)} image. Expected at least 2.")
-    return Dataset(x, "image", spec, notes=notes)
+    return Dataset(x, "image", spec, test=held, notes=notes)
 
 
 def _source(spec: str) -> Any:
-    path = Path(spec)
+    name, _, rest = spec.partition(":")
+    if name in PATHS and rest and not rest.startswith("path="):
+        return PATHS[name](rest)  # a path may hold the commas and equals signs that options are made of
+    path = Path(spec).expanduser()
     if spec.partition(":")[0] not in DATASETS:
         if path.is_dir() and not any(path.rglob("*.parquet")):
             return Folder(spec)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import io
+import struct
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,25 +23,44 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# A name for messages, and what gives the encoded bytes or a PIL image. Called late, so that one bad file can be skipped.
+Item = tuple[str, Callable[[], Any]]
+
+# What Pillow's decoders raise on damaged files, beside DecompressionBombError.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+
 GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F", "LA")
 
 
-def from_folder(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each image file below ``path`` (flat or in class subfolders), sorted: its name and its bytes.
+def from_folder(path: Path) -> list[Item]:
+    """Each image file below ``path`` (flat or in class subfolders), sorted; hidden files are no images.
 
     Raises:
         UserError: no such folder, or no image in it.
     """
     if not path.is_dir():
         raise UserError(f"There is no folder {path}. Expected a folder of images ({', '.join(SUFFIXES)}).")
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+    found = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+    files = [f for f in found if not any(part.startswith(".") for part in f.relative_to(path).parts)]
     if not files:
         raise UserError(f"The folder {path} holds no image. Expected files ending in {', '.join(SUFFIXES)}.")
-    return ((str(f.relative_to(path)), f.read_bytes()) for f in files)
+    return [(str(f.relative_to(path)), f.read_bytes) for f in files]
 
 
-def from_parquet(pattern: str, column: str | None) -> Iterator[tuple[str, Any]]:
-    """Each image of parquet files (a file, a folder or a glob) in the Hugging Face layout.
+def from_parquet(pattern: str, column: str | None) -> tuple[list[Item], list[Item]]:
+    """The images of parquet files (a file, a folder or a glob) in the Hugging Face layout: those to use, those held out.
+
+    Among several files those named test* are held out and those named val* left out.
 
     Raises:
         UserError: no such file, or no image column.
@@ -45,17 +68,25 @@ def from_parquet(pattern: str, column: str | None) -> Iterator[tuple[str, Any]]:
     import datasets
 
     path = Path(pattern)
-    files = sorted(map(str, path.rglob("*.parquet"))) if path.is_dir() else [pattern]
-    if not files or not (any(c in pattern for c in "*?[") or path.exists()):
+    files = sorted(map(str, path.rglob("*.parquet") if path.is_dir() else map(Path, glob.glob(pattern))))
+    if not files:
         raise UserError(f"There is no parquet file at {pattern}. Expected a .parquet file, a folder of them or a glob.")
-    try:
-        table = datasets.load_dataset("parquet", data_files=files, split="train")
-    except Exception as problem:  # datasets raises its own and pyarrow's
-        raise UserError(f"Cannot read parquet from {pattern}: {problem}") from problem
-    return _from_table(table, column, pattern)
+    test = [f for f in files if Path(f).name.lower().startswith("test")]
+    train = [f for f in files if f not in test and not Path(f).name.lower().startswith("val")]
+    if not train:  # somebody asked for just these
+        train, test = files, []
+
+    def table(part: list[str]) -> list[Item]:
+        try:
+            rows = datasets.load_dataset("parquet", data_files=part, split="train")
+        except Exception as problem:  # datasets raises its own and pyarrow's
+            raise UserError(f"Cannot read parquet from {pattern}: {problem}") from problem
+        return _from_table(rows, column, pattern if len(part) > 1 else part[0])
+
+    return table(train), table(test) if test else []
 
 
-def from_hub(name: str, split: str, column: str | None) -> Iterator[tuple[str, Any]]:
+def from_hub(name: str, split: str, column: str | None) -> list[Item]:
     """Each image of a data set on the Hugging Face Hub.
 
     Raises:
@@ -73,14 +104,16 @@ def from_hub(name: str, split: str, column: str | None) -> Iterator[tuple[str, A
     return _from_table(table, column, name)
 
 
-def _from_table(table: Any, column: str | None, where: str) -> Iterator[tuple[str, Any]]:
+def _from_table(table: Any, column: str | None, where: str) -> list[Item]:
     import datasets
 
     features = table.features
+
+    def holds_images(feature: Any) -> bool:
+        return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
+
     if column is None:
-        images = [
-            k for k, f in features.items() if isinstance(f, datasets.Image) or (isinstance(f, dict) and "bytes" in f)
-        ]
+        images = [k for k, f in features.items() if holds_images(f)]
         if len(images) != 1:
             raise UserError(
                 f"{where} has {len(images)} image columns. Expected column=NAME, one of {', '.join(features)}."
@@ -88,14 +121,22 @@ def _from_table(table: Any, column: str | None, where: str) -> Iterator[tuple[st
         column = images[0]
     elif column not in features:
         raise UserError(f"{where} has no column '{column}'. {nearest(column, features)}")
+    elif not holds_images(features[column]):
+        raise UserError(f"The column '{column}' of {where} holds no images. Expected one of bytes and path.")
+    table = table.select_columns([column])
     if isinstance(features[column], datasets.Image):
         table = table.cast_column(column, datasets.Image(decode=False))
-    for index, row in enumerate(table.select_columns([column])):
-        item = row[column]
-        yield f"{where}[{index}]", item["bytes"] if item.get("bytes") else Path(item["path"]).read_bytes()
+
+    def cell(index: int) -> bytes:
+        item = table[index][column]
+        if item is None:
+            raise ValueError("the cell is empty")
+        return item["bytes"] or Path(item["path"]).read_bytes()
+
+    return [(f"{where}[{i}]", partial(cell, i)) for i in range(len(table))]
 
 
-def from_torchvision(name: str, root: str, split: str, download: bool) -> Iterator[tuple[str, Any]]:
+def from_torchvision(name: str, root: str, split: str, download: bool) -> list[Item]:
     """Each image of CIFAR10, CelebA, LSUN (bedroom) or FashionMNIST.
 
     Raises:
@@ -118,18 +159,22 @@ def from_torchvision(name: str, root: str, split: str, download: bool) -> Iterat
         raise UserError(
             f"torchvision's {name} is not at {root}: {problem}. Expected it there, or download=true (LSUN: see torchvision)."
         ) from problem
-    return ((f"{name}[{i}]", found[i][0]) for i in range(len(found)))
+
+    def image(index: int) -> Any:
+        return found[index][0]
+
+    return [(f"{name}[{i}]", partial(image, i)) for i in range(len(found))]
 
 
 def read(
-    items: Iterable[tuple[str, Any]], size: int | None, limit: int | None, skip_broken: bool
+    items: Sequence[Item], size: int | None, limit: int | None, skip_broken: bool, seed: int = 0
 ) -> tuple[Float[Tensor, "n c h w"], tuple[str, ...]]:
     """Decode, convert, resize and crop images.
 
     Args:
-        items: names with bytes or PIL images.
+        items: what there is.
         size: side after resizing the shorter side (antialiased) and a centre crop; None keeps the images' own size.
-        limit: stop after so many images.
+        limit: use so many of them, chosen by ``seed``: files are often sorted by class.
         skip_broken: leave out what cannot be decoded.
 
     Returns:
@@ -138,15 +183,18 @@ def read(
     Raises:
         UserError: an unreadable image, mixed sizes without ``size``, or no image left.
     """
+    from PIL.Image import DecompressionBombError
+
     decoded: list[Image] = []
     notes: Counter[str] = Counter()
     broken: list[str] = []
+    if limit is not None and limit < len(items):
+        chosen = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))[:limit]
+        items = [items[i] for i in sorted(chosen.tolist())]
     for name, content in items:
-        if limit is not None and len(decoded) >= limit:
-            break
         try:
-            decoded.append(_decode(content, size, notes))
-        except (OSError, ValueError, SyntaxError) as problem:
+            decoded.append(_decode(content(), size, notes))
+        except (*UNREADABLE, DecompressionBombError) as problem:
             if not skip_broken:
                 raise UserError(
                     f"Cannot read the image {name}: {problem}. Expected a whole image file; --skip_broken true leaves such files out."
@@ -183,6 +231,8 @@ def _decode(content: Any, size: int | None, notes: Counter[str]) -> Image:
     mode = image.mode
     if mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all() or values.min() < 0 or (mode == "I" and values.max() > 65535):
+            raise ValueError(f"pixels from {values.min():g} to {values.max():g}, not 0 to 65535")
         top = 65535.0 if mode != "F" else max(1.0, float(values.max()))
         image = Image.fromarray(np.round(values.clip(0, top) / top * 255).astype(np.uint8))
         notes["converted from 16 bits to 8"] += 1
