@@ -48,32 +48,22 @@ class Experiment:
 
 
 # The recommended values follow METHOD section 9: gate at the noise level where the data's own directions are decided.
+_MLP = "mlp:width=384,depth=3,residual=true"
+_DIGITS = Settings(2500, 128, decay="cosine", ema=0.995)
 EXPERIMENTS = {
     "plane": Experiment(
-        "plane:n=10000", "mlp", Settings(4000, 256, decay="cosine", ema=0.995), 4000, 250, 0.5, 5, 3, 0.3
+        "plane:n=10000",
+        "mlp",
+        Settings(4000, 256, decay="cosine", ema=0.995),
+        samples=4000,
+        sampling_steps=250,
+        gate=0.4,
+        k=5,
+        radius=3,
+        stop=0.3,
     ),
-    "digits": Experiment(
-        "digits",
-        "mlp:width=384,depth=3,residual=true",
-        Settings(2500, 128, decay="cosine", ema=0.995),
-        1000,
-        250,
-        0.2,
-        5,
-        1,
-        0.2,
-    ),
-    "digits-subspace": Experiment(
-        "digits:subspace=16",
-        "mlp:width=384,depth=3,residual=true",
-        Settings(2500, 128, decay="cosine", ema=0.995),
-        1000,
-        250,
-        0.2,
-        7,
-        1,
-        0.2,
-    ),
+    "digits": Experiment("digits", _MLP, _DIGITS, 1000, 250, gate=0.2, k=5, radius=1, stop=0.2),
+    "digits-subspace": Experiment("digits:subspace=16", _MLP, _DIGITS, 1000, 250, gate=0.25, k=10, radius=1, stop=0.2),
 }
 
 
