@@ -292,7 +292,8 @@ def cost_section(outcomes: list[Outcome], process: Process) -> Section:
     )
     text = (
         "A forward pass counts 1, a backward pass 2 and a backward pass to the input alone 1: their sum over ddpm's is the "
-        "floor. What was measured lies above it where a network is so small that the bookkeeping of a step weighs as much. "
+        "floor. What was measured can lie below it, since the optimizer and the averaging of a step cost the same for all, "
+        "or above it, where a gate leaves too few rows to fill a pass. "
         "The trainings of this demonstration share the machine's cores, so read the measured ratios as rough."
     )
     return Section("What it costs", text, [], [Table(columns, cells, caption)])
