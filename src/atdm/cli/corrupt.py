@@ -1,0 +1,44 @@
+"""``atdm corrupt``: write a corrupted data set and its truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import UserError
+from .common import make_parser
+
+
+def run(words: list[str]) -> int:
+    parser = make_parser("corrupt")
+    parser.add_argument("--data", type=str, required=True)
+    parser.add_argument("--corrupt", type=str, required=True, help="such as gaussian:share=0.9,std=0.2")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--image_size", type=int | None, default=None)
+    parser.add_argument("--limit", type=int | None, default=None)
+    parser.add_argument("--skip_broken", type=bool, default=False)
+    parser.add_argument("--out", type=str, required=True, help="folder for samples.npz, a preview and truth.npz")
+    given = parser.parse_args(words)
+    from ..checkpoint import atomic
+    from ..corrupt import corrupt
+    from ..data import load
+    from ..sample import save_samples
+
+    folder = Path(given.out)
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise UserError(f"{folder} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
+    dataset = load(
+        given.data, seed=given.seed, image_size=given.image_size, limit=given.limit, skip_broken=given.skip_broken
+    )
+    dirty, truth = corrupt(dataset.x, given.corrupt, given.seed)
+    with atomic(folder) as scratch:
+        scratch.mkdir()
+        save_samples(dirty, scratch / "samples.npz")
+        truth.save(scratch / "truth.npz")
+        if dataset.kind == "image":
+            save_samples(dirty[:64], scratch / "preview.png")
+    for note in dataset.notes:
+        print(note)
+    print(
+        f"{len(dirty)} items, {int(truth.dirty.sum())} of them corrupted, are in {folder}; the truth is in {folder}/truth.npz."
+    )
+    return 0

@@ -1,0 +1,79 @@
+"""``atdm train``: train a model in a run folder, or resume it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from typing import Any
+
+from ..config import ObjectiveConfig, TrainConfig
+from .common import make_parser, print_table, progress_bar
+
+
+class Stop:
+    """Ctrl-C and SIGTERM, once, end the training after its step; a second time, at once."""
+
+    def __init__(self) -> None:
+        self.wished = False
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, self._wish)
+
+    def _wish(self, *_: Any) -> None:
+        if self.wished:
+            raise KeyboardInterrupt
+        self.wished = True
+
+    def __call__(self) -> bool:
+        return self.wished
+
+
+def run(words: list[str]) -> int:
+    parser = make_parser("train")
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(TrainConfig, fail_untyped=False)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration and its cost, and stop"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(words)
+    names = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "objective"]
+    objective = given.objective
+    objective = objective if isinstance(objective, ObjectiveConfig) else ObjectiveConfig(**vars(objective))
+    config = TrainConfig(objective=objective, **{n: given[n] for n in names})
+    from .. import run as runs
+
+    if given.dry_run:
+        parts = runs.build(config)
+        cost = runs.estimate(config, parts)
+        if given.json:
+            print(json.dumps({"config": config.as_dict(), "cost": cost}, default=str))
+        else:
+            import yaml
+
+            print(yaml.safe_dump(config.as_dict(), sort_keys=False))
+            print_table("cost", [{"what": k, "value": v} for k, v in cost.items()])
+        return 0
+    stop = Stop()
+    last = None
+    main_process = os.environ.get("LOCAL_RANK", "0") == "0"
+    with progress_bar(not main_process or given.json) as bar:
+        task = bar.add_task(config.objective.name, total=config.steps, note="")
+        for last in runs.train(config, stop):
+            note = f"loss {last.terms.loss.mean().item():.4f}  {last.samples / last.seconds:,.0f} samples/s"
+            bar.update(task, completed=last.index, **({"note": note} if last.index % 10 == 0 else {}))
+    if main_process:
+        done: dict[str, Any] = {
+            "run": config.out,
+            "step": last.index if last else config.steps,
+            "steps": config.steps,
+            "model": f"{config.out}/model",
+        }
+        if given.json:
+            print(json.dumps(done))
+        elif stop.wished and done["step"] < config.steps:
+            print(f"Stopped after step {done['step']} and saved; the same command goes on from there.")
+        else:
+            print(f"The model is in {config.out}/model, a diffusers pipeline. Next: atdm evaluate {config.out}")
+    return 130 if stop.wished else 0
