@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ..errors import UserError
 from .common import make_parser, print_table, progress_bar
 
 
@@ -12,21 +13,28 @@ def run(words: list[str]) -> int:
     parser = make_parser("demo")
     parser.add_argument("--out", type=str, default="demo")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="how many seeds, from --seed on; tables then give mean ± std"
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of the training, to see that everything works")
+    parser.add_argument(
+        "--thorough", action="store_true", help="add clean data, and a range of strengths and of stopping levels"
+    )
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     given = parser.parse_args(words)
-    from ..experiments import demo
+    if given.seeds < 1:
+        raise UserError(f"seeds is {given.seeds}. Expected at least 1.")
+    from ..experiments import demo, demo_report
 
+    out, seeds = Path(given.out), range(given.seed, given.seed + given.seeds)
     with progress_bar(given.json) as bar:
         task = bar.add_task("demo", total=None, note="")
-        for done, total, label in demo.run(Path(given.out), given.seed, 0.1 if given.quick else 1.0):
-            bar.update(task, completed=done, total=total, note=label)
-    summary = json.loads((Path(given.out) / "summary.json").read_text())
+        for done, total, label in demo.run(out, seeds, 0.1 if given.quick else 1.0, given.thorough):
+            bar.update(task, completed=round(done), total=round(total), note=label)
+    summary = json.loads((out / "summary.json").read_text())
     if given.json:
         print(json.dumps(summary))
     else:
-        print_table("demo", [{k: r.get(k) for k in demo.COLUMNS} for r in summary["rows"]])
-        print(
-            f"The report is {Path(given.out) / 'report.html'}, the numbers are in {Path(given.out) / 'summary.json'}."
-        )
+        print_table("demo", demo_report.overview(summary["rows"]))
+        print(f"The report is {out / 'report.html'}, the numbers are in {out / 'summary.json'}.")
     return 0
