@@ -142,3 +142,37 @@ def test_sample_show_and_corrupt_write_what_they_say(capsys, folder, tmp_path):
     code, _, err = atdm(capsys, *words, str(tmp_path / "dirty"))
     assert code == 2
     assert "is not empty" in err
+
+
+@pytest.mark.parametrize(("data", "shape"), [("digits", (1, 8, 8)), ("plane:n=60", (3,))])
+def test_corrupted_data_can_be_learned_from(capsys, tmp_path, data, shape):
+    import numpy as np
+
+    from atdm.corrupt import Truth
+    from atdm.data import load
+
+    words = [
+        "--corrupt",
+        "outliers:share=0.2+gaussian:share=0.9,std=0.2",
+        "--limit",
+        "50",
+        "--out",
+        str(tmp_path / "d"),
+    ]
+    code, out, _ = atdm(capsys, "corrupt", "--data", data, *words, "--json")
+    told, truth = json.loads(out), Truth.load(tmp_path / "d" / "truth.npz")
+    assert code == 0
+    assert told["items"] == 50
+    assert told["corrupted"] == truth.dirty.sum()
+    assert [p["touched"] for p in told["parts"]] == truth.touched.sum(1).tolist()
+    assert all((tmp_path / "d" / name).is_file() for name in ("samples.npz", "truth.npz"))
+    assert {str(f) for f in (tmp_path / "d").iterdir()} == set(told["files"])
+    with np.load(tmp_path / "d" / "samples.npz") as file:
+        dirty = file["samples"]
+    for spec in (str(tmp_path / "d" / "samples.npz"), f"npz:path={tmp_path}/d/samples.npz"):
+        again = load(spec)
+        assert again.item_shape == shape
+        assert np.array_equal(again.x.numpy(), dirty)
+    train = ["train", "--data", spec, "--net", "mlp:width=32", "--steps", "2", "--batch_size", "8", "--json"]
+    assert atdm(capsys, *train, "--out", str(tmp_path / "run"))[0] == 0
+    assert atdm(capsys, "evaluate", str(tmp_path / "run"), "--n", "20", "--steps", "5", "--json")[0] == 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from atdm.corrupt import CORRUPTIONS, Truth, corrupt, corrupt_item, describe_corruption, parse_corruption
+from atdm.corrupt import CORRUPTIONS, Truth, corrupt, corrupt_item, describe_corruption, parse_corruption, truth_of
 from atdm.data import load
 from atdm.data.subspace import Subspace
 from atdm.data.toy import TOYS, GaussianMixture, Moons, Plane
@@ -24,6 +24,23 @@ def test_score_is_the_gradient_of_the_log_density(toy, alpha, sigma):
     score = toy.score(x.detach(), alpha, sigma)
     assert score.isfinite().all()
     assert (gradient - score).norm() < 1e-3 * gradient.norm()
+
+
+@pytest.mark.parametrize("toy", [Plane(), GaussianMixture(modes=3, imbalance=5.0)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_sample_may_have_its_own_noise_level(toy, dtype):
+    d = 3 if isinstance(toy, Plane) else 2
+    x = torch.rand(4, d, generator=torch.Generator().manual_seed(0), dtype=dtype) * 2 - 1
+    alphas, sigmas = torch.tensor([1.0, 0.9, 0.5, 0.1]), torch.tensor([0.02, 0.3, 0.8, 1.0])
+    density, score = toy.log_density(x, alphas, sigmas), toy.score(x, alphas, sigmas)
+    assert density.dtype == score.dtype == dtype
+    for i in range(4):
+        one = x[i : i + 1], alphas[i].item(), sigmas[i].item()
+        torch.testing.assert_close(density[i : i + 1], toy.log_density(*one))
+        torch.testing.assert_close(score[i : i + 1], toy.score(*one))
+    torch.testing.assert_close(toy.score(x, alphas[1], sigmas[1]), toy.score(x, 0.9, 0.3), rtol=1e-5, atol=1e-6)
+    assert toy.distance(x).dtype == dtype
+    assert toy.spread(x) > 0
 
 
 @pytest.mark.parametrize("toy", [Plane(), GaussianMixture(modes=3, imbalance=5.0)], ids=str)
@@ -90,12 +107,79 @@ def test_every_corruption_is_pure_per_item_and_keeps_its_truth(name):
     assert torch.equal(dirty, corrupt(IMAGES, spec, seed=7)[0])
     assert not torch.equal(dirty, corrupt(IMAGES, spec, seed=8)[0])
     for index in (0, 13, 63):
-        alone, _ = corrupt_item(IMAGES[index], parse_corruption(spec), 7, index)
+        alone, hits = corrupt_item(IMAGES[index], parse_corruption(spec), 7, index)
         assert torch.equal(alone, dirty[index])
+        assert (hits[0] is not None) == truth.dirty[index]
     changed = (dirty != IMAGES).flatten(1).any(1).numpy()
     assert np.array_equal(changed, truth.dirty)
     assert 15 < changed.sum() < 49
     assert describe_corruption(parse_corruption(truth.spec)) == truth.spec
+    assert truth.details[name], "how an item was touched is recorded"
+    for values in truth.details[name].values():
+        assert np.array_equal(np.isfinite(values), truth.dirty)
+
+
+def test_the_truth_says_how_each_item_was_touched():
+    x = IMAGES * 0.9  # so that -1, 0 and 1 are dirt
+    dirty, truth = corrupt(x, "gaussian:share=0.5,std=0.1,std_max=2", seed=3)
+    std = truth.details["gaussian"]["std"]
+    assert 0.1 <= np.nanmin(std) < 0.4
+    assert 1.5 < np.nanmax(std) <= 2
+    for i in np.flatnonzero(truth.dirty):
+        assert (dirty[i] - x[i]).std().item() == pytest.approx(std[i], rel=0.15)
+
+    dirty, truth = corrupt(x, "patch:share=0.5,size=0.3", seed=3)
+    top, left, side = (truth.details["patch"][k] for k in ("top", "left", "side"))
+    assert len({*top[truth.dirty]}) > 3
+    for i in np.flatnonzero(truth.dirty):
+        rows, columns = slice(int(top[i]), int(top[i] + side[i])), slice(int(left[i]), int(left[i] + side[i]))
+        expected = x[i].clone()
+        expected[:, rows, columns] = 0
+        assert torch.equal(dirty[i], expected)
+
+    dirty, truth = corrupt(x, "salt_pepper:rate=0.2+missing:rate=0.1,share=0.5", seed=3)
+    counted = (dirty == 0).all(1).flatten(1).sum(1).numpy()
+    assert np.array_equal(counted[truth.touched[1]], truth.details["missing"]["missing"][truth.touched[1]])
+    untouched = ~truth.touched[1]
+    for value, key in ((-1, "black"), (1, "white")):
+        counted = (dirty == value).all(1).flatten(1).sum(1).numpy()
+        assert np.array_equal(counted[untouched], truth.details["salt_pepper"][key][untouched])
+
+    twice = corrupt(x, "gaussian:std=0.1+blur:sigma=2+gaussian:std=0.3", seed=3)[1]
+    assert [*twice.details] == ["gaussian", "blur", "gaussian_2"]
+    assert [v["std"][0] for k, v in twice.details.items() if k != "blur"] == [0.1, 0.3]
+
+
+def test_a_stream_is_that_of_its_own_generator():
+    """One generator is moved from item to item; each must be where a fresh one would start, also after odd draws."""
+    x = torch.zeros(3, 5)
+    for index in (0, 2, 1):
+        dirty, _ = corrupt_item(x[index], parse_corruption("gaussian:std=1"), -4, index, epoch=index)
+        rng = np.random.Generator(
+            np.random.Philox(counter=[0, 0, 0, index], key=np.array([2**64 - 4, index * 64], np.uint64))
+        )
+        rng.random()
+        assert np.array_equal(dirty.numpy(), rng.standard_normal(5, dtype=np.float32))
+
+
+def test_missing_coordinates_of_vectors_are_zero():
+    x = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0)) + 1
+    dirty, truth = corrupt(x, "missing:share=0.5,rate=0.3", seed=0)
+    gone = dirty == 0
+    assert torch.equal(dirty[~gone], x[~gone])
+    assert gone[torch.from_numpy(truth.dirty)].float().mean().item() == pytest.approx(0.3, abs=0.02)
+    assert not gone[torch.from_numpy(~truth.dirty)].any()
+    assert gone.any(0).all()
+    assert not gone.all(1).all()
+
+
+def test_none_is_no_part_wherever_it_stands():
+    spec = "gaussian:share=0.5,std=0.2"
+    for with_none in (f"none+{spec}", f"{spec}+none", f"none+{spec}+ none "):
+        dirty, truth = corrupt(IMAGES, with_none, seed=2)
+        assert torch.equal(dirty, corrupt(IMAGES, spec, seed=2)[0])
+        assert truth.touched.shape == (1, 64)
+    assert parse_corruption("none+none") == ()
 
 
 def test_gaussian_noise_has_its_share_and_std():
@@ -117,6 +201,10 @@ def test_compositions_and_their_truth_survive_a_file(tmp_path):
     assert np.array_equal(back.touched, truth.touched)
     assert back.touched.shape == (2, 64)
     assert torch.equal(corrupt(IMAGES, back.spec, back.seed)[0], dirty)
+    assert back.details.keys() == truth.details.keys()
+    assert np.array_equal(back.details["gaussian"]["std"], truth.details["gaussian"]["std"], equal_nan=True)
+    foreseen = truth_of(spec, 64, (3, 12, 12), seed=1)
+    assert np.array_equal(foreseen.touched, truth.touched)
     assert corrupt(IMAGES, "none")[1].dirty.sum() == 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 from ..errors import UserError
@@ -17,6 +19,7 @@ def run(words: list[str]) -> int:
     parser.add_argument("--limit", type=int | None, default=None)
     parser.add_argument("--skip_broken", type=bool, default=False)
     parser.add_argument("--out", type=str, required=True, help="folder for samples.npz, a preview and truth.npz")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     from ..checkpoint import atomic
     from ..corrupt import corrupt
@@ -37,8 +40,21 @@ def run(words: list[str]) -> int:
         if dataset.kind == "image":
             save_samples(dirty[:64], scratch / "preview.png")
     for note in dataset.notes:
-        print(note)
-    print(
-        f"{len(dirty)} items, {int(truth.dirty.sum())} of them corrupted, are in {folder}; the truth is in {folder}/truth.npz."
-    )
+        print(note, file=sys.stderr)
+    counts = dict(zip(truth.details, truth.touched.sum(1).tolist(), strict=True))
+    if given.json:
+        told = {
+            "items": len(dirty),
+            "corrupted": int(truth.dirty.sum()),
+            "parts": [{"part": part, "touched": count} for part, count in counts.items()],
+            "files": sorted(str(file) for file in folder.iterdir()),
+            "notes": list(dataset.notes),
+        }
+        print(json.dumps(told))
+    else:
+        each = "".join(f"\n  {count} by {part}" for part, count in counts.items()) if len(counts) > 1 else ""
+        print(
+            f"{len(dirty)} items, {int(truth.dirty.sum())} of them corrupted, are in {folder}; "
+            f"the truth is in {folder}/truth.npz.{each}"
+        )
     return 0

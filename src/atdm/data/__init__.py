@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -63,6 +65,13 @@ class Parquet:
 
 
 @dataclass(frozen=True)
+class Npz:
+    """Items as ``atdm corrupt`` or ``atdm sample`` wrote them: the float array ``samples`` (or the only one there)."""
+
+    path: str
+
+
+@dataclass(frozen=True)
 class Hub:
     name: str
     split: str = "train"
@@ -82,12 +91,13 @@ DATASETS: dict[str, Any] = {
     "digits": Digits,
     "folder": Folder,
     "parquet": Parquet,
+    "npz": Npz,
     "hub": Hub,
     "torchvision": Torchvision,
 }
 
 
-PATHS: dict[str, Any] = {"folder": Folder, "parquet": Parquet}
+PATHS: dict[str, Any] = {"folder": Folder, "parquet": Parquet, "npz": Npz}
 
 
 def load(
@@ -117,6 +127,8 @@ def load(
         return Dataset(points[:limit], "vector", spec, source, test)
     if isinstance(source, Digits):
         return _digits(source, spec, seed, image_size, limit)
+    if isinstance(source, Npz):
+        return _npz(source, spec, seed, image_size, limit)
     held_out: list[images.Item] = []
     if isinstance(source, Folder):
         items = images.from_folder(Path(source.path).expanduser())
@@ -150,8 +162,10 @@ def _source(spec: str) -> Any:
             return Folder(spec)
         if path.is_dir() or ".parquet" in spec:
             return Parquet(spec)
+        if path.suffix == ".npz":
+            return Npz(spec)
         if path.is_file():
-            raise UserError(f"{spec} is a file. Expected a folder of images or a .parquet file.")
+            raise UserError(f"{spec} is a file. Expected a folder of images, a .parquet or an .npz file.")
         if "/" in spec or "." in spec:
             raise UserError(
                 f"There is no folder {spec}. Expected a folder of images, a parquet file, or a name. {nearest(spec, DATASETS)}"
@@ -171,3 +185,29 @@ def _digits(source: Digits, spec: str, seed: int, image_size: int | None, limit:
         return Dataset(train[:limit], "image", spec, test=test)
     truth = Subspace.fit(train, source.subspace)
     return Dataset(truth.project(train)[:limit], "image", spec, truth, truth.project(test))
+
+
+def _npz(source: Npz, spec: str, seed: int, image_size: int | None, limit: int | None) -> Dataset:
+    path = Path(source.path).expanduser()
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            name = "samples" if "samples" in file.files or len(file.files) != 1 else file.files[0]
+            x = torch.from_numpy(file[name])
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}. Expected an .npz that atdm corrupt or atdm sample wrote.") from None
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as problem:
+        raise UserError(f"{path} holds no array 'samples'. Expected an .npz that atdm corrupt wrote.") from problem
+    shape = list(x.shape)
+    if not (x.is_floating_point() and (x.dim() == 2 or (x.dim() == 4 and shape[1] in (1, 3)))):
+        raise UserError(
+            f"{path} holds {x.dtype} of shape {shape}. Expected floats, [n, d] or [n, 1 or 3 channels, height, width]."
+        )
+    if len(x) < 2:
+        raise UserError(f"{path} holds {len(x)} item. Expected at least 2.")
+    if not bool(x.isfinite().all()):
+        raise UserError(f"{path} holds values that are not finite. Expected numbers.")
+    if image_size is not None and [image_size] * 2 != shape[2:]:
+        raise UserError(f"image_size is {image_size}, but {path} holds items of shape {shape[1:]}. Expected none.")
+    if limit is not None and limit < len(x):
+        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:limit].sort().values]
+    return Dataset(x.float(), "vector" if x.dim() == 2 else "image", spec)
