@@ -266,7 +266,7 @@ def test_folder_mistakes_are_sentences(tmp_path):
         load(str(tmp_path))
     photo(16).save(tmp_path / "a.png")
     photo(24).save(tmp_path / "b.png")
-    with pytest.raises(UserError, match=r"2 different sizes.*image_size"):
+    with pytest.raises(UserError, match=r"different sizes: a.png is 16x16, b.png is 24x24.*image_size"):
         load(str(tmp_path))
     assert load(str(tmp_path), image_size=8).x.shape == (2, 3, 8, 8)
     with pytest.raises(UserError, match="Did you mean 'plane'"):

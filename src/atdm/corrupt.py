@@ -1,6 +1,7 @@
 """Dirt with a known truth: seeded corruptions, pure per item, that record which items they touched and how.
 
-The randomness of item i depends on (seed, i) alone, so any item by itself comes out as it does in the whole set.
+The randomness of item i depends on (seed, i) alone, or (seed, i, epoch) where dirt is fresh in every epoch, so any item
+by itself comes out as it does in the whole set.
 """
 
 from __future__ import annotations
@@ -321,15 +322,28 @@ def corrupt_item(
     Args:
         epoch: dirt that is fresh in every epoch counts them; fixed dirt is that of epoch 0.
     """
-    out: np.ndarray = x.numpy()
+    out, hits = _damaged(x.numpy(), parts, seed, index, epoch)
+    untouched = all(hit is None for hit in hits)
+    return (x if untouched else torch.from_numpy(np.ascontiguousarray(out))), hits
+
+
+def corrupt_rows(
+    x: Float[Tensor, "b *item"], parts: tuple[Corruption, ...], seed: int, indices: list[int], epochs: list[int]
+) -> None:
+    """:func:`corrupt_item` of many rows, in place: ``x[row]`` is item ``indices[row]`` as of epoch ``epochs[row]``."""
+    rows = x.numpy()
+    for row, index, epoch in zip(rows, indices, epochs, strict=True):
+        row[...] = _damaged(row, parts, seed, index, epoch)[0]
+
+
+def _damaged(x: Any, parts: tuple[Corruption, ...], seed: int, index: int, epoch: int) -> tuple[Any, list[Any]]:
     hits: list[dict[str, Any] | None] = []
     for place, part in enumerate(parts):
         rng = _streams.at(seed, index, place, epoch)
-        hits.append(drawn := part.draw(out.shape, rng) if rng.random() < part.share else None)
+        hits.append(drawn := part.draw(x.shape, rng) if rng.random() < part.share else None)
         if drawn is not None:
-            out = part.damage(out, drawn, rng)
-    untouched = all(hit is None for hit in hits)
-    return (x if untouched else torch.from_numpy(np.ascontiguousarray(out))), hits
+            x = part.damage(x, drawn, rng)
+    return x, hits
 
 
 def require_fit(parts: tuple[Corruption, ...], shape: tuple[int, ...]) -> None:
@@ -380,6 +394,5 @@ def corrupt(x: Float[Tensor, "n *item"], spec: str, seed: int = 0) -> tuple[Floa
         raise UserError("The data hold values that are not finite. Expected numbers.")
     truth = truth_of(spec, len(x), tuple(x.shape[1:]), seed)
     parts, out = parse_corruption(spec), x.clone()
-    for index in np.flatnonzero(truth.dirty).tolist():
-        out[index] = corrupt_item(x[index], parts, seed, index)[0]
+    corrupt_rows(out, parts, seed, [*range(len(x))], [0] * len(x))
     return out, truth

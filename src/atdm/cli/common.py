@@ -101,6 +101,20 @@ def progress_bar(hidden: bool) -> Any:
     return Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), disable=hidden)
 
 
+def decoding(bar: Any) -> Any:
+    """A callback that shows the decoding of images on ``bar`` from when it begins until it ends."""
+    tasks: list[Any] = []
+
+    def show(done: int, total: int) -> None:
+        if not tasks:
+            tasks.append(bar.add_task("decoding images", total=total, note=""))
+        bar.update(tasks[0], completed=done, total=total)
+        if done >= total:
+            bar.remove_task(tasks.pop())
+
+    return show
+
+
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table

@@ -6,8 +6,9 @@ import json
 import sys
 from pathlib import Path
 
+from ..config import TrainConfig
 from ..errors import UserError
-from .common import make_parser
+from .common import decoding, make_parser, progress_bar
 
 
 def run(words: list[str]) -> int:
@@ -16,8 +17,10 @@ def run(words: list[str]) -> int:
     parser.add_argument("--corrupt", type=str, required=True, help="such as gaussian:share=0.9,std=0.2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image_size", type=int | None, default=None)
+    parser.add_argument("--crop", type=str, default="center", help="center, or none: squeeze the whole image")
     parser.add_argument("--limit", type=int | None, default=None)
     parser.add_argument("--skip_broken", type=bool, default=False)
+    parser.add_argument("--cache", type=bool, default=True, help="decode images once, into a file that is mapped")
     parser.add_argument("--out", type=str, required=True, help="folder for samples.npz, a preview and truth.npz")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
@@ -29,9 +32,11 @@ def run(words: list[str]) -> int:
     folder = Path(given.out)
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise UserError(f"{folder} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
-    dataset = load(
-        given.data, seed=given.seed, image_size=given.image_size, limit=given.limit, skip_broken=given.skip_broken
-    )
+    if given.crop == "random":
+        raise UserError("A random crop is drawn anew in training. Expected center or none.")
+    with progress_bar(given.json) as bar:
+        how = {name: given[name] for name in TrainConfig.READING}
+        dataset = load(given.data, **how, progress=decoding(bar))
     dirty, truth = corrupt(dataset.x, given.corrupt, given.seed)
     with atomic(folder) as scratch:
         scratch.mkdir()
