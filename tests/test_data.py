@@ -285,6 +285,45 @@ def test_parquet_in_the_hub_layout(tmp_path):
         load(f"parquet:path={tmp_path / 'x.parquet'},column=image")
 
 
+def test_a_crop_says_what_becomes_of_the_edges(tmp_path):
+    for i in range(2):  # a wide image with a white left edge
+        pixels = np.zeros((20, 60, 3), np.uint8)
+        pixels[:, :8] = 255
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    assert load(str(tmp_path), image_size=16).x.max() < -0.9, "the middle has no edge"
+    squeezed = load(str(tmp_path), image_size=16, crop="none").x
+    assert squeezed[:, :, :, 0].min() > 0.5
+    assert squeezed.shape == (2, 3, 16, 16)
+    wide = load(str(tmp_path), image_size=16, crop="random")
+    assert wide.item_shape == wide.x.shape[1:] == (3, 16, 16)
+    assert wide.items.item_shape == (3, 18, 18)
+    assert torch.equal(wide.x, wide.items[torch.arange(2)][:, :, 1:17, 1:17])
+    with pytest.raises(UserError, match="Did you mean 'random'"):
+        load(str(tmp_path), image_size=16, crop="randon")
+    with pytest.raises(UserError, match="needs image_size"):
+        load(str(tmp_path), crop="random")
+
+
+def test_torchvision_reads_what_is_there(tmp_path):
+    import struct
+
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 28, 28), dtype=np.uint8)
+    for split in ("train", "t10k"):
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(
+            struct.pack(">HBBIII", 0, 8, 3, *pixels.shape) + pixels.tobytes()
+        )
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">HBBI", 0, 8, 1, 5) + bytes(5))
+    data = load(f"torchvision:name=FashionMNIST,root={tmp_path}")
+    assert data.x.shape == (5, 1, 28, 28), "gray stays gray"
+    assert torch.equal(data.x[:, 0], torch.from_numpy(pixels) / 127.5 - 1)
+    with pytest.raises(UserError, match="Did you mean 'FashionMNIST'"):
+        load(f"torchvision:name=FashionMnist,root={tmp_path}")
+    with pytest.raises(UserError, match="download=true"):
+        load(f"torchvision:name=CIFAR10,root={tmp_path}")
+
+
 def test_digits_are_in_range_and_split():
     data = load("digits")
     assert data.x.shape == (1500, 1, 8, 8)

@@ -63,7 +63,7 @@ def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:
     counted = parts.objective.passes()
     few = int(min(config.batch_size, max(2, 2e9 // max(1, per_item))))
     trial = Objective("ddpm", parts.objective.process)
-    x = parts.source.batch(torch.arange(few) % len(parts.source), torch.zeros(few, dtype=torch.long))
+    x = parts.source.first(few)
     times = []
     for _ in range(3):
         begin = time.perf_counter()

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -94,6 +96,18 @@ class Source:
         every_row = torch.arange(len(x))[:, None, None]
         return x.permute(0, 2, 3, 1)[every_row, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
+    def first(self, count: int) -> Float[Tensor, "b *item"]:
+        """So many items as of epoch 0, from the start again where there are fewer."""
+        return self.batch(torch.arange(count) % len(self), torch.zeros(count, dtype=torch.long))
+
+    def save(self, path: Path) -> None:
+        """Write all items as of epoch 0 to an .npz (float32 array ``samples``), a few at a time."""
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(self), *self.item_shape)}
+        with zipfile.ZipFile(path, "w") as archive, archive.open("samples.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for rows in torch.arange(len(self)).split(256):
+                file.write(self.batch(rows, torch.zeros_like(rows)).numpy().astype("<f4").tobytes())
+
     def prepared(self) -> Source:
         """The same source with what never changes done once and kept in memory, where that is small."""
         size = 4 * len(self) * int(np.prod(self.items.item_shape))
@@ -136,6 +150,9 @@ def feed(source: Source, plan: Plan, rows: Tensor, steps: range, workers: int, p
         rows: which rows of the global batch this process trains on.
         workers: processes that prepare batches ahead; 0 prepares each when it is asked for.
         pin: put batches into page-locked memory, from which a GPU fetches them while it computes.
+
+    Raises:
+        UserError: a worker died.
     """
     batches = _Steps(source, plan, rows)
     if workers == 0:
@@ -152,7 +169,15 @@ def feed(source: Source, plan: Plan, rows: Tensor, steps: range, workers: int, p
         pin_memory=pin,
         generator=torch.Generator(),  # the loader's own seed must not come from the stream training uses
     )
-    yield from loader
+    try:
+        yield from loader
+    except (RuntimeError, OSError, EOFError) as problem:  # as torch or its pipes happen to notice
+        if isinstance(problem, RuntimeError) and "DataLoader worker (pid" not in str(problem):
+            raise
+        raise UserError(
+            f"A process that prepares batches failed: {' '.join(str(problem).split())}. "
+            "Memory may have run out. Expected more of it, fewer --workers, or --workers 0."
+        ) from problem
 
 
 def _ignore_signals(_: int) -> None:

@@ -42,6 +42,9 @@ def _explain(message: str, parser: Any) -> str:
     kind = re.search(r"[Pp]arser key \"([\w.]+)\": Expected a <class '(\w+)'>\. Got value: (\S+)", text)
     if kind:
         return f"The option {kind[1]} is '{kind[3]}'. Expected {'an integer' if kind[2] == 'int' else 'a ' + kind[2]}."
+    kind = re.search(r"[Pp]arser key \"([\w.]+)\": Does not validate .*?\[<class '(\w+)'>.*Given value: (\S+)", text)
+    if kind:
+        return f"The option {kind[1]} is '{kind[3]}'. Expected {'an integer' if kind[2] == 'int' else 'a ' + kind[2]} or null."
     return text
 
 

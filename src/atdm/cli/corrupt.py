@@ -25,9 +25,10 @@ def run(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     from ..checkpoint import atomic
-    from ..corrupt import corrupt
+    from ..corrupt import parse_corruption, truth_of
     from ..data import load
     from ..sample import save_samples
+    from ..source import Source
 
     folder = Path(given.out)
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
@@ -37,19 +38,20 @@ def run(words: list[str]) -> int:
     with progress_bar(given.json) as bar:
         how = {name: given[name] for name in TrainConfig.READING}
         dataset = load(given.data, **how, progress=decoding(bar))
-    dirty, truth = corrupt(dataset.x, given.corrupt, given.seed)
+    source = Source(dataset.items, parse_corruption(given.corrupt), given.seed)
+    truth = truth_of(given.corrupt, len(source), dataset.item_shape, given.seed)
     with atomic(folder) as scratch:
         scratch.mkdir()
-        save_samples(dirty, scratch / "samples.npz")
+        source.save(scratch / "samples.npz")
         truth.save(scratch / "truth.npz")
         if dataset.kind == "image":
-            save_samples(dirty[:64], scratch / "preview.png")
+            save_samples(source.first(min(64, len(source))), scratch / "preview.png")
     for note in dataset.notes:
         print(note, file=sys.stderr)
     counts = dict(zip(truth.details, truth.touched.sum(1).tolist(), strict=True))
     if given.json:
         told = {
-            "items": len(dirty),
+            "items": len(source),
             "corrupted": int(truth.dirty.sum()),
             "parts": [{"part": part, "touched": count} for part, count in counts.items()],
             "files": sorted(str(file) for file in folder.iterdir()),
@@ -59,7 +61,7 @@ def run(words: list[str]) -> int:
     else:
         each = "".join(f"\n  {count} by {part}" for part, count in counts.items()) if len(counts) > 1 else ""
         print(
-            f"{len(dirty)} items, {int(truth.dirty.sum())} of them corrupted, are in {folder}; "
+            f"{len(source)} items, {int(truth.dirty.sum())} of them corrupted, are in {folder}; "
             f"the truth is in {folder}/truth.npz.{each}"
         )
     return 0
