@@ -55,6 +55,11 @@ def folder(tmp_path_factory):
         (["trian"], "Did you mean 'train'"),
         (["train", "--objective.nam", "ddpm"], "Did you mean 'objective.name'"),
         (["train", "--seed", "x"], "Expected an integer"),
+        (["train", "--workers", "x"], "The option workers is 'x'. Expected an integer or null"),
+        (["train", "--workers", "-1"], "Expected an integer >= 0"),
+        (["train", "--flip", "true", "--data", "plane"], "for images"),
+        (["train", "--crop", "random", "--data", "."], "Expected --image_size N"),
+        (["corrupt", "--corrupt", "gaussian", "--out", "x", "--data", ".", "--crop", "random"], "center or none"),
         (["train", "--objective.name", "robust"], "Unknown objective 'robust'"),
         (["train", "--data", "plain"], "Did you mean 'plane'"),
         (["train", "--steps", "0"], "Expected an integer >= 1"),
@@ -142,3 +147,86 @@ def test_sample_show_and_corrupt_write_what_they_say(capsys, folder, tmp_path):
     code, _, err = atdm(capsys, *words, str(tmp_path / "dirty"))
     assert code == 2
     assert "is not empty" in err
+
+
+@pytest.mark.parametrize(("data", "shape"), [("digits", (1, 8, 8)), ("plane:n=60", (3,))])
+def test_corrupted_data_can_be_learned_from(capsys, tmp_path, data, shape):
+    import numpy as np
+
+    from atdm.corrupt import Truth, corrupt
+    from atdm.data import load
+
+    words = [
+        "--corrupt",
+        "outliers:share=0.2+gaussian:share=0.9,std=0.2",
+        "--limit",
+        "50",
+        "--out",
+        str(tmp_path / "d"),
+    ]
+    code, out, _ = atdm(capsys, "corrupt", "--data", data, *words, "--json")
+    told, truth = json.loads(out), Truth.load(tmp_path / "d" / "truth.npz")
+    assert code == 0
+    assert told["items"] == 50
+    assert told["corrupted"] == truth.dirty.sum()
+    assert [p["touched"] for p in told["parts"]] == truth.touched.sum(1).tolist()
+    assert all((tmp_path / "d" / name).is_file() for name in ("samples.npz", "truth.npz"))
+    assert {str(f) for f in (tmp_path / "d").iterdir()} == set(told["files"])
+    with np.load(tmp_path / "d" / "samples.npz") as file:
+        dirty = file["samples"]
+    expected, _ = corrupt(load(data, limit=50).x, words[1], 0)
+    assert np.array_equal(dirty, expected.numpy())
+    for spec in (str(tmp_path / "d" / "samples.npz"), f"npz:path={tmp_path}/d/samples.npz"):
+        again = load(spec)
+        assert again.item_shape == shape
+        assert np.array_equal(again.x.numpy(), dirty)
+    train = ["train", "--data", spec, "--net", "mlp:width=32", "--steps", "2", "--batch_size", "8", "--json"]
+    assert atdm(capsys, *train, "--out", str(tmp_path / "run"))[0] == 0
+    assert atdm(capsys, "evaluate", str(tmp_path / "run"), "--n", "20", "--steps", "5", "--json")[0] == 0
+
+
+def test_a_folder_with_odd_files_says_what_it_did(capsys, tmp_path):
+    """Truncated JPEG, CMYK, gray, 16 bits, animation and text: refused by name, or counted, converted and told."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    photo = Image.fromarray(pixels)
+    photo.save(folder / "good.png")
+    photo.convert("CMYK").save(folder / "cmyk.jpg")
+    photo.convert("L").save(folder / "gray.png")
+    Image.fromarray(np.full((16, 16), 40000, dtype=np.uint16)).save(folder / "sixteen.png")
+    photo.save(folder / "moving.gif", save_all=True, append_images=[Image.fromarray(255 - pixels)])
+    (folder / "text.png").write_text("no image")
+    photo.save(folder / "half.jpg", quality=95)
+    whole = (folder / "half.jpg").read_bytes()
+    (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
+
+    train = ["train", "--data", str(folder), "--net", "mlp:width=32", "--steps", "2", "--batch_size", "4", "--json"]
+    corrupt = ["corrupt", "--data", str(folder), "--corrupt", "gaussian", "--json"]
+    for words in (train, corrupt):
+        code, _, err = atdm(capsys, *words, "--out", str(tmp_path / "refused"))
+        assert code == 2
+        assert "half.jpg" in err
+        assert "skip_broken" in err
+        assert not (tmp_path / "refused").exists()
+        (folder / "half.jpg").rename(folder / "half.txt")
+        assert "text.png" in atdm(capsys, *words, "--out", str(tmp_path / "refused"))[2]
+        (folder / "half.txt").rename(folder / "half.jpg")
+        for turn in ("decoded", "from the cache"):
+            code, out, err = atdm(
+                capsys, *words, "--skip_broken", "true", "--out", str(tmp_path / f"{words[0]} {turn}")
+            )
+            assert code == 0, err
+            assert json.loads(out)
+            said = " ".join(err.split())
+            for sentence in (
+                "2 unreadable images were skipped: half.jpg, text.png",
+                "1 image was animated (the first frame was taken).",
+                "1 image was converted from CMYK to RGB.",
+                "1 image was converted from 16 bits to 8.",
+                "2 images were converted from gray to RGB.",
+            ):
+                assert sentence in said, (turn, sentence)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from atdm.corrupt import CORRUPTIONS, Truth, corrupt, corrupt_item, describe_corruption, parse_corruption
+from atdm.corrupt import CORRUPTIONS, Truth, corrupt, corrupt_item, describe_corruption, parse_corruption, truth_of
 from atdm.data import load
 from atdm.data.subspace import Subspace
 from atdm.data.toy import TOYS, GaussianMixture, Moons, Plane
@@ -24,6 +24,23 @@ def test_score_is_the_gradient_of_the_log_density(toy, alpha, sigma):
     score = toy.score(x.detach(), alpha, sigma)
     assert score.isfinite().all()
     assert (gradient - score).norm() < 1e-3 * gradient.norm()
+
+
+@pytest.mark.parametrize("toy", [Plane(), GaussianMixture(modes=3, imbalance=5.0)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_sample_may_have_its_own_noise_level(toy, dtype):
+    d = 3 if isinstance(toy, Plane) else 2
+    x = torch.rand(4, d, generator=torch.Generator().manual_seed(0), dtype=dtype) * 2 - 1
+    alphas, sigmas = torch.tensor([1.0, 0.9, 0.5, 0.1]), torch.tensor([0.02, 0.3, 0.8, 1.0])
+    density, score = toy.log_density(x, alphas, sigmas), toy.score(x, alphas, sigmas)
+    assert density.dtype == score.dtype == dtype
+    for i in range(4):
+        one = x[i : i + 1], alphas[i].item(), sigmas[i].item()
+        torch.testing.assert_close(density[i : i + 1], toy.log_density(*one))
+        torch.testing.assert_close(score[i : i + 1], toy.score(*one))
+    torch.testing.assert_close(toy.score(x, alphas[1], sigmas[1]), toy.score(x, 0.9, 0.3), rtol=1e-5, atol=1e-6)
+    assert toy.distance(x).dtype == dtype
+    assert toy.spread(x) > 0
 
 
 @pytest.mark.parametrize("toy", [Plane(), GaussianMixture(modes=3, imbalance=5.0)], ids=str)
@@ -90,12 +107,79 @@ def test_every_corruption_is_pure_per_item_and_keeps_its_truth(name):
     assert torch.equal(dirty, corrupt(IMAGES, spec, seed=7)[0])
     assert not torch.equal(dirty, corrupt(IMAGES, spec, seed=8)[0])
     for index in (0, 13, 63):
-        alone, _ = corrupt_item(IMAGES[index], parse_corruption(spec), 7, index)
+        alone, hits = corrupt_item(IMAGES[index], parse_corruption(spec), 7, index)
         assert torch.equal(alone, dirty[index])
+        assert (hits[0] is not None) == truth.dirty[index]
     changed = (dirty != IMAGES).flatten(1).any(1).numpy()
     assert np.array_equal(changed, truth.dirty)
     assert 15 < changed.sum() < 49
     assert describe_corruption(parse_corruption(truth.spec)) == truth.spec
+    assert truth.details[name], "how an item was touched is recorded"
+    for values in truth.details[name].values():
+        assert np.array_equal(np.isfinite(values), truth.dirty)
+
+
+def test_the_truth_says_how_each_item_was_touched():
+    x = IMAGES * 0.9  # so that -1, 0 and 1 are dirt
+    dirty, truth = corrupt(x, "gaussian:share=0.5,std=0.1,std_max=2", seed=3)
+    std = truth.details["gaussian"]["std"]
+    assert 0.1 <= np.nanmin(std) < 0.4
+    assert 1.5 < np.nanmax(std) <= 2
+    for i in np.flatnonzero(truth.dirty):
+        assert (dirty[i] - x[i]).std().item() == pytest.approx(std[i], rel=0.15)
+
+    dirty, truth = corrupt(x, "patch:share=0.5,size=0.3", seed=3)
+    top, left, side = (truth.details["patch"][k] for k in ("top", "left", "side"))
+    assert len({*top[truth.dirty]}) > 3
+    for i in np.flatnonzero(truth.dirty):
+        rows, columns = slice(int(top[i]), int(top[i] + side[i])), slice(int(left[i]), int(left[i] + side[i]))
+        expected = x[i].clone()
+        expected[:, rows, columns] = 0
+        assert torch.equal(dirty[i], expected)
+
+    dirty, truth = corrupt(x, "salt_pepper:rate=0.2+missing:rate=0.1,share=0.5", seed=3)
+    counted = (dirty == 0).all(1).flatten(1).sum(1).numpy()
+    assert np.array_equal(counted[truth.touched[1]], truth.details["missing"]["missing"][truth.touched[1]])
+    untouched = ~truth.touched[1]
+    for value, key in ((-1, "black"), (1, "white")):
+        counted = (dirty == value).all(1).flatten(1).sum(1).numpy()
+        assert np.array_equal(counted[untouched], truth.details["salt_pepper"][key][untouched])
+
+    twice = corrupt(x, "gaussian:std=0.1+blur:sigma=2+gaussian:std=0.3", seed=3)[1]
+    assert [*twice.details] == ["gaussian", "blur", "gaussian_2"]
+    assert [v["std"][0] for k, v in twice.details.items() if k != "blur"] == [0.1, 0.3]
+
+
+def test_a_stream_is_that_of_its_own_generator():
+    """One generator is moved from item to item; each must be where a fresh one would start, also after odd draws."""
+    x = torch.zeros(3, 5)
+    for index in (0, 2, 1):
+        dirty, _ = corrupt_item(x[index], parse_corruption("gaussian:std=1"), -4, index, epoch=index)
+        rng = np.random.Generator(
+            np.random.Philox(counter=[0, 0, 0, index], key=np.array([2**64 - 4, index * 64], np.uint64))
+        )
+        rng.random()
+        assert np.array_equal(dirty.numpy(), rng.standard_normal(5, dtype=np.float32))
+
+
+def test_missing_coordinates_of_vectors_are_zero():
+    x = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0)) + 1
+    dirty, truth = corrupt(x, "missing:share=0.5,rate=0.3", seed=0)
+    gone = dirty == 0
+    assert torch.equal(dirty[~gone], x[~gone])
+    assert gone[torch.from_numpy(truth.dirty)].float().mean().item() == pytest.approx(0.3, abs=0.02)
+    assert not gone[torch.from_numpy(~truth.dirty)].any()
+    assert gone.any(0).all()
+    assert not gone.all(1).all()
+
+
+def test_none_is_no_part_wherever_it_stands():
+    spec = "gaussian:share=0.5,std=0.2"
+    for with_none in (f"none+{spec}", f"{spec}+none", f"none+{spec}+ none "):
+        dirty, truth = corrupt(IMAGES, with_none, seed=2)
+        assert torch.equal(dirty, corrupt(IMAGES, spec, seed=2)[0])
+        assert truth.touched.shape == (1, 64)
+    assert parse_corruption("none+none") == ()
 
 
 def test_gaussian_noise_has_its_share_and_std():
@@ -117,6 +201,10 @@ def test_compositions_and_their_truth_survive_a_file(tmp_path):
     assert np.array_equal(back.touched, truth.touched)
     assert back.touched.shape == (2, 64)
     assert torch.equal(corrupt(IMAGES, back.spec, back.seed)[0], dirty)
+    assert back.details.keys() == truth.details.keys()
+    assert np.array_equal(back.details["gaussian"]["std"], truth.details["gaussian"]["std"], equal_nan=True)
+    foreseen = truth_of(spec, 64, (3, 12, 12), seed=1)
+    assert np.array_equal(foreseen.touched, truth.touched)
     assert corrupt(IMAGES, "none")[1].dirty.sum() == 0
 
 
@@ -178,7 +266,7 @@ def test_folder_mistakes_are_sentences(tmp_path):
         load(str(tmp_path))
     photo(16).save(tmp_path / "a.png")
     photo(24).save(tmp_path / "b.png")
-    with pytest.raises(UserError, match=r"2 different sizes.*image_size"):
+    with pytest.raises(UserError, match=r"different sizes: a.png is 16x16, b.png is 24x24.*image_size"):
         load(str(tmp_path))
     assert load(str(tmp_path), image_size=8).x.shape == (2, 3, 8, 8)
     with pytest.raises(UserError, match="Did you mean 'plane'"):
@@ -195,6 +283,45 @@ def test_parquet_in_the_hub_layout(tmp_path):
     torch.testing.assert_close(data.x[0], torch.from_numpy(np.array(photo())).permute(2, 0, 1) / 127.5 - 1)
     with pytest.raises(UserError, match="no column 'image'"):
         load(f"parquet:path={tmp_path / 'x.parquet'},column=image")
+
+
+def test_a_crop_says_what_becomes_of_the_edges(tmp_path):
+    for i in range(2):  # a wide image with a white left edge
+        pixels = np.zeros((20, 60, 3), np.uint8)
+        pixels[:, :8] = 255
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    assert load(str(tmp_path), image_size=16).x.max() < -0.9, "the middle has no edge"
+    squeezed = load(str(tmp_path), image_size=16, crop="none").x
+    assert squeezed[:, :, :, 0].min() > 0.5
+    assert squeezed.shape == (2, 3, 16, 16)
+    wide = load(str(tmp_path), image_size=16, crop="random")
+    assert wide.item_shape == wide.x.shape[1:] == (3, 16, 16)
+    assert wide.items.item_shape == (3, 18, 18)
+    assert torch.equal(wide.x, wide.items[torch.arange(2)][:, :, 1:17, 1:17])
+    with pytest.raises(UserError, match="Did you mean 'random'"):
+        load(str(tmp_path), image_size=16, crop="randon")
+    with pytest.raises(UserError, match="needs image_size"):
+        load(str(tmp_path), crop="random")
+
+
+def test_torchvision_reads_what_is_there(tmp_path):
+    import struct
+
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 28, 28), dtype=np.uint8)
+    for split in ("train", "t10k"):
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(
+            struct.pack(">HBBIII", 0, 8, 3, *pixels.shape) + pixels.tobytes()
+        )
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">HBBI", 0, 8, 1, 5) + bytes(5))
+    data = load(f"torchvision:name=FashionMNIST,root={tmp_path}")
+    assert data.x.shape == (5, 1, 28, 28), "gray stays gray"
+    assert torch.equal(data.x[:, 0], torch.from_numpy(pixels) / 127.5 - 1)
+    with pytest.raises(UserError, match="Did you mean 'FashionMNIST'"):
+        load(f"torchvision:name=FashionMnist,root={tmp_path}")
+    with pytest.raises(UserError, match="download=true"):
+        load(f"torchvision:name=CIFAR10,root={tmp_path}")
 
 
 def test_digits_are_in_range_and_split():

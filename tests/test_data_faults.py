@@ -140,6 +140,27 @@ def test_numbers_in_a_corruption_may_have_exponents_and_must_be_finite():
             corrupt(x, f"outliers:low={low}")
 
 
+def test_bad_arrays_are_sentences(tmp_path):
+    path = tmp_path / "a.npz"
+    with pytest.raises(UserError, match="There is no"):
+        load(str(path))
+    path.write_bytes(b"text")
+    with pytest.raises(UserError, match="holds no array"):
+        load(str(path))
+    for array, words in (
+        (np.zeros((4, 8, 8)), "shape"),
+        (np.zeros((4, 3), int), "int64"),
+        (np.full((4, 3), np.nan), "not finite"),
+        (np.zeros((1, 3)), "1 item"),
+    ):
+        np.savez(path, samples=array)
+        with pytest.raises(UserError, match=words):
+            load(str(path))
+    np.savez(path, samples=np.zeros((4, 3, 8, 8)))
+    with pytest.raises(UserError, match="image_size is 16"):
+        load(str(path), image_size=16)
+
+
 def test_what_is_no_truth_file_is_said(tmp_path):
     with pytest.raises(UserError, match="no truth file"):
         Truth.load(tmp_path / "a.npz")

@@ -62,12 +62,16 @@ class TrainConfig:
 
     Args:
         out: run folder; training resumes when it holds a checkpoint of the same configuration.
-        data: what to learn from: a toy (plane, mixture, moons, swiss_roll), digits, a folder of images, parquet files,
-            hub:name=OWNER/NAME or torchvision:name=CIFAR10,root=PATH.
+        data: what to learn from: a toy (plane, mixture, moons, swiss_roll), digits, a folder of images, parquet or tar
+            files, an .npz of atdm corrupt, hub:name=OWNER/NAME or torchvision:name=CIFAR10,root=PATH.
         corrupt: dirt to add, such as gaussian:share=0.9,std=0.2 or outliers:share=0.1; '+' composes.
+        corrupt_fresh: draw the dirt anew in every epoch; by default it is fixed to the item.
         image_size: resize and crop images to this many pixels (null: as they are).
+        crop: center cuts the middle, random another window each time, none squeezes the whole image into the square.
         limit: use only the first so many items.
         skip_broken: count and skip unreadable images instead of stopping.
+        cache: decode images once, into a file that is mapped; false keeps them in memory.
+        workers: processes that prepare batches ahead; 0: none; null: what the device and the data need.
         net: network, such as mlp:width=128, digits, tiny, cifar10 or celeba64; auto: mlp for vectors, tiny for images.
         init: start from this diffusers U-Net or pipeline (folder or Hub name) instead of a fresh network.
         process: forward process: linear or cosine, with options such as cosine:steps=1000,prediction=v_prediction.
@@ -95,9 +99,13 @@ class TrainConfig:
     out: str = "runs/run"
     data: str = "digits"
     corrupt: str = "none"
+    corrupt_fresh: bool = False
     image_size: int | None = None
+    crop: str = "center"
     limit: int | None = None
     skip_broken: bool = False
+    cache: bool = True
+    workers: int | None = None
     net: str = "auto"
     init: str | None = None
     process: str = "linear"
@@ -125,9 +133,17 @@ class TrainConfig:
         for name, low in [("log_every", 1), ("save_every", 1), ("sample_every", 0), ("keep", 1), ("threads", 0)]:
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"workers is {self.workers}. Expected an integer >= 0, or null.")
 
     # What may differ between a run folder and the command that resumes it: nothing that changes the weights.
-    FREE = ("out", "log_every", "save_every", "sample_every", "keep", "threads", "steps")
+    FREE = ("out", "log_every", "save_every", "sample_every", "keep", "threads", "steps", "cache", "workers")
+    # What says how the data are read, for whoever reads them again.
+    READING = ("seed", "image_size", "crop", "limit", "skip_broken", "cache")
+
+    def reading(self) -> dict[str, Any]:
+        """The options of :func:`atdm.data.load`."""
+        return {name: getattr(self, name) for name in self.READING}
 
     def settings(self) -> Any:
         """The part of the options that steers optimization."""

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import checkpoint
 from .config import TrainConfig
-from .corrupt import Truth, corrupt
+from .corrupt import Truth, parse_corruption, truth_of
 from .data import Dataset, load
 from .errors import UserError
 from .nets import build_net, count_parameters, flops, load_net
 from .objective import Objective
 from .sample import sample, save_samples
+from .source import Source
 from .train import Diverged, State, Step, fit
 
 
@@ -28,32 +29,31 @@ class Parts:
     """What a configuration stands for."""
 
     dataset: Dataset
-    dirty: Tensor
+    source: Source
     truth: Truth
     net: nn.Module
     objective: Objective
 
 
-def build(config: TrainConfig) -> Parts:
-    """Load and corrupt the data and make the network and the objective.
+def build(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Parts:
+    """Open the data and make the network and the objective.
+
+    Args:
+        progress: called while images are decoded, with how many are done and of how many.
 
     Raises:
         UserError: a part of the configuration cannot be used.
     """
     config.settings()
     objective = config.objective.build(config.build_process(), config.seed)
-    dataset = load(
-        config.data,
-        seed=config.seed,
-        image_size=config.image_size,
-        limit=config.limit,
-        skip_broken=config.skip_broken,
-    )
-    dirty, truth = corrupt(dataset.x, config.corrupt, config.seed)
+    dataset = load(config.data, **config.reading(), progress=progress)
+    parts = parse_corruption(config.corrupt)
+    source = Source(dataset.items, parts, config.seed, config.corrupt_fresh, config.flip, dataset.window)
+    truth = truth_of(config.corrupt, len(source), tuple(dataset.items.item_shape), config.seed)
     torch.manual_seed(config.seed)
     name = config.net if config.net != "auto" else ("mlp" if dataset.kind == "vector" else "tiny")
     net = load_net(config.init, dataset.item_shape) if config.init else build_net(name, dataset.item_shape)
-    return Parts(dataset, dirty, truth, net, objective)
+    return Parts(dataset, source, truth, net, objective)
 
 
 def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:
     counted = parts.objective.passes()
     few = int(min(config.batch_size, max(2, 2e9 // max(1, per_item))))
     trial = Objective("ddpm", parts.objective.process)
-    x = parts.dirty[torch.arange(few) % len(parts.dirty)]
+    x = parts.source.first(few)
     times = []
     for _ in range(3):
         begin = time.perf_counter()
@@ -81,8 +81,18 @@ def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:
     }
 
 
-def train(config: TrainConfig, stop: Callable[[], bool] = lambda: False) -> Iterator[Step]:
+def train(
+    config: TrainConfig,
+    stop: Callable[[], bool] = lambda: False,
+    tell: Callable[[str], None] = lambda note: None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Step]:
     """Run or resume ``config``, yielding each step; files are taken care of. Ends early, saved, once ``stop()`` says so.
+
+    Args:
+        stop: asked after each step.
+        tell: called with what was converted or skipped on reading the data.
+        progress: called while images are decoded, with how many are done and of how many.
 
     Raises:
         UserError: bad configuration or data, a folder of another run, a full disk, or a loss that is not a number.
@@ -96,7 +106,9 @@ def train(config: TrainConfig, stop: Callable[[], bool] = lambda: False) -> Iter
         raise UserError(f"{folder} is a file. Expected a run folder.")
     if (folder / "config.yaml").is_file():
         config.require_same(checkpoint.read_config(folder), str(folder))
-    parts = build(config)
+    parts = build(config, progress)
+    for note in parts.dataset.notes:
+        tell(note)
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
     main = accelerator.is_main_process
     settings = config.settings()
@@ -112,7 +124,7 @@ def train(config: TrainConfig, stop: Callable[[], bool] = lambda: False) -> Iter
     log = _Log(folder, state.step) if main else None
     saved = state.step
     try:
-        for step in fit(parts.objective, state, parts.dirty, settings, accelerator):
+        for step in fit(parts.objective, state, parts.source, settings, accelerator, config.workers):
             last = step.index == settings.steps
             if log and (step.index % config.log_every == 0 or last):
                 log.write(step)

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .data.items import Floats
 from .errors import UserError
 from .objective import Objective, Terms
+from .source import Source, feed, workers_for
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,7 +42,6 @@ class Settings:
         grad_clip: largest gradient norm (0: no clipping).
         ema: decay of the exponential moving average of the weights; it grows to this value as (1 + step) / (10 + step).
         accumulate: micro-batches per optimizer step.
-        flip: mirror each image with probability 1/2.
         regularize_from: first step with the regularizer; plain denoising before it.
     """
 
@@ -53,7 +54,6 @@ class Settings:
     grad_clip: float = 1.0
     ema: float = 0.999
     accumulate: int = 1
-    flip: bool = False
     regularize_from: int = 0
     seed: int = 0
 
@@ -196,6 +196,10 @@ class Order:
         begin = first - epochs[0] * self.items
         return rows[begin : begin + self.batch_size]
 
+    def epochs(self, step: int) -> Tensor:
+        """The epoch each item of the step is in."""
+        return (step * self.batch_size + torch.arange(self.batch_size)) // self.items
+
     def _permutation(self, epoch: int) -> Tensor:
         return torch.randperm(self.items, generator=stream("cpu", self.seed, "order", epoch))
 
@@ -203,17 +207,19 @@ class Order:
 def fit(
     objective: Objective,
     state: State,
-    data: Tensor,
+    data: Source | Tensor,
     settings: Settings,
     accelerator: Accelerator | None = None,
+    workers: int | None = None,
 ) -> Iterator[Step]:
     """Train ``state`` from where it is to ``settings.steps``, yielding a :class:`Step` after each optimizer step.
 
     Args:
         objective: the loss.
         state: changed in place.
-        data: ``[n, *item]``, what training sees (corrupted).
+        data: what training sees: a :class:`~atdm.source.Source`, or a tensor ``[n, *item]``.
         accelerator: devices, precision and processes; a plain one on this device when not given.
+        workers: processes that prepare batches ahead (0: none); by default what the device and the data need.
 
     Raises:
         Diverged: the loss is not finite; ``state`` is then not worth saving.
@@ -229,9 +235,16 @@ def fit(
             f"micro-batches each. Expected a multiple of {world * settings.accumulate}."
         )
     model, optimizer = accelerator.prepare(state.model, state.optimizer)
-    order = Order(len(data), settings.batch_size, settings.seed)
     plain = replace(objective, name="ddpm")
-    data = data.to(device)
+    source = (data if isinstance(data, Source) else Source(Floats(data))).prepared()
+    batches = feed(
+        source,
+        Order(len(source), settings.batch_size, settings.seed),
+        torch.arange(settings.batch_size).reshape(settings.accumulate, world, micro)[:, rank].flatten(),
+        range(state.step, settings.steps),
+        workers_for(source, device, world) if workers is None else workers,
+        pin=device.type == "cuda",
+    )
     state.ema.to(device)
     clock = time.perf_counter()
     while state.step < settings.steps:
@@ -239,12 +252,9 @@ def fit(
         loss_of = objective if step >= settings.regularize_from else plain
         for group in optimizer.param_groups:
             group["lr"] = settings.lr_at(step)
-        batch = data[order[step].to(device)]
-        if settings.flip:
-            coins = torch.rand(len(batch), generator=stream(device, settings.seed, "flip", step), device=device) < 0.5
-            batch = torch.where(coins.reshape(-1, *[1] * (batch.dim() - 1)), batch.flip(-1), batch)
+        batch = next(batches).to(device, non_blocking=True)  # the rows of this process
         draws = loss_of.draw(
-            batch.shape,
+            (settings.batch_size, *source.item_shape),
             device,
             stream(device, settings.seed, "noise", step),
             stream(device, settings.seed, "push", step),
@@ -255,7 +265,7 @@ def fit(
             rows = slice(begin, begin + micro)
             last = index == settings.accumulate - 1
             with nullcontext() if last else accelerator.no_sync(model):
-                terms = loss_of(model, batch[rows], draws=draws[rows])
+                terms = loss_of(model, batch[index * micro : (index + 1) * micro], draws=draws[rows])
                 accelerator.backward(terms.loss.mean() / settings.accumulate)
         limit = settings.grad_clip or math.inf
         norm = accelerator.clip_grad_norm_(model.parameters(), limit)

@@ -42,6 +42,9 @@ def _explain(message: str, parser: Any) -> str:
     kind = re.search(r"[Pp]arser key \"([\w.]+)\": Expected a <class '(\w+)'>\. Got value: (\S+)", text)
     if kind:
         return f"The option {kind[1]} is '{kind[3]}'. Expected {'an integer' if kind[2] == 'int' else 'a ' + kind[2]}."
+    kind = re.search(r"[Pp]arser key \"([\w.]+)\": Does not validate .*?\[<class '(\w+)'>.*Given value: (\S+)", text)
+    if kind:
+        return f"The option {kind[1]} is '{kind[3]}'. Expected {'an integer' if kind[2] == 'int' else 'a ' + kind[2]} or null."
     return text
 
 
@@ -99,6 +102,20 @@ def progress_bar(hidden: bool) -> Any:
         TimeRemainingColumn(),
     ]
     return Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), disable=hidden)
+
+
+def decoding(bar: Any) -> Any:
+    """A callback that shows the decoding of images on ``bar`` from when it begins until it ends."""
+    tasks: list[Any] = []
+
+    def show(done: int, total: int) -> None:
+        if not tasks:
+            tasks.append(bar.add_task("decoding images", total=total, note=""))
+        bar.update(tasks[0], completed=done, total=total)
+        if done >= total:
+            bar.remove_task(tasks.pop())
+
+    return show
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
+from ..config import TrainConfig
 from ..errors import UserError
-from .common import make_parser
+from .common import decoding, make_parser, progress_bar
 
 
 def run(words: list[str]) -> int:
@@ -14,31 +17,51 @@ def run(words: list[str]) -> int:
     parser.add_argument("--corrupt", type=str, required=True, help="such as gaussian:share=0.9,std=0.2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image_size", type=int | None, default=None)
+    parser.add_argument("--crop", type=str, default="center", help="center, or none: squeeze the whole image")
     parser.add_argument("--limit", type=int | None, default=None)
     parser.add_argument("--skip_broken", type=bool, default=False)
+    parser.add_argument("--cache", type=bool, default=True, help="decode images once, into a file that is mapped")
     parser.add_argument("--out", type=str, required=True, help="folder for samples.npz, a preview and truth.npz")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     from ..checkpoint import atomic
-    from ..corrupt import corrupt
+    from ..corrupt import parse_corruption, truth_of
     from ..data import load
     from ..sample import save_samples
+    from ..source import Source
 
     folder = Path(given.out)
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise UserError(f"{folder} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
-    dataset = load(
-        given.data, seed=given.seed, image_size=given.image_size, limit=given.limit, skip_broken=given.skip_broken
-    )
-    dirty, truth = corrupt(dataset.x, given.corrupt, given.seed)
+    if given.crop == "random":
+        raise UserError("A random crop is drawn anew in training. Expected center or none.")
+    with progress_bar(given.json) as bar:
+        how = {name: given[name] for name in TrainConfig.READING}
+        dataset = load(given.data, **how, progress=decoding(bar))
+    source = Source(dataset.items, parse_corruption(given.corrupt), given.seed)
+    truth = truth_of(given.corrupt, len(source), dataset.item_shape, given.seed)
     with atomic(folder) as scratch:
         scratch.mkdir()
-        save_samples(dirty, scratch / "samples.npz")
+        source.save(scratch / "samples.npz")
         truth.save(scratch / "truth.npz")
         if dataset.kind == "image":
-            save_samples(dirty[:64], scratch / "preview.png")
+            save_samples(source.first(min(64, len(source))), scratch / "preview.png")
     for note in dataset.notes:
-        print(note)
-    print(
-        f"{len(dirty)} items, {int(truth.dirty.sum())} of them corrupted, are in {folder}; the truth is in {folder}/truth.npz."
-    )
+        print(note, file=sys.stderr)
+    counts = dict(zip(truth.details, truth.touched.sum(1).tolist(), strict=True))
+    if given.json:
+        told = {
+            "items": len(source),
+            "corrupted": int(truth.dirty.sum()),
+            "parts": [{"part": part, "touched": count} for part, count in counts.items()],
+            "files": sorted(str(file) for file in folder.iterdir()),
+            "notes": list(dataset.notes),
+        }
+        print(json.dumps(told))
+    else:
+        each = "".join(f"\n  {count} by {part}" for part, count in counts.items()) if len(counts) > 1 else ""
+        print(
+            f"{len(source)} items, {int(truth.dirty.sum())} of them corrupted, are in {folder}; "
+            f"the truth is in {folder}/truth.npz.{each}"
+        )
     return 0

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..config import TrainConfig
 from .common import draw, make_parser, print_table
 
 
@@ -32,7 +33,7 @@ def run(words: list[str]) -> int:
     if given.data is None:
         stored = read_config(Path(given.model))
         given.data = stored["data"]
-        options = {k: stored[k] for k in ("seed", "image_size", "limit", "skip_broken")}
+        options = {k: stored[k] for k in TrainConfig.READING if k in stored}
     dataset = load(given.data, **options)
     drawn, made = draw(given)
     reference = dataset.test if dataset.test is not None else dataset.x

@@ -6,10 +6,11 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 from typing import Any
 
 from ..config import ObjectiveConfig, TrainConfig
-from .common import make_parser, print_table, progress_bar
+from .common import decoding, make_parser, print_table, progress_bar
 
 
 class Stop:
@@ -46,6 +47,8 @@ def run(words: list[str]) -> int:
 
     if given.dry_run:
         parts = runs.build(config)
+        for note in parts.dataset.notes:
+            print(note, file=sys.stderr)
         cost = runs.estimate(config, parts)
         if given.json:
             print(json.dumps({"config": config.as_dict(), "cost": cost}, default=str))
@@ -60,7 +63,12 @@ def run(words: list[str]) -> int:
     main_process = os.environ.get("LOCAL_RANK", "0") == "0"
     with progress_bar(not main_process or given.json) as bar:
         task = bar.add_task(config.objective.name, total=config.steps, note="")
-        for last in runs.train(config, stop):
+
+        def tell(note: str) -> None:
+            if main_process:
+                bar.console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+        for last in runs.train(config, stop, tell, decoding(bar)):
             note = f"loss {last.terms.loss.mean().item():.4f}  {last.samples / last.seconds:,.0f} samples/s"
             bar.update(task, completed=last.index, **({"note": note} if last.index % 10 == 0 else {}))
     if main_process:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +16,8 @@ from torch import Tensor
 from .. import spec as specs
 from ..errors import UserError, nearest
 from . import images
+from .decode import Framing, Progress, read
+from .items import Floats, Items, every
 from .subspace import Subspace
 from .toy import TOYS, Toy
 
@@ -24,24 +29,38 @@ class Dataset:
     """Clean data, and what is known of its truth.
 
     Args:
-        x: the items, ``[-1, 1]`` for images.
+        items: the items by index; they may be on disk. Images are in [-1, 1].
         kind: vectors or images.
         spec: what was asked for.
         truth: the distribution (toys) or the subspace (projected images) the data come from.
-        test: clean items kept apart from training; None where there are none.
+        held_out: clean items kept apart from training; None where there are none.
         notes: sentences on what was converted or skipped on reading.
+        window: side of the random windows training cuts from ``items``; None where it takes them whole.
     """
 
-    x: Float[Tensor, "n *item"]
+    items: Items
     kind: Literal["vector", "image"]
     spec: str
     truth: Any = None
-    test: Float[Tensor, "m *item"] | None = None
+    held_out: Items | None = None
     notes: tuple[str, ...] = ()
+    window: int | None = None
 
     @property
     def item_shape(self) -> tuple[int, ...]:
-        return tuple(self.x.shape[1:])
+        """The shape of an item as training sees it."""
+        shape = tuple(self.items.item_shape)
+        return shape if self.window is None else (shape[0], self.window, self.window)
+
+    @cached_property
+    def x(self) -> Float[Tensor, "n *item"]:
+        """All the items in memory, images cut to their central window; of a large data set take ``items``."""
+        return every(self.items, self.window)
+
+    @cached_property
+    def test(self) -> Float[Tensor, "m *item"] | None:
+        """All held-out items in memory, cut likewise."""
+        return None if self.held_out is None else every(self.held_out, self.window)
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,19 @@ class Folder:
 class Parquet:
     path: str
     column: str | None = None
+
+
+@dataclass(frozen=True)
+class Webdataset:
+    path: str
+    column: str | None = None
+
+
+@dataclass(frozen=True)
+class Npz:
+    """Items as ``atdm corrupt`` or ``atdm sample`` wrote them: the float array ``samples`` (or the only one there)."""
+
+    path: str
 
 
 @dataclass(frozen=True)
@@ -82,62 +114,79 @@ DATASETS: dict[str, Any] = {
     "digits": Digits,
     "folder": Folder,
     "parquet": Parquet,
+    "webdataset": Webdataset,
+    "npz": Npz,
     "hub": Hub,
     "torchvision": Torchvision,
 }
 
 
-PATHS: dict[str, Any] = {"folder": Folder, "parquet": Parquet}
+PATHS: dict[str, Any] = {"folder": Folder, "parquet": Parquet, "webdataset": Webdataset, "npz": Npz}
 
 
 def load(
-    spec: str, *, seed: int = 0, image_size: int | None = None, limit: int | None = None, skip_broken: bool = False
+    spec: str,
+    *,
+    seed: int = 0,
+    image_size: int | None = None,
+    crop: str = "center",
+    limit: int | None = None,
+    skip_broken: bool = False,
+    cache: bool = True,
+    progress: Progress | None = None,
 ) -> Dataset:
     """The data set a spec names: ``plane:n=5000``, ``digits:subspace=16``, a folder, ``photos/*.parquet``, ``hub:name=...``.
 
     Args:
         seed: of the draws of a toy and of the held-out split of the digits.
         image_size: side to resize and crop images to; None keeps their size.
+        crop: how images become square: ``center``, ``random`` or ``none`` (:class:`~atdm.data.decode.Framing`).
         limit: use so many items; of images a choice by ``seed``, for files are often sorted by class.
         skip_broken: leave unreadable images out instead of stopping.
+        cache: keep decoded images in a file that is mapped, not in memory.
+        progress: called while images are decoded, with how many are done and of how many.
 
     Raises:
         UserError: the spec is unknown or what it names cannot be read.
     """
     if limit is not None and limit < 2:
         raise UserError(f"limit is {limit}. Expected at least 2 items, or none.")
-    if image_size is not None and image_size < 1:
-        raise UserError(f"image_size is {image_size}. Expected a positive number of pixels.")
+    framing = Framing(image_size, crop)
     source = _source(spec)
     if isinstance(source, Toy):
         if image_size is not None:
             raise UserError(f"image_size is {image_size}, but {spec} holds vectors. Expected none.")
         points = source.sample(source.n, torch.Generator().manual_seed(seed))
         test = source.sample(min(source.n, 10_000), torch.Generator().manual_seed(seed + 1_000_003))
-        return Dataset(points[:limit], "vector", spec, source, test)
+        return Dataset(Floats(points[:limit]), "vector", spec, source, Floats(test))
     if isinstance(source, Digits):
         return _digits(source, spec, seed, image_size, limit)
-    held_out: list[images.Item] = []
+    if isinstance(source, Npz):
+        return _npz(source, spec, seed, image_size, limit)
+    held_out: images.Listing | None = None
     if isinstance(source, Folder):
-        items = images.from_folder(Path(source.path).expanduser())
+        listing = images.from_folder(Path(source.path).expanduser())
+    elif isinstance(source, Webdataset):
+        listing = images.from_tars(source.path, source.column)
     elif isinstance(source, Parquet):
-        items, held_out = images.from_parquet(str(Path(source.path).expanduser()), source.column)
+        listing, held_out = images.from_parquet(str(Path(source.path).expanduser()), source.column)
     elif isinstance(source, Hub):
-        items = images.from_hub(source.name, source.split, source.column)
+        listing = images.from_hub(source.name, source.split, source.column)
     else:
-        items = images.from_torchvision(source.name, source.root, source.split, source.download)
-    x, notes = images.read(items, image_size, limit, skip_broken, seed)
-    held: Tensor | None = None
+        listing = images.from_torchvision(source.name, source.root, source.split, source.download)
+    how: dict[str, Any] = {"limit": limit, "skip_broken": skip_broken, "seed": seed, "cache": cache}
+    items, notes = read(listing, framing, progress=progress, **how)
+    if len(items) < 2:
+        raise UserError(f"{spec} holds {len(items)} image. Expected at least 2.")
+    held = None
     if held_out:
-        held, more = images.read(held_out, image_size, limit, skip_broken, seed)
+        held, more = read(held_out, framing, progress=progress, **how)
         notes += tuple(f"Held out: {note}" for note in more)
-        if held.shape[1:] != x.shape[1:]:
+        if held.item_shape != items.item_shape:
             raise UserError(
-                f"Items are {list(x.shape[1:])}, held-out items {list(held.shape[1:])}. Expected one shape."
+                f"Items are {list(items.item_shape)}, held-out items {list(held.item_shape)}. Expected one shape."
             )
-    if len(x) < 2:
-        raise UserError(f"{spec} holds {len(x)} image. Expected at least 2.")
-    return Dataset(x, "image", spec, test=held, notes=notes)
+    return Dataset(items, "image", spec, held_out=held, notes=notes, window=framing.window)
 
 
 def _source(spec: str) -> Any:
@@ -150,8 +199,12 @@ def _source(spec: str) -> Any:
             return Folder(spec)
         if path.is_dir() or ".parquet" in spec:
             return Parquet(spec)
+        if ".tar" in path.name:
+            return Webdataset(spec)
+        if path.suffix == ".npz":
+            return Npz(spec)
         if path.is_file():
-            raise UserError(f"{spec} is a file. Expected a folder of images or a .parquet file.")
+            raise UserError(f"{spec} is a file. Expected a folder of images, a .parquet, .tar or .npz file.")
         if "/" in spec or "." in spec:
             raise UserError(
                 f"There is no folder {spec}. Expected a folder of images, a parquet file, or a name. {nearest(spec, DATASETS)}"
@@ -168,6 +221,32 @@ def _digits(source: Digits, spec: str, seed: int, image_size: int | None, limit:
     x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))]
     train, test = x[:-DIGITS_HELD_OUT], x[-DIGITS_HELD_OUT:]
     if source.subspace is None:
-        return Dataset(train[:limit], "image", spec, test=test)
+        return Dataset(Floats(train[:limit]), "image", spec, held_out=Floats(test))
     truth = Subspace.fit(train, source.subspace)
-    return Dataset(truth.project(train)[:limit], "image", spec, truth, truth.project(test))
+    return Dataset(Floats(truth.project(train)[:limit]), "image", spec, truth, Floats(truth.project(test)))
+
+
+def _npz(source: Npz, spec: str, seed: int, image_size: int | None, limit: int | None) -> Dataset:
+    path = Path(source.path).expanduser()
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            name = "samples" if "samples" in file.files or len(file.files) != 1 else file.files[0]
+            x = torch.from_numpy(file[name])
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}. Expected an .npz that atdm corrupt or atdm sample wrote.") from None
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as problem:
+        raise UserError(f"{path} holds no array 'samples'. Expected an .npz that atdm corrupt wrote.") from problem
+    shape = list(x.shape)
+    if not (x.is_floating_point() and (x.dim() == 2 or (x.dim() == 4 and shape[1] in (1, 3)))):
+        raise UserError(
+            f"{path} holds {x.dtype} of shape {shape}. Expected floats, [n, d] or [n, 1 or 3 channels, height, width]."
+        )
+    if len(x) < 2:
+        raise UserError(f"{path} holds {len(x)} item. Expected at least 2.")
+    if not bool(x.isfinite().all()):
+        raise UserError(f"{path} holds values that are not finite. Expected numbers.")
+    if image_size is not None and [image_size] * 2 != shape[2:]:
+        raise UserError(f"image_size is {image_size}, but {path} holds items of shape {shape[1:]}. Expected none.")
+    if limit is not None and limit < len(x):
+        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:limit].sort().values]
+    return Dataset(Floats(x.float()), "vector" if x.dim() == 2 else "image", spec)

@@ -1,48 +1,52 @@
-"""Images from folders, parquet files, the Hub and torchvision, decoded to ``uint8`` and given as floats in [-1, 1]."""
+"""Where images come from: folders, tar files, parquet files, the Hub and torchvision. Nothing is decoded here."""
 
 from __future__ import annotations
 
 import glob
-import io
-import struct
-import zlib
+import hashlib
+import os
+import re
+import tarfile
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import Any
 
 from ..errors import UserError, nearest
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-# A name for messages, and what gives the encoded bytes or a PIL image. Called late, so that one bad file can be skipped.
-Item = tuple[str, Callable[[], Any]]
-
-# What Pillow's decoders raise on damaged files, beside DecompressionBombError.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    LookupError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
-
-GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F", "LA")
 
 
-def from_folder(path: Path) -> list[Item]:
+@dataclass(frozen=True)
+class Listing:
+    """Encoded images by index, read one at a time and from any thread.
+
+    Args:
+        count: how many.
+        name: what to call image i in messages.
+        content: the encoded bytes of image i, or a PIL image.
+        key: identifies the images' content, so that what was decoded once is found again.
+    """
+
+    count: int
+    name: Callable[[int], str]
+    content: Callable[[int], Any]
+    key: str
+
+
+def _key(*facts: object) -> str:
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _stamp(files: Iterable[str]) -> Iterator[tuple[str, int, int]]:
+    """What changes when a file changes: its place, size and time."""
+    for file in files:
+        status = os.stat(file)
+        yield os.path.realpath(file), status.st_size, status.st_mtime_ns
+
+
+def from_folder(path: Path) -> Listing:
     """Each image file below ``path`` (flat or in class subfolders), sorted; hidden files are no images.
 
     Raises:
@@ -50,14 +54,86 @@ def from_folder(path: Path) -> list[Item]:
     """
     if not path.is_dir():
         raise UserError(f"There is no folder {path}. Expected a folder of images ({', '.join(SUFFIXES)}).")
-    found = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
-    files = [f for f in found if not any(part.startswith(".") for part in f.relative_to(path).parts)]
-    if not files:
+    found: list[tuple[str, ...]] = []
+    for folder, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        parts = Path(folder).relative_to(path).parts
+        found += [(*parts, f) for f in files if f.lower().endswith(SUFFIXES) and not f.startswith(".")]
+    names = [os.path.join(*parts) for parts in sorted(found) if os.path.isfile(os.path.join(path, *parts))]
+    if not names:
         raise UserError(f"The folder {path} holds no image. Expected files ending in {', '.join(SUFFIXES)}.")
-    return [(str(f.relative_to(path)), f.read_bytes) for f in files]
+    key = _key("folder", *_stamp(os.path.join(path, name) for name in names))
+    return Listing(len(names), names.__getitem__, lambda i: (path / names[i]).read_bytes(), key)
 
 
-def from_parquet(pattern: str, column: str | None) -> tuple[list[Item], list[Item]]:
+def from_tars(pattern: str, column: str | None) -> Listing:
+    """The images of tar files in the webdataset layout (samples are files of one name up to the first dot).
+
+    The files are indexed once and then read at any place, so an epoch is shuffled over all of them.
+
+    Args:
+        pattern: a file, a glob, or a range of numbers such as ``train-{000..012}.tar``.
+        column: what follows the first dot of the images to take; needed where a sample has several images.
+
+    Raises:
+        UserError: no such file, a compressed or broken one, or no image of that column.
+    """
+    files = sorted({f for one in _numbered(os.path.expanduser(pattern)) for f in glob.glob(one)})
+    if not files:
+        raise UserError(f"There is no tar file at {pattern}. Expected a .tar file, a glob or a range {{000..012}}.tar.")
+    entries: list[tuple[int, str, int, int]] = []
+    columns: Counter[str] = Counter()
+    for number, file in enumerate(files):
+        try:
+            with tarfile.open(file, "r:") as tar:
+                for member in tar:
+                    kind = _kind(member.name)
+                    if not member.isfile() or os.path.basename(member.name).startswith("."):
+                        continue
+                    if (kind == column) if column else f".{kind}".lower().endswith(SUFFIXES):
+                        columns[kind] += 1
+                        entries.append((number, member.name, member.offset_data, member.size))
+        except (tarfile.TarError, OSError) as problem:
+            raise UserError(
+                f"Cannot read the tar file {file}: {problem}. Expected a whole, uncompressed .tar file."
+            ) from problem
+    if not entries:
+        wanted = f"no file NAME.{column}" if column else f"no file ending in {', '.join(SUFFIXES)}"
+        raise UserError(f"The tar files {pattern} hold {wanted}. Expected images.")
+    samples = {(number, name[: len(name) - len(_kind(name)) - 1]) for number, name, _, _ in entries}
+    if len(samples) < len(entries):
+        raise UserError(
+            f"The samples of {pattern} have several images. Expected column=NAME, one of {', '.join(sorted(columns))}."
+        )
+
+    def content(index: int) -> bytes:
+        number, _, offset, size = entries[index]
+        with open(files[number], "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def name(index: int) -> str:
+        return f"{files[entries[index][0]]}/{entries[index][1]}"
+
+    return Listing(len(entries), name, content, _key("tars", column, *_stamp(files)))
+
+
+def _kind(name: str) -> str:
+    """The column of a file in a webdataset: all after the first dot."""
+    return os.path.basename(name).partition(".")[2]
+
+
+def _numbered(pattern: str) -> list[str]:
+    """``a-{08..11}.tar`` written out."""
+    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if not found:
+        return [pattern]
+    first, last = found.groups()
+    numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+    return [p for n in numbers for p in _numbered(pattern[: found.start()] + n + pattern[found.end() :])]
+
+
+def from_parquet(pattern: str, column: str | None) -> tuple[Listing, Listing | None]:
     """The images of parquet files (a file, a folder or a glob) in the Hugging Face layout: those to use, those held out.
 
     Among several files those named test* are held out and those named val* left out.
@@ -76,17 +152,17 @@ def from_parquet(pattern: str, column: str | None) -> tuple[list[Item], list[Ite
     if not train:  # somebody asked for just these
         train, test = files, []
 
-    def table(part: list[str]) -> list[Item]:
+    def table(part: list[str]) -> Listing:
         try:
             rows = datasets.load_dataset("parquet", data_files=part, split="train")
         except Exception as problem:  # datasets raises its own and pyarrow's
             raise UserError(f"Cannot read parquet from {pattern}: {problem}") from problem
-        return _from_table(rows, column, pattern if len(part) > 1 else part[0])
+        return _from_table(rows, column, pattern if len(part) > 1 else part[0], _key("parquet", *_stamp(part)))
 
-    return table(train), table(test) if test else []
+    return table(train), table(test) if test else None
 
 
-def from_hub(name: str, split: str, column: str | None) -> list[Item]:
+def from_hub(name: str, split: str, column: str | None) -> Listing:
     """Each image of a data set on the Hugging Face Hub.
 
     Raises:
@@ -101,10 +177,10 @@ def from_hub(name: str, split: str, column: str | None) -> list[Item]:
             f"Cannot load '{name}' (split {split}) from the Hub: {problem}. "
             "Expected a data set name such as uoft-cs/cifar10 and a connection, or local parquet files."
         ) from problem
-    return _from_table(table, column, name)
+    return _from_table(table, column, name, _key("hub", name, split, table._fingerprint))
 
 
-def _from_table(table: Any, column: str | None, where: str) -> list[Item]:
+def _from_table(table: Any, column: str | None, where: str, key: str) -> Listing:
     import datasets
 
     features = table.features
@@ -133,10 +209,10 @@ def _from_table(table: Any, column: str | None, where: str) -> list[Item]:
             raise ValueError("the cell is empty")
         return item["bytes"] or Path(item["path"]).read_bytes()
 
-    return [(f"{where}[{i}]", partial(cell, i)) for i in range(len(table))]
+    return Listing(len(table), lambda i: f"{where}[{i}]", cell, _key(key, column))
 
 
-def from_torchvision(name: str, root: str, split: str, download: bool) -> list[Item]:
+def from_torchvision(name: str, root: str, split: str, download: bool) -> Listing:
     """Each image of CIFAR10, CelebA, LSUN (bedroom) or FashionMNIST.
 
     Raises:
@@ -160,88 +236,5 @@ def from_torchvision(name: str, root: str, split: str, download: bool) -> list[I
             f"torchvision's {name} is not at {root}: {problem}. Expected it there, or download=true (LSUN: see torchvision)."
         ) from problem
 
-    def image(index: int) -> Any:
-        return found[index][0]
-
-    return [(f"{name}[{i}]", partial(image, i)) for i in range(len(found))]
-
-
-def read(
-    items: Sequence[Item], size: int | None, limit: int | None, skip_broken: bool, seed: int = 0
-) -> tuple[Float[Tensor, "n c h w"], tuple[str, ...]]:
-    """Decode, convert, resize and crop images.
-
-    Args:
-        items: what there is.
-        size: side after resizing the shorter side (antialiased) and a centre crop; None keeps the images' own size.
-        limit: use so many of them, chosen by ``seed``: files are often sorted by class.
-        skip_broken: leave out what cannot be decoded.
-
-    Returns:
-        Images in [-1, 1], all gray if every one is and else RGB, and sentences on what was converted or skipped.
-
-    Raises:
-        UserError: an unreadable image, mixed sizes without ``size``, or no image left.
-    """
-    from PIL.Image import DecompressionBombError
-
-    decoded: list[Image] = []
-    notes: Counter[str] = Counter()
-    broken: list[str] = []
-    if limit is not None and limit < len(items):
-        chosen = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))[:limit]
-        items = [items[i] for i in sorted(chosen.tolist())]
-    for name, content in items:
-        try:
-            decoded.append(_decode(content(), size, notes))
-        except (*UNREADABLE, DecompressionBombError) as problem:
-            if not skip_broken:
-                raise UserError(
-                    f"Cannot read the image {name}: {problem}. Expected a whole image file; --skip_broken true leaves such files out."
-                ) from problem
-            broken.append(name)
-    if not decoded:
-        raise UserError(f"No image could be read ({len(broken)} broken). Expected at least one.")
-    sizes = Counter(image.size for image in decoded)
-    if len(sizes) > 1:
-        shown = ", ".join(f"{w}x{h} ({n})" for (w, h), n in sizes.most_common(4))
-        raise UserError(f"The images have {len(sizes)} different sizes: {shown}. Expected one size, or --image_size N.")
-    gray = all(image.mode == "L" for image in decoded)
-    if not gray and (mixed := sum(image.mode == "L" for image in decoded)):
-        notes["converted from gray to RGB"] += mixed
-    arrays = np.stack([np.asarray(image if gray else image.convert("RGB")) for image in decoded])
-    x = torch.from_numpy(arrays.reshape(len(arrays), *arrays.shape[1:3], -1)).permute(0, 3, 1, 2)
-    sentences = [f"{count} images were {what}." for what, count in sorted(notes.items())]
-    if broken:
-        more = ", ..." if len(broken) > 3 else ""
-        sentences.append(f"{len(broken)} unreadable images were skipped: {', '.join(broken[:3])}{more}")
-    return x.float().div_(127.5).sub_(1).contiguous(), tuple(sentences)
-
-
-def _decode(content: Any, size: int | None, notes: Counter[str]) -> Image:
-    """A PIL image of mode L or RGB."""
-    from PIL import Image, ImageOps
-
-    image = Image.open(io.BytesIO(content)) if isinstance(content, bytes) else content
-    if getattr(image, "n_frames", 1) > 1:
-        notes["animated (the first frame was taken)"] += 1
-        image.seek(0)
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    mode = image.mode
-    if mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        if not np.isfinite(values).all() or values.min() < 0 or (mode == "I" and values.max() > 65535):
-            raise ValueError(f"pixels from {values.min():g} to {values.max():g}, not 0 to 65535")
-        top = 65535.0 if mode != "F" else max(1.0, float(values.max()))
-        image = Image.fromarray(np.round(values.clip(0, top) / top * 255).astype(np.uint8))
-        notes["converted from 16 bits to 8"] += 1
-    elif mode in ("RGBA", "LA", "PA") or (mode == "P" and "transparency" in image.info):
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image).convert("L" if mode == "LA" else "RGB")
-        notes["laid on white where transparent"] += 1
-    elif mode not in ("L", "RGB"):
-        image = image.convert("L" if mode in GRAY_MODES else "RGB")
-        notes[f"converted from {mode} to {image.mode}"] += 1
-    return image if size is None else ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    key = _key("torchvision", name, os.path.realpath(root), split, len(found))
+    return Listing(len(found), lambda i: f"{name}[{i}]", lambda i: found[i][0], key)

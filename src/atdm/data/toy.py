@@ -1,6 +1,7 @@
 """Low-dimensional distributions whose truth is known: distance to the support, and density and score where exact.
 
-The noised marginal is that of ``x_t = alpha x_0 + sigma eps``.
+The noised marginal is that of ``x_t = alpha x_0 + sigma eps``, with one alpha and sigma for all or one per sample. It is
+computed in float64 and given in the type of ``x``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
+
+Level = float | Float[Tensor, ""] | Float[Tensor, "n"]  # alpha or sigma: of all samples, or one per sample
 
 PLANE_AXES = ((0.8, 0.0, 0.6), (-0.36, 0.8, 0.48), (-0.48, -0.6, 0.64))  # two in-plane directions and the normal
 
@@ -69,31 +72,39 @@ class Plane(Toy):
 
     def distance(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
         """Distance to the (unbounded) plane: the size of the normal component."""
-        return (x @ self.axes[2]).abs()
+        return (x @ self.axes[2].to(x)).abs()
 
     def spread(self, x: Float[Tensor, "n d"]) -> float:
         """Root mean square of the two in-plane standard deviations."""
-        return (x @ self.axes[:2].T).var(0, correction=0).mean().sqrt().item()
+        return (x @ self.axes[:2].T.to(x)).var(0, correction=0).mean().sqrt().item()
 
-    def log_density(self, x: Float[Tensor, "n d"], alpha: float, sigma: float) -> Float[Tensor, "n"]:
+    def log_density(self, x: Float[Tensor, "n d"], alpha: Level, sigma: Level) -> Float[Tensor, "n"]:
         """Log density of the noised marginal: uniform * Gaussian in the plane, Gaussian off it."""
-        u = x.double() @ self.axes.double().T
-        inside = _log_box(u[:, :2], alpha, sigma).sum(1) - 2 * math.log(2 * alpha)
-        normal = -0.5 * (u[:, 2] / sigma) ** 2 - math.log(sigma * math.sqrt(2 * math.pi))
-        return (inside + normal).to(x.dtype)
+        a, s = _columns(x, alpha, sigma)
+        u = x.double() @ self.axes.to(x.device).double().T
+        inside = _log_box(u[:, :2], a, s).sum(1, keepdim=True) - 2 * (2 * a).log()
+        normal = -0.5 * (u[:, 2:] / s) ** 2 - (s * math.sqrt(2 * math.pi)).log()
+        return (inside + normal).squeeze(1).to(x.dtype)
 
-    def score(self, x: Float[Tensor, "n d"], alpha: float, sigma: float) -> Float[Tensor, "n d"]:
+    def score(self, x: Float[Tensor, "n d"], alpha: Level, sigma: Level) -> Float[Tensor, "n d"]:
         """Gradient of :meth:`log_density`."""
-        u = x.double() @ self.axes.double().T
-        low, high = (u[:, :2] - alpha) / sigma, (u[:, :2] + alpha) / sigma
-        log_mass = _log_box(u[:, :2], alpha, sigma)
+        a, s = _columns(x, alpha, sigma)
+        axes = self.axes.to(x.device).double()
+        u = x.double() @ axes.T
+        low, high = (u[:, :2] - a) / s, (u[:, :2] + a) / s
+        log_mass = _log_box(u[:, :2], a, s)
         log_phi = lambda z: -0.5 * z**2 - 0.5 * math.log(2 * math.pi)  # noqa: E731
-        inside = ((log_phi(high) - log_mass).exp() - (log_phi(low) - log_mass).exp()) / sigma
-        local = torch.cat([inside, -u[:, 2:] / sigma**2], 1)
-        return (local @ self.axes.double()).to(x.dtype)
+        inside = ((log_phi(high) - log_mass).exp() - (log_phi(low) - log_mass).exp()) / s
+        local = torch.cat([inside, -u[:, 2:] / s**2], 1)
+        return (local @ axes).to(x.dtype)
 
 
-def _log_box(u: Tensor, alpha: float, sigma: float) -> Tensor:
+def _columns(x: Tensor, *levels: Level) -> tuple[Tensor, ...]:
+    """Noise levels as float64 columns that broadcast over the coordinates of ``x``."""
+    return tuple(torch.as_tensor(level, dtype=torch.float64, device=x.device).reshape(-1, 1) for level in levels)
+
+
+def _log_box(u: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """``log[Phi((u + alpha)/sigma) - Phi((u - alpha)/sigma)]``, stable in both tails (symmetric in u)."""
     u = -u.abs()
     high = torch.special.log_ndtr((u + alpha) / sigma)
@@ -141,26 +152,29 @@ class GaussianMixture(Toy):
 
     def distance(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
         """Distance to the nearest centre."""
-        return torch.cdist(x, self.centres).amin(1)
+        return torch.cdist(x, self.centres.to(x)).amin(1)
 
     def mode_mass(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "modes"]:
         """Share of the samples within 4 std of each centre; what lies farther belongs to no mode."""
-        distance, mode = torch.cdist(x, self.centres).min(1)
+        distance, mode = torch.cdist(x, self.centres.to(x)).min(1)
         return torch.bincount(mode[distance <= 4 * self.std], minlength=self.modes) / len(x)
 
-    def log_density(self, x: Float[Tensor, "n d"], alpha: float, sigma: float) -> Float[Tensor, "n"]:
+    def log_density(self, x: Float[Tensor, "n d"], alpha: Level, sigma: Level) -> Float[Tensor, "n"]:
         """Log density of the noised marginal, a mixture of Gaussians of variance ``alpha^2 std^2 + sigma^2``."""
-        return self._log_joint(x, alpha, sigma).logsumexp(1)
+        return self._log_joint(x, *_columns(x, alpha, sigma)).logsumexp(1).to(x.dtype)
 
-    def score(self, x: Float[Tensor, "n d"], alpha: float, sigma: float) -> Float[Tensor, "n d"]:
+    def score(self, x: Float[Tensor, "n d"], alpha: Level, sigma: Level) -> Float[Tensor, "n d"]:
         """Gradient of :meth:`log_density`."""
-        responsibility = self._log_joint(x, alpha, sigma).softmax(1)
-        return (responsibility @ (alpha * self.centres) - x) / (alpha**2 * self.std**2 + sigma**2)
+        a, s = _columns(x, alpha, sigma)
+        centre = self._log_joint(x, a, s).softmax(1) @ self.centres.to(x.device).double()
+        return ((a * centre - x) / (a**2 * self.std**2 + s**2)).to(x.dtype)
 
-    def _log_joint(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
+    def _log_joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Log of mass times density for each sample and mode."""
         variance = alpha**2 * self.std**2 + sigma**2
-        squared = torch.cdist(x, alpha * self.centres, compute_mode="donot_use_mm_for_euclid_dist").square()
-        return self.weights.log() - squared / (2 * variance) - math.log(2 * math.pi * variance)
+        offset = x.double().unsqueeze(1) - alpha.unsqueeze(2) * self.centres.to(x.device).double()
+        log_kernel = -offset.square().sum(2) / (2 * variance) - (2 * math.pi * variance).log()
+        return self.weights.to(x.device).double().log() + log_kernel
 
 
 @dataclass(frozen=True)
