@@ -61,8 +61,10 @@ def run(words: list[str]) -> int:
     with progress_bar(not main_process or given.json) as bar:
         task = bar.add_task(config.objective.name, total=config.steps, note="")
         for last in runs.train(config, stop):
-            note = f"loss {last.terms.loss.mean().item():.4f}  {last.samples / last.seconds:,.0f} samples/s"
-            bar.update(task, completed=last.index, **({"note": note} if last.index % 10 == 0 else {}))
+            bar.update(task, completed=last.index)
+            if last.index % 10 == 0:  # reading the loss waits for the device
+                loss = last.terms.loss.mean().item()
+                bar.update(task, note=f"loss {loss:.4f}  {last.samples / last.seconds:,.0f} samples/s")
     if main_process:
         done: dict[str, Any] = {
             "run": config.out,
