@@ -8,6 +8,7 @@ from torch import nn
 
 from atdm.errors import UserError
 from atdm.objective import OBJECTIVES, Draws, Objective
+from atdm.passes import remember_random
 from atdm.perturb import ConstantRadius, ConstantWeight, Perturbation, PublishedRadius, RelativeWeight
 from atdm.process import Process
 
@@ -226,6 +227,41 @@ def test_the_gate_pushes_only_below_it_and_changes_nothing_there(generator):
     torch.testing.assert_close(got.loss[~inside], got.denoise[~inside])
     nothing = Objective("robust_adv", PROCESS, gate=1e-6)(model, x0, draws=draws)
     assert torch.equal(nothing.loss, nothing.denoise)
+
+
+@pytest.mark.parametrize("options", [{}, {"gate": 0.5}, {"gate": 0.5, "perturbation": Perturbation("l2", 2, math.inf)}])
+@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"ddpm"}))
+def test_stacked_passes_are_the_passes_one_by_one(name, options, generator):
+    """Values and gradients of the parameters; a network known to draw random numbers is passed through one by one."""
+    x0 = torch.randn(256, 6, generator=generator)
+    objective, scale = Objective(name, PROCESS, **options), torch.linspace(0.5, 2, 256)
+    draws = objective.draw(x0.shape, generator=generator)
+    model = Small()
+    values = []
+    for _ in range(2):
+        terms = objective(model, x0, draws=draws, scale=scale)
+        values.append((terms, torch.autograd.grad(terms.loss.mean(), list(model.parameters()))))
+        remember_random(model)
+    (stacked, gradients), (single, expected) = values
+    for name, value in vars(single).items():
+        torch.testing.assert_close(getattr(stacked, name), value, rtol=1e-5, atol=1e-7)
+    for got, want in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("gate", [None, 0.5])
+def test_the_attack_asks_for_no_gradient_of_the_parameters(gate, generator):
+    asked = []
+
+    class Watched(Small):
+        def forward(self, x, t, scale=None):
+            asked.append((x.requires_grad, self.net[0].weight.requires_grad))
+            return super().forward(x, t, scale)
+
+    objective = Objective("robust_adv", PROCESS, gate=gate)
+    objective(Watched(), torch.randn(256, 6, generator=generator), generator=generator)
+    attack, training = (True, False), (False, True)
+    assert asked == ([attack, training] if gate else [training, attack, training])
 
 
 @pytest.mark.parametrize("gate", [None, 0.5])

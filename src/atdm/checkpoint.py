@@ -159,6 +159,7 @@ def export(folder: Path, model: nn.Module, process: Process, clip_sample: bool) 
     """Write ``model`` as a diffusers ``DDPMPipeline`` folder, atomically."""
     from diffusers import DDPMPipeline, DDPMScheduler
 
+    model.to(memory_format=torch.contiguous_format)  # all that safetensors writes
     pipeline: Any = DDPMPipeline(model, DDPMScheduler(**process.scheduler_config(clip_sample)))
     with atomic(folder) as scratch:
         pipeline.save_pretrained(scratch)

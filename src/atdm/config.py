@@ -88,6 +88,9 @@ class TrainConfig:
         precision: mixed precision.
         flip: mirror images at random.
         regularize_from: first step with the regularizer.
+        channels_last: keep images and weights with the channels innermost; faster convolutions on many devices.
+        compile: compile the network with torch.compile; where that fails, training says so and goes on without.
+        gradient_checkpointing: compute activations again in the backward pass: less memory, more time; U-Nets only.
         seed: seeds data, corruption, weights and training.
         log_every: steps between log lines.
         save_every: steps between checkpoints.
@@ -122,6 +125,9 @@ class TrainConfig:
     precision: Literal["no", "fp16", "bf16"] = "no"
     flip: bool = False
     regularize_from: int = 0
+    channels_last: bool = False
+    compile: bool = False
+    gradient_checkpointing: bool = False
     seed: int = 0
     log_every: int = 50
     save_every: int = 500
@@ -170,8 +176,9 @@ class TrainConfig:
             UserError: names the first option that differs and both values.
         """
         free = set(self.FREE) if self.decay == "constant" else set(self.FREE) - {"steps"}
+        defaults = _flat(type(self)().as_dict())  # for options that were not there yet
         for key, value in _flat(self.as_dict()).items():
-            before = _flat(stored).get(key)
+            before = _flat(stored).get(key, defaults[key])
             if key not in free and before != value:
                 raise UserError(
                     f"{where} belongs to another configuration: its {key} is {before}, this one's is {value}. "

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .errors import UserError, unknown
 from .nets import call
+from .passes import RandomState, frozen, known_random, remember_random
 from .perturb import Perturbation, PublishedRadius, PublishedWeight, Radius, Weight
 from .process import Process
 
@@ -39,7 +40,7 @@ OBJECTIVES: dict[str, _Kind] = {
 
 @dataclass(frozen=True)
 class Draws:
-    """The randomness of one batch. ``beta`` and ``start`` are None when the objective does not push."""
+    """The randomness of one batch; ``t`` may be on the CPU while the rest is elsewhere. ``beta`` and ``start`` are None when the objective does not push."""
 
     t: Int[Tensor, "batch"]
     noise: Float[Tensor, "batch *dims"]
@@ -121,10 +122,13 @@ class Objective:
         """Network passes per sample of a training step, and the floor of its cost over ddpm's that they imply.
 
         A forward pass counts 1, a backward pass 2, a backward pass to the input alone 1; pushed timesteps count by share.
+        Networks without dropout; see docs/performance.md.
         """
         share = 1.0 if self.gate is None else self.process.timestep_at(self.gate) / self.process.steps
         pushed = share if self.kind.pushes else 0.0
         attacked = pushed * self.perturbation.steps
+        if self.kind.adversarial and self._stacks(share):
+            attacked += pushed  # the clean rows beside the pushed ones
         counted = {"forwards": 1 + pushed + attacked, "backwards": 1 + pushed, "input_backwards": attacked}
         floor = (counted["forwards"] + 2 * counted["backwards"] + counted["input_backwards"]) / 3
         return {**counted, "floor_over_ddpm": floor}
@@ -135,13 +139,16 @@ class Objective:
         device: torch.device | str = "cpu",
         generator: torch.Generator | None = None,
         push_generator: torch.Generator | None = None,
+        t_generator: torch.Generator | None = None,
     ) -> Draws:
         """The randomness for a batch of ``shape``: t and noise from ``generator``, the push from its own stream.
 
-        So every objective sees the same timesteps and noise under the same seed.
+        So every objective sees the same timesteps and noise under the same seed. t comes from ``t_generator`` where one
+        is given; drawn on the CPU, it tells which rows a gate pushes without waiting for an accelerator.
         """
         device = torch.device(device)
-        t = torch.randint(self.process.steps, (shape[0],), generator=generator, device=device)
+        source = t_generator or generator
+        t = torch.randint(self.process.steps, (shape[0],), generator=source, device=source.device if source else "cpu")
         noise = torch.randn(shape, generator=generator, device=device)
         if not self.kind.pushes:
             return Draws(t, noise)
@@ -161,64 +168,147 @@ class Objective:
         """The terms for clean images ``x0`` (in [-1, 1]) or vectors.
 
         Args:
-            model: any ``model(x, t, **conditioning)`` that returns a tensor or a diffusers output.
+            model: any ``model(x, t, **conditioning)`` that returns a tensor or a diffusers output and treats each sample
+                by itself (so no batch normalization): passes may be stacked into one batch.
             draws: the randomness; drawn here with ``generator`` (None: torch's global stream) when not given.
             conditioning: passed to the model; tensors with one row per sample follow their samples.
         """
         draws = draws or self.draw(x0.shape, x0.device, generator)
-        t, process = draws.t, self.process
+        t, process = draws.t.to(x0.device, non_blocking=True), self.process
         x_t = process.mix(x0, draws.noise, t)
-
-        before = _RandomState(x0.device)
-        output = call(model, x_t, t, **conditioning)
-        denoise = _item_mean((output.float() - process.target(x0, draws.noise, t)).square())
+        rows = self._rows(draws, x0.device)
+        if rows is None or draws.beta is None or draws.start is None:
+            output, push = call(model, x_t, t, **conditioning).float(), None
+        else:
+            output, push = self._push(_Batch(model, x_t, t, conditioning), rows, draws.beta[rows], draws.start[rows])
+        denoise = _item_mean((output - process.target(x0, draws.noise, t)).square())
         zero = torch.zeros_like(denoise, requires_grad=False)
-        if draws.start is None or draws.beta is None:
+        if push is None:
             return Terms(t, denoise, zero, zero, torch.zeros_like(t, dtype=torch.bool), zero, zero, zero)
 
-        after = _RandomState(x0.device)
-        everywhere = self.gate is None
-        pushed = torch.ones_like(t, dtype=torch.bool) if self.gate is None else process.ratio(t) < self.gate
-        rows = slice(None) if everywhere else pushed.nonzero().squeeze(1)
-        if not everywhere and len(rows) == 0:  # type: ignore[arg-type]
-            return Terms(t, denoise, zero, zero, pushed, zero, zero, zero)
-        t, x_t, beta, start = t[rows], x_t[rows], draws.beta[rows], draws.start[rows]
-        if not everywhere:
-            conditioning = {k: _follow(v, rows, len(x0)) for k, v in conditioning.items()}
-
-        # Every pass over the pushed rows starts from the same random state, so all see the same dropout masks.
-        def predict(x: Tensor) -> Tensor:
-            before.restore()
-            return process.to_eps(call(model, x, t, **conditioning).float(), x, t)
-
-        reuse = everywhere or before == after  # a network that drew nothing gives the rows the same prediction alone
-        clean = process.to_eps(output[rows].float(), x_t, t) if reuse else predict(x_t)
-        shift = process.sigma(t, x_t)
-        fixed = clean.detach()
-
-        def gain(delta: Tensor) -> Tensor:
-            moved = predict(x_t + shift * delta) - fixed
-            return _item_mean((moved - delta if self.ascent == "residual" else moved).square())
-
-        r = self.radius(process, t, beta)
-        delta = self.perturbation.find(gain, start, r)
-        target = fixed if self.detach_target else clean
-        residual = predict(x_t + shift * delta) - (target + delta if self.kind.equivariant else target)
-        after.restore()
+        target = push.clean.detach() if self.detach_target else push.clean
+        residual = push.moved - (target + push.delta if self.kind.equivariant else target)
 
         def spread(values: Tensor) -> Tensor:
-            return values if everywhere else zero.index_put((rows,), values)  # type: ignore[arg-type]
+            return values if isinstance(rows, slice) else zero.index_put((rows,), values)
 
         return Terms(
-            draws.t,
+            t,
             denoise,
             spread(_item_mean(residual.square())),
-            spread(self.weight(r, delta)),
-            pushed,
-            spread(r),
-            spread(_item_mean(delta.square()).sqrt()),
-            spread(self.perturbation.ball.used(delta, r)),
+            spread(self.weight(push.r, push.delta)),
+            spread(torch.ones_like(push.r)).bool(),
+            spread(push.r),
+            spread(_item_mean(push.delta.square()).sqrt()),
+            spread(self.perturbation.ball.used(push.delta, push.r)),
         )
+
+    def _rows(self, draws: Draws, device: torch.device) -> Int[Tensor, "pushed"] | slice | None:
+        """The rows to push, None where there are none. Found on the CPU, so that no accelerator is waited for."""
+        if not self.kind.pushes or self.gate is None:
+            return slice(None) if self.kind.pushes else None
+        rows = (self.process.ratio(draws.t.cpu()) < self.gate).nonzero().squeeze(1)
+        return rows.to(device, non_blocking=True) if len(rows) else None
+
+    def _push(
+        self, batch: _Batch, rows: Tensor | slice, beta: Float[Tensor, "pushed"], start: Float[Tensor, "pushed *dims"]
+    ) -> tuple[Tensor, _Push]:
+        """The output for the batch, and the push of its ``rows``."""
+        r = self.radius(self.process, batch.t[rows], beta)
+        if self._stacks(len(r) / len(batch.t)) and not known_random(batch.model):
+            before = RandomState(batch.x.device)
+            found = self._stacked(batch, rows, start, r)
+            if before == RandomState(batch.x.device):
+                return found
+            before.restore()  # stacked rows cannot share dropout masks
+            remember_random(batch.model)
+        return self._one_by_one(batch, rows, start, r)
+
+    def _stacks(self, share: float) -> bool:
+        """Whether to stack passes when this ``share`` of a batch is pushed.
+
+        Stacked, an attack predicts the clean rows once more: cheaper than passes of their own only where they are few.
+        """
+        return not self.kind.adversarial or share <= 0.25
+
+    def _stacked(self, batch: _Batch, rows: Tensor | slice, start: Tensor, r: Tensor) -> tuple[Tensor, _Push]:
+        """The attack on the rows' clean and pushed states at once, then the whole batch and its pushed rows at once."""
+        process, n = self.process, len(r)
+        x, t, everything = batch.x[rows], batch.t[rows], torch.arange(len(batch.t), device=batch.t.device)
+        rows = everything[rows]
+        shift = process.sigma(t, x)
+        clean: Tensor | None = None
+
+        def gain(delta: Tensor) -> Tensor:
+            nonlocal clean
+            x_moved = x + shift * delta
+            if clean is None:
+                clean, moved = batch.call(attacked, torch.cat([x, x_moved]), torch.cat([rows, rows])).split(n)
+                clean = process.to_eps(clean, x, t).detach()
+            else:
+                moved = batch.call(attacked, x_moved, rows)
+            return self._gain(process.to_eps(moved, x_moved, t) - clean, delta)
+
+        with frozen(batch.model) as attacked:
+            delta = self.perturbation.find(gain, start, r)
+        x_moved = x + shift * delta
+        both = batch.call(batch.model, torch.cat([batch.x, x_moved]), torch.cat([everything, rows]))
+        output, moved = both.split([len(batch.t), n])
+        return output, _Push(r, delta, process.to_eps(output[rows], x, t), process.to_eps(moved, x_moved, t))
+
+    def _one_by_one(self, batch: _Batch, rows: Tensor | slice, start: Tensor, r: Tensor) -> tuple[Tensor, _Push]:
+        """A pass at a time; all those over the rows start from one random state, so that they share dropout masks."""
+        process = self.process
+        x, t = batch.x[rows], batch.t[rows]
+        shift = process.sigma(t, x)
+        before = RandomState(x.device)
+        output = batch.call(batch.model, batch.x)
+        after = RandomState(x.device)
+        random = before != after
+
+        def predict(model: Callable[..., Any], x: Tensor) -> Tensor:
+            if random:
+                before.restore()
+            return process.to_eps(batch.call(model, x, rows), x, t)
+
+        alone = random and not isinstance(rows, slice)  # the masks of the whole batch are not those of its rows
+        clean = predict(batch.model, x) if alone else process.to_eps(output[rows], x, t)
+        fixed = clean.detach()
+        with frozen(batch.model) as attacked:
+            delta = self.perturbation.find(
+                lambda delta: self._gain(predict(attacked, x + shift * delta) - fixed, delta), start, r
+            )
+        moved = predict(batch.model, x + shift * delta)
+        if random:
+            after.restore()
+        return output, _Push(r, delta, clean, moved)
+
+    def _gain(self, moved: Float[Tensor, "pushed *dims"], delta: Tensor) -> Float[Tensor, "pushed"]:
+        """What the attack raises, where the prediction ``moved`` by so much."""
+        return _item_mean((moved - delta if self.ascent == "residual" else moved).square())
+
+
+class _Push(NamedTuple):
+    """Of the pushed rows: radius, push, and the noise predicted before and after it."""
+
+    r: Float[Tensor, "pushed"]
+    delta: Float[Tensor, "pushed *dims"]
+    clean: Float[Tensor, "pushed *dims"]
+    moved: Float[Tensor, "pushed *dims"]
+
+
+class _Batch(NamedTuple):
+    """Noisy states, and what their network is given beside them."""
+
+    model: Callable[..., Any]
+    x: Float[Tensor, "batch *dims"]
+    t: Int[Tensor, "batch"]
+    conditioning: dict[str, Any]
+
+    def call(self, model: Callable[..., Any], x: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """The output of ``model`` at states ``x`` that belong to these ``rows``."""
+        conditioning = {k: _follow(v, rows, len(self.t)) for k, v in self.conditioning.items()}
+        return call(model, x, self.t[rows], **conditioning).float()
 
 
 def _item_mean(values: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
@@ -232,27 +322,3 @@ def _follow(value: Any, rows: Tensor | slice, batch: int) -> Any:
     if isinstance(value, dict):
         return {k: _follow(v, rows, batch) for k, v in value.items()}
     return value
-
-
-class _RandomState:
-    """torch's global random state on the CPU and on one device: what dropout draws from."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.cpu = torch.get_rng_state()
-        self.accelerator = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.accelerator is not None:
-            torch.cuda.set_rng_state(self.accelerator, self.device)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _RandomState):
-            return NotImplemented
-        same = torch.equal(self.cpu, other.cpu)
-        if self.accelerator is not None and other.accelerator is not None:
-            same = same and torch.equal(self.accelerator, other.accelerator)
-        return same
-
-    __hash__ = None  # type: ignore[assignment]

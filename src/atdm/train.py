@@ -11,8 +11,8 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,9 +22,13 @@ from .data.items import Floats
 from .errors import UserError
 from .objective import Objective, Terms
 from .source import Source, feed, workers_for
+from .update import Update, checkpoint_activations
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+CHECK_EVERY = 50  # steps between looks at the loss on an accelerator: each look waits for it
 
 
 class Diverged(UserError):
@@ -43,6 +47,9 @@ class Settings:
         ema: decay of the exponential moving average of the weights; it grows to this value as (1 + step) / (10 + step).
         accumulate: micro-batches per optimizer step.
         regularize_from: first step with the regularizer; plain denoising before it.
+        channels_last: keep images and weights with the channels innermost.
+        compile: compile the network with ``torch.compile``; where that fails, say so and go on without.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
     """
 
     steps: int = 4000
@@ -56,6 +63,9 @@ class Settings:
     accumulate: int = 1
     regularize_from: int = 0
     seed: int = 0
+    channels_last: bool = False
+    compile: bool = False
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name, low in [("steps", 1), ("batch_size", 1), ("accumulate", 1), ("warmup", 0), ("regularize_from", 0)]:
@@ -94,8 +104,16 @@ class State:
 
     @classmethod
     def create(cls, model: nn.Module, settings: Settings) -> State:
-        """Fresh state around ``model``, whose weights the average starts from."""
+        """Fresh state around ``model``, whose weights the average starts from.
+
+        Raises:
+            UserError: gradient checkpointing is asked of a network without it.
+        """
+        if settings.channels_last:
+            model.to(memory_format=torch.channels_last)
         ema = copy.deepcopy(model).eval().requires_grad_(False)
+        if settings.gradient_checkpointing:
+            checkpoint_activations(model)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
@@ -117,18 +135,27 @@ class State:
         for name, parameter in self.model.named_parameters():
             keys = [k.split(".")[1] for k in named if k.startswith("optimizer.") and k.split(".", 2)[2] == name]
             if keys:
+                saved = {key: named[f"optimizer.{key}.{name}"] for key in keys}
                 self.optimizer.state[parameter] = {
-                    key: named[f"optimizer.{key}.{name}"].clone().to("cpu" if key == "step" else parameter.device)
-                    for key in keys
+                    # In the memory format of the parameter, as the optimizer itself makes them.
+                    key: v.clone() if key == "step" else torch.empty_like(parameter, requires_grad=False).copy_(v)
+                    for key, v in saved.items()
                 }
         self.step = step
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
         """``ema <- decay ema + (1 - decay) model``."""
-        torch._foreach_lerp_(tuple(self.ema.parameters()), tuple(self.model.parameters()), 1 - decay)
-        for kept, now in zip(self.ema.buffers(), self.model.buffers(), strict=True):
-            kept.copy_(now)
+        kept, now, buffers = self._pairs
+        torch._foreach_lerp_(kept, now, 1 - decay)
+        for target, source in buffers:
+            target.copy_(source)
+
+    @cached_property
+    def _pairs(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """The parameters of the average and of the model, and their buffers: walking the modules takes time."""
+        buffers = list(zip(self.ema.buffers(), self.model.buffers(), strict=True))
+        return list(self.ema.parameters()), list(self.model.parameters()), buffers
 
 
 @dataclass(frozen=True)
@@ -177,8 +204,13 @@ class Step:
 
 def stream(device: torch.device | str, *key: object) -> torch.Generator:
     """A generator whose randomness is a function of ``key`` alone."""
+    return torch.Generator(device).manual_seed(seed_of(*key))
+
+
+def seed_of(*key: object) -> int:
+    """A seed that is a function of ``key`` alone."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 class Order:
@@ -234,7 +266,8 @@ def fit(
             f"A batch of {settings.batch_size} does not split over {world} processes with {settings.accumulate} "
             f"micro-batches each. Expected a multiple of {world * settings.accumulate}."
         )
-    model, optimizer = accelerator.prepare(state.model, state.optimizer)
+    model, _ = accelerator.prepare(state.model, state.optimizer)
+    update = Update(model, state.optimizer, accelerator, settings.grad_clip, settings.compile)
     plain = replace(objective, name="ddpm")
     source = (data if isinstance(data, Source) else Source(Floats(data))).prepared()
     batches = feed(
@@ -250,7 +283,7 @@ def fit(
     while state.step < settings.steps:
         step = state.step
         loss_of = objective if step >= settings.regularize_from else plain
-        for group in optimizer.param_groups:
+        for group in state.optimizer.param_groups:
             group["lr"] = settings.lr_at(step)
         batch = next(batches).to(device, non_blocking=True)  # the rows of this process
         draws = loss_of.draw(
@@ -258,23 +291,22 @@ def fit(
             device,
             stream(device, settings.seed, "noise", step),
             stream(device, settings.seed, "push", step),
+            stream("cpu", settings.seed, "timesteps", step) if device.type != "cpu" else None,
         )
-        torch.manual_seed(int(stream("cpu", settings.seed, "dropout", step, rank).initial_seed()))
-        for index in range(settings.accumulate):
-            begin = (index * world + rank) * micro
-            rows = slice(begin, begin + micro)
-            last = index == settings.accumulate - 1
-            with nullcontext() if last else accelerator.no_sync(model):
-                terms = loss_of(model, batch[index * micro : (index + 1) * micro], draws=draws[rows])
-                accelerator.backward(terms.loss.mean() / settings.accumulate)
-        limit = settings.grad_clip or math.inf
-        norm = accelerator.clip_grad_norm_(model.parameters(), limit)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        micro_batches = [
+            (own, draws[slice((i * world + rank) * micro, (i * world + rank + 1) * micro)])
+            for i, own in enumerate(batch.split(micro))
+        ]
+        terms, norm = update(loss_of, micro_batches, seed_of(settings.seed, "dropout", step, rank))
         state.average(settings.ema_at(step))
         state.step += 1
-        if device.type == "cpu" and not math.isfinite(float(norm)):
-            raise Diverged(f"The loss is not a number at step {state.step}. Try a smaller lr or a smaller regularizer.")
+        if device.type == "cpu" or state.step % CHECK_EVERY == 0 or state.step == settings.steps:
+            # fp16 scales its steps down when a gradient overflows; only a loss that does is lost.
+            watched = norm if accelerator.scaler is None else terms.loss.mean()
+            if not math.isfinite(float(watched)):
+                raise Diverged(
+                    f"The loss is not a number at step {state.step}. Try a smaller lr or a smaller regularizer."
+                )
         now = time.perf_counter()
         yield Step(
             state.step,

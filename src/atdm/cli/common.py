@@ -13,6 +13,7 @@ SUMMARY = {
     "evaluate": "measure samples against clean data",
     "corrupt": "write a corrupted data set and its truth",
     "demo": "the method on toys and digits, ending in a report",
+    "bench": "the cost of a training step, beside diffusers' own",
     "show": "draw the perturbation radius, or the curves of a run",
 }
 

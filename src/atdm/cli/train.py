@@ -69,8 +69,10 @@ def run(words: list[str]) -> int:
                 bar.console.print(note, markup=False, highlight=False, soft_wrap=True)
 
         for last in runs.train(config, stop, tell, decoding(bar)):
-            note = f"loss {last.terms.loss.mean().item():.4f}  {last.samples / last.seconds:,.0f} samples/s"
-            bar.update(task, completed=last.index, **({"note": note} if last.index % 10 == 0 else {}))
+            bar.update(task, completed=last.index)
+            if last.index % 10 == 0:  # reading the loss waits for the device
+                loss = last.terms.loss.mean().item()
+                bar.update(task, note=f"loss {loss:.4f}  {last.samples / last.seconds:,.0f} samples/s")
     if main_process:
         done: dict[str, Any] = {
             "run": config.out,

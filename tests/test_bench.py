@@ -1,0 +1,65 @@
+"""The benchmark: what it counts, what it prints, and that time is shared fairly."""
+
+import json
+
+import pytest
+import torch
+
+from atdm import cli
+from atdm.bench import EXAMPLE, RECOMMENDED, Options, _Loop, _peak, measure
+from atdm.errors import UserError
+from atdm.objective import OBJECTIVES
+
+
+def test_every_objective_and_the_example_are_measured(capsys):
+    cli_words = ["bench", "--net", "mlp:width=16", "--batch_size", "8", "--seconds", "0", "--json"]
+    with pytest.raises(SystemExit) as end:
+        cli.main(cli_words)
+    assert end.value.code == 0
+    found = json.loads(capsys.readouterr().out)
+    everyone = {*OBJECTIVES, RECOMMENDED, EXAMPLE}
+    for what in ("ratio", "samples_per_second", "peak_memory"):
+        assert found[what].keys() == everyone
+        assert all(value > 0 for value in found[what].values())
+    assert found["ratio"]["ddpm"] == 1
+    assert found["floor"]["robust_adv"] == pytest.approx(8 / 3)
+    assert found["passes"]["robust_adv"] == {"forwards": 3, "backwards": 2, "input_backwards": 1}
+    assert found["provenance"]["rounds"] == 1
+    assert found["peak_memory"]["robust_rand"] > found["peak_memory"]["ddpm"]
+
+
+def test_the_time_is_kept_and_the_rounds_fill_it():
+    found = measure(Options("mlp:width=16", batch_size=8, seconds=3.0))
+    assert found["provenance"]["rounds"] > 1
+    assert found["provenance"]["measured_seconds"] < 6
+
+
+def test_peak_memory_counts_the_kept_and_the_most_that_a_step_adds():
+    kept = torch.zeros(1000)
+
+    def steps():
+        while True:
+            first = torch.zeros(5000)
+            second = first + 1  # 40,000 bytes live here
+            del first
+            third = second.sum()
+            del second
+            yield third
+
+    loop = _Loop(steps(), lambda: [kept, kept[:10]])
+    next(loop.steps)
+    assert _peak(loop, torch.device("cpu")) == pytest.approx(4000 + 40_000, abs=200)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"shape": "3 by 4"}, "Cannot read the shape"),
+        ({"device": "gpu"}, "device is 'gpu'"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"net": "mpl"}, "Did you mean 'mlp'"),
+    ],
+)
+def test_mistakes_are_sentences(options, words):
+    with pytest.raises(UserError, match=words):
+        Options(**options).item_shape()
