@@ -95,7 +95,7 @@ def test_dice_are_uniform_and_independent():
     assert dice(-1, "flip", indices[:4], zeros[:4]).shape == (4,), "any seed will do"
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_batches_are_the_same_for_any_number_of_workers(workers):
     live = Source(PIXELS, parse_corruption(FULL), 5, fresh=True, flip=True, window=16)
     order, every = Order(40, 16, seed=1), torch.arange(16)
