@@ -76,8 +76,8 @@ EXPERIMENTS = {
         "digits:subspace=16", _MLP, _DIGITS, 1000, 250, gate=0.3, k=10, radius=1, stop=0.2, step_seconds=0.008
     ),
 }
-STOPS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # of a thorough run
-STRENGTHS = {"published": (1.0, 3.0, 10.0), "recommended": (1.0, 2.0, 15.0)}  # lambda and k, beside the setting's own
+STOPS = (0.1, 0.2, 0.3, 0.5)  # of a thorough run
+STRENGTHS = {"published": (3.0, 10.0), "recommended": (1.0, 2.0, 15.0)}  # lambda and k, beside the setting's own
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,8 @@ def jobs(seeds: Sequence[int], scale: float, thorough: bool) -> list[Job]:
             todo.append(Job(experiment, corruption, objective, setting, seed=seed, scale=scale, **own))
 
         for corruption in ("outliers", "noise", *(["clean"] if thorough else [])):
-            for objective in ("inv_adv", "robust_adv", "robust_rand", "ddpm"):
+            dirty = corruption != "clean"
+            for objective in (*(["inv_adv", "robust_rand"] if dirty else []), "robust_adv", "ddpm"):
                 add("plane", corruption, objective)
             add("plane", corruption, "robust_adv", "recommended")
         for experiment in ("digits", "digits-subspace"):
