@@ -87,7 +87,7 @@ class Job:
     Args:
         setting: ``published`` constants or ``recommended``, the gated relative l_2 push.
         strength: lambda (published) or k (recommended) instead of the setting's own.
-        scale: of the number of training steps.
+        scale: of the numbers of training steps, sampling steps and samples; below 1 only to see that everything works.
         stops: noise levels at which a ddpm's sampling is also stopped.
     """
 
@@ -113,11 +113,30 @@ class Job:
         return replace(own, seed=self.seed, steps=max(50, round(own.steps * self.scale)))
 
     @property
-    def cost(self) -> float:
+    def sampling_steps(self) -> int:
+        """A divisor of T."""
+        return EXPERIMENTS[self.experiment].sampling_steps if self.scale >= 1 else 50
+
+    @property
+    def samples(self) -> int:
+        """How many are drawn."""
+        return round(EXPERIMENTS[self.experiment].samples * min(1, max(0.1, self.scale)))
+
+    @property
+    def path_t(self) -> list[int]:
+        """Timesteps at which trajectories are kept: sigma/alpha from 1.2 to 0."""
+        return list(range(300, 0, -max(6, Process.linear().steps // self.sampling_steps)))
+
+    @property
+    def training_cost(self) -> float:
         """Seconds on one core, roughly."""
-        e, process = EXPERIMENTS[self.experiment], Process.linear()
-        training = self.settings.steps * e.step_seconds * objective_of(self, process).passes()["floor_over_ddpm"]
-        return training + 7 * (1 + len(self.stops))
+        floor = objective_of(self, Process.linear()).passes()["floor_over_ddpm"]
+        return self.settings.steps * EXPERIMENTS[self.experiment].step_seconds * floor
+
+    @property
+    def cost(self) -> float:
+        """Seconds on one core with sampling, roughly."""
+        return self.training_cost + 7 * min(1, self.scale) * (1 + len(self.stops))
 
 
 @dataclass
@@ -127,7 +146,7 @@ class Outcome:
     job: Job
     rows: list[dict[str, Any]]
     samples: dict[str, Tensor]  # by setting
-    paths: Tensor  # states at PATH_T and the samples
+    paths: Tensor  # states at the job's path_t, and the samples
     scores: tuple[Tensor, Tensor] | None = None
 
 
@@ -169,9 +188,6 @@ def objective_of(job: Job, process: Process) -> Objective:
     return Objective(job.objective, process, ConstantRadius(e.radius), RelativeWeight(k), push, e.gate, seed=job.seed)
 
 
-PATH_T = tuple(range(300, 0, -6))  # timesteps at which trajectories are kept: sigma/alpha from 1.2 to 0
-
-
 def work(job: Job, tell: Callable[[float], None] = lambda share: None) -> Outcome:
     """Train, sample and measure one job on one thread; ``tell`` hears the share that is done."""
     torch.set_num_threads(1)
@@ -180,7 +196,7 @@ def work(job: Job, tell: Callable[[float], None] = lambda share: None) -> Outcom
     dirty, _ = corrupt(dataset.x, CORRUPTIONS[job.corruption], job.seed)
     torch.manual_seed(job.seed)
     state = State.create(build_net(e.net, dataset.item_shape), settings)
-    training = 1 - 7 * (1 + len(job.stops)) / job.cost  # share of the work
+    training = job.training_cost / job.cost  # share of the work
     begin = time.perf_counter()
     for step in fit(objective_of(job, process), state, dirty, settings):
         if step.index % 50 == 0:
@@ -189,18 +205,18 @@ def work(job: Job, tell: Callable[[float], None] = lambda share: None) -> Outcom
     net = state.ema.eval()
 
     def draw(stop: float | None) -> Tensor:
-        spaced = range(process.steps - process.steps // e.sampling_steps, -1, -(process.steps // e.sampling_steps))
-        keep = [i for i, t in enumerate(spaced) if t in PATH_T] if stop is None else []
+        stride = process.steps // job.sampling_steps  # the sampler's step i is at timestep T - 1 - stride i
+        keep = [round((process.steps - 1 - t) / stride) for t in job.path_t] if stop is None else []
         return sample_paths(
             net,
             process,
-            e.samples,
+            job.samples,
             dataset.item_shape,
             keep=keep,
             batch_size=4096,
             seed=job.seed,
             sampler="ddpm",
-            steps=e.sampling_steps,
+            steps=job.sampling_steps,
             stop_ratio=stop,
         )
 
@@ -237,7 +253,7 @@ def row(job: Job, setting: str, drawn: Tensor, dataset: Dataset, net: nn.Module,
         "weights": "ema",
         "training_steps": job.settings.steps,
         "sampler": "ddpm",
-        "sampling_steps": e.sampling_steps,
+        "sampling_steps": job.sampling_steps,
         "samples": len(drawn),
         "reference": e.data,
         "reference_hash": metrics.content_hash(reference),

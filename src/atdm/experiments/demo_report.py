@@ -14,7 +14,7 @@ from ..corrupt import corrupt
 from ..data import load
 from ..process import Process
 from ..report import Section, Table, render
-from .demo import CORRUPTIONS, EXPERIMENTS, PATH_T, Outcome, objective_of, score_field
+from .demo import CORRUPTIONS, EXPERIMENTS, Outcome, objective_of, score_field
 
 Row = Mapping[str, Any]
 ORDER = ("ddpm", "early stop", "inv_adv", "robust_rand", "robust_adv", "robust_adv recommended")
@@ -137,7 +137,7 @@ def plane_section(outcomes: list[Outcome]) -> Section:
     panels = {"training data": dirty} | {
         named(r): o.samples[r["setting"]] for o in shown for r in o.rows if named(r) in ORDER
     }
-    ratio = process.ratio(torch.tensor([*PATH_T, 0])).tolist()
+    ratio = process.ratio(torch.tensor([*job.path_t, 0])).tolist()
     away = {
         named(o.rows[0]): (
             ratio,
