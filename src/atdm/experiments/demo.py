@@ -124,7 +124,9 @@ class Job:
 
     @property
     def path_t(self) -> list[int]:
-        """Timesteps at which trajectories are kept: sigma/alpha from 1.2 to 0."""
+        """Timesteps at which trajectories are kept for the figures of points: sigma/alpha from 1.2 to 0."""
+        if self.experiment != "plane":
+            return []
         return list(range(300, 0, -max(6, Process.linear().steps // self.sampling_steps)))
 
     @property
@@ -136,7 +138,7 @@ class Job:
     @property
     def cost(self) -> float:
         """Seconds on one core with sampling, roughly."""
-        return self.training_cost + 7 * min(1, self.scale) * (1 + len(self.stops))
+        return self.training_cost + 8 * min(1, self.scale)
 
 
 @dataclass
@@ -146,35 +148,35 @@ class Outcome:
     job: Job
     rows: list[dict[str, Any]]
     samples: dict[str, Tensor]  # by setting
-    paths: Tensor  # states at the job's path_t, and the samples
+    ratios: list[float]  # noise levels of the trajectories' states; 0 for the samples
+    paths: Tensor
     scores: tuple[Tensor, Tensor] | None = None
 
 
 def jobs(seeds: Sequence[int], scale: float, thorough: bool) -> list[Job]:
-    """The demonstration's trainings, the longest first."""
+    """The demonstration's trainings, the longest first; clean digits and other strengths for the first seed only."""
     todo: list[Job] = []
+
+    def add(experiment: str, corruption: str, objective: str, setting: str = "published", **own: Any) -> None:
+        if objective == "ddpm":
+            own["stops"] = STOPS if thorough else (EXPERIMENTS[experiment].stop,)
+        todo.append(Job(experiment, corruption, objective, setting, scale=scale, **own))
+
     for seed in seeds:
-
-        def add(
-            experiment: str, corruption: str, objective: str, setting: str = "published", seed: int = seed, **own: Any
-        ) -> None:
-            if objective == "ddpm":
-                own["stops"] = STOPS if thorough else (EXPERIMENTS[experiment].stop,)
-            todo.append(Job(experiment, corruption, objective, setting, seed=seed, scale=scale, **own))
-
+        first = thorough and seed == seeds[0]
         for corruption in ("outliers", "noise", *(["clean"] if thorough else [])):
             dirty = corruption != "clean"
-            for objective in (*(["inv_adv", "robust_rand"] if dirty else []), "robust_adv", "ddpm"):
-                add("plane", corruption, objective)
-            add("plane", corruption, "robust_adv", "recommended")
+            for objective in (*(["inv_adv", "robust_rand", "robust_adv"] if dirty else []), "ddpm"):
+                add("plane", corruption, objective, seed=seed)
+            add("plane", corruption, "robust_adv", "recommended", seed=seed)
         for experiment in ("digits", "digits-subspace"):
-            for corruption in ("noise", *(["clean"] if thorough else [])):
-                add(experiment, corruption, "robust_adv")
-                add(experiment, corruption, "ddpm")
-                add(experiment, corruption, "robust_adv", "recommended")
-        for setting, strengths in STRENGTHS.items() if thorough else ():
+            for corruption in ("noise", *(["clean"] if first else [])):
+                add(experiment, corruption, "robust_adv", seed=seed)
+                add(experiment, corruption, "ddpm", seed=seed)
+                add(experiment, corruption, "robust_adv", "recommended", seed=seed)
+        for setting, strengths in STRENGTHS.items() if first else ():
             for strength in strengths:
-                add("digits", "noise", "robust_adv", setting, strength=strength)
+                add("digits", "noise", "robust_adv", setting, strength=strength, seed=seed)
     return sorted(todo, key=lambda job: -job.cost)
 
 
@@ -204,31 +206,37 @@ def work(job: Job, tell: Callable[[float], None] = lambda share: None) -> Outcom
     seconds = time.perf_counter() - begin
     net = state.ema.eval()
 
-    def draw(stop: float | None) -> Tensor:
-        stride = process.steps // job.sampling_steps  # the sampler's step i is at timestep T - 1 - stride i
-        keep = [round((process.steps - 1 - t) / stride) for t in job.path_t] if stop is None else []
-        return sample_paths(
-            net,
-            process,
-            job.samples,
-            dataset.item_shape,
-            keep=keep,
-            batch_size=4096,
-            seed=job.seed,
-            sampler="ddpm",
-            steps=job.sampling_steps,
-            stop_ratio=stop,
-        )
-
-    paths = draw(None)
-    out = Outcome(job, [], {job.label: paths[-1]}, paths)
-    for i, stop in enumerate(job.stops):
-        tell(training + (1 - training) * (i + 1) / (1 + len(job.stops)))
-        out.samples["early stop" if stop == e.stop else f"early stop {stop:g}"] = draw(stop)[-1]
+    stride = process.steps // job.sampling_steps  # the sampler's step i is at timestep T - 1 - stride i
+    ratios = process.ratio(torch.arange(process.steps - 1, -1, -stride)).tolist()
+    stops = {stop: next(i for i, ratio in enumerate(ratios) if ratio < stop) for stop in job.stops}
+    places = sorted({*(round((process.steps - 1 - t) / stride) for t in job.path_t), *stops.values()})
+    states = sample_paths(
+        net,
+        process,
+        job.samples,
+        dataset.item_shape,
+        keep=places,
+        batch_size=4096,
+        seed=job.seed,
+        sampler="ddpm",
+        steps=job.sampling_steps,
+        progress=lambda done, total: tell(training + (1 - training) * done / total),
+    )
+    out = Outcome(job, [], {job.label: states[-1]}, [*(ratios[i] for i in places), 0.0], states)
+    for stop, i in stops.items():
+        name = "early stop" if stop == e.stop else f"early stop {stop:g}"
+        out.samples[name] = denoise(net, process, states[places.index(i)], process.steps - 1 - stride * i)
     out.rows = [row(job, name, drawn, dataset, net, seconds) for name, drawn in out.samples.items()]
     if job.experiment == "plane":
         out.scores = score_field(net, process, dataset)
     return out
+
+
+def denoise(net: nn.Module, process: Process, x: Tensor, t: int) -> Tensor:
+    """What sampling returns that stops at ``t``."""
+    rows = torch.full((len(x),), t)
+    with torch.no_grad():
+        return process.denoised(process.to_eps(call(net, x, rows), x, rows), x, rows)
 
 
 def row(job: Job, setting: str, drawn: Tensor, dataset: Dataset, net: nn.Module, seconds: float) -> dict[str, Any]:

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import plot
 from ..corrupt import corrupt
 from ..data import load
@@ -137,10 +135,9 @@ def plane_section(outcomes: list[Outcome]) -> Section:
     panels = {"training data": dirty} | {
         named(r): o.samples[r["setting"]] for o in shown for r in o.rows if named(r) in ORDER
     }
-    ratio = process.ratio(torch.tensor([*job.path_t, 0])).tolist()
     away = {
         named(o.rows[0]): (
-            ratio,
+            [max(ratio, 0.005) for ratio in o.ratios],
             [dataset.truth.distance(x[x.isfinite().all(1)]).square().mean().sqrt().item() for x in o.paths],
         )
         for o in shown
@@ -160,7 +157,7 @@ def plane_section(outcomes: list[Outcome]) -> Section:
             plot.trajectories3d({named(o.rows[0]): o.paths[:, :30] for o in shown}, dataset.truth),
         ),
         (
-            "Distance of the trajectories from the plane while the noise level falls (right to left).",
+            "Distance of the trajectories from the plane while the noise level falls (right to left; the last point is the sample).",
             plot.curves(away, "noise level sigma/alpha", "rms distance from the plane (data units)", "xy"),
         ),
         (
