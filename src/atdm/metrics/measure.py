@@ -156,10 +156,10 @@ def in_space(
         return [score("frechet", space.distance(samples, reference))]
     clean = cache.reference(space, reference, accelerator)
     found = space.features(samples, accelerator=accelerator)
-    scores = [score("frechet", frechet_distance(*moments(found), *clean.moments))]
     if min(len(found), len(clean.features)) < FEW:
-        return scores
+        return [score("frechet", frechet_distance(*moments(found), *clean.moments))]
     infinite, at = frechet_extrapolated(found, clean.moments)
+    scores = [score("frechet", at[len(found)])]
     scores.append(score("frechet_extrapolated", infinite, f"N from {min(at)} to {max(at)}", at=at))
     kernel = kernel_distance(found, clean.features)
     scores.append(score("kernel", kernel.value, f"subsets of {SUBSET}", std_over_subsets=kernel.std))

@@ -7,16 +7,21 @@ samples were kept in memory or as PNG.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import pickle
+import socket
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import urlsplit
 
+import huggingface_hub
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -201,24 +206,29 @@ def timm_space(name: str, file: str | None, size: int | None, title: str, spec: 
     timm = package("timm", "timm", spec.partition(":")[0])
     tag = name.partition(".")[0]
     if not timm.is_model(tag):
-        raise UserError(f"timm has no model '{name}'. {nearest(tag, timm.list_models())[:400]}")
-    if file is not None:
-        path = Path(file).expanduser()
+        near = difflib.get_close_matches(tag, timm.list_models(), n=4, cutoff=0.4)
+        raise UserError(
+            f"timm has no model '{name}'. Expected a name of timm.list_models(), such as {', '.join(near)}."
+        )
+    source = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
+    path = Path(file).expanduser() if file else _on_hub(source)
+    if path is not None:
         overlay = {"state_dict": read_weights(path, title)}
         model = fitting(
             path, title, lambda: timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         )
     else:
         try:
+            if not urllib.request.getproxies():
+                socket.getaddrinfo(
+                    urlsplit(huggingface_hub.constants.ENDPOINT).hostname, 443
+                )  # else retries for a minute
             model = timm.create_model(name, pretrained=True, **options)
         except Exception as problem:  # timm, huggingface_hub and urllib each raise their own
-            told = timm.get_pretrained_cfg(name)
-            source = getattr(told, "hf_hub_id", None) and f"https://huggingface.co/{told.hf_hub_id}{name}"
-            first = (str(problem) or type(problem).__name__).splitlines()[0]
+            where = f"https://huggingface.co/{source}/resolve/main/model.safetensors" if source else "its weights"
             raise UserError(
-                f"The weights of {title} are not in the cache and cannot be downloaded ({first}). "
-                f"Fetch model.safetensors from {source or getattr(told, 'url', 'its source')} where there is a "
-                f"connection, and give {spec}file=PATH."
+                f"The weights of {title} are not in the cache of the Hugging Face Hub and cannot be downloaded "
+                f"({_first_line(problem)}). Fetch {where} where there is a connection, and give {spec}file=PATH."
             ) from problem
     wanted = timm.data.resolve_model_data_config(model)
     model.eval()
@@ -226,6 +236,12 @@ def timm_space(name: str, file: str | None, size: int | None, title: str, spec: 
     linear = isinstance(head, nn.Linear)
     network = Network(Pooled(model), size or wanted["input_size"][-1], wanted["mean"], wanted["std"])
     return FeatureSpace(title, network, network.preprocessing, weights_hash(network), head if linear else None)
+
+
+def _on_hub(source: str | None) -> Path | None:
+    """The weights in the Hub's local cache, if they are there."""
+    found = huggingface_hub.try_to_load_from_cache(source, "model.safetensors") if source else None
+    return Path(found) if isinstance(found, str) else None
 
 
 class Pooled(nn.Module):
@@ -334,6 +350,10 @@ class Session(nn.Module):
         return features.mean((2, 3)) if features.dim() == 4 else features.flatten(1)
 
 
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+
+
 def _short(value: Tensor) -> str:
     numbers = [f"{v:.4g}" for v in value.flatten().tolist()]
     return numbers[0] if len(set(numbers)) == 1 else f"({', '.join(numbers)})"
@@ -378,9 +398,12 @@ def read_weights(path: Path, network: str) -> dict[str, Tensor]:
         raise UserError(f"There is no file {path} with the weights of {network}. Expected .safetensors, .pth or .pt.")
     try:
         found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as problem:
-        first = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        raise UserError(f"Cannot read weights of {network} from {path}: {first}") from problem
+    except pickle.UnpicklingError as problem:  # torch's sentence advises to run the code in it
+        raise UserError(
+            f"{path} holds more than weights, or none. Expected the weights of {network} alone."
+        ) from problem
+    except (OSError, RuntimeError, EOFError, SafetensorError) as problem:
+        raise UserError(f"Cannot read weights of {network} from {path}: {_first_line(problem)}") from problem
     while isinstance(found, dict) and (inner := next((k for k in ("state_dict", "model") if k in found), None)):
         found = found[inner]
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
