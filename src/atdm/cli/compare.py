@@ -85,7 +85,7 @@ def _table(found: Any) -> list[dict[str, Any]]:
             if entry and entry["std"] is not None:
                 text += f" ({entry['std']:.2g})"
             if name in found.ranks:
-                text += f", {found.ranks[name].index(source) + 1}" if source in found.ranks[name] else ""
+                text += f", {found.ranks[name][source]}" if source in found.ranks[name] else ""
             line[source] = text
         lines.append(line)
     return lines

@@ -75,8 +75,8 @@ class FeatureSpace:
         """
         if self.classes is None or not isinstance(self.fn, nn.Module):
             raise UserError(f"The feature space '{self.name}' knows no classes.")
-        where = next(self.fn.parameters()).device
-        return self.classes(features.to(where)).cpu()
+        weight = next(self.fn.parameters(), features)
+        return self.classes(features.to(weight.device)).cpu()
 
     @torch.no_grad()
     def moments(self, x: Float[Tensor, "n *dims"], batch: int = 512) -> Moments:

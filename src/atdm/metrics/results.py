@@ -158,12 +158,12 @@ class Comparison:
     Args:
         table: for each source and metric its mean and std over seeds.
         differences: what was made differently, metrics that one source alone has left out.
-        ranks: for each metric its sources from best to worst; empty for metrics that were made differently.
+        ranks: for each metric made alike the rank of each source, from 1; equal values share one.
     """
 
     table: dict[str, dict[str, dict[str, Any]]]
     differences: list[Difference]
-    ranks: dict[str, list[str]]
+    ranks: dict[str, dict[str, int]]
 
 
 def compare(sources: dict[str, list[dict[str, Any]]]) -> Comparison:
@@ -207,16 +207,16 @@ def _known(row: dict[str, Any], field: str) -> Any:
     return value
 
 
-def _ranked(name: str, means: dict[str, float | None]) -> list[str]:
+def _ranked(name: str, means: dict[str, float | None]) -> dict[str, int]:
     better = metric(name).better
 
-    def badness(source: str) -> float:
-        mean = means[source]
+    def badness(mean: float | None) -> float:
         if mean is None:
             return math.inf
         return {"lower": mean, "higher": -mean, "one": abs(math.log(mean)) if mean > 0 else math.inf}[better]
 
-    return sorted(means, key=badness)
+    bad = {source: badness(mean) for source, mean in means.items()}
+    return {source: 1 + sum(other < own for other in bad.values()) for source, own in bad.items()}
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
