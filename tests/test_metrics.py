@@ -21,6 +21,7 @@ from atdm.metrics import (
     FeatureSpace,
     Provenance,
     Result,
+    Score,
     content_hash,
     diverged_share,
     evaluate_samples,

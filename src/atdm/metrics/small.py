@@ -1,7 +1,7 @@
 """A small feature network, trained by one command on clean images without labels: metrics for any data, offline.
 
-Contrastive (SimCLR, Chen 2020): two crops of an image shall be nearer each other than to other images. Neither noise nor
-blur is among the augmentations, so the features keep seeing both.
+Two aims, neither with labels. Content: two crops of an image shall be nearer each other than to other images (SimCLR, Chen
+2020). Dirt: the std of noise added to an image shall be readable from its features; so they tell clean from dirty.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from .networks import NetworkFeatures, fitting, weights_hash
 
 WIDTHS = (16, 32, 64, 128)
 TEMPERATURE = 0.2
+NOISE = 0.4  # largest std that the features learn to tell
+STD_VARIANCE = 1 / 12  # of the uniform share of it: what guessing gives is a loss of 1
 KIND = "atdm small features"
 
 
@@ -100,17 +102,21 @@ def train_small(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = nn.Sequential(nn.Linear(network.num_features, 128), nn.SiLU(), nn.Linear(128, 64))
-    parameters = [*network.parameters(), *head.parameters()]
+        level = nn.Linear(network.num_features, 1)
+    parameters = [*network.parameters(), *head.parameters(), *level.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(2, steps), pct_start=0.1)
     batch = min(batch, len(images))
     for step in range(1, steps + 1):
         chosen = images[torch.randperm(len(images), generator=generator)[:batch]]
         views = torch.cat([_augment(chosen, generator), _augment(chosen, generator)])
-        z = nn.functional.normalize(head(network.stagewise(views)), dim=1)
+        std = torch.rand(batch, 1, generator=generator)
+        noise = NOISE * std[:, :, None, None] * torch.randn(chosen.shape, generator=generator)
+        features, noisy = network.stagewise(torch.cat([views, chosen + noise])).split([2 * batch, batch])
+        z = nn.functional.normalize(head(features), dim=1)
         alike = (z @ z.T / TEMPERATURE).fill_diagonal_(-torch.inf)
         partner = torch.arange(2 * batch).roll(batch)
-        loss = nn.functional.cross_entropy(alike, partner)
+        loss = nn.functional.cross_entropy(alike, partner) + (level(noisy) - std).square().mean() / STD_VARIANCE
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
