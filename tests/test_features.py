@@ -138,6 +138,16 @@ def test_inception_is_that_of_torchmetrics(weights, generator):
     torch.testing.assert_close(space.logits(features), features @ theirs.fc.weight.T)
 
 
+def test_torchmetrics_takes_the_networks(weights, generator):
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    space = space_of(weights, "small")
+    x, y = torch.rand(2, 60, 3, 16, 16, generator=generator) * 2 - 1
+    theirs = fid.FrechetInceptionDistance(space.fn, normalize=True).set_dtype(torch.float64)
+    theirs.update(0.5 * y, real=True)
+    theirs.update(x, real=False)
+    assert space.distance(x, 0.5 * y) == pytest.approx(theirs.compute().item(), rel=1e-3)
+
+
 def test_dinov2_takes_the_class_token_of_official_weights(weights, generator):
     timm = pytest.importorskip("timm")
     space = space_of(weights, "dinov2")
@@ -213,9 +223,9 @@ def test_small_learns_to_tell_clean_from_dirty(trained, tmp_path, generator):
     def distances(space, name):
         return [{s.metric: s.value for s in in_space(space, x, digits.test)}[name] for x in noises]
 
-    for measure in ("frechet", "kernel"):
-        clean, dirty, dirtier = distances(features.space, f"{measure}_Small")
-        assert clean < dirty < dirtier, measure
+    for name in ("frechet_Small", "kernel_Small"):
+        clean, dirty, dirtier = distances(features.space, name)
+        assert clean < dirty < dirtier, name
     before, after = distances(untrained, "frechet_untrained"), distances(features.space, "frechet_Small")
     assert after[2] / after[0] > 1.5 * before[2] / before[0]
 
