@@ -21,11 +21,13 @@ from atdm.metrics import (
     FeatureSpace,
     Provenance,
     Result,
+    Score,
     content_hash,
     diverged_share,
     evaluate_samples,
     frechet,
     frechet_distance,
+    label,
     metric,
     mode_mass_error,
     nearest_psnr,
@@ -37,6 +39,7 @@ from atdm.metrics import (
     psnr,
     residual_noise_std,
     score_error,
+    score_errors,
     sliced_wasserstein,
     spread_ratio,
     wasserstein,
@@ -216,6 +219,27 @@ def test_score_error_weighs_by_the_true_marginal(generator):
     assert got.item() == pytest.approx(expected, rel=0.02)
 
 
+def test_score_errors_of_a_model_over_t():
+    """A network that predicts no noise has the score zero: a relative error of 1 at every t."""
+    truth, process = TwoGaussians(), Process.linear(100)
+    nothing = nn.Linear(2, 2)
+    nn.init.zeros_(nothing.weight)
+    nn.init.zeros_(nothing.bias)
+
+    class Zero(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nothing
+
+        def forward(self, x, t):
+            return self.inner(x)
+
+    scores = score_errors(Zero(), process, truth)
+    assert [s.metric for s in scores] == ["score_error", *(f"score_error_t{t}" for t in (0, 10, 25, 50, 74, 89, 99))]
+    assert all(s.value == pytest.approx(1) for s in scores)
+    assert score_errors(Zero(), process, Line()) == []
+
+
 # --- noise and closeness ---------------------------------------------------------------------------------------------
 
 
@@ -332,7 +356,7 @@ def test_frechet_fits_gaussians_to_features(generator):
         frechet(x, y[:1])
 
 
-@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("name", ["pixels", "pca", "patches"])  # networks: test_features.py
 def test_every_feature_space(name, generator):
     x, y = torch.randn(2, 60, 3, 6, 6, generator=generator)
     space = FEATURES[name]().fit(y)
@@ -482,18 +506,47 @@ def test_a_result_is_a_flat_row_of_json():
     provenance = Provenance(
         samples=100, reference="digits", reference_hash="ab", checkpoint="cd", weights="ema", sampler="ddim", steps=50
     )
-    row = Result("frechet_pixels", 1.5, provenance).as_dict()
+    row = Result(Score("frechet_pixels", 1.5, "pixels", details={"at": {50: 2.0}}), provenance).as_dict()
     assert json.loads(json.dumps(row, allow_nan=False)) == {
         "metric": "frechet_pixels",
+        "label": "FD-pixels",
         "value": 1.5,
         "samples": 100,
         "reference": "digits",
         "reference_hash": "ab",
+        "model": None,
         "checkpoint": "cd",
         "weights": "ema",
         "sampler": "ddim",
         "steps": 50,
+        "stop_ratio": None,
         "seed": None,
-        "features": None,
+        "features": "pixels",
+        "features_hash": None,
+        "preprocessing": None,
+        "settings": None,
+        "details": {"at": {"50": 2.0}},
     }
-    assert Result("nearest_psnr", math.inf, provenance).as_dict()["value"] is None
+    assert Result(Score("nearest_psnr", math.inf), provenance).as_dict()["value"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("frechet_Inception", "FID"),
+        ("frechet_EfficientNetLite0", "FD-EfficientNetLite0"),
+        ("frechet_extrapolated_pixels", "FD-infinity-pixels"),
+        ("kernel_Inception", "KID"),
+        ("kernel_Small", "KD-Small"),
+        ("class_score_Inception", "IS"),
+        ("class_score_EfficientNetLite0", "IS-EfficientNetLite0"),
+        ("precision_Inception", "precision-Inception"),
+        ("noise_std", "noise_std"),
+        ("score_error_t10", "score_error_t10"),
+    ],
+)
+def test_scores_are_named_by_their_network(name, title):
+    assert label(name) == title
+    assert metric(name).meaning.endswith(".")
+    if "Inception" not in name:
+        assert "FID" not in title

@@ -6,14 +6,9 @@ and JSON) and ``model/``, a diffusers pipeline of the averaged weights.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,61 +16,13 @@ import torch
 import yaml
 
 from .errors import UserError
+from .files import TEMPORARY, atomic, remove
 from .process import Process
 
 if TYPE_CHECKING:
     from torch import nn
 
     from .train import State
-
-TEMPORARY = ".partial-"
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A scratch path that takes the place of ``path`` (file or folder) when the block ends well, and vanishes otherwise.
-
-    Raises:
-        UserError: the disk is full or not writable; what was at ``path`` is still there.
-    """
-    scratch = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(scratch)
-        yield scratch
-        for file in [scratch, *scratch.rglob("*")] if scratch.is_dir() else [scratch]:
-            if file.is_file():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-        if path.is_dir():  # a folder cannot be renamed over another: step aside first
-            aside = path.with_name(f"{TEMPORARY}{os.getpid()}-old-{path.name}")
-            _remove(aside)
-            os.replace(path, aside)
-            os.replace(scratch, path)
-            _remove(aside)
-        else:
-            os.replace(scratch, path)
-    except OSError as problem:
-        reason = (
-            "The disk is full"
-            if problem.errno in (errno.ENOSPC, errno.EDQUOT)
-            else f"Cannot write ({problem.strerror})"
-        )
-        raise UserError(f"{reason} while saving {path}. What was saved before is still there.") from problem
-    except Exception as problem:  # safetensors wraps the operating system's errors
-        if "No space left" in str(problem):
-            raise UserError(f"The disk is full while saving {path}. What was saved before is still there.") from problem
-        raise
-    finally:
-        _remove(scratch)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
 
 
 def clean(run: Path) -> None:
@@ -86,7 +33,7 @@ def clean(run: Path) -> None:
             if name and not (folder / name).exists():
                 os.replace(left, folder / name)
             else:
-                _remove(left)
+                remove(left)
 
 
 def write_config(run: Path, config: dict[str, Any]) -> None:
@@ -131,7 +78,7 @@ def save(run: Path, state: State, keep: int) -> Path:
         save_file(tensors, scratch / "state.safetensors")
         (scratch / "state.json").write_text(json.dumps({"step": state.step, "torch": torch.__version__}))
     for old in sorted((run / "checkpoints").glob("step-*"))[:-keep]:
-        _remove(old)
+        remove(old)
     return target
 
 
@@ -193,6 +140,25 @@ def load_pipeline(folder: Path | str) -> tuple[nn.Module, Process, bool]:
         raise UserError(f"{folder} does not open as a diffusers pipeline: {problem}") from problem
     scheduler = pipeline.scheduler
     return pipeline.unet.eval(), Process.from_scheduler(scheduler), bool(scheduler.config.get("clip_sample", True))
+
+
+def load_raw(run: Path, model: nn.Module) -> None:
+    """Put the newest raw weights of a run, those that were not averaged, into its ``model``.
+
+    Raises:
+        UserError: the run has no checkpoint, or one of another network.
+    """
+    from safetensors import safe_open
+
+    found = latest(run)
+    if found is None:
+        raise UserError(f"{run} has no checkpoint with raw weights. Expected a run folder, or --weights ema.")
+    with safe_open(found / "state.safetensors", "pt") as opened:
+        named = {k[len("model.") :]: opened.get_tensor(k) for k in opened.keys() if k.startswith("model.")}  # noqa: SIM118
+    try:
+        model.load_state_dict(named)
+    except RuntimeError as problem:
+        raise UserError(f"The checkpoint {found} does not fit the network: {problem}") from problem
 
 
 def weights_hash(model: nn.Module) -> str:

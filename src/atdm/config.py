@@ -95,6 +95,9 @@ class TrainConfig:
         log_every: steps between log lines.
         save_every: steps between checkpoints.
         sample_every: steps between sample grids; 0: only at the end.
+        metrics: feature spaces to measure samples in when training ends, such as pixels+efficientnet-lite, written to
+            metrics.json (what is missing is told before training); none measures nothing.
+        metrics_samples: how many samples to draw for them.
         keep: how many checkpoints to keep.
         threads: CPU threads; 0 leaves it to torch.
     """
@@ -132,18 +135,30 @@ class TrainConfig:
     log_every: int = 50
     save_every: int = 500
     sample_every: int = 0
+    metrics: str = "none"
+    metrics_samples: int = 1000
     keep: int = 2
     threads: int = 0
 
     def __post_init__(self) -> None:
-        for name, low in [("log_every", 1), ("save_every", 1), ("sample_every", 0), ("keep", 1), ("threads", 0)]:
+        for name, low in [
+            ("log_every", 1),
+            ("save_every", 1),
+            ("sample_every", 0),
+            ("metrics_samples", 2),
+            ("keep", 1),
+            ("threads", 0),
+        ]:
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"workers is {self.workers}. Expected an integer >= 0, or null.")
 
     # What may differ between a run folder and the command that resumes it: nothing that changes the weights.
-    FREE = ("out", "log_every", "save_every", "sample_every", "keep", "threads", "steps", "cache", "workers")
+    FREE = (
+        *("out", "log_every", "save_every", "sample_every", "metrics", "metrics_samples"),
+        *("keep", "threads", "steps", "cache", "workers"),
+    )
     # What says how the data are read, for whoever reads them again.
     READING = ("seed", "image_size", "crop", "limit", "skip_broken", "cache")
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import checkpoint
+from . import checkpoint, metrics
 from .config import TrainConfig
 from .corrupt import Truth, parse_corruption, truth_of
 from .data import Dataset, load
@@ -106,6 +106,7 @@ def train(
         raise UserError(f"{folder} is a file. Expected a run folder.")
     if (folder / "config.yaml").is_file():
         config.require_same(checkpoint.read_config(folder), str(folder))
+    spaces = metrics.require(config.metrics) if config.metrics != "none" else []
     parts = build(config, progress)
     for note in parts.dataset.notes:
         tell(note)
@@ -146,6 +147,11 @@ def train(
         state.ema.eval()
         checkpoint.export(folder / "model", state.ema, parts.objective.process, clip_sample=False)
         _picture(folder, state.step, parts, state)
+    if config.metrics != "none":
+        rows = _measure(config, parts, state, spaces, accelerator)
+        if main:
+            with checkpoint.atomic(folder / "metrics.json") as scratch:
+                scratch.write_text(json.dumps({"rows": rows, "summary": metrics.over_seeds(rows)}, indent=1))
     accelerator.wait_for_everyone()
 
 
@@ -154,6 +160,29 @@ def _anyone(accelerator: Any, wish: bool) -> bool:
     if accelerator.num_processes == 1:
         return wish
     return bool(accelerator.reduce(torch.tensor(float(wish), device=accelerator.device)).item())
+
+
+def _measure(
+    config: TrainConfig, parts: Parts, state: State, spaces: list[metrics.Features], accelerator: Any
+) -> list[dict[str, Any]]:
+    """Rows of what ``atdm evaluate`` measures, with its sampler, steps and seed; all processes take part."""
+    process = parts.objective.process
+    sampling: dict[str, Any] = {"sampler": "ddpm", "steps": min(250, process.steps), "seed": 0}
+    drawn = sample(state.ema.eval(), process, config.metrics_samples, parts.dataset.item_shape, **sampling)
+    dataset = parts.dataset
+    reference = dataset.test if dataset.test is not None else dataset.x
+    provenance = metrics.Provenance(
+        len(drawn),
+        config.data,
+        metrics.content_hash(reference),
+        model=config.out,
+        checkpoint=checkpoint.weights_hash(state.ema),
+        weights="ema",
+        **sampling,
+    )
+    scores = metrics.score_errors(state.ema, process, dataset.truth)
+    scores += metrics.measure(drawn, reference, dataset.truth, spaces, accelerator=accelerator)
+    return [metrics.Result(score, provenance).as_dict() for score in scores]
 
 
 def _picture(folder: Path, step: int, parts: Parts, state: State) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import UserError, nearest
@@ -11,6 +12,8 @@ SUMMARY = {
     "train": "train a model in a run folder, or resume it",
     "sample": "draw samples from a run or any diffusers pipeline",
     "evaluate": "measure samples against clean data",
+    "compare": "put measured runs side by side, and rank what was made alike",
+    "features": "train a small feature network on clean images, for metrics offline",
     "corrupt": "write a corrupted data set and its truth",
     "demo": "the method on toys and digits, ending in a report",
     "bench": "the cost of a training step, beside diffusers' own",
@@ -52,10 +55,12 @@ def _explain(message: str, parser: Any) -> str:
 def draw(given: Any) -> tuple[Any, dict[str, Any]]:
     import torch
 
-    from ..checkpoint import load_pipeline, weights_hash
+    from ..checkpoint import load_pipeline, load_raw, weights_hash
     from ..sample import sample
 
     net, process, clip = load_pipeline(given.model)
+    if getattr(given, "weights", None) == "raw":
+        load_raw(Path(given.model), net)
     shape = _item_shape(net)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with progress_bar(False) as bar:

@@ -7,54 +7,173 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
+from ..errors import UserError
 from .common import draw, make_parser, print_table
 
 
 def run(words: list[str]) -> int:
     parser = make_parser("evaluate")
-    parser.add_argument("model", help="run folder, or any diffusers pipeline together with --data")
+    parser.add_argument("model", nargs="?", type=str | None, help="run folder, or any diffusers pipeline with --data")
+    parser.add_argument(
+        "--samples", type=str | None, default=None, help="measure this .npz or folder of images instead"
+    )
     parser.add_argument(
         "--data", type=str | None, default=None, help="clean reference; default: the run's data before corruption"
     )
+    parser.add_argument("--image_size", type=int | None, default=None, help="resize and crop the images of --data")
+    parser.add_argument("--limit", type=int | None, default=None, help="use so many items of --data")
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--sampler", type=str, default="ddpm")
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=str | None, default=None, help="several, as 0,1,2, for the spread over them")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--stop_ratio", type=float | None, default=None)
-    parser.add_argument("--features", type=str, default="pixels", help="feature space of the Frechet distance")
+    parser.add_argument(
+        "--weights", type=str | None, default=None, help="ema or raw; default: ema, and those of a foreign pipeline"
+    )
+    parser.add_argument(
+        "--features", type=str, default="pixels", help="feature spaces, joined by +, such as pixels+efficientnet-lite"
+    )
+    parser.add_argument("--out", type=str | None, default=None, help="write the rows to this .json file")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
+    seeds = _seeds(given)
+    _check(given)
+    import torch
+    from accelerate import Accelerator
+
     from .. import metrics
+    from ..files import atomic
+
+    spaces = metrics.require(given.features)  # what is missing is told before the sampling
+    dataset = _reference(given)
+    reference = dataset.test if dataset.test is not None else dataset.x
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    rows: list[dict[str, Any]] = []
+    for seed in seeds:
+        given.seed = seed
+        samples, provenance, extra = _samples(given, dataset, reference)
+        scores = extra + metrics.measure(samples, reference, dataset.truth, spaces, seed or 0, accelerator=accelerator)
+        rows += [metrics.Result(score, provenance).as_dict() for score in scores]
+    found = {"rows": rows, "summary": metrics.over_seeds(rows)}
+    if not accelerator.is_main_process:
+        return 0
+    if given.out:
+        with atomic(Path(given.out)) as scratch:
+            scratch.write_text(json.dumps(found, indent=1))
+    if given.json:
+        print(json.dumps(found))
+        return 0
+    several = len(seeds) > 1
+    print_table(
+        _title(given, rows[0], len(seeds)),
+        [
+            {
+                "metric": entry["label"],
+                "value": entry["mean"],
+                **({"std over seeds": entry["std"]} if several else {}),
+                "better": metrics.metric(entry["metric"]).better,
+                "meaning": metrics.metric(entry["metric"]).meaning,
+            }
+            for entry in found["summary"]
+        ],
+    )
+    if given.out:
+        print(f"The rows, with how each was made, are in {given.out}.")
+    return 0
+
+
+def _seeds(given: Any) -> list[int | None]:
+    if given.samples is not None:
+        return [None]
+    if given.seeds is None:
+        return [given.seed]
+    try:
+        seeds = [int(word) for word in given.seeds.split(",")]
+    except ValueError:
+        raise UserError(
+            f"The seeds are '{given.seeds}'. Expected integers separated by commas, such as 0,1,2."
+        ) from None
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"The seeds are '{given.seeds}'. Expected each once: the same seed gives the same samples.")
+    return list(seeds)
+
+
+def _check(given: Any) -> None:
+    if (given.model is None) == (given.samples is None):
+        raise UserError("Expected either a run folder or pipeline, or --samples FILE.npz or FOLDER.")
+    if given.samples is not None and given.data is None:
+        raise UserError(
+            "Samples alone do not say what they are to be compared with. Expected --data, a clean reference."
+        )
+    if given.weights not in (None, "ema", "raw"):
+        raise UserError(f"The weights are '{given.weights}'. Expected ema or raw.")
+    if given.out and Path(given.out).suffix != ".json":
+        raise UserError(f"Cannot write results to '{given.out}'. Expected NAME.json.")
+    if given.data is None and (given.limit or given.image_size):
+        raise UserError("--limit and --image_size are for --data; a run's own data come as it used them.")
+
+
+def _reference(given: Any) -> Any:
     from ..checkpoint import read_config
     from ..data import load
 
-    options: dict[str, Any] = {}
-    if given.data is None:
-        stored = read_config(Path(given.model))
-        given.data = stored["data"]
-        options = {k: stored[k] for k in TrainConfig.READING if k in stored}
-    dataset = load(given.data, **options)
-    drawn, made = draw(given)
-    reference = dataset.test if dataset.test is not None else dataset.x
-    values = metrics.evaluate_samples(drawn, reference, dataset.truth, given.features, given.seed)
+    if given.data is not None:
+        return load(given.data, image_size=given.image_size, limit=given.limit)
+    stored = read_config(Path(given.model))
+    given.data = stored["data"]
+    return load(given.data, **{k: stored[k] for k in TrainConfig.READING if k in stored})
+
+
+def _samples(given: Any, dataset: Any, reference: Any) -> tuple[Any, Any, list[Any]]:
+    """Samples, how they were made, and what was measured on the model itself."""
+    from .. import metrics
+    from ..checkpoint import load_pipeline, load_raw
+
+    compared = {"reference": given.data, "reference_hash": metrics.content_hash(reference)}
+    if given.samples is not None:
+        samples = _stored(given.samples)
+        return samples, metrics.Provenance(len(samples), model=given.samples, **compared), []
+    net, process, _ = load_pipeline(given.model)
+    _same_shape(net, reference)
+    own = (Path(given.model) / "config.yaml").is_file()
+    if given.weights == "raw" and own:
+        load_raw(Path(given.model), net)
+    extra = metrics.score_errors(net, process, dataset.truth, given.seed)
+    samples, made = draw(given)
     provenance = metrics.Provenance(
-        samples=len(drawn),
-        reference=given.data,
-        reference_hash=metrics.content_hash(reference),
-        weights="ema",
-        features=given.features if dataset.kind == "image" else None,
+        len(samples),
+        model=given.model,
+        weights=given.weights or ("ema" if own else "pipeline"),
+        stop_ratio=given.stop_ratio,
+        **compared,
         **made,
     )
-    rows = [metrics.Result(name, value, provenance).as_dict() for name, value in values.items()]
-    if given.json:
-        print(json.dumps({"rows": rows}))
-    else:
-        shown = [
-            {"metric": n, "value": v, "better": metrics.metric(n).better, "meaning": metrics.metric(n).meaning}
-            for n, v in values.items()
-        ]
-        print_table(
-            f"{given.model}: {len(drawn)} samples, {given.sampler}, {given.steps} steps, seed {given.seed}", shown
+    return samples, provenance, extra
+
+
+def _same_shape(net: Any, reference: Any) -> None:
+    from .common import _item_shape
+
+    shape = list(_item_shape(net))
+    if shape != list(reference.shape[1:]):
+        hint = f" --image_size {shape[-1]} crops images." if len(shape) == 3 else ""
+        raise UserError(
+            f"The model draws items of shape {shape}; those of the reference are {list(reference.shape[1:])}. "
+            f"Expected the same shape.{hint}"
         )
-    return 0
+
+
+def _stored(path: str) -> Any:
+    from .. import metrics
+    from ..data import load
+
+    return load(path).x if Path(path).is_dir() else metrics.read_samples(Path(path))
+
+
+def _title(given: Any, row: dict[str, Any], seeds: int) -> str:
+    if given.samples is not None:
+        return f"{given.samples}: {row['samples']} samples of unknown origin, against {given.data}"
+    which = f"{seeds} seeds" if seeds > 1 else f"seed {row['seed']}"
+    return f"{given.model}: {row['samples']} samples, {given.sampler}, {given.steps} steps, {which}"

@@ -80,10 +80,14 @@ def run(words: list[str]) -> int:
             "steps": config.steps,
             "model": f"{config.out}/model",
         }
+        if config.metrics != "none" and done["step"] >= config.steps:
+            done["metrics"] = f"{config.out}/metrics.json"
         if given.json:
             print(json.dumps(done))
         elif stop.wished and done["step"] < config.steps:
             print(f"Stopped after step {done['step']} and saved; the same command goes on from there.")
         else:
+            if "metrics" in done:
+                print(f"What was measured is in {done['metrics']}; atdm compare puts it beside other runs.")
             print(f"The model is in {config.out}/model, a diffusers pipeline. Next: atdm evaluate {config.out}")
     return 130 if stop.wished else 0

@@ -1,0 +1,113 @@
+"""``atdm compare``: measured runs side by side, ranked where their numbers were made alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .common import make_parser, print_table
+
+
+def run(words: list[str]) -> int:
+    parser = make_parser("compare")
+    parser.add_argument(
+        "results", nargs="+", help="files that atdm evaluate --out wrote, or run folders with a metrics.json"
+    )
+    parser.add_argument(
+        "--unranked", action="store_true", help="list numbers that were made differently, with what differs, unranked"
+    )
+    parser.add_argument("--out", type=str | None, default=None, help="write the table to this .md file")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(words)
+    if given.out and Path(given.out).suffix != ".md":
+        raise UserError(f"Cannot write the table to '{given.out}'. Expected NAME.md.")
+    from .. import metrics
+    from ..files import atomic
+
+    sources = _sources(given.results)
+    if len(sources) < 2:
+        raise UserError(f"Got the results of {len(sources)} model. Expected two or more to compare.")
+    found = metrics.compare(sources)
+    if found.differences and not given.unranked:
+        told = "\n".join(f"  {line}" for line in _told(found.differences))
+        raise UserError(
+            f"These numbers cannot be ranked:\n{told}\n"
+            "Expected numbers made alike: evaluate again with the same options, or list them with --unranked."
+        )
+    table = _table(found)
+    notes = _told(found.differences)
+    if given.out:
+        with atomic(Path(given.out)) as scratch:
+            scratch.write_text(_markdown(table, notes))
+    if given.json:
+        differences = [{"metric": d.metric, "field": d.field, "values": d.values} for d in found.differences]
+        print(json.dumps({"table": found.table, "ranks": found.ranks, "differences": differences}))
+        return 0
+    print_table("mean (std over sampling seeds), rank", table)
+    for note in notes:
+        print(note)
+    if given.out:
+        print(f"The table is in {given.out}.")
+    return 0
+
+
+def _sources(paths: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Rows by source: a file is called by its path, and where it holds several models also by their names."""
+    from .. import metrics
+
+    sources: dict[str, list[dict[str, Any]]] = {}
+    for path in dict.fromkeys(paths):
+        rows = metrics.read_rows(Path(path))
+        made = {(row.get("model"), row.get("checkpoint"), row.get("stop_ratio")): None for row in rows}
+        for model, checkpoint, stop in made:
+            name = path if len(made) == 1 else f"{path}:{model or checkpoint}{f' stopped at {stop}' if stop else ''}"
+            sources[name] = [
+                row
+                for row in rows
+                if (row.get("model"), row.get("checkpoint"), row.get("stop_ratio")) == (model, checkpoint, stop)
+            ]
+    return sources
+
+
+def _table(found: Any) -> list[dict[str, Any]]:
+    """A line for each metric, a column for each source."""
+    from .. import metrics
+
+    names = dict.fromkeys(name for entries in found.table.values() for name in entries)
+    lines = []
+    for name in names:
+        line: dict[str, Any] = {"metric": metrics.label(name), "better": metrics.metric(name).better}
+        for source, entries in found.table.items():
+            entry = entries.get(name)
+            text = "" if entry is None else "not finite" if entry["mean"] is None else f"{entry['mean']:.4g}"
+            if entry and entry["std"] is not None:
+                text += f" ({entry['std']:.2g})"
+            if name in found.ranks:
+                text += f", {found.ranks[name][source]}" if source in found.ranks[name] else ""
+            line[source] = text
+        lines.append(line)
+    return lines
+
+
+def _told(differences: list[Any]) -> list[str]:
+    """The differences, each once: most are the same for all metrics."""
+    from .. import metrics
+
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for d in differences:
+        values = "; ".join(f"{source}: {value}" for source, value in d.values.items())
+        grouped.setdefault((d.word, values), []).append(metrics.label(d.metric))
+    return [
+        f"different {word} ({values}) in {', '.join(names[:4])}{' and more' if len(names) > 4 else ''}"
+        for (word, values), names in grouped.items()
+    ]
+
+
+def _markdown(table: list[dict[str, Any]], notes: list[str]) -> str:
+    columns = list(table[0])
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(str(line[c]) for c in columns) + " |" for line in table]
+    notes = ["Mean (std over sampling seeds), rank.", *(f"Not ranked: {note}." for note in notes)]
+    return "\n".join([*lines, "", *notes, ""])

@@ -1,0 +1,44 @@
+"""``atdm features``: train a small feature network on clean images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..errors import UserError
+from .common import make_parser, progress_bar
+
+
+def run(words: list[str]) -> int:
+    parser = make_parser("features")
+    parser.add_argument("--data", type=str, required=True, help="clean images; their held-out part where there is one")
+    parser.add_argument("--image_size", type=int | None, default=None, help="resize and crop images to this")
+    parser.add_argument("--limit", type=int | None, default=None, help="use so many of them")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=str, default="features.safetensors")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(words)
+    path = Path(given.out)
+    if path.suffix != ".safetensors":
+        raise UserError(f"Cannot write features to '{path}'. Expected NAME.safetensors.")
+    from .. import metrics
+    from ..data import load
+
+    dataset = load(given.data, seed=given.seed, image_size=given.image_size, limit=given.limit)
+    if dataset.kind != "image":
+        raise UserError(f"{given.data} holds vectors. Expected images: vectors are compared as they are.")
+    images = dataset.test if dataset.test is not None else dataset.x
+    network, loss = metrics.new_small(images, given.seed), 0.0
+    with progress_bar(given.json) as bar:
+        task = bar.add_task("features", total=given.steps, note="")
+        for step, loss in metrics.train_small(network, images, given.steps, given.batch_size, seed=given.seed):
+            bar.update(task, completed=step, note=f"loss {loss:.3f}")
+    notes = {"trained_on": given.data, "images": len(images), "images_hash": metrics.content_hash(images)}
+    metrics.save_small(network, path, {**notes, "steps": given.steps, "seed": given.seed})
+    if given.json:
+        print(json.dumps({"file": str(path), "loss": loss, **notes}))
+    else:
+        print(f"The features are in {path}. Next: atdm evaluate RUN --features small:file={path}")
+    return 0

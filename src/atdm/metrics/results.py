@@ -1,0 +1,271 @@
+"""Numbers with how they were made, and when two of them may be compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from ..errors import UserError
+from .catalog import label, metric
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """One measured number.
+
+    Args:
+        metric: its name, a key of ``METRICS`` and for feature spaces the space's name.
+        value: the number.
+        features: feature space it was measured in, or None.
+        features_hash: of the network's weights, or None without a network.
+        preprocessing: of the images before the network.
+        settings: constants of the measure that change its value, such as the number of neighbours.
+        details: more that was measured on the way, such as the distances at several sample counts.
+    """
+
+    metric: str
+    value: float
+    features: str | None = None
+    features_hash: str | None = None
+    preprocessing: str | None = None
+    settings: str | None = None
+    details: dict[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """How the samples behind a number were made and what they were compared with.
+
+    Args:
+        samples: how many.
+        reference: spec of the clean reference.
+        reference_hash: :func:`content_hash` of it.
+        model: the run, pipeline or file of samples, as given.
+        checkpoint: hash of the weights, or None for samples of unknown origin.
+        weights: ``ema`` or ``raw``; ``pipeline`` for those of a foreign pipeline, None where that is unknown.
+        sampler: name of the sampler.
+        steps: network evaluations of a sample's trajectory as the sampler counts them.
+        stop_ratio: noise level at which sampling was stopped early, or None.
+        seed: of the sampling.
+    """
+
+    samples: int
+    reference: str
+    reference_hash: str
+    model: str | None = None
+    checkpoint: str | None = None
+    weights: str | None = None
+    sampler: str | None = None
+    steps: int | None = None
+    stop_ratio: float | None = None
+    seed: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One number and how it came about: a row of ``metrics.json`` and ``summary.json``."""
+
+    score: Score
+    provenance: Provenance
+
+    def as_dict(self) -> dict[str, Any]:
+        """A flat row for JSON, where a value that is not finite becomes null."""
+        score = dataclasses.asdict(self.score)
+        name, value = score.pop("metric"), score.pop("value")
+        head = {"metric": name, "label": label(name), "value": value if math.isfinite(value) else None}
+        return {**head, **dataclasses.asdict(self.provenance), **score}
+
+
+def content_hash(x: Shaped[Tensor, "..."]) -> str:
+    """16 hex digits of the SHA-256 of a tensor's type, shape and bytes."""
+    digest = hashlib.sha256(f"{x.dtype} {tuple(x.shape)} ".encode())
+    digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and std of each metric over the sampling seeds of one model, in order; the std of one seed is None."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        values.setdefault(row["metric"], []).append(math.nan if row["value"] is None else row["value"])
+    out = []
+    for name, found in values.items():
+        kept = torch.tensor(found, dtype=torch.float64)
+        mean, std = kept.mean().item(), kept.std().item() if len(found) > 1 else math.nan
+        out.append(
+            {
+                "metric": name,
+                "label": label(name),
+                "mean": mean if math.isfinite(mean) else None,
+                "std": std if math.isfinite(std) else None,
+                "seeds": len(found),
+            }
+        )
+    return out
+
+
+# --- comparing --------------------------------------------------------------------------------------------------------
+
+# What must be equal for numbers to be ranked. Checkpoints, objectives and seeds may differ: they are what is compared,
+# and so is an early stop, which is a rival to a trained model.
+ALIKE = (
+    "weights",
+    "sampler",
+    "steps",
+    "samples",
+    "reference_hash",
+    "features",
+    "features_hash",
+    "preprocessing",
+    "settings",
+)
+WORDS = {
+    "weights": "averaged or raw weights",
+    "reference_hash": "reference",
+    "features": "feature space",
+    "features_hash": "weights of the feature network",
+    "samples": "number of samples",
+    "settings": "settings of the measure",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One way in which two sources made a metric differently."""
+
+    metric: str
+    field: str
+    values: dict[str, Any]
+
+    @property
+    def word(self) -> str:
+        """The field in plain words."""
+        return WORDS.get(self.field, self.field)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Sources side by side.
+
+    Args:
+        table: for each source and metric its mean and std over seeds.
+        differences: what was made differently, metrics that one source alone has left out.
+        ranks: for each metric made alike the rank of each source, from 1; equal values share one.
+    """
+
+    table: dict[str, dict[str, dict[str, Any]]]
+    differences: list[Difference]
+    ranks: dict[str, dict[str, int]]
+
+
+def compare(sources: dict[str, list[dict[str, Any]]]) -> Comparison:
+    """Put the rows of named sources side by side, and rank those made alike.
+
+    An unknown value equals no other: samples of unknown origin are not ranked.
+    """
+    table = {name: {entry["metric"]: entry for entry in over_seeds(rows)} for name, rows in sources.items()}
+    names = list(dict.fromkeys(metric_name for found in table.values() for metric_name in found))
+    differences, ranks = [], {}
+    for name in names:
+        having = [source for source in sources if name in table[source]]
+        if len(having) < 2:
+            continue
+        found = _differences(name, {source: sources[source] for source in having})
+        differences += found
+        if not found:
+            ranks[name] = _ranked(name, {source: table[source][name]["mean"] for source in having})
+    return Comparison(table, differences, ranks)
+
+
+def _differences(name: str, sources: dict[str, list[dict[str, Any]]]) -> list[Difference]:
+    out = []
+    for field in ALIKE:
+        values = {
+            source: sorted({_known(row, field) for row in rows if row["metric"] == name}, key=str)
+            for source, rows in sources.items()
+        }
+        first = next(iter(values.values()))
+        if any(found != first or len(found) != 1 for found in values.values()) or first == ["unknown"]:
+            shown = {s: found[0] if len(found) == 1 else " and ".join(map(str, found)) for s, found in values.items()}
+            out.append(Difference(name, field, shown))
+    return out
+
+
+def _known(row: dict[str, Any], field: str) -> Any:
+    """The value of a field; where it is missing, ``none`` if that is an answer and ``unknown`` if it is not."""
+    value = row.get(field)
+    if value is None:
+        return "unknown" if field in ("weights", "sampler", "steps", "samples", "reference_hash") else "none"
+    return value
+
+
+def _ranked(name: str, means: dict[str, float | None]) -> dict[str, int]:
+    better = metric(name).better
+
+    def badness(mean: float | None) -> float:
+        if mean is None:
+            return math.inf
+        return {"lower": mean, "higher": -mean, "one": abs(math.log(mean)) if mean > 0 else math.inf}[better]
+
+    bad = {source: badness(mean) for source, mean in means.items()}
+    return {source: 1 + sum(other < own for other in bad.values()) for source, own in bad.items()}
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON file that ``atdm evaluate --out`` wrote, or of a run folder's ``metrics.json``.
+
+    Raises:
+        UserError: there is none, or it holds no such rows.
+    """
+    file = path / "metrics.json" if path.is_dir() else path
+    if not file.is_file():
+        how = f"Make it with: atdm evaluate {path} --out {file}" if path.is_dir() else "Expected a file of results."
+        raise UserError(f"There is no file {file}. {how}")
+    try:
+        rows = json.loads(file.read_text())["rows"]
+        if not rows or not all({"metric", "value", "samples", "reference_hash"} <= row.keys() for row in rows):
+            raise KeyError("metric, value, samples, reference_hash")
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as problem:
+        raise UserError(
+            f"{file} holds no rows of results ({problem}). Expected a file that atdm evaluate --out wrote."
+        ) from problem
+    return rows
+
+
+def read_samples(path: Path) -> Shaped[Tensor, "n *item"]:
+    """Samples from ``.npz``: the float array ``samples`` that ``atdm sample`` writes, or the only array there.
+
+    Arrays of bytes are images, channels first or last, as other projects publish them; -1 is 0 and 1 is 255.
+
+    Raises:
+        UserError: no such file, or no samples in it.
+    """
+    import zipfile
+
+    import numpy as np
+
+    if not path.is_file():
+        raise UserError(f"There is no file {path}. Expected .npz or a folder of images.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            name = "samples" if "samples" in file.files or len(file.files) != 1 else file.files[0]
+            x = torch.from_numpy(file[name])
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as problem:
+        raise UserError(f"{path} holds no array 'samples'. Expected .npz, as atdm sample writes.") from problem
+    if x.dtype == torch.uint8 and x.dim() == 4:
+        x = x if x.shape[1] in (1, 3) else x.permute(0, 3, 1, 2)
+        return (x.float() / 127.5 - 1).contiguous()
+    if not x.is_floating_point():
+        raise UserError(f"{path} holds {x.dtype} of shape {list(x.shape)}. Expected floats, or images of bytes.")
+    return x.float()
