@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 RECOMMENDED, EXAMPLE = "recommended", "diffusers"
 SHAPES = {"mlp": (3,), "digits": (1, 8, 8), "tiny": (3, 16, 16), "cifar10": (3, 32, 32), "celeba64": (3, 64, 64)}
+PRECISIONS = ("no", "bf16", "fp16")
 TURN = 0.02  # seconds of ddpm in a turn, so that a clock's tick and a switch between contestants do not count
 MOST_ROUNDS = 200
 
@@ -49,6 +50,7 @@ class Options:
         batch_size: samples per step.
         seconds: how long to measure, in all; the rounds adapt to it (one is always made).
         precision: mixed precision.
+        channels_last, compile, gradient_checkpointing: as in training; compiling takes up to a minute of its own.
         threads: CPU threads; 0 leaves it to torch.
         device: cpu or cuda; auto takes cuda where there is one.
         gate: of the recommended setting.
@@ -58,7 +60,10 @@ class Options:
     shape: str | None = None
     batch_size: int = 64
     seconds: float = 30.0
-    precision: Literal["no", "fp16", "bf16"] = "no"
+    precision: str = "no"
+    channels_last: bool = False
+    compile: bool = False
+    gradient_checkpointing: bool = False
     threads: int = 0
     device: str = "auto"
     gate: float = 0.2
@@ -69,6 +74,8 @@ class Options:
                 raise UserError(f"{name} is {getattr(self, name)}. Expected a number >= {low}.")
         if self.device not in ("auto", "cpu", "cuda"):
             raise UserError(f"The device is '{self.device}'. Expected cpu, cuda or auto.")
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("There is no CUDA device here. Expected --device cpu or auto.")
 
@@ -147,20 +154,26 @@ class _Loop:
 def _loops(options: Options, objectives: dict[str, Objective], device: torch.device) -> dict[str, _Loop]:
     from accelerate import Accelerator
 
-    accelerator = Accelerator(mixed_precision=options.precision, cpu=device.type == "cpu")
+    def alone() -> Accelerator:  # its own gradient scaler for each
+        return Accelerator(mixed_precision=options.precision, cpu=device.type == "cpu")
+
     shape = options.item_shape()
     data = torch.randn(8 * options.batch_size, *shape, generator=torch.Generator().manual_seed(0))
-    settings = Settings(steps=10**9, batch_size=options.batch_size, lr=1e-4)
+    switches = {name: getattr(options, name) for name in ("channels_last", "compile", "gradient_checkpointing")}
+    settings = Settings(steps=10**9, batch_size=options.batch_size, lr=1e-4, **switches)
 
-    def fresh() -> nn.Module:
+    def fresh() -> State:
         torch.manual_seed(0)
-        return build_net(options.net, shape).to(device).train()
+        return State.create(build_net(options.net, shape).to(device), settings)
 
     loops = {}
     for name, objective in objectives.items():
-        state = State.create(fresh(), settings)
-        loops[name] = _Loop(fit(objective, state, data, settings, accelerator), partial(_kept_by, state))
-    loops[EXAMPLE] = example(fresh(), data, options.batch_size, accelerator)
+        state = fresh()
+        loops[name] = _Loop(fit(objective, state, data, settings, alone()), partial(_kept_by, state))
+    net = fresh().model
+    if options.compile:
+        net.compile()
+    loops[EXAMPLE] = example(net, data, options.batch_size, alone())
     return loops
 
 

@@ -180,7 +180,7 @@ class Objective:
         if rows is None or draws.beta is None or draws.start is None:
             output, push = call(model, x_t, t, **conditioning).float(), None
         else:
-            output, push = self._push(_Batch(model, x_t, t, conditioning), rows, draws.beta[rows], draws.start[rows])
+            output, push = self._push(_Batch(model, x_t, t, conditioning), rows, draws.beta, draws.start)
         denoise = _item_mean((output - process.target(x0, draws.noise, t)).square())
         zero = torch.zeros_like(denoise, requires_grad=False)
         if push is None:
@@ -211,10 +211,17 @@ class Objective:
         return rows.to(device, non_blocking=True) if len(rows) else None
 
     def _push(
-        self, batch: _Batch, rows: Tensor | slice, beta: Float[Tensor, "pushed"], start: Float[Tensor, "pushed *dims"]
+        self, batch: _Batch, rows: Tensor | slice, beta: Float[Tensor, "batch"], start: Float[Tensor, "batch *dims"]
     ) -> tuple[Tensor, _Push]:
         """The output for the batch, and the push of its ``rows``."""
-        r = self.radius(self.process, batch.t[rows], beta)
+        if isinstance(rows, slice):
+            return self._pass(batch, rows, self.radius(self.process, batch.t, beta), start)
+        n, padded = len(rows), _padded(rows, len(batch.t))
+        r = self.radius(self.process, batch.t[padded], beta[padded])
+        output, push = self._pass(batch, padded, r, start[padded])
+        return output, _Push(*(values[:n] for values in push))
+
+    def _pass(self, batch: _Batch, rows: Tensor | slice, r: Tensor, start: Tensor) -> tuple[Tensor, _Push]:
         if self._stacks(len(r) / len(batch.t)) and not known_random(batch.model):
             before = RandomState(batch.x.device)
             found = self._stacked(batch, rows, start, r)
@@ -309,6 +316,14 @@ class _Batch(NamedTuple):
         """The output of ``model`` at states ``x`` that belong to these ``rows``."""
         conditioning = {k: _follow(v, rows, len(self.t)) for k, v in self.conditioning.items()}
         return call(model, x, self.t[rows], **conditioning).float()
+
+
+def _padded(rows: Int[Tensor, "pushed"], batch: int) -> Int[Tensor, "padded"]:
+    """``rows`` with the last repeated up to one of few lengths: kernels are prepared anew for each size they meet."""
+    n = len(rows)
+    unit = 4 if n <= 16 else 8 if n <= 64 else 16
+    length = max(n, min(-(-n // unit) * unit, batch // 4))
+    return torch.cat([rows, rows[-1:].expand(length - n)]) if length > n else rows
 
 
 def _item_mean(values: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:

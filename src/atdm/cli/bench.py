@@ -19,6 +19,8 @@ def run(words: list[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=30.0, help="how long to measure")
     parser.add_argument("--precision", type=str, default="no", help="no, bf16 or fp16")
+    for switch in ("channels_last", "compile", "gradient_checkpointing"):
+        parser.add_argument(f"--{switch}", type=bool, default=False, help="as in training")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda or auto")
     parser.add_argument("--gate", type=float, default=0.2, help="of the recommended setting")
