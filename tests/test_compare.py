@@ -33,6 +33,7 @@ MADE = {
     "sampler": "ddpm",
     "steps": 50,
     "seed": 0,
+    "clip_sample": False,
 }
 SCORED = {"features": "Small", "features_hash": "net", "preprocessing": "8 bits", "settings": "k = 3"}
 
@@ -64,7 +65,7 @@ def test_numbers_made_alike_are_ranked():
 
 @pytest.mark.parametrize("field", ALIKE)
 def test_every_difference_in_the_making_forbids_a_rank(field):
-    other = 60 if field in ("samples", "steps") else "other"
+    other = {"samples": 60, "steps": 60, "clip_sample": True}.get(field, "other")
     found = compare({"a": [row(2.0)], "b": [row(1.0, **{field: other})]})
     assert found.ranks == {}
     (difference,) = found.differences

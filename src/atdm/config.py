@@ -98,6 +98,8 @@ class TrainConfig:
         metrics: feature spaces to measure samples in when training ends, such as pixels+efficientnet-lite, written to
             metrics.json (what is missing is told before training); none measures nothing.
         metrics_samples: how many samples to draw for them.
+        clip_sample: clip the denoised image to [-1, 1] at every sampling step, as the pipeline then does; null: yes for
+            U-Nets, which need it while they are far from converged.
         keep: how many checkpoints to keep.
         threads: CPU threads; 0 leaves it to torch.
     """
@@ -137,6 +139,7 @@ class TrainConfig:
     sample_every: int = 0
     metrics: str = "none"
     metrics_samples: int = 1000
+    clip_sample: bool | None = None
     keep: int = 2
     threads: int = 0
 
@@ -157,6 +160,7 @@ class TrainConfig:
     # What may differ between a run folder and the command that resumes it: nothing that changes the weights.
     FREE = (
         *("out", "log_every", "save_every", "sample_every", "metrics", "metrics_samples"),
+        "clip_sample",
         *("keep", "threads", "steps", "cache", "workers"),
     )
     # What says how the data are read, for whoever reads them again.

@@ -18,6 +18,7 @@ from .corrupt import Truth, parse_corruption, truth_of
 from .data import Dataset, load
 from .errors import UserError
 from .nets import build_net, count_parameters, flops, load_net
+from .nets.mlp import MLP
 from .objective import Objective
 from .sample import sample, save_samples
 from .source import Source
@@ -33,6 +34,7 @@ class Parts:
     truth: Truth
     net: nn.Module
     objective: Objective
+    clip: bool  # sampling clips denoised items to [-1, 1]
 
 
 def build(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Parts:
@@ -53,7 +55,8 @@ def build(config: TrainConfig, progress: Callable[[int, int], None] | None = Non
     torch.manual_seed(config.seed)
     name = config.net if config.net != "auto" else ("mlp" if dataset.kind == "vector" else "tiny")
     net = load_net(config.init, dataset.item_shape) if config.init else build_net(name, dataset.item_shape)
-    return Parts(dataset, source, truth, net, objective)
+    clip = dataset.kind == "image" and not isinstance(net, MLP) if config.clip_sample is None else config.clip_sample
+    return Parts(dataset, source, truth, net, objective, clip)
 
 
 def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:
@@ -145,7 +148,7 @@ def train(
             log.close()
     if main:
         state.ema.eval()
-        checkpoint.export(folder / "model", state.ema, parts.objective.process, clip_sample=False)
+        checkpoint.export(folder / "model", state.ema, parts.objective.process, clip_sample=parts.clip)
         _picture(folder, state.step, parts, state)
     if config.metrics != "none":
         rows = _measure(config, parts, state, spaces, accelerator)
@@ -167,7 +170,12 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """Rows of what ``atdm evaluate`` measures, with its sampler, steps and seed; all processes take part."""
     process = parts.objective.process
-    sampling: dict[str, Any] = {"sampler": "ddpm", "steps": min(250, process.steps), "seed": 0}
+    sampling: dict[str, Any] = {
+        "sampler": "ddpm",
+        "steps": min(250, process.steps),
+        "seed": 0,
+        "clip_sample": parts.clip,
+    }
     drawn = sample(state.ema.eval(), process, config.metrics_samples, parts.dataset.item_shape, **sampling)
     dataset = parts.dataset
     reference = dataset.test if dataset.test is not None else dataset.x
@@ -196,6 +204,7 @@ def _picture(folder: Path, step: int, parts: Parts, state: State) -> None:
             sampler="ddpm",
             steps=100,
             seed=0,
+            clip_sample=parts.clip,
         )
     target = folder / "samples" / f"step-{step:08d}.png"
     target.parent.mkdir(exist_ok=True)

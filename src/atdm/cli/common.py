@@ -79,7 +79,13 @@ def draw(given: Any) -> tuple[Any, dict[str, Any]]:
             device=device,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    made = {"checkpoint": weights_hash(net), "sampler": given.sampler, "steps": given.steps, "seed": given.seed}
+    made = {
+        "checkpoint": weights_hash(net),
+        "sampler": given.sampler,
+        "steps": given.steps,
+        "seed": given.seed,
+        "clip_sample": clip,
+    }
     return drawn, made
 
 

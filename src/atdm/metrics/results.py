@@ -55,6 +55,7 @@ class Provenance:
         steps: network evaluations of a sample's trajectory as the sampler counts them.
         stop_ratio: noise level at which sampling was stopped early, or None.
         seed: of the sampling.
+        clip_sample: whether denoised items were clipped to [-1, 1] on the way.
     """
 
     samples: int
@@ -67,6 +68,7 @@ class Provenance:
     steps: int | None = None
     stop_ratio: float | None = None
     seed: int | None = None
+    clip_sample: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +122,7 @@ ALIKE = (
     "weights",
     "sampler",
     "steps",
+    "clip_sample",
     "samples",
     "reference_hash",
     "features",
@@ -129,6 +132,7 @@ ALIKE = (
 )
 WORDS = {
     "weights": "averaged or raw weights",
+    "clip_sample": "clipping while sampling",
     "reference_hash": "reference",
     "features": "feature space",
     "features_hash": "weights of the feature network",
