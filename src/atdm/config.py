@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from .errors import UserError
+from .errors import UserError, unknown
 
 # Builders are annotated with Any: the option parser resolves annotations, and importing torch for --help is slow.
 
@@ -203,6 +204,28 @@ class TrainConfig:
                     f"{where} belongs to another configuration: its {key} is {before}, this one's is {value}. "
                     "Expected the same options, or another --out."
                 )
+
+
+def recipe_file(name: str) -> Path:
+    """The file of a recipe that comes with the package, such as ``cifar10-cpu``.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    here = Path(__file__).parent
+    folder = here / "recipes" if (here / "recipes").is_dir() else here.parents[1] / "recipes"  # installed, or a checkout
+    file = folder / f"{name}.yaml"
+    if not file.is_file():
+        raise unknown("recipe", name, [found.stem for found in folder.glob("*.yaml")])
+    return file
+
+
+def recipe(name: str) -> TrainConfig:
+    """The configuration of a recipe that comes with the package."""
+    import yaml
+
+    values = yaml.safe_load(recipe_file(name).read_text())
+    return TrainConfig(**{**values, "objective": ObjectiveConfig(**values.get("objective", {}))})
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
