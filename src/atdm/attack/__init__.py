@@ -1,0 +1,31 @@
+"""Attacks on the sampling trajectory, what damage they do, and what speaks against believing them."""
+
+from .checks import Finding, bootstrap, doubt
+from .curve import Attacked, Victim, damage_curve, summarize
+from .goals import GOALS, Denoised, Distance, Features, Goal, Prediction, Target
+from .hook import Push, Replay, TrajectoryAttack
+from .search import ATTACKS, Search, fgsm, random
+
+__all__ = [
+    "ATTACKS",
+    "GOALS",
+    "Attacked",
+    "Denoised",
+    "Distance",
+    "Features",
+    "Finding",
+    "Goal",
+    "Prediction",
+    "Push",
+    "Replay",
+    "Search",
+    "Target",
+    "TrajectoryAttack",
+    "Victim",
+    "bootstrap",
+    "damage_curve",
+    "doubt",
+    "fgsm",
+    "random",
+    "summarize",
+]
