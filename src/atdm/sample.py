@@ -348,7 +348,7 @@ def sample_paths(
             model,
             process,
             (len(rows), *item_shape),
-            generator=[_stream(seed, number) for number in numbers],
+            generator=[stream(seed, number) for number in numbers],
             conditioning=None if conditioning is None else {k: _rows(v, rows, n) for k, v in conditioning.items()},
             **options,
         )
@@ -364,7 +364,7 @@ def sample_paths(
     return paths
 
 
-def _stream(seed: int, block: int) -> torch.Generator:
+def stream(seed: int, block: int) -> torch.Generator:
     """The random stream of one block of items; a CPU generator, so that every device sees the same noise."""
     (state,) = np.random.SeedSequence([abs(seed), int(seed < 0), block]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state) >> 1)

@@ -15,6 +15,7 @@ SUMMARY = {
     "compare": "put measured runs side by side, and rank what was made alike",
     "features": "train a small feature network on clean images, for metrics offline",
     "attack": "push the sampler's states where it hurts, and measure the damage",
+    "purify": "diffuse inputs to a noise level and denoise them back",
     "corrupt": "write a corrupted data set and its truth",
     "demo": "the method on toys and digits, ending in a report",
     "bench": "the cost of a training step, beside diffusers' own",
