@@ -124,7 +124,7 @@ def test_an_aware_attack_goes_where_the_purifier_lets_it():
         assert (cosine.abs() > 0.98).float().mean() > 0.95  # but for those at the edge of [-1, 1]
     assert float(w @ through / w.norm() / through.norm()) < 0.95
     found = robust_accuracy(Linear(w), purifier, x, y, attack, draws=8)
-    assert found["pgd_adaptive"] < found["pgd_unaware"] - 0.02
+    assert found["pgd_adaptive"] < found["pgd_unaware"] - 0.01
     assert found["robust"] == min(found["pgd_adaptive"], found["pgd_unaware"])
     assert doubt_purifier(found).ok
 

@@ -23,7 +23,7 @@ import matplotlib.patches
 import matplotlib.ticker
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
@@ -541,6 +541,27 @@ def image_grids(panels: Mapping[str, Float[Tensor, "_ _ _ _"]], columns: int = 8
         _head(axis, name)
     _drop(axes, len(grids))
     return figure
+
+
+def pairs(
+    samples: Float[Tensor, "n channels height width"],
+    train: Float[Tensor, "m channels height width"],
+    indices: Int[Tensor, "pairs 2"],
+    similarity: Float[Tensor, "n"],
+    across: int = 4,
+) -> Figure:
+    """Samples with their nearest training images at their right: what memorization looks like.
+
+    Args:
+        indices: of :meth:`atdm.metrics.Memorization.pairs`, the closest first.
+        similarity: of all samples.
+        across: pairs in a row.
+    """
+    _need(range(len(indices)), "pairs")
+    both = torch.stack([samples[indices[:, 0]], train[indices[:, 1]]], 1).flatten(0, 1)
+    closest, last = similarity[indices[0, 0]].item(), similarity[indices[-1, 0]].item()
+    title = f"sample and nearest training image, similarity {closest:.2f} to {last:.2f}"
+    return image_grids({title: both}, columns=2 * min(across, len(indices)))
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
