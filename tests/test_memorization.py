@@ -73,9 +73,11 @@ def test_the_pairs_are_drawn_side_by_side(digits):
     found = memorization(samples, digits[0], digits[1])
     figure = plot.pairs(samples, digits[0], found.pairs(6), found.similarity)
     assert isinstance(figure, Figure)
-    (picture,) = [image.get_array() for axis in figure.axes for image in axis.get_images()]
-    pixels = torch.as_tensor(picture)[1:9, 1:18, 0]  # the first pair: two images of 8 pixels with a line between
-    assert (pixels[:, :8].int() - pixels[:, 9:17].int()).abs().max() <= 12
+    pictures = [torch.as_tensor(image.get_array()) for axis in figure.axes for image in axis.get_images()]
+    assert len(pictures) == 6
+    for picture in pictures:  # two images of 8 pixels with lines about them
+        assert (picture[1:9, 1:9].int() - picture[1:9, 10:18].int()).abs().max() <= 12
+    assert figure.axes[0].get_title("left").endswith(f"{float(found.similarity.max()):.3f}")
 
 
 @pytest.mark.parametrize(

@@ -548,20 +548,20 @@ def pairs(
     train: Float[Tensor, "m channels height width"],
     indices: Int[Tensor, "pairs 2"],
     similarity: Float[Tensor, "n"],
-    across: int = 4,
 ) -> Figure:
-    """Samples with their nearest training images at their right: what memorization looks like.
+    """Samples (left) beside their nearest training images (right): what memorization looks like.
 
     Args:
         indices: of :meth:`atdm.metrics.Memorization.pairs`, the closest first.
-        similarity: of all samples.
-        across: pairs in a row.
+        similarity: of all samples; each pair is titled with its own.
     """
-    _need(range(len(indices)), "pairs")
-    both = torch.stack([samples[indices[:, 0]], train[indices[:, 1]]], 1).flatten(0, 1)
-    closest, last = similarity[indices[0, 0]].item(), similarity[indices[-1, 0]].item()
-    title = f"sample and nearest training image, similarity {closest:.2f} to {last:.2f}"
-    return image_grids({title: both}, columns=2 * min(across, len(indices)))
+    return image_grids(
+        {
+            f"{rank}: sample {i}, training {j}, {similarity[i].item():.3f}": torch.stack([samples[i], train[j]])
+            for rank, (i, j) in enumerate(indices.tolist(), 1)
+        },
+        columns=2,
+    )
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
