@@ -144,7 +144,7 @@ def _victim(given: Any, model: str, goal: Any, at: set[int] | None, reference: A
 def _write(folder: Path, told: dict[str, Any], shown: dict[float, Any], dataset: Any) -> None:
     """``attack.json``, the curve, and samples by budget."""
     from .. import plot
-    from ..checkpoint import atomic
+    from ..files import atomic
 
     with atomic(folder / "attack.json") as scratch:
         scratch.write_text(json.dumps(told, indent=1))
