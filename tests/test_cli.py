@@ -85,7 +85,7 @@ def test_help_answers_at_once():
     begin = time.perf_counter()
     shown = subprocess.run([sys.executable, "-m", "atdm", "--help"], capture_output=True, text=True, check=True)
     assert time.perf_counter() - begin < 0.5
-    for command in ("train", "sample", "evaluate", "corrupt", "demo", "show"):
+    for command in ("train", "sample", "evaluate", "attack", "purify", "corrupt", "demo", "show"):
         assert command in shown.stdout
 
 

@@ -25,6 +25,8 @@ _WHERE = {
     "MLP": "nets.mlp",
     "sample": "sample",
     "trajectory": "sample",
+    "TrajectoryAttack": "attack",
+    "Purifier": "purify",
     "fit": "train",
     "Settings": "train",
     "State": "train",

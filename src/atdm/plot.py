@@ -23,7 +23,7 @@ import matplotlib.patches
 import matplotlib.ticker
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
@@ -488,6 +488,40 @@ def _metric_label(name: str) -> str:
     return f"{name.replace('_', ' ')}{unit}\n{good}"
 
 
+def damage(models: Mapping[str, Sequence[Mapping[str, Any]]], measures: Sequence[str], title: str = "") -> Figure:
+    """Measures against the budget of an attack: a panel each, the mean over seeds and its bootstrap interval as a band.
+
+    Args:
+        models: rows of :func:`atdm.attack.summarize` by the name of the model.
+        measures: which of them to draw.
+
+    Raises:
+        UserError: none of the measures was taken.
+    """
+    kept = [m for m in measures if any(row["measure"] == m for rows in models.values() for row in rows)]
+    _need(kept, f"values of {', '.join(measures)}")
+    columns = min(3, len(kept))
+    rows_of_panels = math.ceil(len(kept) / columns)
+    figure, axes = _figure(3.9 * columns, 3.3 * rows_of_panels, rows_of_panels, columns)
+    palette = colours(models)
+    for axis, measure in zip(axes, kept, strict=False):
+        for name, rows in models.items():
+            of = sorted((row for row in rows if row["measure"] == measure), key=lambda row: row["budget"])
+            x = [row["budget"] for row in of]
+            low, high = ([row[end] for row in of] for end in ("low", "high"))
+            axis.fill_between(x, low, high, color=palette[name], alpha=0.18, linewidth=0)
+            axis.plot(x, [row["mean"] for row in of], color=palette[name], marker="o", markersize=4, label=name)
+        _dress(axis, "budget (noise units)", "", _metric_label(measure).replace("\n", ", "))
+        axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
+    _drop(axes, len(kept))
+    if len(models) > 1:
+        handles = [matplotlib.patches.Patch(color=palette[name], label=name) for name in models]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(models)), fontsize=9, frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=11.5, color=INK)
+    return figure
+
+
 def image_grids(panels: Mapping[str, Float[Tensor, "_ _ _ _"]], columns: int = 8) -> Figure:
     """Grids of images in [-1, 1] side by side, every pixel a square.
 
@@ -507,6 +541,27 @@ def image_grids(panels: Mapping[str, Float[Tensor, "_ _ _ _"]], columns: int = 8
         _head(axis, name)
     _drop(axes, len(grids))
     return figure
+
+
+def pairs(
+    samples: Float[Tensor, "n channels height width"],
+    train: Float[Tensor, "m channels height width"],
+    indices: Int[Tensor, "pairs 2"],
+    similarity: Float[Tensor, "n"],
+) -> Figure:
+    """Samples (left) beside their nearest training images (right): what memorization looks like.
+
+    Args:
+        indices: of :meth:`atdm.metrics.Memorization.pairs`, the closest first.
+        similarity: of all samples; each pair is titled with its own.
+    """
+    return image_grids(
+        {
+            f"{rank}: sample {i}, training {j}, {similarity[i].item():.3f}": torch.stack([samples[i], train[j]])
+            for rank, (i, j) in enumerate(indices.tolist(), 1)
+        },
+        columns=2,
+    )
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------

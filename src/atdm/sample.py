@@ -13,9 +13,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,8 +22,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from .errors import UserError, unknown
-from .nets import call
 from .process import Prediction, Process
+from .solver import Solver, Step
 
 Hook = Callable[[int, int, Tensor], Tensor]
 
@@ -65,27 +64,13 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
-@dataclass(frozen=True)
-class Step:
-    """One network evaluation of a trajectory.
+@runtime_checkable
+class LooksAhead(Protocol):
+    """A hook that is told of the solver at the beginning of each batch, whose forks show it the rest of the trajectory."""
 
-    Args:
-        index: counts the evaluations from 0 (Heun makes two a step).
-        count: evaluations of a trajectory that is not stopped early.
-        t: the timestep.
-        x: the state the network saw, after the hook.
-        eps: the noise it predicted.
-        denoised: ``D(x, t)``, in [-1, 1] when sampling with ``clip_sample``.
-        next: the state after the step; of the last Step, the sample.
-    """
+    def attach(self, solver: Solver) -> None: ...
 
-    index: int
-    count: int
-    t: int
-    x: Float[Tensor, "batch *dims"]
-    eps: Float[Tensor, "batch *dims"]
-    denoised: Float[Tensor, "batch *dims"]
-    next: Float[Tensor, "batch *dims"]
+    def __call__(self, index: int, t: int, x: Tensor) -> Tensor: ...
 
 
 def build_scheduler(name: str, process: Process, clip_sample: bool = False) -> Any:
@@ -130,7 +115,7 @@ def _check_process(scheduler: Any, process: Process) -> None:
         )
 
 
-def _set_timesteps(scheduler: Any, process: Process, steps: int, strided: bool) -> list[int]:
+def _set_timesteps(scheduler: Any, process: Process, steps: int, strided: bool) -> None:
     if not 1 <= steps <= process.steps:
         raise UserError(
             f"The number of sampling steps is {steps}. Expected 1 to {process.steps}, the timesteps of the process."
@@ -154,11 +139,10 @@ def _set_timesteps(scheduler: Any, process: Process, steps: int, strided: bool) 
             f"t = {int(timesteps[0])}, where {signal:.0%} of the signal is left. Expected a divisor of {process.steps} "
             f"such as {' or '.join(map(str, near))}, or a sampler with uneven steps such as dpm-solver++."
         )
-    return [int(t) for t in timesteps]
 
 
 @contextlib.contextmanager
-def _evaluating(model: Callable[..., Any]) -> Iterator[None]:
+def evaluating(model: Callable[..., Any]) -> Iterator[None]:
     """Evaluation mode; afterwards every submodule is back in the mode it was in."""
     modes = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
     for module, _ in modes:
@@ -199,7 +183,8 @@ def trajectory(
         steps: of the sampler; a step of heun evaluates the network twice.
         x_T: the state to start from, instead of noise.
         hook: ``hook(index, t, x)`` returns the state to use instead of x. The multistep samplers (dpm-solver++, unipc,
-            pndm, deis, lms) also remember earlier states, and unipc's corrector undoes a part of the change.
+            pndm, deis, lms) also remember earlier states, and unipc's corrector undoes a part of the change. A hook
+            that :class:`LooksAhead` is told of the solver.
         stop_ratio: stop at the first t with ``sigma_t/alpha_t`` below it, and return the denoised state there.
         clip_sample: see :func:`build_scheduler`.
         device: where to sample; default: where the model's parameters are.
@@ -207,53 +192,74 @@ def trajectory(
     Raises:
         UserError: a sampler or number of steps that cannot work.
     """
-    device = _device(model, device)
+    solver = open_solver(
+        model,
+        process,
+        shape,
+        generator=generator,
+        sampler=sampler,
+        steps=steps,
+        stop_ratio=stop_ratio,
+        clip_sample=clip_sample,
+        conditioning=conditioning,
+        device=device,
+    )
+    if x_T is None:
+        rows = shape[0] // len(solver.streams)
+        noise = [torch.randn((rows, *shape[1:]), generator=g, device=g.device) for g in solver.streams]
+        x_T = torch.cat([n.to(solver.device) for n in noise])
+    solver.begin(x_T)
+    if isinstance(hook, LooksAhead):
+        hook.attach(solver)
+    with evaluating(model):
+        while not solver.done:
+            with torch.no_grad():  # closed before each yield: the caller keeps its own mode
+                if hook is not None:
+                    solver.move(hook(solver.index, solver.t, solver.x))
+                step = solver.step()
+            yield step
+
+
+def open_solver(
+    model: Callable[..., Any],
+    process: Process,
+    shape: tuple[int, ...],
+    *,
+    generator: torch.Generator | Sequence[torch.Generator],
+    sampler: Any = "ddim",
+    steps: int = 50,
+    stop_ratio: float | None = None,
+    clip_sample: bool = False,
+    conditioning: Mapping[str, Any] | None = None,
+    device: torch.device | str | None = None,
+) -> Solver:
+    """What :func:`trajectory` goes through, for those who want to steer it or to differentiate it.
+
+    Raises:
+        UserError: a sampler or number of steps that cannot work.
+    """
     if isinstance(sampler, str):
         scheduler, strided = build_scheduler(sampler, process, clip_sample), SAMPLERS[sampler].strided
     else:
         scheduler, strided = type(sampler).from_config(sampler.config), False
         _check_process(scheduler, process)
-    timesteps = _set_timesteps(scheduler, process, steps, strided)
+    _set_timesteps(scheduler, process, steps, strided)
     streams = [generator] if isinstance(generator, torch.Generator) else list(generator)
     if shape[0] % len(streams):
         raise UserError(
             f"{len(streams)} generators cannot share a batch of {shape[0]}. Expected a divisor of the batch size."
         )
-    # A scheduler draws from each generator the noise of one row: make a row of the items that share a generator.
-    blocked = shape if len(streams) == 1 else (len(streams), shape[0] // len(streams), *shape[1:])
-    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-    randomness = {"generator": streams[0] if len(streams) == 1 else streams} if takes_generator else {}
-
-    if x_T is None:
-        noise = [torch.randn((shape[0] // len(streams), *shape[1:]), generator=g, device=g.device) for g in streams]
-        x_T = torch.cat([n.to(device) for n in noise])
-    state = x_T.to(device) * scheduler.init_noise_sigma
-    x = scheduler.scale_model_input(state, scheduler.timesteps[0])
-    with _evaluating(model):
-        for index, (t, scheduler_t) in enumerate(zip(timesteps, scheduler.timesteps, strict=True)):
-            with torch.no_grad():  # closed before each yield: the caller keeps its own mode
-                if hook is not None:
-                    scale = scheduler.scale_model_input(torch.ones((), device=device), scheduler_t)
-                    moved = hook(index, t, x)
-                    state, x = state + (moved - x) / scale, moved
-                rows = torch.tensor(t, device=device).expand(shape[0])
-                output = call(model, x, rows, **(conditioning or {}))
-                eps = process.to_eps(output, x, rows)
-                denoised = process.denoised(eps, x, rows)
-                if clip_sample:
-                    denoised = denoised.clamp(-1, 1)
-                stops = stop_ratio is not None and float(process.sigmas[t] / process.alphas[t]) < stop_ratio
-                if stops:
-                    following = denoised
-                else:
-                    output, before = output.reshape(blocked), state.reshape(blocked)
-                    state = scheduler.step(output, scheduler_t, before, **randomness).prev_sample.reshape(shape)
-                    last = index + 1 == len(timesteps)
-                    following = state if last else scheduler.scale_model_input(state, scheduler.timesteps[index + 1])
-            yield Step(index, len(timesteps), t, x, eps, denoised, following)
-            if stops:
-                return
-            x = following
+    return Solver(
+        model,
+        process,
+        scheduler,
+        shape,
+        streams,
+        _device(model, device),
+        stop_ratio=stop_ratio,
+        clip_sample=clip_sample,
+        conditioning=conditioning,
+    )
 
 
 def sample(
@@ -342,7 +348,7 @@ def sample_paths(
             model,
             process,
             (len(rows), *item_shape),
-            generator=[_stream(seed, number) for number in numbers],
+            generator=[stream(seed, number) for number in numbers],
             conditioning=None if conditioning is None else {k: _rows(v, rows, n) for k, v in conditioning.items()},
             **options,
         )
@@ -358,7 +364,7 @@ def sample_paths(
     return paths
 
 
-def _stream(seed: int, block: int) -> torch.Generator:
+def stream(seed: int, block: int) -> torch.Generator:
     """The random stream of one block of items; a CPU generator, so that every device sees the same noise."""
     (state,) = np.random.SeedSequence([abs(seed), int(seed < 0), block]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state) >> 1)

@@ -14,6 +14,8 @@ SUMMARY = {
     "evaluate": "measure samples against clean data",
     "compare": "put measured runs side by side, and rank what was made alike",
     "features": "train a small feature network on clean images, for metrics offline",
+    "attack": "push the sampler's states where it hurts, and measure the damage",
+    "purify": "diffuse inputs to a noise level and denoise them back",
     "corrupt": "write a corrupted data set and its truth",
     "demo": "the method on toys and digits, ending in a report",
     "bench": "the cost of a training step, beside diffusers' own",
@@ -52,6 +54,32 @@ def _explain(message: str, parser: Any) -> str:
     return text
 
 
+def clean_data(given: Any) -> Any:
+    """The data set of ``--data``, or that of the run before corruption; ``given.data`` then names it."""
+    from ..checkpoint import read_config
+    from ..config import TrainConfig
+    from ..data import load
+
+    options: dict[str, Any] = {k: getattr(given, k) for k in ("image_size", "limit") if hasattr(given, k)}
+    if given.data is None:
+        stored = read_config(Path(given.model))
+        given.data = stored["data"]
+        options = {k: stored[k] for k in TrainConfig.READING if k in stored}
+    return load(given.data, **options)
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """Numbers separated by commas.
+
+    Raises:
+        UserError: they are not.
+    """
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"The {option} are '{text}'. Expected numbers separated by commas, such as 0,0.1,1.") from None
+
+
 def draw(given: Any) -> tuple[Any, dict[str, Any]]:
     import torch
 
@@ -61,7 +89,7 @@ def draw(given: Any) -> tuple[Any, dict[str, Any]]:
     net, process, clip = load_pipeline(given.model)
     if getattr(given, "weights", None) == "raw":
         load_raw(Path(given.model), net)
-    shape = _item_shape(net)
+    shape = item_shape(net)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with progress_bar(False) as bar:
         task = bar.add_task("sampling", total=None, note="")
@@ -89,7 +117,7 @@ def draw(given: Any) -> tuple[Any, dict[str, Any]]:
     return drawn, made
 
 
-def _item_shape(net: Any) -> tuple[int, ...]:
+def item_shape(net: Any) -> tuple[int, ...]:
     size = net.config["sample_size"]
     return (net.config["in_channels"], *((size, size) if isinstance(size, int) else tuple(size or ())))
 

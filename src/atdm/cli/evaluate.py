@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..config import TrainConfig
 from ..errors import UserError
-from .common import draw, make_parser, print_table
+from .common import clean_data, draw, make_parser, print_table
 
 
 def run(words: list[str]) -> int:
@@ -47,7 +46,7 @@ def run(words: list[str]) -> int:
     from ..files import atomic
 
     spaces = metrics.require(given.features)  # what is missing is told before the sampling
-    dataset = _reference(given)
+    dataset = clean_data(given)
     reference = dataset.test if dataset.test is not None else dataset.x
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     rows: list[dict[str, Any]] = []
@@ -115,17 +114,6 @@ def _check(given: Any) -> None:
         raise UserError("--limit and --image_size are for --data; a run's own data come as it used them.")
 
 
-def _reference(given: Any) -> Any:
-    from ..checkpoint import read_config
-    from ..data import load
-
-    if given.data is not None:
-        return load(given.data, image_size=given.image_size, limit=given.limit)
-    stored = read_config(Path(given.model))
-    given.data = stored["data"]
-    return load(given.data, **{k: stored[k] for k in TrainConfig.READING if k in stored})
-
-
 def _samples(given: Any, dataset: Any, reference: Any) -> tuple[Any, Any, list[Any]]:
     """Samples, how they were made, and what was measured on the model itself."""
     from .. import metrics
@@ -154,9 +142,9 @@ def _samples(given: Any, dataset: Any, reference: Any) -> tuple[Any, Any, list[A
 
 
 def _same_shape(net: Any, reference: Any) -> None:
-    from .common import _item_shape
+    from .common import item_shape
 
-    shape = list(_item_shape(net))
+    shape = list(item_shape(net))
     if shape != list(reference.shape[1:]):
         hint = f" --image_size {shape[-1]} crops images." if len(shape) == 3 else ""
         raise UserError(

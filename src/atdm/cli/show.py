@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..config import TrainConfig
 from ..errors import UserError, nearest
-from .common import make_parser
+from .common import make_parser, numbers
 
 
 def run(words: list[str]) -> int:
@@ -24,13 +24,7 @@ def run(words: list[str]) -> int:
     from .. import plot
 
     if what == "radius":
-        try:
-            omegas = [float(w) for w in given.omegas.split(",")]
-        except ValueError:
-            raise UserError(
-                f"The omegas are '{given.omegas}'. Expected numbers separated by commas, such as 1,2,4."
-            ) from None
-        figure = plot.ray(TrainConfig(process=given.process).build_process(), omegas)
+        figure = plot.ray(TrainConfig(process=given.process).build_process(), numbers(given.omegas, "omegas"))
         path = Path(given.out)
     else:
         from ..run import read_log

@@ -31,6 +31,7 @@ from .exact import (
 from .features import Features, FeatureSpace, gather_rows
 from .image import nearest_psnr, never_varying, never_varying_noise, noise_std, psnr, residual_noise_std
 from .measure import FEATURES, evaluate_samples, in_space, measure, require, score_errors
+from .memorization import Memorization, memorization
 from .results import (
     Comparison,
     Difference,
@@ -52,6 +53,7 @@ __all__ = [
     "Difference",
     "FeatureSpace",
     "Features",
+    "Memorization",
     "Metric",
     "Moments",
     "Provenance",
@@ -70,6 +72,7 @@ __all__ = [
     "kernel_distance",
     "label",
     "measure",
+    "memorization",
     "metric",
     "mode_mass_error",
     "nearest_psnr",

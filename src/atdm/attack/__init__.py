@@ -1,0 +1,33 @@
+"""Attacks on the sampling trajectory, what damage they do, and what speaks against believing them."""
+
+from .checks import Finding, bootstrap, check_seeds, doubt
+from .curve import PAIRED, Attacked, Victim, damage_curve, summarize
+from .goals import GOALS, Denoised, Distance, Features, Goal, Prediction, Target
+from .hook import Push, Replay, TrajectoryAttack
+from .search import ATTACKS, Search, fgsm, random
+
+__all__ = [
+    "ATTACKS",
+    "GOALS",
+    "PAIRED",
+    "Attacked",
+    "Denoised",
+    "Distance",
+    "Features",
+    "Finding",
+    "Goal",
+    "Prediction",
+    "Push",
+    "Replay",
+    "Search",
+    "Target",
+    "TrajectoryAttack",
+    "Victim",
+    "bootstrap",
+    "check_seeds",
+    "damage_curve",
+    "doubt",
+    "fgsm",
+    "random",
+    "summarize",
+]

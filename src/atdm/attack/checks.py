@@ -1,0 +1,227 @@
+"""What speaks against believing an attack: findings that are printed beside its number and stored with it.
+
+After the checks of AutoAttack (Croce & Hein 2020) and the checklists of Carlini 2019 and Athalye 2018: a weak attack
+looks like a robust model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .hook import Push, Replay
+from .search import Search
+
+if TYPE_CHECKING:
+    from .curve import Victim
+
+IDLE = 0.01  # share of items without a gradient that an attack may have at its worst step
+USED = 0.5  # share of the ball's constraint that should bind
+LOST = 0.05  # share of the damage that a stronger search may lose before it counts as weaker
+GAINED = 0.25  # share by which twice the steps may still raise the damage
+WIDTH = 0.25  # half width of the interval over seeds, as a share of the mean
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One doubt: its name, whether it is at rest, the number it rests on, and a sentence."""
+
+    name: str
+    ok: bool
+    value: float | None
+    says: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, where a value that is not finite becomes null."""
+        value = self.value if self.value is not None and math.isfinite(self.value) else None
+        return {**dataclasses.asdict(self), "value": value}
+
+
+def bootstrap(values: Sequence[float], share: float = 0.95, draws: int = 4000) -> tuple[float, float]:
+    """The percentile interval of the mean over resampled ``values`` (Efron 1979); the same values, the same interval."""
+    x = np.asarray(values, dtype=float)
+    means = x[np.random.default_rng(0).integers(len(x), size=(draws, len(x)))].mean(1)
+    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
+def check_gradient(pushes: Iterable[Push]) -> Finding:
+    """The gradient is not zero: a network that hides it is not robust for that."""
+    worst = max((push.idle for push in pushes), default=0.0)
+    return Finding(
+        "gradient",
+        worst <= IDLE,
+        worst,
+        f"At the worst step {worst:.1%} of the items had no gradient"
+        + (
+            "."
+            if worst <= IDLE
+            else ": the attack was blind there. A movement has none at delta = 0 (start at random); a masked gradient calls "
+            "for a transferred attack."
+        ),
+    )
+
+
+def check_budget(pushes: Sequence[Push]) -> list[Finding]:
+    """The budget is respected, and used."""
+    excess = max((push.excess for push in pushes), default=0.0)
+    used = sum(push.used for push in pushes) / max(1, len(pushes))
+    return [
+        Finding("budget respected", excess <= 1.001, excess, f"The largest push was {excess:.4f} of the budget."),
+        Finding(
+            "budget used",
+            used >= USED,
+            used,
+            f"{used:.0%} of the budget's constraint binds"
+            + (
+                "."
+                if used >= USED
+                else ": most of the budget was left unused, so the damage at this budget is understated."
+            ),
+        ),
+    ]
+
+
+def check_expectation(pushes: Iterable[Push], search: Search) -> Finding:
+    """Through stochastic steps the gradient is an average over their noise."""
+    drew = any(push.drew for push in pushes)
+    ok = not drew or search.draws > 1
+    return Finding(
+        "expectation",
+        ok,
+        float(search.draws),
+        "The steps ahead drew no noise."
+        if not drew
+        else f"Gradients through the noise ahead were averaged over {search.draws} draw{'s' if search.draws > 1 else ''}"
+        + ("." if ok else ": the attack followed one draw that does not come back. Give it draws=4 or more."),
+    )
+
+
+def check_stronger(name: str, damage: float, stronger: float) -> Finding:
+    """A larger search must not do less."""
+    ok = stronger >= damage - LOST * abs(damage)
+    return Finding(
+        f"{name} not weaker",
+        ok,
+        _ratio(stronger, damage),
+        f"Twice the {name}: {_times(stronger, damage)} the damage"
+        + ("." if ok else ". The search is lost: its damage says little about the model."),
+    )
+
+
+def check_converged(damage: float, stronger: float) -> Finding:
+    """A larger search must not do much more."""
+    ok = stronger <= damage + GAINED * abs(damage)
+    return Finding(
+        "converged",
+        ok,
+        _ratio(stronger, damage),
+        f"Twice the steps: {_times(stronger, damage)} the damage"
+        + ("." if ok else ". The attack has not converged: its damage is a lower bound that more steps will raise."),
+    )
+
+
+def check_random(damage: float, random: float) -> Finding:
+    """Random pushes of the same budget must do less."""
+    ok = random < damage
+    return Finding(
+        "random not stronger",
+        ok,
+        _ratio(random, damage),
+        f"Random pushes of this budget: {_times(random, damage)} the damage"
+        + ("." if ok else ". The gradients mislead the attack (masked?), or its goal is not what the damage measures."),
+    )
+
+
+def check_transfer_in(damage: float, transferred: float) -> Finding:
+    """Pushes found on the undefended model must not hurt the defended one more than its own."""
+    ok = transferred <= damage + LOST * abs(damage)
+    return Finding(
+        "transfer from undefended not stronger",
+        ok,
+        _ratio(transferred, damage),
+        f"Pushes found on the undefended model do {_times(transferred, damage)} the damage of those found on this one"
+        + ("." if ok else ". Its gradients hide what hurts it: report the transferred damage."),
+    )
+
+
+def check_transfer_out(transferred: float, random: float) -> Finding:
+    """Pushes found on the defended model should hurt the undefended one more than random ones."""
+    ok = transferred > random
+    return Finding(
+        "transfer to undefended",
+        ok,
+        _ratio(transferred, random),
+        f"On the undefended model the pushes found here do {_times(transferred, random)} the damage of random ones"
+        + ("." if ok else ". They are no better than noise: the attack on the defended model may have failed."),
+    )
+
+
+def check_seeds(values: Sequence[float], what: str = "damage") -> Finding:
+    """The seeds are enough for the claim."""
+    mean = sum(values) / len(values)
+    low, high = bootstrap(values)
+    half = _ratio((high - low) / 2, abs(mean))
+    ok = len(values) >= 3 and half <= WIDTH
+    return Finding(
+        "seeds",
+        ok,
+        half,
+        f"The {what} over {len(values)} seed{'s' if len(values) > 1 else ''} is {mean:.4g}, 95 % interval [{low:.4g}, {high:.4g}]"
+        + (
+            "." if ok else f": too few for a claim. Expected 3 or more, and a half width below {WIDTH:.0%} of the mean."
+        ),
+    )
+
+
+def doubt(
+    victim: Victim, search: Search, budget: float, seed: int = 0, undefended: Victim | None = None
+) -> list[Finding]:
+    """Attack once, then again with more and with less, and say what does not fit.
+
+    It costs about 5 times the attack (6 with ``undefended``).
+
+    Args:
+        budget: noise units, above 0.
+        undefended: the same but for the model, sampled alike.
+    """
+
+    def run(of: Victim, how: Search, keep: bool = False) -> tuple[float, Any]:
+        samples, hook = of.attack(how, budget, seed, keep)
+        return of.damage(samples, of.sample(seed)), hook
+
+    damage, hook = run(victim, search, keep=undefended is not None)
+    pushes = [push for batch in hook.pushes for push in batch]
+    findings = [*check_budget(pushes), check_expectation(pushes, search)]
+    blind = dataclasses.replace(search, steps=0, restarts=1, draws=1)
+    random = run(victim, blind)[0]
+    if search.steps:
+        longer = run(victim, dataclasses.replace(search, steps=2 * search.steps))[0]
+        findings = [
+            check_gradient(pushes),
+            *findings,
+            check_stronger("steps", damage, longer),
+            check_converged(damage, longer),
+            check_random(damage, random),
+        ]
+    wider = run(victim, dataclasses.replace(search, restarts=2 * search.restarts))[0]
+    findings.append(check_stronger("restarts", damage, wider))
+    if undefended is not None:
+        _, theirs = run(undefended, search, keep=True)
+        into = victim.damage(victim.sample(seed, Replay(theirs)), victim.sample(seed))
+        out = undefended.damage(undefended.sample(seed, Replay(hook)), undefended.sample(seed))
+        findings += [check_transfer_in(damage, into), check_transfer_out(out, run(undefended, blind)[0])]
+    return findings
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else math.inf if a else 1.0
+
+
+def _times(a: float, b: float) -> str:
+    return f"{_ratio(a, b):.2f} times" if b > 0 else f"{a:.3g} against {b:.3g} for"

@@ -1,0 +1,146 @@
+"""The damage an attack does against its budget: paired with the clean samples of the same random numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import UserError
+from ..metrics import evaluate_samples
+from ..process import Process
+from ..sample import Hook, sample
+from .checks import bootstrap
+from .goals import Goal
+from .hook import TrajectoryAttack
+from .search import Search
+
+PAIRED = ("damage", "moved_rms")
+DIAGNOSTICS = ("used", "excess", "idle")
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A model, how it is sampled, and what an attack on it is after.
+
+    Args:
+        model: any ``model(x, t)``.
+        goal: fitted to the data (``goal.fit(reference, truth)``).
+        n: samples.
+        at, through: see :class:`TrajectoryAttack`.
+        sampling: further options of :func:`atdm.sample.sample`, such as ``sampler`` and ``steps``.
+    """
+
+    model: Callable[..., Any]
+    process: Process
+    item_shape: tuple[int, ...]
+    goal: Goal
+    n: int = 256
+    at: Collection[int] | None = None
+    through: str = "step"
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    def sample(self, seed: int, hook: Hook | None = None) -> Float[Tensor, "n *item"]:
+        """The samples of a seed, clean or under a hook."""
+        return sample(self.model, self.process, self.n, self.item_shape, seed=seed, hook=hook, **self.sampling)
+
+    def attack(
+        self, search: Search, budget: float, seed: int, keep: bool = False
+    ) -> tuple[Float[Tensor, "n *item"], TrajectoryAttack]:
+        """The samples of a seed under attack, and the attack with its records."""
+        hook = TrajectoryAttack(search, self.goal, budget, at=self.at, through=self.through, seed=seed, keep=keep)
+        return self.sample(seed, hook), hook
+
+    def damage(self, samples: Float[Tensor, "n *item"], clean: Float[Tensor, "n *item"]) -> float:
+        """By how much the goal is further up than in the clean samples, mean over the items that are finite in both.
+
+        In the goal's unit; the goals that see a movement have a mean square one, of the samples.
+        """
+        fine = (samples.isfinite() & clean.isfinite()).flatten(1).all(1)
+        if not fine.any():
+            return math.nan
+        samples, clean = samples[fine], clean[fine]
+        with torch.no_grad():
+            return (self.goal(samples, clean) - self.goal(clean, clean)).double().mean().item()
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """One budget and seed: a row of numbers, and the samples they are of."""
+
+    row: dict[str, Any]
+    samples: Float[Tensor, "n *item"]
+
+
+def damage_curve(
+    victim: Victim,
+    search: Search,
+    budgets: Sequence[float],
+    seeds: Sequence[int],
+    reference: Float[Tensor, "m *item"],
+    truth: object | None = None,
+    features: str = "pixels",
+) -> Iterator[Attacked]:
+    """Attack at every budget (noise units) under every seed of the sampling.
+
+    Each row has the paired ``damage`` and ``moved_rms`` (root mean square movement of the samples, data units), all that
+    :func:`atdm.metrics.evaluate_samples` says of the attacked samples, and the attack's own diagnostics.
+
+    Raises:
+        UserError: no budget or seed, or a negative budget.
+    """
+    if not budgets or not seeds:
+        raise UserError("A damage curve needs budgets and seeds. Expected at least one of each.")
+    for seed in seeds:
+        clean = victim.sample(seed)
+        for budget in budgets:
+            samples, hook = victim.attack(search, budget, seed)
+            yield Attacked(_row(victim, budget, seed, samples, clean, hook, reference, truth, features), samples)
+
+
+def _row(
+    victim: Victim,
+    budget: float,
+    seed: int,
+    samples: Tensor,
+    clean: Tensor,
+    hook: TrajectoryAttack,
+    reference: Tensor,
+    truth: object | None,
+    features: str,
+) -> dict[str, Any]:
+    moved = (samples - clean).double().square()
+    pushes = [push for batch in hook.pushes for push in batch]
+    return {
+        "budget": budget,
+        "seed": seed,
+        "damage": victim.damage(samples, clean),
+        "moved_rms": moved[moved.flatten(1).isfinite().all(1)].mean().sqrt().item(),
+        **evaluate_samples(samples, reference, truth, features),
+        "attacked_steps": len(hook.pushes[0]) if pushes else 0,
+        "used": sum(p.used for p in pushes) / len(pushes) if pushes else None,
+        "excess": max(p.excess for p in pushes) if pushes else None,
+        "idle": max(p.idle for p in pushes) if pushes else None,
+    }
+
+
+def summarize(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each budget and measure the mean over the seeds and its 95 % bootstrap interval: ``measure, low, high``."""
+    measures = [k for k in rows[0] if k not in ("budget", "seed", "attacked_steps", *DIAGNOSTICS)]
+    out = []
+    for budget in dict.fromkeys(row["budget"] for row in rows):
+        of = [row for row in rows if row["budget"] == budget]
+        for measure in measures:
+            values = [row[measure] for row in of if row.get(measure) is not None and math.isfinite(row[measure])]
+            if values:
+                low, high = bootstrap(values)
+                mean = sum(values) / len(values)
+                out.append(
+                    {"budget": budget, "measure": measure, "mean": mean, "low": low, "high": high, "seeds": len(values)}
+                )
+    return out

@@ -1,0 +1,224 @@
+"""Hooks for :func:`atdm.sample.trajectory` that push the state where it hurts, or as another attack did.
+
+Budgets are in noise units: at every attacked step ``x_t`` becomes ``x_t + sigma_t delta`` with delta in the ball.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import UserError, unknown
+from ..sample import Solver
+from .goals import Goal
+from .search import Found, Search
+
+THROUGH = ("step", "rest")
+
+
+@dataclass(frozen=True)
+class Push:
+    """What an attack did to one batch at one step.
+
+    Args:
+        index, t: the step.
+        gain: of the goal, mean over items.
+        used: share of the ball's constraint that binds, mean over items.
+        excess: largest ratio of a push's norm to the budget, over items.
+        idle: share of items that had no gradient.
+        drew: the steps ahead drew noise, so that the gain was an estimate.
+        delta: noise units, on the CPU; None unless the attack keeps its pushes.
+    """
+
+    index: int
+    t: int
+    gain: float
+    used: float
+    excess: float
+    idle: float
+    drew: bool
+    delta: Float[Tensor, "batch *dims"] | None = None
+
+
+class TrajectoryAttack:
+    """A hook that attacks: give it to ``sample(..., hook=...)`` or ``trajectory``, with any sampler.
+
+    >>> attack = TrajectoryAttack(Search(steps=10), Denoised(), budget=0.3)
+    >>> attacked = sample(model, process, 64, (3, 32, 32), seed=0, hook=attack)
+    >>> clean = sample(model, process, 64, (3, 32, 32), seed=0)  # the same x_T and the same noise
+
+    The sampler's own noise stays as it is, so that attacked and clean samples are comparable item by item. The attacker
+    does not know the noise of the steps ahead: it averages over ``search.draws`` of its own. Its random starts are a
+    function of ``seed``, the sampling seed and the item.
+
+    Args:
+        search: how to look for the push.
+        goal: what to raise.
+        budget: radius in noise units at each attacked step; 0 does nothing.
+        at: indices of the network evaluations to attack, 0 being the first; None: all of them.
+        through: ``step`` raises the goal of the denoised image or the prediction at the state itself, ``rest`` that of
+            the sample at the end, through all the steps that remain (checkpointed, so memory is that of one evaluation).
+        seed: of the random starts and of the draws.
+        keep: keep the pushes, for :class:`Replay`; they are as large as the trajectories.
+
+    Raises:
+        UserError: a budget or a combination that makes no sense.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        goal: Goal,
+        budget: float,
+        *,
+        at: Collection[int] | None = None,
+        through: str = "step",
+        seed: int = 0,
+        keep: bool = False,
+    ) -> None:
+        if through not in THROUGH:
+            raise unknown("way through the sampler", through, THROUGH)
+        if not budget >= 0:
+            raise UserError(f"The budget of the attack is {budget}. Expected a number >= 0, in noise units.")
+        if through == "rest" and goal.sees != "image":
+            raise UserError(
+                "An attack through the rest of the sampler needs a goal that sees the image; this one sees the "
+                "prediction. Expected through='step', or another goal such as denoised."
+            )
+        self.search, self.goal, self.budget, self.through, self.seed = search, goal, budget, through, seed
+        self.keep = keep
+        self.at = None if at is None else frozenset(at)
+        self.pushes: list[list[Push]] = []  # of each batch
+        self._clean: Solver | None = None
+
+    def attach(self, solver: Solver) -> None:
+        """Begin with a batch; called by ``trajectory``."""
+        self._solver = solver
+        self._clean = solver.fork() if self.goal.beside == "clean" else None
+        self.pushes.append([])
+
+    def __call__(self, index: int, t: int, x: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
+        """The pushed state."""
+        if self.budget and (self.at is None or index in self.at):
+            # Streams of this step alone: the k-th start is the same whatever the search did before it.
+            starts, draws = ([_derived(g, self.seed, index, use) for g in self._solver.streams] for use in range(2))
+            look = _Look(self._solver, self._clean, self.goal, self.through, draws)
+            r = torch.full((len(x),), float(self.budget), device=x.device)
+            found = self.search.run(look, lambda: self._start(x, starts), r)
+            self.pushes[-1].append(_record(index, t, self.search, found, r, look.drew, self.keep))
+            x = x + look.sigma * found.delta
+        if self._clean is not None:
+            self._clean.step()
+        return x
+
+    def _start(self, x: Tensor, streams: list[torch.Generator]) -> Tensor:
+        shape = (len(x) // len(streams), *x.shape[1:])
+        return torch.cat([self.search.ball.start(shape, g, torch.device("cpu")) for g in streams]).to(x)
+
+
+class _Look:
+    """The gain of a push at the solver's present step."""
+
+    def __init__(
+        self, solver: Solver, clean: Solver | None, goal: Goal, through: str, streams: list[torch.Generator]
+    ) -> None:
+        self.solver, self.clean, self.goal, self.through, self.streams = solver, clean, goal, through, streams
+        self.sigma = float(solver.process.sigmas[solver.t])
+        self.x = solver.x
+        self.common: dict[int, list[torch.Generator]] = {}
+        self.beside: Tensor | None = None
+        self.drew = False
+
+    def __call__(self, delta: Tensor, draw: int | None) -> Tensor:
+        streams = self.streams
+        if draw is not None and self.through == "rest":
+            if draw not in self.common:  # drawn once, and seen by every candidate
+                self.common[draw] = [torch.Generator().manual_seed(_number(g)) for g in self.streams]
+            streams = [g.clone_state() for g in self.common[draw]]
+        same = [g.clone_state() for g in streams]
+        seen = self._see(self.solver, self.x + self.sigma * delta, streams)
+        return self.goal(seen, self._beside(same))
+
+    def _beside(self, streams: list[torch.Generator]) -> Tensor | None:
+        if self.goal.beside == "none":
+            return None
+        if self.beside is None or self.drew:
+            solver = self.solver if self.clean is None else self.clean
+            with torch.no_grad():
+                self.beside = self._see(solver, solver.x, streams)
+        return self.beside
+
+    def _see(self, solver: Solver, x: Tensor, streams: list[torch.Generator]) -> Tensor:
+        if self.through == "step":
+            # Not clipped: what the sampler clips has no gradient, and an attack must not mistake that for strength.
+            _, eps, denoised = solver.predict(x)
+            return eps if self.goal.sees == "eps" else denoised
+        fork = solver.fork(streams)
+        fork.move(x)
+        before = streams[0].get_state()
+        end = fork.finish()
+        self.drew |= not torch.equal(before, streams[0].get_state())
+        return end
+
+
+class Replay:
+    """A hook that pushes as another attack did, step by step and item by item: a transferred attack.
+
+    Args:
+        attack: made with ``keep=True``; has attacked a run with the same sampler, steps, number of samples and batch size.
+    """
+
+    def __init__(self, attack: TrajectoryAttack) -> None:
+        self.batches = iter(attack.pushes)
+
+    def attach(self, solver: Solver) -> None:
+        """Begin with a batch; called by ``trajectory``."""
+        pushes = next(self.batches, None)
+        if pushes is None:
+            raise UserError("The attack has fewer batches than this run. Expected one of the same size.")
+        self.process = solver.process
+        self.deltas = {push.index: push.delta for push in pushes}
+
+    def __call__(self, index: int, t: int, x: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
+        """The pushed state."""
+        if index not in self.deltas:
+            return x
+        delta = self.deltas[index]
+        if delta is None:
+            raise UserError("The attack did not keep its pushes. Expected one made with keep=True.")
+        if delta.shape != x.shape:
+            raise UserError(
+                f"The attack pushed {list(delta.shape)} and this run has {list(x.shape)}. Expected the same size."
+            )
+        return x + float(self.process.sigmas[t]) * delta.to(x)
+
+
+def _record(index: int, t: int, search: Search, found: Found, r: Tensor, drew: bool, keep: bool) -> Push:
+    flat = found.delta.flatten(1)
+    norm = flat.abs().amax(1) if search.norm == "linf" else flat.square().mean(1).sqrt()
+    return Push(
+        index,
+        t,
+        found.gain.mean().item(),
+        search.ball.used(found.delta, r).mean().item(),
+        (norm / r).max().item(),
+        found.idle.float().mean().item(),
+        drew,
+        found.delta.cpu() if keep else None,
+    )
+
+
+def _derived(stream: torch.Generator, *numbers: int) -> torch.Generator:
+    """The attacker's stream beside one of the sampler's: another, and a function of it."""
+    entropy = [stream.initial_seed(), *(n for number in numbers for n in (abs(number), int(number < 0)))]
+    (state,) = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
+def _number(g: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=g))

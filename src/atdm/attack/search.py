@@ -1,0 +1,139 @@
+"""How an attack looks for the push: random points, FGSM and PGD with restarts, in the balls of :mod:`atdm.perturb`.
+
+Sources: Goodfellow 2015 (FGSM), Wong 2020 (random start), Madry 2018 (PGD, restarts), Athalye 2018 (expectation over
+transformation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..errors import UserError
+from ..perturb import Ball, Perturbation
+
+
+@runtime_checkable
+class Gain(Protocol):
+    """What the attack raises, one value per item, as a function of the push."""
+
+    def __call__(self, delta: Tensor, draw: int | None, /) -> Tensor:
+        """``draw`` numbers the noise of the steps ahead, the same for every push; None is new noise at every call."""
+        ...
+
+
+@dataclass(frozen=True)
+class Found:
+    """A push and how it was found.
+
+    Args:
+        delta: noise units.
+        gain: with it, under the noise that is common to all candidates.
+        idle: items whose gradient was zero (or not finite) at every step; none where no step was made.
+    """
+
+    delta: Float[Tensor, "batch *dims"]
+    gain: Float[Tensor, "batch"]
+    idle: Bool[Tensor, "batch"]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Projected gradient ascent from random starts.
+
+    Args:
+        steps: ascent steps; 0 leaves the random points.
+        norm: ``linf`` for ``[-r, r]^d`` or ``l2`` for the Euclidean ball of radius ``r sqrt(d)``.
+        restarts: starts; each item keeps its best end.
+        kappa: length of the first step in radii; steps shorten linearly. With inf every step ends on the boundary, for
+            l2 a power iteration.
+        draws: of the noise ahead, averaged in each gradient, for stochastic samplers through the rest.
+        start: ``random`` in the ball, or ``zero``, where the gradient of a movement vanishes.
+    """
+
+    steps: int = 10
+    norm: str = "linf"
+    restarts: int = 1
+    kappa: float = 1.0
+    draws: int = 1
+    start: Literal["random", "zero"] = "random"
+
+    def __post_init__(self) -> None:
+        Perturbation(self.norm, self.steps, self.kappa)
+        for name in ("restarts", "draws"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} of the attack is {getattr(self, name)}. Expected an integer >= 1.")
+
+    @property
+    def ball(self) -> Ball:
+        return Perturbation(self.norm).ball
+
+    def run(
+        self, gain: Gain, draw_start: Callable[[], Float[Tensor, "batch *dims"]], r: Float[Tensor, "batch"]
+    ) -> Found:
+        """The best push of all restarts, item by item.
+
+        Args:
+            draw_start: draws a uniform point of the *unit* ball for each item.
+            r: radius in noise units.
+        """
+        best: Found | None = None
+        for _ in range(self.restarts):
+            start = draw_start()
+            delta = _per_item(r, start) * start if self.start == "random" else torch.zeros_like(start)
+            idle = torch.full_like(r, bool(self.steps), dtype=torch.bool)
+            for k in range(self.steps):
+                push = Perturbation(self.norm, 1, self.kappa * (1 - k / self.steps))
+                gradient = self._gradient(gain, delta)
+                idle &= (gradient == 0).flatten(1).all(1)
+                delta = push.step(delta, gradient, r)
+            with torch.no_grad():
+                reached = torch.stack([gain(delta, draw) for draw in range(self.draws)]).mean(0)
+            found = Found(delta, reached, idle)
+            best = found if best is None else _better(best, found)
+        assert best is not None  # there is at least one restart
+        return best
+
+    def _gradient(self, gain: Gain, delta: Tensor) -> Tensor:
+        """Averaged over draws; zero for items where it is not finite."""
+        total = torch.zeros_like(delta)
+        for _ in range(self.draws):
+            with torch.enable_grad():
+                leaf = delta.detach().clone().requires_grad_(True)
+                value = gain(leaf, None).sum()
+                if value.requires_grad:
+                    (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
+                    total += 0 if gradient is None else gradient  # None: the network hides its input
+        return torch.where(_per_item(total.isfinite().flatten(1).all(1), total), total, torch.zeros_like(total))
+
+
+def _better(one: Found, other: Found) -> Found:
+    """Item by item, the one that gains more."""
+    wins = other.gain > one.gain
+    return Found(
+        torch.where(_per_item(wins, one.delta), other.delta, one.delta),
+        torch.where(wins, other.gain, one.gain),
+        one.idle & other.idle,
+    )
+
+
+def _per_item(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def random(restarts: int = 1, norm: str = "linf", draws: int = 1) -> Search:
+    """Uniform points of the ball; with restarts the best of so many."""
+    return Search(0, norm, restarts, draws=draws)
+
+
+def fgsm(norm: str = "linf", restarts: int = 1, draws: int = 1, start: Literal["random", "zero"] = "random") -> Search:
+    """One step of a radius from a random start."""
+    return Search(1, norm, restarts, draws=draws, start=start)
+
+
+ATTACKS: dict[str, Callable[..., Search]] = {"random": random, "fgsm": fgsm, "pgd": Search}

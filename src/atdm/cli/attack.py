@@ -1,0 +1,188 @@
+"""``atdm attack``: damage against budget of an attack on the sampling trajectory, with what speaks against it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from .common import clean_data, item_shape, make_parser, numbers, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from ..attack import Victim
+
+
+def run(words: list[str]) -> int:
+    parser = make_parser("attack")
+    parser.add_argument("model", help="run folder, or any diffusers pipeline together with --data")
+    parser.add_argument("--data", type=str | None, default=None, help="clean reference; default: the run's own data")
+    parser.add_argument("--image_size", type=int | None, default=None, help="resize and crop the reference")
+    parser.add_argument("--limit", type=int | None, default=None, help="use so many items of the reference")
+    parser.add_argument("--attack", type=str, default="pgd", help="random, fgsm or pgd:steps=10,norm=l2,restarts=1")
+    parser.add_argument(
+        "--objective", type=str, default="denoised", help="denoised, prediction, target:item=0, distance, features"
+    )
+    parser.add_argument(
+        "--budgets", type=str, default="0,0.03,0.1,0.3", help="radii at each attacked step, noise units"
+    )
+    parser.add_argument("--through", type=str, default="step", help="step, or rest: through all steps that remain")
+    parser.add_argument(
+        "--at", type=str, default="all", help="steps to attack: all, or 0,10,20 or 10-20; 0 is the first"
+    )
+    parser.add_argument("--n", type=int, default=256)
+    parser.add_argument("--sampler", type=str, default="ddim")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, for the intervals")
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--features", type=str, default="pixels", help="feature space of the Frechet distance")
+    parser.add_argument("--undefended", type=str | None, default=None, help="a plain model, to transfer the attack")
+    parser.add_argument("--checks", type=bool, default=True, help="doubt the attack (5 to 8 more runs)")
+    parser.add_argument("--out", type=str, default="attack", help="folder for attack.json and the figures")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(words)
+    budgets = numbers(given.budgets, "budgets")
+    at = _steps(given.at)
+    if given.seeds < 1 or min(budgets) < 0 or given.n < 2:
+        raise UserError("Expected seeds of 1 or more, n of 2 or more, and budgets of 0 or more.")
+    from .. import metrics
+    from ..attack import ATTACKS, GOALS, TrajectoryAttack, check_seeds, damage_curve, doubt, summarize
+    from ..spec import build
+
+    search = build("attack", given.attack, ATTACKS)
+    goal = build("objective of an attack", given.objective, GOALS)
+    TrajectoryAttack(search, goal, 0.0, through=given.through)  # a combination that cannot work is told at once
+    dataset = clean_data(given)
+    reference = dataset.test if dataset.test is not None else dataset.x
+    goal = goal.fit(reference, dataset.truth)
+    victim, checkpoint = _victim(given, given.model, goal, at, reference)
+    other = _victim(given, given.undefended, goal, at, reference)[0] if given.undefended else None
+    seeds = [given.seed + i for i in range(given.seeds)]
+    rows, shown, findings = [], {}, []
+    worst = max(budgets)
+    with progress_bar(given.json) as bar:
+        task = bar.add_task("attacking", total=len(seeds) * len(budgets) + (given.checks and worst > 0), note="")
+        for point in damage_curve(victim, search, budgets, seeds, reference, dataset.truth, given.features):
+            rows.append(point.row)
+            if point.row["seed"] == given.seed:
+                shown[point.row["budget"]] = point.samples.cpu()
+            bar.advance(task)
+        if given.checks and worst > 0:
+            findings = doubt(victim, search, worst, given.seed, other)
+            findings.append(check_seeds([row["damage"] for row in rows if row["budget"] == worst]))
+            bar.advance(task)
+    provenance = {
+        "model": given.model,
+        "checkpoint": checkpoint,
+        "weights": "ema",
+        "sampler": given.sampler,
+        "steps": given.steps,
+        "seeds": seeds,
+        "samples": given.n,
+        "reference": given.data,
+        "reference_hash": metrics.content_hash(reference),
+        "features": given.features if dataset.kind == "image" else None,
+        "attack": given.attack,
+        "objective": given.objective,
+        "through": given.through,
+        "at": given.at,
+        "budget_unit": "noise units, at each attacked step",
+        "checked_at": worst if findings else None,
+    }
+    told = {
+        "provenance": provenance,
+        "summary": summarize(rows),
+        "checks": [finding.as_dict() for finding in findings],
+        "rows": [{k: None if v != v else v for k, v in row.items()} for row in rows],
+    }
+    _write(Path(given.out), told, shown, dataset)
+    if given.json:
+        print(json.dumps(told))
+    else:
+        _tell(given, told)
+    return 0
+
+
+def _steps(text: str) -> set[int] | None:
+    """``all``, or indices and ranges of them."""
+    if text == "all":
+        return None
+    chosen: set[int] = set()
+    for word in text.split(","):
+        first, dash, last = word.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UserError(f"The steps to attack are '{text}'. Expected all, or indices such as 0,10,20 or 10-20.")
+        chosen |= set(range(int(first), int(last if dash else first) + 1))
+    return chosen
+
+
+def _victim(given: Any, model: str, goal: Any, at: set[int] | None, reference: Any) -> tuple[Victim, str]:
+    import torch
+
+    from ..attack import Victim
+    from ..checkpoint import load_pipeline, weights_hash
+
+    net, process, clip = load_pipeline(model)
+    shape = item_shape(net)
+    if tuple(reference.shape[1:]) != shape:
+        raise UserError(
+            f"{model} makes items of shape {list(shape)} and the reference has {list(reference.shape[1:])}. "
+            "Expected the same; --image_size resizes the reference."
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sampling = {
+        "sampler": given.sampler,
+        "steps": given.steps,
+        "batch_size": given.batch_size,
+        "clip_sample": clip,
+        "device": device,
+    }
+    return Victim(net.to(device), process, shape, goal, given.n, at, given.through, sampling), weights_hash(net)
+
+
+def _write(folder: Path, told: dict[str, Any], shown: dict[float, Any], dataset: Any) -> None:
+    """``attack.json``, the curve, and samples by budget."""
+    from .. import plot
+    from ..files import atomic
+
+    with atomic(folder / "attack.json") as scratch:
+        scratch.write_text(json.dumps(told, indent=1))
+    provenance = told["provenance"]
+    title = f"{provenance['attack']} on {Path(provenance['model']).name}, objective {provenance['objective']}"
+    measures = [row["measure"] for row in told["summary"]]
+    wanted = ("damage", "off_support_rms", "moved_rms", "noise_std", "diverged_share", "sliced_wasserstein")
+    kept = [m for m in dict.fromkeys(measures) if m in wanted or m.startswith("frechet_")]
+    figure = plot.damage({Path(provenance["model"]).name: told["summary"]}, kept, title)
+    for kind in ("png", "svg"):
+        plot.save(figure, folder / f"damage.{kind}")
+    panels = {"clean" if budget == 0 else f"budget {budget:g}": x for budget, x in shown.items()}
+    shape = dataset.item_shape
+    if dataset.kind == "image":
+        plot.save(plot.image_grids({name: x[:32] for name, x in panels.items()}), folder / "samples.png")
+    elif len(shape) == 1 and shape[0] == 3:
+        plot.save(plot.points3d(panels, dataset.truth), folder / "samples.png")
+    elif len(shape) == 1 and shape[0] == 2:
+        plot.save(plot.scatter(shown[max(shown)], shown[min(shown)]), folder / "samples.png")
+
+
+def _tell(given: Any, told: dict[str, Any]) -> None:
+    """Measures down, budgets across; the paired ones with their intervals."""
+    from ..attack import PAIRED
+
+    table: dict[str, dict[str, Any]] = {}
+    for row in told["summary"]:
+        shown = f"{row['mean']:.4g}"
+        if row["measure"] in PAIRED and row["budget"]:
+            shown += f" [{row['low']:.3g}, {row['high']:.3g}]"
+        table.setdefault(row["measure"], {"measure": row["measure"]})[f"{row['budget']:g}"] = shown
+    budgets = list(dict.fromkeys(f"{row['budget']:g}" for row in told["rows"]))
+    print_table(
+        f"{given.model} under {given.attack}, by budget in noise units: {given.n} samples, {given.seeds} seeds, "
+        f"{given.sampler}, {given.steps} steps",
+        [{"measure": name, **{budget: cells.get(budget, "") for budget in budgets}} for name, cells in table.items()],
+    )
+    if told["checks"]:
+        checks = [{"check": c["name"], "": "ok" if c["ok"] else "DOUBT", "finding": c["says"]} for c in told["checks"]]
+        print_table(f"Checks at budget {told['provenance']['checked_at']:g}", checks)
+    print(f"Numbers and figures are in {given.out}.")
