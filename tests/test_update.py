@@ -52,7 +52,7 @@ def test_gradient_checkpointing_computes_the_same_gradients(dropout, generator):
             nonlocal passes
             passes += 1
 
-        hook = net.down_blocks[0].resnets[0].register_forward_hook(count)
+        hook = net.down_blocks[0].resnets[0].register_forward_pre_hook(count)
         torch.manual_seed(0)
         objective(net, IMAGES, draws=draws).loss.mean().backward()
         hook.remove()

@@ -1,7 +1,8 @@
 """Cost of a training step: every objective and the step of diffusers' own example, interleaved in one run.
 
 Other programs share the machine, so a time alone says little. The contestants take turns, each turn is compared with
-ddpm's turn of the same round, and the median over the rounds is the ratio.
+ddpm's turn of the same round, and the median over the rounds is the ratio. On a CPU the clock is the processor time of
+this program, which does not run while another has the processor.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
     """Measure every contestant; see :class:`Options`.
 
     Returns:
-        ``ratio`` (a step's time over ddpm's), ``samples_per_second``, ``peak_memory`` (bytes of tensors: weights,
+        ``ratio`` (a step's time over ddpm's), ``samples_per_second`` (by the wall), ``peak_memory`` (bytes of tensors: weights,
         average and optimizer, and the most that a step adds to them), ``passes`` and ``floor`` of the objectives, and
         ``provenance``.
     """
@@ -110,9 +111,12 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
     loops = _loops(options, objectives, device)
     # In a turn a contestant makes as many steps as bring ddpm to TURN. The first steps of each are for warming up.
     progress("warming up")
-    sizes = {name: _timed(loop, 1, device) and _peak(loop, device) for name, loop in loops.items()}
-    turn = max(1, round(TURN / _timed(loops["ddpm"], 2, device)))
+    for loop in loops.values():
+        _timed(loop, 1, device)
+    sizes = {name: _peak(loop, device) for name, loop in loops.items()}
+    turn = max(1, round(TURN / _timed(loops["ddpm"], 2, device)[0]))
     times: dict[str, list[float]] = {name: [] for name in loops}
+    waits: dict[str, list[float]] = {name: [] for name in loops}
     order, shuffle = list(loops), random.Random(0)
     longest = 0.0
     while len(times["ddpm"]) < MOST_ROUNDS:
@@ -121,14 +125,16 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
             break
         shuffle.shuffle(order)  # no contestant always runs after the same other
         for name in order:
-            times[name].append(_timed(loops[name], turn, device))
+            cost, wait = _timed(loops[name], turn, device)
+            times[name].append(cost)
+            waits[name].append(wait)
         longest = max(longest, time.perf_counter() - since)
         progress(f"{len(times['ddpm'])} rounds")
     plain = times["ddpm"]
     passes = {name: objective.passes() for name, objective in objectives.items()}
     return {
         "ratio": {n: statistics.median(a / b for a, b in zip(t, plain, strict=True)) for n, t in times.items()},
-        "samples_per_second": {n: options.batch_size / statistics.median(t) for n, t in times.items()},
+        "samples_per_second": {n: options.batch_size / statistics.median(w) for n, w in waits.items()},
         "peak_memory": sizes,
         "floor": {n: p.pop("floor_over_ddpm") for n, p in passes.items()},
         "passes": passes,
@@ -230,14 +236,15 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _timed(loop: _Loop, steps: int, device: torch.device) -> float:
-    """Seconds per step."""
+def _timed(loop: _Loop, steps: int, device: torch.device) -> tuple[float, float]:
+    """Seconds per step: of the processor on a CPU, else of the clock on the wall; and of the wall in any case."""
     _wait(device)
-    begin = time.perf_counter()
+    spent, begin = time.process_time(), time.perf_counter()
     for _ in itertools.islice(loop.steps, steps):
         pass
     _wait(device)
-    return (time.perf_counter() - begin) / steps
+    wall = (time.perf_counter() - begin) / steps
+    return ((time.process_time() - spent) / steps if device.type == "cpu" else wall), wall
 
 
 def _peak(loop: _Loop, device: torch.device) -> int:
@@ -290,6 +297,7 @@ def _provenance(options: Options, device: torch.device, rounds: int, turn: int, 
         "threads": torch.get_num_threads(),
         "parameters": count_parameters(net),
         "flops_per_forward": flops(net, options.item_shape()) * options.batch_size,
+        "clock": "processor" if device.type == "cpu" else "wall",
         "rounds": rounds,
         "steps_per_round": turn,
         "measured_seconds": seconds,

@@ -43,8 +43,8 @@ def run(words: list[str]) -> int:
     )
     print(
         "Passes per sample: forward + backward + backward to the input only. Floor: what they alone would cost over\n"
-        f"ddpm's, counting 1, 2 and 1. Memory: of tensors. {made['flops_per_forward'] / 1e9:.3g} GFLOP per forward pass;\n"
-        f"{made['threads']} threads; {made['device']}; torch {made['versions']['torch']}; load {made['load']:.1f}."
+        f"ddpm's, counting 1, 2 and 1. Time over ddpm: of the {made['clock']}. Memory: of tensors.\n"
+        f"{made['flops_per_forward'] / 1e9:.3g} GFLOP per forward pass; {made['threads']} threads; {made['device']}; torch {made['versions']['torch']}; load {made['load']:.1f}."
     )
     return 0
 
