@@ -105,6 +105,12 @@ def load(checkpoint: Path, state: State) -> None:
 
 def export(folder: Path, model: nn.Module, process: Process, clip_sample: bool) -> None:
     """Write ``model`` as a diffusers ``DDPMPipeline`` folder, atomically."""
+    with atomic(folder) as scratch:
+        write_pipeline(scratch, model, process, clip_sample)
+
+
+def write_pipeline(folder: Path, model: nn.Module, process: Process, clip_sample: bool) -> None:
+    """:func:`export` into a folder that is already a scratch folder of :func:`atomic`."""
     from diffusers import DDPMPipeline, DDPMScheduler
 
     model.to(memory_format=torch.contiguous_format)  # all that safetensors writes
@@ -112,8 +118,7 @@ def export(folder: Path, model: nn.Module, process: Process, clip_sample: bool) 
     scheduler = DDPMScheduler(timestep_spacing="trailing", **process.scheduler_config(clip_sample))
     with _quiet():
         pipeline: Any = DDPMPipeline(model, scheduler)
-    with atomic(folder) as scratch:
-        pipeline.save_pretrained(scratch)
+    pipeline.save_pretrained(folder)
 
 
 @contextmanager

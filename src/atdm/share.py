@@ -67,7 +67,7 @@ def export(
         "seed": config["seed"],
     }
     with checkpoint.atomic(out) as scratch:
-        checkpoint.export(scratch, network, process, clip)
+        checkpoint.write_pipeline(scratch, network, process, clip)
         if picture:
             (scratch / "samples.png").write_bytes(picture.read_bytes())
         card = _card(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -14,6 +15,12 @@ from .common import SUMMARY, is_main
 def main(arguments: list[str] | None = None) -> None:
     """Run ``atdm``. Exits with 0, 2 after a mistake of the user's, or 130 after Ctrl-C."""
     words = sys.argv[1:] if arguments is None else arguments
+    if arguments is None and "ACCELERATE_USE_CPU" in os.environ:
+        from . import launch
+
+        count = launch.wanted(dict(os.environ), launch.launcher_command())
+        if count > 1:
+            sys.exit(launch.start(words, count))
     with contextlib.ExitStack() as stack:
         if not is_main():  # of many processes one speaks
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
@@ -34,7 +41,14 @@ def _run(words: list[str]) -> int:
             return importlib.import_module(f".{words[0]}", __name__).run(words[1:])
         return 0
     except UserError as problem:
-        print(f"atdm: {problem}", file=sys.stderr)
+        who = "atdm" if is_main() else f"atdm (process {os.environ['RANK']})"
+        print(f"{who}: {problem}", file=sys.stderr)
+        return 2
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({problem.filename})" if problem.filename else ""
+        print(f"atdm: The disk is full{where}. What was saved before is still there.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("atdm: stopped.", file=sys.stderr)

@@ -6,10 +6,13 @@ import dataclasses
 import json
 import signal
 import sys
+import time
 from typing import Any
 
 from ..config import ObjectiveConfig, TrainConfig
 from .common import decoding, is_main, make_parser, print_table, progress_bar
+
+AGAIN = 1.0  # seconds within which a signal is the same wish: a launcher passes on what the terminal sent to all
 
 
 class Stop:
@@ -17,13 +20,15 @@ class Stop:
 
     def __init__(self) -> None:
         self.wished = False
+        self._since = 0.0
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, self._wish)
 
     def _wish(self, *_: Any) -> None:
-        if self.wished:
+        if self.wished and time.monotonic() - self._since > AGAIN:
             raise KeyboardInterrupt
-        self.wished = True
+        if not self.wished:
+            self.wished, self._since = True, time.monotonic()
 
     def __call__(self) -> bool:
         return self.wished
