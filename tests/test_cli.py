@@ -5,9 +5,12 @@ import subprocess
 import sys
 import time
 
+import jsonargparse
 import pytest
 
 from atdm.cli import main
+from atdm.cli.common import SUMMARY, make_parser
+from atdm.errors import UserError
 
 
 def atdm(capsys, *words):
@@ -67,6 +70,8 @@ def folder(tmp_path_factory):
         (["train", "--corrupt", "gaussian:share=2"], "from 0 to 1"),
         (["train", "--net", "unet"], "Unknown network 'unet'"),
         (["sample", "nowhere"], "There is no folder nowhere"),
+        (["sample", "nobody/nothing"], "There is no folder 'nobody/nothing'"),
+        (["train", "--init", "nobody/nothing", "--data", "plane"], "There is no folder 'nobody/nothing'"),
         (["show", "rays"], "Did you mean 'radius'"),
         (["show", "radius", "--omegas", "a,b"], "Expected numbers"),
         (["show", "run", "nowhere"], "has no log.jsonl"),
@@ -79,6 +84,41 @@ def test_mistakes_are_sentences_and_exit_2(capsys, tmp_path, monkeypatch, words,
     assert sentence in err
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir()), "a mistake must leave nothing behind"
+
+
+@pytest.mark.parametrize("command", SUMMARY)
+def test_every_option_is_spelt_with_either_dash(capsys, monkeypatch, command):
+    words = [command, "run"] if command == "show" else [command]
+    _, _, err = atdm(capsys, *words, "--nothing-of-the-kind", "1")
+    options = err.partition("Valid: ")[2].strip().rstrip(".").split(", ")
+    assert "out" in options or "model" in options or "json" in options, err
+    assert not any("-" in option for option in options), "the help shows one spelling"
+    heard = []
+
+    def listen(self, words, *_):
+        heard.extend(words)
+        raise UserError("heard")
+
+    monkeypatch.setattr(jsonargparse.ArgumentParser, "parse_args", listen)
+    given = [f"--{option}=a-b_c" for option in options]
+    atdm(capsys, *words, *(word.replace("_", "-", word.partition("=")[0].count("_")) for word in given))
+    assert heard == given
+
+
+def test_an_option_that_is_true_or_false_may_stand_alone():
+    parser = make_parser("train")
+    parser.add_argument("--skip_broken", type=bool, default=False)
+    parser.add_argument("--n", type=int, default=0)
+    words = (["--skip-broken"], ["--skip_broken", "true"], ["--skip-broken", "--n", "3"], ["--skip_broken=true"])
+    assert all(parser.parse_args(w).skip_broken is True for w in words)
+    assert parser.parse_args(["--skip-broken", "false"]).skip_broken is False
+    assert parser.parse_args([]).skip_broken is False
+
+
+def test_help_tells_what_each_option_means(capsys):
+    _, out, _ = atdm(capsys, "train", "--help")
+    for word in ("count and skip unreadable images", "how far to push, in noise units", "peak learning rate"):
+        assert word in " ".join(out.split())
 
 
 def test_help_answers_at_once():
@@ -134,12 +174,29 @@ def test_evaluate_rows_carry_their_provenance(capsys, folder):
 
 def test_sample_show_and_corrupt_write_what_they_say(capsys, folder, tmp_path):
     import numpy as np
+    from PIL import Image
 
-    assert atdm(capsys, "sample", str(folder), "--n", "8", "--steps", "5", "--out", str(tmp_path / "s.npz"))[0] == 0
+    code, out, _ = atdm(
+        capsys, "sample", str(folder), "--n", "8", "--steps", "5", "--out", str(tmp_path / "s.npz"), "--json"
+    )
+    told = json.loads(out)
+    assert code == 0
+    assert told["files"] == [str(tmp_path / "s.npz")]
+    assert (told["n"], told["sampler"], told["steps"], told["seed"]) == (8, "ddpm", 5, 0)
+    assert len(told["checkpoint"]) == 16
     with np.load(tmp_path / "s.npz", allow_pickle=False) as file:
         assert file["samples"].shape == (8, 3)
     assert atdm(capsys, "show", "radius", "--out", str(tmp_path / "ray.png"))[0] == 0
-    assert atdm(capsys, "show", "run", str(folder), "--out", str(tmp_path / "run.png"))[0] == 0
+    code, out, _ = atdm(capsys, "show", "run", str(folder), "--out", str(tmp_path / "run.png"), "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["samples"] == str(folder / "samples" / "step-00000020.png")
+    assert told["steps"] == 20
+    (folder / "samples").rename(folder / "aside")
+    assert atdm(capsys, "show", "run", str(folder), "--out", str(tmp_path / "bare.png"))[0] == 0
+    (folder / "aside").rename(folder / "samples")
+    with Image.open(tmp_path / "run.png") as whole, Image.open(tmp_path / "bare.png") as bare:
+        assert whole.height > bare.height + 300, "the samples are below the curves"
     assert (tmp_path / "ray.png").read_bytes()[:4] == (tmp_path / "run.png").read_bytes()[:4] == b"\x89PNG"
     words = ["corrupt", "--data", "digits", "--corrupt", "gaussian:share=0.9,std=0.2", "--limit", "50", "--out"]
     assert atdm(capsys, *words, str(tmp_path / "dirty"))[0] == 0

@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import yaml
 
+from . import hub
 from .errors import UserError
 from .files import TEMPORARY, atomic, remove
 from .process import Process
@@ -104,12 +105,36 @@ def load(checkpoint: Path, state: State) -> None:
 
 def export(folder: Path, model: nn.Module, process: Process, clip_sample: bool) -> None:
     """Write ``model`` as a diffusers ``DDPMPipeline`` folder, atomically."""
+    with atomic(folder) as scratch:
+        write_pipeline(scratch, model, process, clip_sample)
+
+
+def write_pipeline(folder: Path, model: nn.Module, process: Process, clip_sample: bool) -> None:
+    """:func:`export` into a folder that is already a scratch folder of :func:`atomic`."""
     from diffusers import DDPMPipeline, DDPMScheduler
 
     model.to(memory_format=torch.contiguous_format)  # all that safetensors writes
-    pipeline: Any = DDPMPipeline(model, DDPMScheduler(**process.scheduler_config(clip_sample)))
-    with atomic(folder) as scratch:
-        pipeline.save_pretrained(scratch)
+    # The spacing of atdm's samplers: DDPMPipeline then takes the same steps.
+    scheduler = DDPMScheduler(timestep_spacing="trailing", **process.scheduler_config(clip_sample))
+    with _quiet():
+        pipeline: Any = DDPMPipeline(model, scheduler)
+    pipeline.save_pretrained(folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' warning that the network of a ``DDPMPipeline`` is a class of ours, and without its bars."""
+    from diffusers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def load_pipeline(folder: Path | str) -> tuple[nn.Module, Process, bool]:
@@ -119,46 +144,55 @@ def load_pipeline(folder: Path | str) -> tuple[nn.Module, Process, bool]:
         UserError: there is no pipeline at ``folder``.
     """
     from diffusers import DDPMPipeline
-    from diffusers.utils import logging
 
     from .nets import mlp  # noqa: F401  (diffusers opens a pipeline of ours once this is imported)
 
-    logging.disable_progress_bar()
     path = Path(folder)
+    if not path.exists():
+        if not hub.is_name(folder):
+            raise UserError(
+                f"There is no folder {folder}. Expected a run folder, a diffusers pipeline folder or a Hub name."
+            )
+        path = hub.fetch(str(folder))
     path = path / "model" if (path / "model" / "model_index.json").is_file() else path
-    if path.is_dir() and not (path / "model_index.json").is_file():
+    if not (path / "model_index.json").is_file():
+        if (path / "config.yaml").is_file():
+            raise UserError(
+                f"The run {folder} has no model/ yet: its training has not ended. "
+                "The command that started it goes on with it; a smaller --steps ends it sooner."
+            )
         raise UserError(
             f"{folder} holds no diffusers pipeline. Expected a run folder with model/, or a folder with model_index.json."
         )
-    if not path.exists() and str(folder).count("/") != 1:
-        raise UserError(
-            f"There is no folder {folder}. Expected a run folder, a diffusers pipeline folder or a Hub name."
-        )
     try:
-        pipeline = DDPMPipeline.from_pretrained(str(path))
-    except (OSError, ValueError) as problem:
-        raise UserError(f"{folder} does not open as a diffusers pipeline: {problem}") from problem
+        with _quiet():
+            pipeline = DDPMPipeline.from_pretrained(path)
+    except Exception as problem:  # diffusers, safetensors and torch each raise their own
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        raise UserError(f"{folder} does not open as a diffusers pipeline of a U-Net: {reason}") from problem
     scheduler = pipeline.scheduler
     return pipeline.unet.eval(), Process.from_scheduler(scheduler), bool(scheduler.config.get("clip_sample", True))
 
 
-def load_raw(run: Path, model: nn.Module) -> None:
-    """Put the newest raw weights of a run, those that were not averaged, into its ``model``.
+def load_weights(run: Path, model: nn.Module, part: Literal["ema", "model"]) -> int:
+    """Put the averaged (``ema``) or raw (``model``) weights of a run's newest checkpoint into ``model``; its step.
 
     Raises:
-        UserError: the run has no checkpoint, or one of another network.
+        UserError: there is no checkpoint, or it cannot be read.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     found = latest(run)
     if found is None:
-        raise UserError(f"{run} has no checkpoint with raw weights. Expected a run folder, or --weights ema.")
-    with safe_open(found / "state.safetensors", "pt") as opened:
-        named = {k[len("model.") :]: opened.get_tensor(k) for k in opened.keys() if k.startswith("model.")}  # noqa: SIM118
+        raise UserError(f"The run {run} has no checkpoint. Expected checkpoints/step-..., as atdm train writes them.")
     try:
-        model.load_state_dict(named)
-    except RuntimeError as problem:
-        raise UserError(f"The checkpoint {found} does not fit the network: {problem}") from problem
+        step = json.loads((found / "state.json").read_text())["step"]
+        with safe_open(found / "state.safetensors", "pt") as file:
+            names = [k for k in file.keys() if k.startswith(f"{part}.")]  # noqa: SIM118 (not a dict)
+            model.load_state_dict({k[len(part) + 1 :]: file.get_tensor(k) for k in names})
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError, RuntimeError) as problem:
+        raise UserError(f"Cannot read the checkpoint {found}: {problem}") from problem
+    return step
 
 
 def weights_hash(model: nn.Module) -> str:

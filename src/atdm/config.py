@@ -213,7 +213,9 @@ def recipe_file(name: str) -> Path:
         UserError: there is none of that name.
     """
     here = Path(__file__).parent
-    folder = here / "recipes" if (here / "recipes").is_dir() else here.parents[1] / "recipes"  # installed, or a checkout
+    folder = (
+        here / "recipes" if (here / "recipes").is_dir() else here.parents[1] / "recipes"
+    )  # installed, or a checkout
     file = folder / f"{name}.yaml"
     if not file.is_file():
         raise unknown("recipe", name, [found.stem for found in folder.glob("*.yaml")])

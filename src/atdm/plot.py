@@ -23,7 +23,7 @@ import matplotlib.patches
 import matplotlib.ticker
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
@@ -49,6 +49,7 @@ OTHER_COLOURS = ("#cc79a7", "#8c6d31", "#7b6fd0", "#2f7f7f", "#b8a400", "#a03050
 INK, FAINT = "#222222", "#dddddd"
 DISTANCE = ListedColormap(matplotlib.colormaps["plasma"](np.linspace(0, 0.86, 256)), "distance")  # its end is too pale
 DPI = 140
+MOST_PICTURE = 5.0  # inches of height for the samples of a run
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 Log = Literal["", "x", "y", "xy"]
 
@@ -296,7 +297,8 @@ def score_fields(fields: Mapping[str, tuple[Float[Tensor, "_ 2"], Float[Tensor, 
 
 def _outside(n: int, of: int) -> str:
     """What a title says about points that are not drawn."""
-    return f" ({100 * n / of:.2g} % outside)" if n else ""
+    percent = float(f"{100 * n / of:.2g}")
+    return f" ({percent:g} % outside)" if n else ""
 
 
 def _finite(x: Tensor) -> Tensor:
@@ -565,13 +567,17 @@ def pairs(
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
-def run_curves(log: Sequence[Mapping[str, Any]]) -> Figure:
+def run_curves(
+    log: Sequence[Mapping[str, Any]], picture: Shaped[np.ndarray, "height width *rgb"] | None = None, caption: str = ""
+) -> Figure:
     """What a run logged against its steps: loss terms, their timestep quartiles, gradient norm, and the push.
 
     Panels whose numbers were not logged are left out (ddpm does not push).
 
     Args:
         log: records with ``step`` and scalars such as ``loss``, ``denoise/q0`` or ``delta_rms``.
+        picture: bytes of a picture of samples, to go below.
+        caption: of the picture.
 
     Raises:
         UserError: there is nothing to draw.
@@ -596,7 +602,18 @@ def run_curves(log: Sequence[Mapping[str, Any]]) -> Figure:
     _need(kept, "numbers in the log")
     columns = min(3 if len(kept) != 4 else 2, len(kept))
     rows = math.ceil(len(kept) / columns)
-    figure, axes = _figure(3.7 * columns, 2.7 * rows, rows, columns)
+    width, height = 3.7 * columns, 2.7 * rows
+    if picture is None:
+        figure, axes = _figure(width, height, rows, columns)
+    else:
+        below = min(width * picture.shape[0] / picture.shape[1], MOST_PICTURE) + 0.3
+        figure = Figure(figsize=(width, height + below), layout="constrained", facecolor="white")
+        parts: Any = figure.subfigures(2, 1, height_ratios=[height, below])
+        axes = list(parts[0].subplots(rows, columns, squeeze=False).flat)
+        shown = parts[1].subplots()
+        shown.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        shown.set_axis_off()
+        _head(shown, caption)
     for axis, ((title, unit, scale, _), lines) in zip(axes, kept, strict=False):
         for label, colour, steps, numbers in lines:
             axis.plot(steps, numbers, color=colour, linewidth=1.2, label=label, marker="" if len(steps) > 1 else "o")

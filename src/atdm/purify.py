@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .attack import Finding, Search
 from .errors import UserError
 from .process import Process
-from .sample import evaluating, open_solver, stream
+from .sample import evaluating, generators, open_solver
 
 
 class Purifier(nn.Module):
@@ -101,7 +101,7 @@ def purify(
     out = []
     for start in range(0, len(x), batch_size):
         part = x[start : start + batch_size].to(device)
-        streams = [stream(seed, start + i) for i in range(len(part))]
+        streams = generators(seed, range(start, start + len(part)))
         out.append(purifier(part, streams).cpu())
     return torch.cat(out)
 

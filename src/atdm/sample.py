@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 
@@ -28,6 +28,8 @@ from .solver import Solver, Step
 Hook = Callable[[int, int, Tensor], Tensor]
 
 BLOCK_NUMBERS = 512  # about as many numbers as torch.randn draws in the time of its own call
+SEEDS_APART = 1_000_000  # blocks of one seed before it meets the next
+GATHERED_ROWS = 4096  # rows summed over processes at a time
 MAX_SIGNAL_AT_START = 0.1  # largest alpha_t at which starting from pure noise is still sampling
 
 
@@ -278,17 +280,19 @@ def sample(
     conditioning: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    accelerator: Any = None,
 ) -> Float[Tensor, "n *item"]:
     """``n`` samples, on the CPU.
 
-    The noise of item i (x_T and that of every step) is a function of ``seed``, i and ``item_shape`` alone. It depends
-    neither on ``n`` nor on the batch size nor on the device: samples agree up to the rounding of the network. Small
-    items share a generator in blocks of about ``BLOCK_NUMBERS`` numbers, because a generator for each 3-D point would
-    cost more than the network; a batch is a whole number of blocks.
+    The noise of item i (x_T and that of every step) is a function of ``seed``, i and ``item_shape`` alone: see
+    :func:`generators`. It depends neither on ``n`` nor on the batch size nor on the device: samples agree up to the
+    rounding of the network. A batch is a whole number of blocks.
 
     Args:
         conditioning: passed to the model; tensors with ``n`` rows are cut into batches.
         progress: called with (network evaluations done, all of them) after every step.
+        accelerator: an ``accelerate.Accelerator`` whose processes share the batches; each gets all samples, the same
+            to the bit as one process. More than ``n / processes`` in a batch leaves processes idle.
         others: see :func:`trajectory`.
     """
     return sample_paths(
@@ -301,6 +305,7 @@ def sample(
         seed=seed,
         conditioning=conditioning,
         progress=progress,
+        accelerator=accelerator,
         sampler=sampler,
         steps=steps,
         hook=hook,
@@ -321,12 +326,14 @@ def sample_paths(
     seed: int = 0,
     conditioning: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    accelerator: Any = None,
     **options: Any,
 ) -> Float[Tensor, "kept n *item"]:
     """The states before the steps whose indices are in ``keep``, then the samples: those :func:`sample` gives.
 
     Args:
         keep: indices of steps, from 0.
+        accelerator: see :func:`sample`.
         options: of :func:`trajectory`.
 
     Raises:
@@ -334,12 +341,14 @@ def sample_paths(
     """
     if n < 1 or batch_size < 1:
         raise UserError(f"Asked for {n} samples in batches of {batch_size}. Expected at least 1 of each.")
-    block = max(1, BLOCK_NUMBERS // max(1, math.prod(item_shape)))
+    block = block_size(item_shape)
     blocks = math.ceil(n / block)
     together = max(1, batch_size // block)  # blocks in a batch
-    batches = math.ceil(blocks / together)
-    paths = torch.empty(len(keep) + 1, n, *item_shape)
-    for batch in range(batches):
+    batches = range(math.ceil(blocks / together))
+    # Whole batches are shared out: a batch cut in two would be rounded otherwise by the network.
+    mine = batches[accelerator.process_index :: accelerator.num_processes] if accelerator is not None else batches
+    paths = torch.zeros(len(keep) + 1, n, *item_shape)
+    for turn, batch in enumerate(mine):
         numbers = range(batch * together, min((batch + 1) * together, blocks))
         start, stop = numbers.start * block, min(numbers.stop * block, n)
         # The last block is drawn and computed whole, so that its noise does not depend on n.
@@ -348,7 +357,7 @@ def sample_paths(
             model,
             process,
             (len(rows), *item_shape),
-            generator=[stream(seed, number) for number in numbers],
+            generator=generators(seed, numbers),
             conditioning=None if conditioning is None else {k: _rows(v, rows, n) for k, v in conditioning.items()},
             **options,
         )
@@ -357,17 +366,34 @@ def sample_paths(
                 if index == step.index:
                     paths[place, start:stop] = step.x[: stop - start].cpu()
             if progress is not None:
-                progress(batch * step.count + step.index + 1, batches * step.count)
+                progress(turn * step.count + step.index + 1, len(mine) * step.count)
         if not all(0 <= index <= step.index for index in keep):
             raise UserError(f"Cannot keep the steps {list(keep)}. Expected indices from 0 to {step.index}.")
         paths[-1, start:stop] = step.next[: stop - start].cpu()
+    if accelerator is not None and accelerator.num_processes > 1:  # a sum with zeros, for each row has one owner
+        for part in paths.flatten(0, 1).split(GATHERED_ROWS):
+            part.copy_(accelerator.reduce(part.to(accelerator.device), "sum"))
     return paths
 
 
-def stream(seed: int, block: int) -> torch.Generator:
-    """The random stream of one block of items; a CPU generator, so that every device sees the same noise."""
-    (state,) = np.random.SeedSequence([abs(seed), int(seed < 0), block]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state) >> 1)
+def block_size(item_shape: tuple[int, ...]) -> int:
+    """How many consecutive items share a generator: an image has its own.
+
+    Vectors share one in blocks of about ``BLOCK_NUMBERS`` numbers, because a generator for each 3-D point would cost
+    more than the network.
+    """
+    return 1 if len(item_shape) == 3 else max(1, BLOCK_NUMBERS // max(1, math.prod(item_shape)))
+
+
+def generators(seed: int, blocks: Iterable[int]) -> list[torch.Generator]:
+    """The sources of noise of ``blocks`` of items: block b of ``seed`` has ``manual_seed(1_000_000 * seed + b)``.
+
+    They live on the CPU, so that every device sees the same noise. The sum is a seed of its own for each of the first
+    million blocks; torch uses its last 32 bits.
+
+    >>> pipeline(batch_size=16, generator=generators(seed=0, blocks=range(16)))  # diffusers: the images of sample()
+    """
+    return [torch.Generator().manual_seed((SEEDS_APART * seed + block) % 2**32) for block in blocks]
 
 
 def _rows(value: Any, rows: Tensor, n: int) -> Any:
@@ -406,17 +432,10 @@ def save_samples(x: Float[Tensor, "n *item"], path: str | Path) -> Path:
         UserError: another ending, items that are not images for PNG, a folder that holds something, or a failed write.
     """
     path = Path(path)
-    if path.suffix not in (".npz", ".png", ""):
-        raise UserError(
-            f"Cannot write samples to '{path}'. Expected NAME.npz, NAME.png for a grid, or NAME for a folder of PNGs."
-        )
+    check_target(path, tuple(x.shape[1:]))
     x = x.detach().float().cpu()
     if path.suffix != ".npz":
         _check_images(x)
-    if path.suffix == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"'{path}' is already there. Expected a new name or an empty folder.")
-    if path.suffix and path.is_dir():
-        raise UserError(f"'{path}' is a folder. Expected the name of a file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -429,6 +448,24 @@ def save_samples(x: Float[Tensor, "n *item"], path: str | Path) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path
+
+
+def check_target(path: Path, item_shape: tuple[int, ...]) -> None:
+    """Whether samples of ``item_shape`` can go to ``path``, to be asked before they are drawn.
+
+    Raises:
+        UserError: as :func:`save_samples`.
+    """
+    if path.suffix not in (".npz", ".png", ""):
+        raise UserError(
+            f"Cannot write samples to '{path}'. Expected NAME.npz, NAME.png for a grid, or NAME for a folder of PNGs."
+        )
+    if path.suffix != ".npz":
+        _check_images(torch.empty(1, *item_shape, device="meta"))
+    if path.suffix == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"'{path}' is already there. Expected a new name or an empty folder.")
+    if path.suffix and path.is_dir():
+        raise UserError(f"'{path}' is a folder. Expected the name of a file.")
 
 
 def _write(x: Tensor, suffix: str, folder: Path) -> Path:
@@ -455,6 +492,6 @@ def _write(x: Tensor, suffix: str, folder: Path) -> Path:
 def _check_images(x: Tensor) -> None:
     if x.dim() != 4 or x.shape[1] not in (1, 3) or len(x) == 0:
         raise UserError(
-            f"Samples of shape {tuple(x.shape)} are not pictures. Expected [n, 1 or 3 channels, height, width]; "
+            f"Items of shape {list(x.shape[1:])} are not pictures. Expected [1 or 3 channels, height, width]; "
             "write other data to NAME.npz."
         )

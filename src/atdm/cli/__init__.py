@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
+import os
 import sys
 
 from ..errors import UserError, nearest
-from .common import SUMMARY
+from .common import SUMMARY, is_main
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run ``atdm``. Exits with 0, 2 after a mistake of the user's, or 130 after Ctrl-C."""
     words = sys.argv[1:] if arguments is None else arguments
+    if arguments is None and "ACCELERATE_USE_CPU" in os.environ:
+        from . import launch
+
+        count = launch.wanted(dict(os.environ), launch.launcher_command())
+        if count > 1:
+            sys.exit(launch.start(words, count))
+    with contextlib.ExitStack() as stack:
+        if not is_main():  # of many processes one speaks
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        sys.exit(_run(words))
+
+
+def _run(words: list[str]) -> int:
     try:
         if not words or words[0] in ("-h", "--help"):
             print(_overview())
@@ -22,13 +38,21 @@ def main(arguments: list[str] | None = None) -> None:
         elif words[0] not in SUMMARY:
             raise UserError(f"Unknown command '{words[0]}'. {nearest(words[0], SUMMARY)}")
         else:
-            sys.exit(importlib.import_module(f".{words[0]}", __name__).run(words[1:]))
+            return importlib.import_module(f".{words[0]}", __name__).run(words[1:])
+        return 0
     except UserError as problem:
-        print(f"atdm: {problem}", file=sys.stderr)
-        sys.exit(2)
+        who = "atdm" if is_main() else f"atdm (process {os.environ['RANK']})"
+        print(f"{who}: {problem}", file=sys.stderr)
+        return 2
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({problem.filename})" if problem.filename else ""
+        print(f"atdm: The disk is full{where}. What was saved before is still there.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("atdm: stopped.", file=sys.stderr)
-        sys.exit(130)
+        return 130
 
 
 def _overview() -> str:

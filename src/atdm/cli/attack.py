@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .common import clean_data, item_shape, make_parser, numbers, print_table, progress_bar
+from .common import clean_data, make_parser, numbers, print_table, progress_bar
 
 if TYPE_CHECKING:
     from ..attack import Victim
@@ -122,6 +122,7 @@ def _victim(given: Any, model: str, goal: Any, at: set[int] | None, reference: A
 
     from ..attack import Victim
     from ..checkpoint import load_pipeline, weights_hash
+    from ..nets import item_shape
 
     net, process, clip = load_pipeline(model)
     shape = item_shape(net)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,6 +12,7 @@ from ..errors import UserError, nearest
 SUMMARY = {
     "train": "train a model in a run folder, or resume it",
     "sample": "draw samples from a run or any diffusers pipeline",
+    "export": "write a diffusers pipeline with a model card, and push it to the Hub",
     "evaluate": "measure samples against clean data",
     "compare": "put measured runs side by side, and rank what was made alike",
     "features": "train a small feature network on clean images, for metrics offline",
@@ -19,7 +21,7 @@ SUMMARY = {
     "corrupt": "write a corrupted data set and its truth",
     "demo": "the method on toys and digits, ending in a report",
     "bench": "the cost of a training step, beside diffusers' own",
-    "show": "draw the perturbation radius, or the curves of a run",
+    "show": "draw the perturbation radius, or the curves and samples of a run",
 }
 
 
@@ -27,14 +29,35 @@ def make_parser(command: str) -> Any:
     from jsonargparse import ArgumentParser
 
     class Parser(ArgumentParser):
+        def parse_args(self, args: Any = None, *others: Any, **more: Any) -> Any:
+            return super().parse_args(args and spell(args, self), *others, **more)
+
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise UserError(_explain(message, self))
 
-    return Parser(prog=f"atdm {command}", description=SUMMARY[command], allow_abbrev=False)
+    return Parser(prog=f"atdm {command}", description=SUMMARY[command.split()[0]], allow_abbrev=False)
 
 
-def _options(parser: Any) -> list[str]:
-    return sorted({s[2:] for a in parser._actions for s in a.option_strings if s.startswith("--")})
+def _options(parser: Any) -> dict[str, Any]:
+    """What each option name, without its dashes, stands for."""
+    return {s[2:]: a for a in parser._actions for s in a.option_strings if s.startswith("--") and "shtab" not in s}
+
+
+def spell(words: list[str], parser: Any) -> list[str]:
+    """``words`` with the options as the parser spells them: ``-`` and ``_`` in a name are the same, and an option that
+    is true or false may stand alone."""
+    known = {name.replace("-", "_"): (name, action) for name, action in _options(parser).items()}
+    spelled = []
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        name, action = known.get(option[2:].replace("-", "_"), ("", None))
+        if not option.startswith("--") or not name:
+            spelled.append(word)
+            continue
+        following = words[place + 1].lower() if place + 1 < len(words) else ""
+        alone = getattr(action, "_typehint", None) is bool and following not in ("true", "false", "yes", "no")
+        spelled.append(f"--{name}=true" if alone and not equals else f"--{name}{equals}{value}")
+    return spelled
 
 
 def _explain(message: str, parser: Any) -> str:
@@ -80,31 +103,45 @@ def numbers(text: str, option: str) -> list[float]:
         raise UserError(f"The {option} are '{text}'. Expected numbers separated by commas, such as 0,0.1,1.") from None
 
 
-def draw(given: Any) -> tuple[Any, dict[str, Any]]:
-    import torch
+def is_main() -> bool:
+    """Whether this process speaks and writes: the only one, or the first of ``accelerate launch``."""
+    return os.environ.get("RANK", "0") == "0"
 
-    from ..checkpoint import load_pipeline, load_raw, weights_hash
-    from ..sample import sample
+
+def draw(given: Any, target: Path | None = None) -> tuple[Any, dict[str, Any]]:
+    """The samples that the options ask for, in every process the same, and how they were made.
+
+    Args:
+        target: where they will be written: checked before they are drawn.
+    """
+    import torch
+    from accelerate import Accelerator
+
+    from ..checkpoint import load_pipeline, load_weights, weights_hash
+    from ..nets import item_shape
+    from ..sample import check_target, sample
 
     net, process, clip = load_pipeline(given.model)
     if getattr(given, "weights", None) == "raw":
-        load_raw(Path(given.model), net)
-    shape = item_shape(net)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with progress_bar(False) as bar:
+        load_weights(Path(given.model), net, "model")
+    if target is not None:
+        check_target(target, item_shape(net))
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    with progress_bar(not is_main()) as bar:
         task = bar.add_task("sampling", total=None, note="")
         drawn = sample(
-            net.to(device),
+            net.to(accelerator.device),
             process,
             given.n,
-            shape,
+            item_shape(net),
             batch_size=given.batch_size,
             sampler=given.sampler,
             steps=given.steps,
             seed=given.seed,
             stop_ratio=given.stop_ratio,
             clip_sample=clip,
-            device=device,
+            device=accelerator.device,
+            accelerator=accelerator,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     made = {
@@ -115,11 +152,6 @@ def draw(given: Any) -> tuple[Any, dict[str, Any]]:
         "clip_sample": clip,
     }
     return drawn, made
-
-
-def item_shape(net: Any) -> tuple[int, ...]:
-    size = net.config["sample_size"]
-    return (net.config["in_channels"], *((size, size) if isinstance(size, int) else tuple(size or ())))
 
 
 def progress_bar(hidden: bool) -> Any:

@@ -117,7 +117,7 @@ def _check(given: Any) -> None:
 def _samples(given: Any, dataset: Any, reference: Any) -> tuple[Any, Any, list[Any]]:
     """Samples, how they were made, and what was measured on the model itself."""
     from .. import metrics
-    from ..checkpoint import load_pipeline, load_raw
+    from ..checkpoint import load_pipeline, load_weights
 
     compared = {"reference": given.data, "reference_hash": metrics.content_hash(reference)}
     if given.samples is not None:
@@ -127,7 +127,7 @@ def _samples(given: Any, dataset: Any, reference: Any) -> tuple[Any, Any, list[A
     _same_shape(net, reference)
     own = (Path(given.model) / "config.yaml").is_file()
     if given.weights == "raw" and own:
-        load_raw(Path(given.model), net)
+        load_weights(Path(given.model), net, "model")
     extra = metrics.score_errors(net, process, dataset.truth, given.seed)
     samples, made = draw(given)
     provenance = metrics.Provenance(
@@ -142,7 +142,7 @@ def _samples(given: Any, dataset: Any, reference: Any) -> tuple[Any, Any, list[A
 
 
 def _same_shape(net: Any, reference: Any) -> None:
-    from .common import item_shape
+    from ..nets import item_shape
 
     shape = list(item_shape(net))
     if shape != list(reference.shape[1:]):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..errors import UserError
-from .common import item_shape, make_parser
+from .common import make_parser
 
 
 def run(words: list[str]) -> int:
@@ -33,6 +33,7 @@ def run(words: list[str]) -> int:
     from ..checkpoint import load_pipeline, weights_hash
     from ..corrupt import corrupt
     from ..data import load
+    from ..nets import item_shape
     from ..purify import Purifier, purify
     from ..sample import save_samples
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from ..config import TrainConfig
 from ..errors import UserError, nearest
@@ -11,29 +13,58 @@ from .common import make_parser, numbers
 
 def run(words: list[str]) -> int:
     what = words[0] if words else ""
+    if what in ("-h", "--help"):
+        print("usage: atdm show radius [options]\n       atdm show run RUN [options]\n\nEach has a --help of its own.")
+        return 0
     if what not in ("radius", "run"):
         raise UserError(f"Cannot show '{what}'. {nearest(what, ['radius', 'run'])}")
-    parser = make_parser("show")
+    parser = make_parser(f"show {what}")
     if what == "run":
-        parser.add_argument("run", help="run folder")
+        parser.add_argument("run", type=str, help="run folder")
+        parser.add_argument("--out", type=str | None, default=None, help=".png or .svg; default: curves.png in the run")
     else:
         parser.add_argument("--omegas", type=str, default="1,2,4", help="slopes of the ray, separated by commas")
-        parser.add_argument("--process", type=str, default="linear")
-    parser.add_argument("--out", type=str, default="ray.png" if what == "radius" else None)
+        parser.add_argument("--process", type=str, default="linear", help="forward process, as of atdm train")
+        parser.add_argument("--out", type=str, default="ray.png", help=".png or .svg")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words[1:])
+    told = _radius(given) if what == "radius" else _run(given)
+    if given.json:
+        print(json.dumps(told))
+    else:
+        print(f"Drawn in {told['out']}.")
+        if what == "run":
+            print(f"The samples in it are {told['samples']}." if told["samples"] else "There are no samples yet.")
+    return 0
+
+
+def _radius(given: Any) -> dict[str, Any]:
     from .. import plot
 
-    if what == "radius":
-        figure = plot.ray(TrainConfig(process=given.process).build_process(), numbers(given.omegas, "omegas"))
-        path = Path(given.out)
-    else:
-        from ..run import read_log
+    omegas = numbers(given.omegas, "omegas")
+    figure = plot.ray(TrainConfig(process=given.process).build_process(), omegas)
+    return {"out": str(plot.save(figure, given.out)), "omegas": omegas, "process": given.process}
 
-        figure = plot.run_curves(read_log(Path(given.run)))
-        path = Path(given.out) if given.out else Path(given.run) / "curves.png"
-    plot.save(figure, path)
-    print(f"Drawn in {path}.")
-    if what == "run":
-        pictures = sorted((Path(given.run) / "samples").glob("*.png"))
-        print(f"The newest samples are in {pictures[-1]}." if pictures else "There are no samples yet.")
-    return 0
+
+def _run(given: Any) -> dict[str, Any]:
+    import numpy as np
+    from PIL import Image
+
+    from .. import plot
+    from ..run import read_log
+
+    folder = Path(given.run)
+    log = read_log(folder)
+    pictures = sorted((folder / "samples").glob("step-*.png"))
+    newest = pictures[-1] if pictures else None
+    picture = None if newest is None else np.asarray(Image.open(newest).convert("RGB"))
+    step = "" if newest is None else int(newest.stem.removeprefix("step-"))
+    figure = plot.run_curves(log, picture, f"Samples of the averaged weights at step {step}")
+    out = plot.save(figure, given.out or folder / "curves.png")
+    return {
+        "out": str(out),
+        "run": given.run,
+        "samples": newest and str(newest),
+        "steps": log[-1]["step"] if log else 0,
+        "last": log[-1] if log else None,
+    }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import sys
+import time
 from typing import Any
 
 from ..config import ObjectiveConfig, TrainConfig
-from .common import decoding, make_parser, print_table, progress_bar
+from .common import decoding, is_main, make_parser, print_table, progress_bar
+
+AGAIN = 1.0  # seconds within which a signal is the same wish: a launcher passes on what the terminal sent to all
 
 
 class Stop:
@@ -18,13 +20,15 @@ class Stop:
 
     def __init__(self) -> None:
         self.wished = False
+        self._since = 0.0
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, self._wish)
 
     def _wish(self, *_: Any) -> None:
-        if self.wished:
+        if self.wished and time.monotonic() - self._since > AGAIN:
             raise KeyboardInterrupt
-        self.wished = True
+        if not self.wished:
+            self.wished, self._since = True, time.monotonic()
 
     def __call__(self) -> bool:
         return self.wished
@@ -35,7 +39,7 @@ def run(words: list[str]) -> int:
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(TrainConfig, fail_untyped=False)
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved configuration and its cost, and stop"
+        "--dry_run", action="store_true", help="print the resolved configuration and its cost, and stop"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
@@ -60,12 +64,11 @@ def run(words: list[str]) -> int:
         return 0
     stop = Stop()
     last = None
-    main_process = os.environ.get("LOCAL_RANK", "0") == "0"
-    with progress_bar(not main_process or given.json) as bar:
+    with progress_bar(not is_main() or given.json) as bar:
         task = bar.add_task(config.objective.name, total=config.steps, note="")
 
         def tell(note: str) -> None:
-            if main_process:
+            if is_main():
                 bar.console.print(note, markup=False, highlight=False, soft_wrap=True)
 
         for last in runs.train(config, stop, tell, decoding(bar)):
@@ -73,7 +76,7 @@ def run(words: list[str]) -> int:
             if last.index % 10 == 0:  # reading the loss waits for the device
                 loss = last.terms.loss.mean().item()
                 bar.update(task, note=f"loss {loss:.4f}  {last.samples / last.seconds:,.0f} samples/s")
-    if main_process:
+    if is_main():
         done: dict[str, Any] = {
             "run": config.out,
             "step": last.index if last else config.steps,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import spec
+from .. import hub, spec
 from ..errors import UserError
 from .unet import CelebA64, Cifar10, Digits, Tiny
 
@@ -74,46 +73,35 @@ def load_net(source: str | Path, item_shape: tuple[int, ...] | None = None) -> n
         UserError: nothing is there, it cannot be read, or it does not fit ``item_shape``.
     """
     folder = Path(source)
+    if not folder.is_dir():
+        if not hub.is_name(source):
+            raise UserError(
+                f"There is no folder '{source}'. Expected a run folder, a diffusers pipeline or model folder, "
+                "or a Hub name such as google/ddpm-cifar10-32."
+            )
+        folder = hub.fetch(str(source))
     if (folder / "model" / "model_index.json").is_file():  # a run folder of ours
         folder = folder / "model"
-    if folder.is_dir():
-        net = _load(str(folder), "unet" if (folder / "model_index.json").is_file() else None)
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not str(source).startswith("."):
-        net = _load_hub(str(source))
-    else:
-        raise UserError(
-            f"There is no folder '{source}'. Expected a run folder, a diffusers pipeline or model folder, "
-            "or a Hub name such as google/ddpm-cifar10-32."
-        )
+    net = _load(folder, source, "unet" if (folder / "unet" / "config.json").is_file() else None)
     if item_shape is not None:
         _check_fits(net, tuple(item_shape), source)
     return net
 
 
-def _load_hub(name: str) -> nn.Module:
-    try:
-        return _load(name, None)
-    except UserError as bare:
-        try:
-            return _load(name, "unet")
-        except UserError:
-            raise bare from None
-
-
-def _load(source: str, subfolder: str | None) -> nn.Module:
+def _load(folder: Path, source: str | Path, subfolder: str | None) -> nn.Module:
     from diffusers import UNet2DModel
 
     from .mlp import MLP
 
     classes: dict[str, Any] = {"UNet2DModel": UNet2DModel, "MLP": MLP}
     try:
-        config = UNet2DModel.load_config(source, subfolder=subfolder)
+        config = UNet2DModel.load_config(folder, subfolder=subfolder)
         name = config.get("_class_name")
         if name not in classes:
             raise UserError(
                 f"'{source}' holds a {name or 'model without a class name'}. Expected {' or '.join(classes)}."
             )
-        return classes[name].from_pretrained(source, subfolder=subfolder)
+        return classes[name].from_pretrained(folder, subfolder=subfolder)
     except UserError:
         raise
     except Exception as problem:  # diffusers, safetensors and the Hub client each raise their own
@@ -124,7 +112,7 @@ def _load(source: str, subfolder: str | None) -> nn.Module:
         ) from problem
 
 
-def _check_fits(net: nn.Module, item_shape: tuple[int, ...], source: str | Path) -> None:
+def _check_fits(net: nn.Module, shape: tuple[int, ...], source: str | Path) -> None:
     config: Any = net.config
     channels = config["in_channels"]
     outputs = config.get("out_channels", channels)
@@ -133,17 +121,20 @@ def _check_fits(net: nn.Module, item_shape: tuple[int, ...], source: str | Path)
             f"The network of '{source}' has {outputs} output channels for {channels} inputs (learned variances?). "
             "Expected as many outputs as inputs."
         )
-    size = config["sample_size"]
-    sides = (size, size) if isinstance(size, int) else tuple(size or ())
     if "block_out_channels" in config:  # convolutions take any side they can halve
         halvings = 2 ** (len(config["block_out_channels"]) - 1)
-        fits = len(item_shape) == 3 and item_shape[0] == channels and not any(s % halvings for s in item_shape[1:])
+        fits = len(shape) == 3 and shape[0] == channels and not any(s % halvings for s in shape[1:])
     else:
-        fits = item_shape == (channels, *sides)
+        fits = shape == item_shape(net)
     if not fits:
-        raise UserError(
-            f"The network of '{source}' is for items of shape {(channels, *sides)}; the data have {item_shape}."
-        )
+        raise UserError(f"The network of '{source}' is for items of shape {item_shape(net)}; the data have {shape}.")
+
+
+def item_shape(net: nn.Module) -> tuple[int, ...]:
+    """The shape of the items a diffusers model is for: ``(d,)`` or ``(channels, height, width)``."""
+    config: Any = net.config
+    size = config["sample_size"]
+    return (config["in_channels"], *((size, size) if isinstance(size, int) else tuple(size or ())))
 
 
 def count_parameters(net: nn.Module) -> int:

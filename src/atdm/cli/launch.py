@@ -1,0 +1,71 @@
+"""The processes that ``accelerate launch --cpu --num_processes N`` stands for.
+
+On GPUs accelerate starts N processes. On CPUs it leaves that to MPI, and without MPI it starts one and says nothing.
+Here that one starts the N, which meet over gloo on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and the MPIs
+
+PATIENCE = 20.0  # seconds for the others to end when one has failed
+
+
+def wanted(environment: dict[str, str], launcher: Sequence[str]) -> int:
+    """How many processes are still to be started, from what accelerate put into the environment and its own command."""
+    alone = environment.get("ACCELERATE_USE_CPU", "").lower() == "true" and not any(k in environment for k in SIZES)
+    if not alone or "MASTER_PORT" not in environment:  # it sets a port when asked for more than one process
+        return 1
+    found = re.search(r"--num[_-]processes[= ](\d+)", " ".join(launcher))
+    machines = re.search(r"--num[_-]machines[= ](\d+)", " ".join(launcher))
+    return int(found[1]) if found and (machines is None or machines[1] == "1") else 1
+
+
+def launcher_command() -> list[str]:
+    """The command line of the process that started this one."""
+    import psutil
+
+    try:
+        return psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return []
+
+
+def start(words: Sequence[str], count: int) -> int:
+    """Run ``atdm`` with ``words`` in ``count`` processes, and return the exit code: of the first that fails, if any."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    workers = []
+    for rank in range(count):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+        workers.append(subprocess.Popen([sys.executable, "-m", "atdm", *words], env={**common, **own}))
+
+    def forward(number: int, _: object) -> None:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.send_signal(number)
+
+    signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGINT, forward)
+    code, deadline = 0, float("inf")
+    while any(worker.poll() is None for worker in workers):
+        failed = [worker.returncode for worker in workers if worker.poll()]
+        if failed and not code:
+            code, deadline = failed[0], time.monotonic() + PATIENCE
+            time.sleep(1)  # the others may be about to say the same
+            forward(signal.SIGTERM, None)
+        if time.monotonic() > deadline:  # they wait for one that is gone
+            forward(signal.SIGKILL, None)
+        time.sleep(0.05)
+    return code or next((worker.returncode for worker in workers if worker.returncode), 0)
