@@ -12,6 +12,7 @@ SUMMARY = {
     "sample": "draw samples from a run or any diffusers pipeline",
     "evaluate": "measure samples against clean data",
     "corrupt": "write a corrupted data set and its truth",
+    "reproduce": "published results by name, and their counterparts here",
     "demo": "the method on toys and digits, ending in a report",
     "bench": "the cost of a training step, beside diffusers' own",
     "show": "draw the perturbation radius, or the curves of a run",
