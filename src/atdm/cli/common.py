@@ -19,6 +19,7 @@ SUMMARY = {
     "attack": "push the sampler's states where it hurts, and measure the damage",
     "purify": "diffuse inputs to a noise level and denoise them back",
     "corrupt": "write a corrupted data set and its truth",
+    "reproduce": "published results by name, and their counterparts here",
     "demo": "the method on toys and digits, ending in a report",
     "bench": "the cost of a training step, beside diffusers' own",
     "show": "draw the perturbation radius, or the curves and samples of a run",
