@@ -127,7 +127,7 @@ def _cells(table: Table) -> list[list[_Cell]]:
     best = {table.columns.index(name): _best(table, name, better) for name, better in table.best.items()}
     numeric = [_is_numeric(table, i) for i in range(len(table.columns))]
     return [
-        [_Cell(shown := _show(value), numeric[i], shown in best.get(i, ())) for i, value in enumerate(row)]
+        [_Cell(shown := show(value), numeric[i], shown in best.get(i, ())) for i, value in enumerate(row)]
         for row in table.rows
     ]
 
@@ -140,7 +140,7 @@ def _best(table: Table, column: str, better: Better) -> set[str]:
         return set()
     cost = {"lower": lambda v: v, "higher": lambda v: -v, "one": lambda v: abs(v - 1)}[better]
     least = min(cost(_number(cell)) for cell in cells)
-    return {_show(cell) for cell in cells if cost(_number(cell)) == least}
+    return {show(cell) for cell in cells if cost(_number(cell)) == least}
 
 
 def _number(value: Any) -> float:
@@ -155,14 +155,14 @@ def _is_numeric(table: Table, place: int) -> bool:
     return bool(cells) and all(isinstance(c, int | float | tuple) and not isinstance(c, bool) for c in cells)
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     """A cell as text: four significant digits, an en dash for nothing."""
     if value is None:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        return " ± ".join(f"{v:.3g}".replace("-", "−") if isinstance(v, float) else _show(v) for v in value)
+        return " ± ".join(f"{v:.3g}".replace("-", "−") if isinstance(v, float) else show(v) for v in value)
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u202f")  # a thin space, which does not break
     if isinstance(value, float):

@@ -15,6 +15,7 @@ SUMMARY = {
     "compare": "put measured runs side by side, and rank what was made alike",
     "features": "train a small feature network on clean images, for metrics offline",
     "corrupt": "write a corrupted data set and its truth",
+    "reproduce": "published results by name, and their counterparts here",
     "demo": "the method on toys and digits, ending in a report",
     "bench": "the cost of a training step, beside diffusers' own",
     "show": "draw the perturbation radius, or the curves of a run",

@@ -1,1 +1,61 @@
-"""Experiments: scale in, figures, numbers and a report out."""
+"""Published results and their counterparts here: one module per experiment. Nothing heavy is imported to list them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from ..errors import unknown
+
+SCALES = {
+    "smoke": "seconds: everything runs, nothing is learned",
+    "cpu": "minutes to half an hour on two cores",
+    "paper": "larger networks and longer training, for a GPU",
+}
+
+
+class Entry(NamedTuple):
+    """An experiment that ``atdm reproduce`` runs.
+
+    Args:
+        module: in this package; it has ``jobs``, ``work`` and ``findings`` (see :mod:`.common`).
+        summary: one line.
+        data: the data set it takes by default where another can be given; None where the experiment is about its data.
+    """
+
+    module: str
+    summary: str
+    data: str | None = None
+
+
+BUTTERFLIES = "hub:name=huggan/smithsonian_butterflies_subset"
+EXPERIMENTS: dict[str, Entry] = {
+    "ray": Entry("ray", "how far the push reaches for several omega, beside the DDPM ray (figure 2c)"),
+    "trajectories": Entry(
+        "trajectories", "a plane with noise or outliers: reverse trajectories, divergence (figure 2a)"
+    ),
+    "score-field": Entry("score_field", "scores against the truth, and how smooth the models are (figure 2b)"),
+    "mixture": Entry("mixture", "Gaussian mixtures: modes, their mass, and their spread beside its closed form"),
+    "butterflies": Entry(
+        "butterflies", "butterfly photos on a subspace, with noise: exact error (figure 3)", BUTTERFLIES
+    ),
+    "random-vs-adversarial": Entry("random_vs_adversarial", "the same push, random or adversarial (tables)"),
+    "fewer-steps": Entry("fewer_steps", "quality against sampling steps, DDPM and DDIM samplers (table)"),
+    "strength": Entry("strength", "sweeps of lambda, omega, floor, radius and gate; the push only late in training"),
+}
+
+
+def entry(name: str) -> Entry:
+    """The experiment of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in EXPERIMENTS:
+        raise unknown("experiment", name, [*EXPERIMENTS, "all"])
+    return EXPERIMENTS[name]
+
+
+def module_of(name: str) -> Any:
+    """Its module, imported."""
+    return import_module(f".{entry(name).module}", __name__)

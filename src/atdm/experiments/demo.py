@@ -7,11 +7,9 @@ strengths and stopping levels, which is what the published tables of this projec
 from __future__ import annotations
 
 import json
-import multiprocessing
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from ..perturb import ConstantRadius, Perturbation, PublishedRadius, PublishedWe
 from ..process import Process
 from ..sample import sample_paths
 from ..train import Settings, State, fit
+from .pool import Progress, Tell, work_through, workers
 
 CORRUPTIONS = {"outliers": "outliers:share=0.1", "noise": "gaussian:share=0.9,std=0.2", "clean": "none"}
 
@@ -190,9 +189,8 @@ def objective_of(job: Job, process: Process) -> Objective:
     return Objective(job.objective, process, ConstantRadius(e.radius), RelativeWeight(k), push, e.gate, seed=job.seed)
 
 
-def work(job: Job, tell: Callable[[float], None] = lambda share: None) -> Outcome:
-    """Train, sample and measure one job on one thread; ``tell`` hears the share that is done."""
-    torch.set_num_threads(1)
+def work(job: Job, tell: Tell = lambda share: None) -> Outcome:
+    """Train, sample and measure one job; ``tell`` hears the share that is done."""
     e, process, settings = EXPERIMENTS[job.experiment], Process.linear(), job.settings
     dataset = load(e.data, seed=job.seed)
     dirty, _ = corrupt(dataset.x, CORRUPTIONS[job.corruption], job.seed)
@@ -292,26 +290,7 @@ def score_field(net: nn.Module | None, process: Process, dataset: Dataset) -> tu
     return local, score @ axes.T
 
 
-_shares: Any = None  # of the jobs, in memory that the workers share
-
-
-def _enlist(shares: Any) -> None:
-    global _shares
-    _shares = shares
-
-
-def _work(place: int, job: Job) -> Outcome:
-    def tell(share: float) -> None:
-        _shares[place] = share
-
-    outcome = work(job, tell)
-    tell(1.0)
-    return outcome
-
-
-def run(
-    out: Path, seeds: Sequence[int] = (0,), scale: float = 1.0, thorough: bool = False
-) -> Iterator[tuple[float, float, str]]:
+def run(out: Path, seeds: Sequence[int] = (0,), scale: float = 1.0, thorough: bool = False) -> Iterator[Progress]:
     """Do every job on the machine's cores, then write ``report.html`` and ``summary.json``.
 
     Yields:
@@ -319,36 +298,21 @@ def run(
     """
     from . import demo_report
 
-    todo = jobs(seeds, scale, thorough)
-    workers = max(1, min(len(todo), torch.get_num_threads(), 8))
-    costs, begin = [job.cost for job in todo], time.perf_counter()
-    context = multiprocessing.get_context("spawn")
-    shares = context.Array("d", len(todo), lock=False)
-    yield 0, sum(costs), "starting"
-    with ProcessPoolExecutor(workers, context, _enlist, (shares,)) as pool:
-        results = [pool.submit(_work, place, job) for place, job in enumerate(todo)]
-        waiting = set(results)
-        while waiting:
-            finished, waiting = wait(waiting, 0.5)
-            for result in finished:
-                result.result()  # a failed job ends the run at once
-            busy = [
-                f"{j.experiment} {j.corruption} {j.objective}" for j, s in zip(todo, shares, strict=True) if 0 < s < 1
-            ]
-            yield sum(c * s for c, s in zip(costs, shares, strict=True)), sum(costs), ", ".join(busy)
+    todo, begin = jobs(seeds, scale, thorough), time.perf_counter()
+    outcomes = yield from work_through(work, todo, lambda j: f"{j.experiment} {j.corruption} {j.objective}")
     provenance = {
         "atdm": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "workers": workers,
+        "workers": workers(len(todo)),
         "seeds": list(seeds),
         "scale": scale,
         "process": "linear, T = 1000",
         "seconds in all": round(time.perf_counter() - begin, 1),
     }
-    outcomes = [result.result() for result in results]
     rows = [r for o in outcomes for r in o.rows]
     with atomic(out / "summary.json") as scratch:
         scratch.write_text(json.dumps({"rows": rows, "provenance": provenance}, indent=1))
     demo_report.write(out, outcomes, provenance)
-    yield sum(costs), sum(costs), "report"
+    total = sum(job.cost for job in todo)
+    yield total, total, "report"

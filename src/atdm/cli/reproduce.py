@@ -1,0 +1,76 @@
+"""``atdm reproduce``: published results by name, and their counterparts here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..errors import UserError, unknown
+from .common import make_parser, progress_bar
+
+
+def run(words: list[str]) -> int:
+    from ..experiments import EXPERIMENTS, SCALES, entry
+
+    parser = make_parser("reproduce")
+    parser.add_argument("name", type=str, nargs="?", help="an experiment, or all; without it, they are listed")
+    parser.add_argument("--scale", type=str, default="cpu", help="; ".join(f"{k}: {v}" for k, v in SCALES.items()))
+    parser.add_argument("--out", type=str, default="reproduce", help="each experiment writes to a folder in it")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="how many seeds, from --seed on; tables then give mean ± std"
+    )
+    parser.add_argument(
+        "--data", type=str, help="image data set instead of the published one, for the experiments that take one"
+    )
+    parser.add_argument(
+        "--page", type=str, help="also write a Markdown page over all results in --out, small pictures beside it"
+    )
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    given = parser.parse_args(words)
+    if given.name is None and given.page is not None:
+        from ..experiments.page import write_page
+
+        shown = write_page(Path(given.out), Path(given.page))
+        print(json.dumps(shown) if given.json else f"{given.page} shows {', '.join(shown)}.")
+        return 0
+    if given.name is None:
+        if given.json:
+            print(json.dumps({name: e.summary for name, e in EXPERIMENTS.items()}))
+            return 0
+        width = max(map(len, EXPERIMENTS)) + 2
+        print("\n".join(f"{name:<{width}}{e.summary}" for name, e in EXPERIMENTS.items()))
+        return 0
+    names = [*EXPERIMENTS] if given.name == "all" else [given.name]
+    entries = {name: entry(name) for name in names}
+    if given.scale not in SCALES:
+        raise unknown("scale", given.scale, SCALES)
+    if given.seeds < 1:
+        raise UserError(f"seeds is {given.seeds}. Expected at least 1.")
+    takers = [name for name, e in entries.items() if e.data is not None]
+    if given.data is not None and not takers:
+        takes = ", ".join(name for name, e in EXPERIMENTS.items() if e.data is not None)
+        raise UserError(f"The experiment {given.name} is about its own data. Expected no --data, or one of {takes}.")
+
+    from ..experiments import common
+
+    out, numbers = Path(given.out), {}
+    for name in names:
+        data = given.data if name in takers else None
+        with progress_bar(given.json) as bar:
+            task = bar.add_task(name, total=None, note="")
+            for done, total, label in common.run(
+                name, out / name, given.scale, range(given.seed, given.seed + given.seeds), data
+            ):
+                bar.update(task, completed=round(done), total=max(1, round(total)), note=label)
+        numbers[name] = json.loads((out / name / "numbers.json").read_text())
+        if not given.json:
+            print(f"{name}\n\n{(out / name / 'paragraph.md').read_text()}")
+            print(f"The report is {out / name / 'report.html'}; figures and numbers.json are beside it.\n")
+    if given.page is not None:
+        from ..experiments.page import write_page
+
+        write_page(out, Path(given.page))
+    if given.json:
+        print(json.dumps(numbers if given.name == "all" else numbers[given.name]))
+    return 0

@@ -1,0 +1,39 @@
+"""What the experiments on handwritten digits share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..train import Settings
+from .common import Recipe, by_scale
+
+NOISE = {"noise 0.1": "gaussian:share=0.9,std=0.1", "noise 0.2": "gaussian:share=0.9,std=0.2"}
+GATED: dict[str, Any] = {"gate": 0.2, "k": 5, "r": 1}  # the recommended setting
+CIFAR = "torchvision:name=CIFAR10,download=true"
+
+
+def recipe(scale: str, steps: int = 1500, samples: int = 600, sampling_steps: int = 250) -> Recipe:
+    """Digits of 8x8 pixels; at the scale of the paper CIFAR-10 with the network of Improved DDPM."""
+    return by_scale(
+        scale,
+        Recipe("digits", "mlp:width=32", Settings(30, 32, warmup=5), 64, 10),
+        Recipe(
+            "digits",
+            "mlp:width=256,depth=3,residual=true",
+            Settings(steps, 128, decay="cosine", ema=0.995),
+            samples,
+            sampling_steps,
+            step_seconds=0.008,
+        ),
+        Recipe(CIFAR, "cifar10", Settings(200_000, 128, lr=2e-4, warmup=5000, ema=0.9999), 10_000, 1000),
+    )
+
+
+def dirt_key(row: dict[str, Any]) -> str:
+    """The measure of residual noise that these data have: exact where some pixels never vary."""
+    return "never_varying_noise" if "never_varying_noise" in row else "noise_std"
+
+
+def frechet_key(row: dict[str, Any]) -> str:
+    """The Frechet distance that was measured, by its feature space."""
+    return next(k for k in row if k.startswith("frechet_"))

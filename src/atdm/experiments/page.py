@@ -1,0 +1,106 @@
+"""One Markdown page over the results of several experiments, with small pictures beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import atomic
+from ..errors import UserError
+from ..report import show
+from . import EXPERIMENTS
+
+PIXELS = 1000  # width of a picture
+PICTURES = 3  # of an experiment: the first ones of its figures
+
+INTRODUCTION = """# Reproducing the paper
+
+`atdm reproduce` lists the published results of [arXiv 2505.21742](https://arxiv.org/abs/2505.21742) that have a counterpart
+here, and runs them by name. Each writes figures (PNG and SVG), `numbers.json` (every number with the hash of its weights,
+sampler, steps, seed, samples and reference), `paragraph.md` and a self-contained `report.html`.
+
+```bash
+atdm reproduce                                   # what there is
+atdm reproduce trajectories --out reproduce      # one of them, minutes on a CPU
+atdm reproduce all --scale smoke --out reproduce # everything runs? seconds each
+atdm reproduce all --scale paper --seeds 3       # larger networks and longer training, for a GPU
+atdm reproduce --out reproduce --page paper.md   # this page, from what is in a folder
+```
+
+What follows was written by the last of these commands: which statements agree and which do not is judged by the numbers of
+the run. Networks, data and training are far smaller than the published ones, so compare directions and ratios rather than
+values.
+"""
+
+
+def write_page(folder: Path, page: Path) -> list[str]:
+    """Write ``page`` and its ``images`` folder from the results in ``folder``; returns the experiments on it.
+
+    Raises:
+        UserError: there are no results.
+    """
+    names = [name for name in EXPERIMENTS if (folder / name / "numbers.json").is_file()]
+    if not names:
+        raise UserError(f"{folder} holds no results. Expected a folder that atdm reproduce wrote.")
+    parts = [INTRODUCTION]
+    for name in names:
+        numbers = json.loads((folder / name / "numbers.json").read_text(encoding="utf-8"))
+        parts.append(f"## {name}\n\n{EXPERIMENTS[name].summary[0].upper()}{EXPERIMENTS[name].summary[1:]}.")
+        parts.append(f"```bash\n{_command(name, numbers['provenance'])}\n```")
+        parts.append((folder / name / "paragraph.md").read_text(encoding="utf-8").strip())
+        for title, caption in [*numbers["figures"].items()][:PICTURES]:
+            small = page.parent / "images" / f"{name}-{title}.png"
+            _shrink(folder / name / f"{title}.png", small)
+            parts.append(f"![{caption}](images/{small.name})\n\n*{caption}*")
+        parts += [_table(t) for t in numbers["tables"]]
+        parts.append(_made(numbers["provenance"]))
+    with atomic(page) as scratch:
+        scratch.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return names
+
+
+def _command(name: str, provenance: Mapping[str, Any]) -> str:
+    seeds, words = provenance["seeds"], [f"atdm reproduce {name} --scale {provenance['scale']}"]
+    if provenance["data"] is not None:
+        words.append("--data DATA")
+    if len(seeds) > 1:
+        words.append(f"--seeds {len(seeds)}")
+    if seeds[0]:
+        words.append(f"--seed {seeds[0]}")
+    return " ".join(words)
+
+
+def _made(provenance: Mapping[str, Any]) -> str:
+    seeds = ", ".join(map(str, provenance["seeds"]))
+    return (
+        f"Scale {provenance['scale']}, seed{'s' if len(provenance['seeds']) > 1 else ''} {seeds}, {provenance['jobs']} "
+        f"trainings in {provenance['cpu seconds']:.0f} seconds of {provenance['device']}; atdm {provenance['atdm']}, "
+        f"torch {provenance['torch']}."
+    )
+
+
+def _table(table: Mapping[str, Any]) -> str:
+    cells = [[show(tuple(c) if isinstance(c, list) else c) for c in row] for row in table["rows"]]
+    numeric = [all(not isinstance(row[i], str) for row in table["rows"]) for i in range(len(table["columns"]))]
+    lines = [_line(table["columns"]), _line("---:" if n else "---" for n in numeric), *map(_line, cells)]
+    return "\n".join(lines) + (f"\n\n{table['caption']}" if table["caption"] else "")
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(str(c).replace('|', '/') for c in cells)} |"
+
+
+def _shrink(picture: Path, small: Path) -> None:
+    """A picture for a page: no wider than ``PIXELS``, in 128 colours."""
+    from PIL import Image
+
+    small.parent.mkdir(parents=True, exist_ok=True)
+    with Image.open(picture) as image:
+        width = min(PIXELS, image.width)
+        resized = image.convert("RGB").resize(
+            (width, round(image.height * width / image.width)), Image.Resampling.LANCZOS
+        )
+    with atomic(small) as scratch:
+        resized.quantize(128, dither=Image.Dither.NONE).save(scratch, "PNG", optimize=True)

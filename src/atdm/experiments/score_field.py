@@ -1,0 +1,196 @@
+"""Score vector fields against the truth, their error over t, and how smooth the models are (figure 2b)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import metrics, plot
+from ..data import load
+from ..nets import call
+from ..process import Process
+from . import plane
+from .common import (
+    DDPM,
+    Claim,
+    Findings,
+    Job,
+    Outcome,
+    Row,
+    Trained,
+    by_scale,
+    first_seed,
+    mean_over_seeds,
+    number,
+    part,
+    published,
+    recommended,
+    row,
+    table_of,
+    train,
+)
+from .pool import Tell
+from .smoothness import Smoothness, as_model, below, smoothness
+
+FIELD_T = 120  # sigma/alpha is about 0.4: the data's outline shows and the noise still matters
+ERROR_T = (20, 50, 100, 150, 200, 300, 400, 600, 800, 999)
+LATE = 0.5  # noise level below which the data's own directions are decided
+
+
+def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
+    """ddpm and robust_adv on both kinds of dirt, and on clean data."""
+    methods = [DDPM, published("robust_adv"), recommended(**plane.GATED)]
+    dirt = [plane.OUTLIERS] if scale == "smoke" else [plane.OUTLIERS, plane.NOISE, plane.CLEAN]
+    options = {"n": by_scale(scale, 16, 256, 2048)}
+    return [
+        Job(plane.recipe(scale), method, condition, spec, seed, options)
+        for seed in seeds
+        for condition, spec in dirt
+        for method in methods
+    ]
+
+
+def work(job: Job, tell: Tell) -> Outcome:
+    """Train, then measure the score and how smooth it is."""
+    trained = train(job, part(tell, 0, 0.9))
+    process, truth, device = trained.process, trained.dataset.truth, next(trained.net.parameters()).device
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        x, t = x.to(device), t.to(device)
+        return process.score(process.to_eps(call(trained.net, x, t), x, t), t).cpu()
+
+    n = job.options["n"]
+    generator = torch.Generator().manual_seed(job.seed)
+    errors = metrics.score_error(score, truth, process, ERROR_T, 16 * n, generator=generator).tolist()
+    found = smoothness(trained.net, process, 3, n, 100, job.seed, device)
+    rows = [row(trained, None, _values(found, errors), sampler="ddim", steps=100, samples=n)]
+    rows += [
+        row(trained, None, {"t": t, "score_error": e}, samples=16 * n) for t, e in zip(ERROR_T, errors, strict=True)
+    ]
+    tensors: dict[str, Any] = {"field": field(score, truth), "gain": (found.levels, found.gain), "errors": errors}
+    if job.label == "ddpm":
+        ideal = smoothness(as_model(truth, process), process, 3, n, 100, job.seed)
+        tensors["truth"] = (ideal.levels, ideal.gain)
+        rows.append(_truth_row(trained, _values(ideal, [0.0])))
+    return Outcome(job, rows, tensors)
+
+
+def _values(found: Smoothness, errors: Sequence[float]) -> Row:
+    return {
+        "mean_score_error": sum(errors) / len(errors),
+        "jacobian_gain_late": below(found.gain, found.levels, LATE),
+        "jacobian_gain": sum(found.gain) / len(found.gain),
+        "lyapunov": found.lyapunov,
+        "turning": found.turning,
+    }
+
+
+def _truth_row(trained: Trained, values: Row) -> Row:
+    """Of the truth, which has no network."""
+    about: dict[str, Any] = {
+        "checkpoint": None,
+        "weights": None,
+        "objective": None,
+        "training_steps": None,
+        "net": None,
+    }
+    about |= {"method": "truth", "sampler": "ddim", "steps": 100, "samples": trained.job.options["n"], "seconds": None}
+    return row(trained, None, values, **about)
+
+
+def field(score: Callable[[Tensor, Tensor], Tensor], truth: Any) -> tuple[Tensor, Tensor]:
+    """Points of the plane through an in-plane direction and the normal, and there the score within it."""
+    line = torch.linspace(-1.5, 1.5, 17)
+    u, w = torch.meshgrid(line, line, indexing="ij")
+    local, axes = torch.stack([u.flatten(), w.flatten()], 1), truth.axes[[0, 2]]
+    with torch.no_grad():
+        found = score(local @ axes, torch.full((len(local),), FIELD_T))
+    return local, found @ axes.T
+
+
+def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
+    """Fields, errors over t, Jacobians along trajectories."""
+    rows = [r for o in outcomes for r in o.rows]
+    shown, process = first_seed(outcomes), Process.linear()
+    truth = load(shown[0].job.recipe.data).truth
+    ideal = field(lambda x, t: truth.score(x, process.alphas[FIELD_T].item(), process.sigmas[FIELD_T].item()), truth)
+    summaries = [r for r in rows if "lyapunov" in r]
+    conditions = list(dict.fromkeys(o.job.condition for o in shown))
+    figures, claims, notes = {}, [], []
+    for condition in conditions:
+        own = [o for o in shown if o.job.condition == condition]
+        short = plane.short(condition)
+        figures[f"field-{short}"] = (
+            f"{condition}: scores at t = {FIELD_T} in the plane of an in-plane direction (across) and the normal (up).",
+            plot.score_fields({"truth": ideal} | {o.job.label: o.tensors["field"] for o in own}),
+        )
+        figures[f"error-{short}"] = (
+            f"{condition}: relative error of the score where the clean data's states are.",
+            plot.curves(
+                {o.job.label: (process.ratio(torch.tensor(ERROR_T)).tolist(), o.tensors["errors"]) for o in own},
+                "noise level sigma/alpha",
+                "relative error of the score",
+                "xy",
+            ),
+        )
+        ideal_gain = next(o.tensors["truth"] for o in own if "truth" in o.tensors)
+        figures[f"jacobian-{short}"] = (
+            f"{condition}: how far the predicted noise moves for a unit of noise (spectral norm), along DDIM trajectories.",
+            plot.curves(
+                {"truth": ideal_gain} | {o.job.label: o.tensors["gain"] for o in own},
+                "noise level sigma/alpha",
+                "gain of the prediction",
+                "x",
+            ),
+        )
+
+        def of(method: str, key: str, condition: str = condition) -> float:
+            return mean_over_seeds(summaries, key, method=method, condition=condition)
+
+        plain = of("ddpm", "mean_score_error")
+        for method in ("robust_adv", "robust_adv recommended"):
+            if condition != "clean":
+                claims.append(
+                    Claim(
+                        f"{condition}: the score of {method} is closer to the truth than ddpm's",
+                        of(method, "mean_score_error") < plain,
+                        f"relative error, mean over t: {number(of(method, 'mean_score_error'))}, ddpm {number(plain)}",
+                    )
+                )
+            measures = ("lyapunov", "turning", "jacobian_gain_late")
+            smoother = [key for key in measures if of(method, key) < of("ddpm", key)]
+            claims.append(
+                Claim(
+                    f"{condition}: {method} is the smoother model",
+                    len(smoother) == len(measures),
+                    f"Lyapunov exponent {number(of(method, 'lyapunov'))}, ddpm {number(of('ddpm', 'lyapunov'))}; turning "
+                    f"{number(of(method, 'turning'))}, ddpm {number(of('ddpm', 'turning'))}; gain below noise level {LATE:g} "
+                    f"{number(of(method, 'jacobian_gain_late'))}, ddpm {number(of('ddpm', 'jacobian_gain_late'))}",
+                )
+            )
+        notes.append(
+            f"{condition}: the truth itself has Lyapunov exponent {number(of('truth', 'lyapunov'))}, turning "
+            f"{number(of('truth', 'turning'))} and late gain {number(of('truth', 'jacobian_gain_late'))}."
+        )
+    columns = {
+        "score error, mean over t": "mean_score_error",
+        "Lyapunov": "lyapunov",
+        "turning (rad)": "turning",
+        "gain, all t": "jacobian_gain",
+        f"gain, late (< {LATE:g})": "jacobian_gain_late",
+    }
+    table = table_of(
+        summaries,
+        {"dirt": "condition", "objective": "method"},
+        columns,
+        "Along 100 DDIM steps. Lyapunov: log of the largest stretching of the flow. Gain: spectral norm of sigma_t d eps/d x.",
+    )
+    lead = (
+        "The published figure draws score vector fields beside the truth: ddpm's is bent by the dirt, that of robust_adv "
+        "is smoother and closer to the truth. Here the truth is known in closed form, so the error is exact, and smoothness "
+        "is measured along trajectories of the probability flow, for the truth as well."
+    )
+    return Findings(lead, claims, rows, figures, [table], notes)

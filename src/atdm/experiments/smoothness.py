@@ -1,0 +1,113 @@
+"""How smooth a model is: its Jacobian along trajectories, how far they stretch, and how much they turn.
+
+All of it along the probability flow (DDIM), whose step is ``x' = alpha' D(x, t) + sigma' eps(x, t)``. Models are any
+``model(x, t)`` that returns eps and treats each item by itself; a truth is one through :func:`as_model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..nets import call
+from ..process import Process
+from ..sample import trajectory
+
+
+def as_model(truth: Any, process: Process) -> Callable[[Tensor, Tensor], Tensor]:
+    """The ideal ``eps(x, t) = -sigma_t score`` of a distribution whose score is known."""
+
+    def eps(x: Tensor, t: Tensor) -> Tensor:
+        a, s = (v.double().to(x.device) for v in (process.alpha(t), process.sigma(t)))
+        return -process.sigma(t, x) * truth.score(x, a, s)
+
+    return eps
+
+
+def jacobian(
+    model: Callable[..., Any], process: Process, x: Float[Tensor, "n d"], t: Int[Tensor, "n"]
+) -> Float[Tensor, "n d d"]:
+    """``d eps_i / d x_j`` of the noise prediction at each point (1 / data units)."""
+    with torch.enable_grad():
+        at = x.detach().requires_grad_(True)
+        eps = process.to_eps(call(model, at, t), at, t)
+        lines = [
+            torch.autograd.grad(eps[:, i].sum(), at, retain_graph=i + 1 < eps.shape[1])[0] for i in range(eps.shape[1])
+        ]
+    return torch.stack(lines, 1).detach()
+
+
+@dataclass(frozen=True)
+class Smoothness:
+    """Along trajectories of the probability flow.
+
+    Args:
+        gain: at each step, the mean over trajectories of the spectral norm of ``sigma_t d eps / d x``: how far the
+            predicted noise moves for a unit of noise. Of Gaussian data it is below 1, and 1 off a subspace.
+        levels: ``sigma_t / alpha_t`` of those steps.
+        lyapunov: mean of the largest finite-time Lyapunov exponent, ``log s_max(d x_0 / d x_T)``; the reverse process is
+            the unit of time.
+        turning: mean of the angle (radians) through which ``eps`` turns along a trajectory. In ``x/alpha`` against
+            ``sigma/alpha`` eps is the trajectory's direction, so that a straight one has 0.
+    """
+
+    gain: list[float]
+    levels: list[float]
+    lyapunov: float
+    turning: float
+
+
+def smoothness(
+    model: Callable[..., Any],
+    process: Process,
+    d: int,
+    n: int = 256,
+    steps: int = 100,
+    seed: int = 0,
+    device: Any = "cpu",
+) -> Smoothness:
+    """Measure ``n`` trajectories from common noise."""
+    walk = trajectory(
+        model,
+        process,
+        (n, d),
+        generator=torch.Generator().manual_seed(seed),
+        sampler="ddim",
+        steps=steps,
+        device=device,
+    )
+    seen = [(s.t, s.x, s.eps) for s in walk]
+    flow = torch.eye(d, device=device).expand(n, d, d).double()
+    turned = torch.zeros(n, dtype=torch.float64, device=device)
+    gains = []
+    for i, (t, x, eps) in enumerate(seen):
+        j = jacobian(model, process, x, torch.full((n,), t, device=device)).double()
+        a, s = process.alphas[t].item(), process.sigmas[t].item()
+        last = i + 1 == len(seen)
+        a_next, s_next = (
+            (1.0, 0.0) if last else (process.alphas[seen[i + 1][0]].item(), process.sigmas[seen[i + 1][0]].item())
+        )
+        step = a_next / a * (torch.eye(d, device=device) - s * j) + s_next * j
+        flow = step @ flow
+        gains.append(s * torch.linalg.matrix_norm(j, 2).mean().item())
+        if not last:
+            turned += _angle(eps, seen[i + 1][2])
+    stretch = torch.linalg.matrix_norm(flow, 2).clamp_min(1e-300).log().mean().item()
+    levels = process.ratio(torch.tensor([t for t, _, _ in seen])).tolist()
+    return Smoothness(gains, levels, stretch, turned.mean().item())
+
+
+def _angle(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
+    a, b = (v.double() / v.double().norm(dim=1, keepdim=True).clamp_min(1e-12) for v in (a, b))
+    return 2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1))  # exact for small angles too
+
+
+def below(gains: Sequence[float], levels: Sequence[float], level: float) -> float:
+    """The mean gain where the noise level is below ``level``."""
+    chosen = [g for g, v in zip(gains, levels, strict=True) if v < level]
+    return sum(chosen) / max(1, len(chosen))

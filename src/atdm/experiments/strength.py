@@ -1,0 +1,198 @@
+"""Sweeps: lambda, omega and floor of the published push, k, radius and gate of the recommended one, and fine-tuning."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from .. import plot
+from . import digits
+from .common import (
+    DDPM,
+    Claim,
+    Findings,
+    Job,
+    Method,
+    Outcome,
+    by_scale,
+    draw,
+    evaluate,
+    first_seed,
+    mean_over_seeds,
+    number,
+    part,
+    published,
+    recommended,
+    row,
+    table_of,
+    train,
+)
+from .pool import Tell
+
+STRONG = 3.0  # lambda of the sweeps of omega and floor: at 0.3 they would show little
+LATE = (0.5, 0.75, 0.9)  # share of the training after which the push begins
+
+
+def sweeps() -> dict[str, list[tuple[str, Method]]]:
+    """By the dial that is turned: the value as text, and the method."""
+    base = digits.GATED
+
+    def gated(**own: Any) -> Method:
+        return recommended(**(base | own))
+
+    return {
+        "lambda": [(f"{lam:g}", published("robust_adv", lam)) for lam in (0.1, 0.3, 1.0, STRONG, 10.0)],
+        "omega": [(f"{o:g}", published("robust_adv", STRONG, omega=o)) for o in (0.5, 1.0, 2.0, 4.0)],
+        "floor": [(f"{f}/255", published("robust_adv", STRONG, floor=f"{f}/255")) for f in (2, 8, 32, 64)],
+        "k": [(f"{k:g}", gated(k=k)) for k in (1, 2, 5, 15)],
+        "radius": [(f"{r:g}", gated(r=r)) for r in (0.3, 1, 3)],
+        "gate": [(f"{g:g}", gated(gate=g)) for g in (0.1, 0.2, 0.4)],
+    }
+
+
+def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
+    """ddpm, and each setting once, however many sweeps go through it."""
+    condition, recipe = "noise 0.2", digits.recipe(scale, steps=1000, samples=500, sampling_steps=125)
+    todo: list[Job] = []
+    seen: list[tuple[Any, int]] = []
+
+    def add(name: str, sweep: str, value: str, method: Method, seed: int, late: float = 0.0) -> None:
+        settings = dataclasses.replace(recipe.settings, regularize_from=round(late * recipe.settings.steps))
+        own = Method(name, method.objective)
+        kept = dataclasses.replace(recipe, settings=settings)
+        places = [(sweep, value)]
+        key = (dataclasses.astuple(method.objective), late, seed)
+        for i, (other, _) in enumerate(seen):
+            if other == key:
+                todo[i].options["places"].append((sweep, value))
+                return
+        seen.append((key, seed))
+        todo.append(Job(kept, own, condition, digits.NOISE[condition], seed, {"places": places}))
+
+    chosen = sweeps()
+    if scale == "smoke":
+        chosen = {"lambda": chosen["lambda"][3:4], "k": chosen["k"][2:3]}
+    late = by_scale(scale, LATE[1:2], LATE, LATE)
+    for seed in seeds:
+        add("ddpm", "none", "", DDPM, seed)
+        for sweep, settings in chosen.items():
+            for value, method in settings:
+                add(f"robust_adv, {sweep} {value}", sweep, value, method, seed)
+        for share in late:
+            add(
+                f"robust_adv recommended, last {1 - share:.0%}", "late, recommended", f"{1 - share:.0%}",
+                recommended(**digits.GATED), seed, share,
+            )  # fmt: skip
+            add(
+                f"robust_adv, lambda {STRONG:g}, last {1 - share:.0%}", "late, published", f"{1 - share:.0%}",
+                published("robust_adv", STRONG), seed, share,
+            )  # fmt: skip
+    return todo
+
+
+def work(job: Job, tell: Tell) -> Outcome:
+    """Train, sample, measure; a row for every sweep that goes through this setting."""
+    trained = train(job, part(tell, 0, 0.9))
+    samples = draw(trained, part(tell, 0.9, 1))
+    values = evaluate(trained, samples)
+    rows = [
+        row(
+            trained,
+            samples,
+            {**values, "sweep": sweep, "value": value, "regularize_from": job.settings.regularize_from},
+        )
+        for sweep, value in job.options["places"]
+    ]
+    return Outcome(job, rows, {"samples": samples[:36], "dirty": trained.dirty[:36]})
+
+
+def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
+    """Trade-offs between dirt and distance from clean data."""
+    rows = [r for o in outcomes for r in o.rows]
+    shown = first_seed(outcomes)
+    dirt, frechet = digits.dirt_key(rows[0]), digits.frechet_key(rows[0])
+    lines: dict[str, list[str]] = {}
+    for r in rows:
+        if r["value"] not in lines.setdefault(r["sweep"], []):
+            lines[r["sweep"]].append(r["value"])
+
+    def of(sweep: str, value: str, key: str) -> float:
+        return mean_over_seeds(rows, key, sweep=sweep, value=value)
+
+    plain = {key: of("none", "", key) for key in (dirt, frechet)}
+
+    def tradeoff(names: Sequence[str]) -> plot.Figure:
+        points = [("", "ddpm", plain[dirt], plain[frechet])]
+        points += [(v, name, of(name, v, dirt), of(name, v, frechet)) for name in names for v in lines.get(name, [])]
+        return plot.scatter_tradeoff(points, "residual noise (lower is better)", "Frechet distance (lower is better)")
+
+    figures = {
+        "published": ("Published radius and weight: lambda, omega, floor.", tradeoff(["lambda", "omega", "floor"])),
+        "recommended": ("Gated relative push: k, radius, gate.", tradeoff(["k", "radius", "gate"])),
+        "fine-tuning": (
+            "The push only in the last part of training.",
+            tradeoff(["late, recommended", "late, published"]),
+        ),
+    }
+    claims = []
+    for sweep in ("lambda", "k"):
+        values = lines[sweep]
+        noise = [of(sweep, v, dirt) for v in values]
+        if len(values) > 1:
+            claims.append(
+                Claim(
+                    f"more {sweep} leaves less noise",
+                    all(b < a for a, b in itertools.pairwise(noise)),
+                    ", ".join(f"{v}: {number(n)}" for v, n in zip(values, noise, strict=True))
+                    + f"; ddpm {number(plain[dirt])}",
+                )
+            )
+    best = {
+        sweep: min(values, key=partial(of, sweep, key=frechet)) for sweep, values in lines.items() if sweep != "none"
+    }
+    for sweep, value in best.items():
+        claims.append(
+            Claim(
+                f"some setting along {sweep} comes closer to clean data than ddpm",
+                of(sweep, value, frechet) < plain[frechet],
+                f"best at {value}: Frechet distance {number(of(sweep, value, frechet))}, ddpm {number(plain[frechet])}; residual "
+                f"noise {number(of(sweep, value, dirt))}, ddpm {number(plain[dirt])}",
+            )
+        )
+    base = next((v for v in lines.get("k", []) if v == f"{digits.GATED['k']:g}"), None)
+    if base is not None:
+        for value in lines["late, recommended"]:
+            gained = (plain[dirt] - of("late, recommended", value, dirt)) / (plain[dirt] - of("k", base, dirt))
+            claims.append(
+                Claim(
+                    f"the recommended push in the last {value} of training removes most of the noise that it removes throughout",
+                    gained > 0.5,
+                    f"{number(100 * gained)} % of it: {number(of('late, recommended', value, dirt))} against "
+                    f"{number(of('k', base, dirt))}, ddpm {number(plain[dirt])}",
+                )
+            )
+    table = table_of(
+        rows,
+        {"sweep": "sweep", "value": "value"},
+        {"residual noise": dirt, "Frechet": frechet, "sliced W2": "sliced_wasserstein", "training (s)": "seconds"},
+        f"Digits, noise of std 0.2 on 90 %. omega and floor at lambda {STRONG:g}; k, radius and gate about the recommended "
+        f"setting (gate {digits.GATED['gate']:g}, k {digits.GATED['k']:g}, r {digits.GATED['r']:g}).",
+    )
+    samples = {"training data": shown[0].tensors["dirty"]} | {
+        o.job.label: o.tensors["samples"]
+        for o in shown
+        if o.job.label == "ddpm" or any(o.job.options["places"][0] == (s, v) for s, v in best.items())
+    }
+    figures["samples"] = (
+        "ddpm, and the setting of each sweep that came closest to clean data.",
+        plot.image_grids(samples, columns=6),
+    )
+    lead = (
+        "How strong should the push be? One dial at a time, around the published constants and around the recommended "
+        "setting; and the push only in the last part of training, as in the published CelebA run (the last 100 epochs, FID "
+        "25.8 against 16.53 throughout and 96.03 for ddpm)."
+    )
+    return Findings(lead, claims, rows, figures, [table])

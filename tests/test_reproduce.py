@@ -1,0 +1,332 @@
+"""Reproductions: everything runs at scale smoke and says how it was made; closed forms for what is new in them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from atdm.cli import main
+from atdm.data import load
+from atdm.errors import UserError
+from atdm.experiments import EXPERIMENTS, module_of, pool
+from atdm.experiments.common import (
+    DDPM,
+    Claim,
+    Findings,
+    Job,
+    at_most,
+    cell,
+    mean_over_seeds,
+    part,
+    published,
+    recommended,
+    table_of,
+)
+from atdm.process import Process
+
+PROVENANCE = ("checkpoint", "weights", "sampler", "steps", "seed", "samples", "reference", "reference_hash", "corrupt")
+
+
+# --- everything, once -------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("reproduce")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 1)
+        with pytest.raises(SystemExit) as end:
+            main(["reproduce", "all", "--scale", "smoke", "--out", str(out), "--page", str(out / "page.md"), "--json"])
+    assert end.value.code == 0
+    return out
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_smoke_writes_figures_numbers_a_paragraph_and_a_report(smoke, name):
+    folder = smoke / name
+    numbers = json.loads((folder / "numbers.json").read_text())
+    assert numbers["rows"]
+    assert numbers["claims"]
+    assert numbers["provenance"]["scale"] == "smoke"
+    assert numbers["figures"]
+    for title in numbers["figures"]:
+        with Image.open(folder / f"{title}.png") as image:
+            assert min(image.size) > 200
+        assert "<svg" in (folder / f"{title}.svg").read_text()
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(numbers["figures"])
+    assert "http" not in page.replace("http://www.w3.org", "").split("</style>")[1].split("data:image")[0]
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "ray"])
+def test_every_row_says_how_it_was_made(smoke, name):
+    rows = json.loads((smoke / name / "numbers.json").read_text())["rows"]
+    for row in rows:
+        assert set(PROVENANCE) <= set(row)
+    hashes = {(r["method"], r["condition"]): r["checkpoint"] for r in rows if r["checkpoint"]}
+    assert len(hashes) >= 2
+    assert all(re.fullmatch("[0-9a-f]{16}", h) for h in hashes.values())
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_paragraph_says_what_the_claims_say(smoke, name):
+    numbers = json.loads((smoke / name / "numbers.json").read_text())
+    text = (smoke / name / "paragraph.md").read_text()
+    assert "the comparison below means nothing" in text
+    agrees, _, denies = text.partition("**Does not agree:**")
+    for claim in numbers["claims"]:
+        assert f"- {claim['statement']} ({claim['measured']})." in (agrees if claim["holds"] else denies)
+
+
+def test_the_page_shows_every_experiment_with_small_pictures(smoke):
+    page = (smoke / "page.md").read_text()
+    for name in EXPERIMENTS:
+        assert f"\n## {name}\n" in page
+    pictures = re.findall(r"\]\((images/[^)]+)\)", page)
+    assert len(pictures) >= len(EXPERIMENTS)
+    for picture in pictures:
+        assert os.path.getsize(smoke / picture) < 150_000
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+def test_larger_scales_compare_ddpm_with_the_rest_under_the_same_dirt(name, scale):
+    todo = module_of(name).jobs(scale, [0, 1], None)
+    for job in todo:
+        twins = [j for j in todo if (j.condition, j.seed, j.recipe.data) == (job.condition, job.seed, job.recipe.data)]
+        assert [j.label for j in twins].count("ddpm") == 1
+        assert len({j.label for j in twins}) == len(twins)
+        assert {j.corruption for j in twins} == {job.corruption}
+
+
+# --- what a user can get wrong ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trajectorys"], "Did you mean 'trajectories'"),
+        (["ray", "--scale", "gpu"], "Valid: cpu, paper, smoke"),
+        (["ray", "--seeds", "0"], "Expected at least 1"),
+        (["trajectories", "--data", "digits"], "Expected no --data, or one of butterflies"),
+        (["--page", "page.md", "--out", "nothing"], "holds no results"),
+    ],
+)
+def test_mistakes_are_told(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["reproduce", *words])
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_name_the_experiments_are_listed(capsys):
+    with pytest.raises(SystemExit):
+        main(["reproduce"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [*EXPERIMENTS]
+
+
+# --- closed forms -----------------------------------------------------------------------------------------------------
+def gaussian_eps(process: Process, variances):
+    """The ideal network for Gaussian data of these variances: ``sigma x / (alpha^2 s^2 + sigma^2)``."""
+    s2 = torch.tensor(variances)
+
+    def eps(x, t):
+        a, s = process.alpha(t, x), process.sigma(t, x)
+        return s * x / (a**2 * s2 + s**2)
+
+    return eps
+
+
+def test_smoothness_of_a_gaussian_is_its_closed_form():
+    from atdm.experiments.smoothness import smoothness
+
+    process, variances = Process.linear(), (0.25, 0.01)
+    found = smoothness(gaussian_eps(process, variances), process, 2, n=32, steps=200)
+    t = torch.arange(999, -1, -5)
+    a, s = process.alpha(t).double(), process.sigma(t).double()
+    assert found.gain == pytest.approx((s**2 / (a**2 * 0.01 + s**2)).tolist(), rel=1e-4)  # the narrower direction
+    # One step scales a direction by alpha'/alpha (1 - sigma g) + sigma' g, g = sigma/(alpha^2 s^2 + sigma^2).
+    a_next, s_next = torch.cat([a[1:], torch.ones(1)]), torch.cat([s[1:], torch.zeros(1)])
+    g = s / (a**2 * 0.25 + s**2)
+    assert found.lyapunov == pytest.approx((a_next / a * (1 - s * g) + s_next * g).log().sum().item(), abs=1e-4)
+    assert found.lyapunov == pytest.approx(math.log(0.5), abs=0.05)  # noise of std 1 becomes data of std 0.5
+
+
+def test_isotropic_trajectories_are_straight_and_others_turn():
+    from atdm.experiments.smoothness import smoothness
+
+    process = Process.linear()
+    straight = smoothness(gaussian_eps(process, (0.25, 0.25)), process, 2, n=32, steps=50)
+    assert straight.turning == pytest.approx(0, abs=1e-3)
+    assert smoothness(gaussian_eps(process, (0.25, 0.01)), process, 2, n=32, steps=50).turning > 0.1
+
+
+def test_jacobian_of_the_true_score_is_its_finite_difference(generator):
+    from atdm.experiments.smoothness import as_model, jacobian
+
+    process, plane = Process.linear(), load("plane:n=10").truth
+    model = as_model(plane, process)
+    x, t = plane.sample(8, generator), torch.full((8,), 150)
+    found = jacobian(model, process, x, t)
+    for j in range(3):
+        step = 1e-2 * torch.eye(3)[j]
+        difference = (model(x + step, t) - model(x - step, t)) / 2e-2
+        assert torch.allclose(found[:, :, j], difference, atol=2e-3)
+
+
+def test_shrinkage_is_lambda_c():
+    from atdm.experiments.mixture import shrinkage
+
+    process, t = Process.linear(), torch.tensor([10, 100, 900])
+    gate = process.ratio(torch.tensor([100])).item() * 1.001
+    assert shrinkage(recommended(gate, 5, 3).build(process, 0), t).tolist() == [5, 5, 0]
+    adversarial = shrinkage(published("robust_adv").build(process, 0), t)
+    mean_radius = process.sigma(t) ** 2 / 2 + 8 / 255
+    assert torch.allclose(adversarial, 0.3 * math.sqrt(3) * mean_radius, rtol=1e-3)
+    assert torch.allclose(shrinkage(published("robust_rand").build(process, 0), t), adversarial / 3)
+    for name in ("ddpm", "inv_adv"):
+        assert not shrinkage(published(name).build(process, 0), t).any()
+
+
+@pytest.mark.parametrize(("k", "expected"), [(0.0, 0.5), (3.0, 0.25)])
+def test_predicted_spread_is_the_true_one_over_the_root_of_one_plus_k(k, expected):
+    from atdm.experiments.mixture import predicted_std
+
+    objective = recommended(None, k, 1).build(Process.linear(), 0)
+    assert predicted_std(objective, 0.5, "ddpm", 1000) == pytest.approx(expected, rel=0.02)
+
+
+def test_spread_within_modes_ignores_where_the_modes_are(generator):
+    from atdm.experiments.mixture import std_within
+
+    truth = load("mixture:n=10").truth
+    x = truth.sample(20_000, generator)
+    assert std_within(truth, x) == pytest.approx(0.05, rel=0.02)
+    outliers = 4 * torch.rand(200, 2, generator=generator) + 2
+    assert std_within(truth, torch.cat([x, outliers])) == pytest.approx(0.05, rel=0.02)
+
+
+def test_linearized_photos_lie_on_the_subspace_and_held_out_ones_too():
+    butterflies = module_of("butterflies")
+    job = butterflies.jobs("smoke", [0], None)[0]
+    data = butterflies.linearized(job)
+    assert data.truth.basis.shape == (8, 64)
+    assert data.truth.residual_rms(data.x) == pytest.approx(0, abs=1e-5)
+    assert data.truth.residual_rms(data.test) == pytest.approx(0, abs=1e-5)
+    assert butterflies.quality(data.truth, data.x + 0.1 * torch.randn(data.x.shape)) == pytest.approx(26.3, abs=0.6)
+
+
+def test_a_sweep_shares_the_setting_it_has_in_common_with_another():
+    strength = module_of("strength")
+    todo = strength.jobs("cpu", [0], None)
+    places = [place for job in todo for place in job.options["places"]]
+    wanted = {(sweep, value) for sweep, settings in strength.sweeps().items() for value, _ in settings}
+    assert wanted <= set(places)
+    assert len(places) == len(set(places))
+    shared = [job for job in todo if len(job.options["places"]) > 1]
+    assert sorted({s for s, _ in job.options["places"]} for job in shared if job.method.objective.gate) == [
+        {"k", "radius", "gate"}
+    ]
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("value", "holds"), [(0.5, True), (0.7, False), (math.nan, False)])
+def test_a_claim_is_judged_by_its_numbers(value, holds):
+    claim = at_most("a is small", value, 1.0, 0.6, ("a", "b"))
+    assert claim.holds is holds
+
+
+def test_the_comparison_follows_the_claims():
+    found = Findings("Lead.", [Claim("up", True, "1 > 0"), Claim("down", False, "1 > 0")], [], {}, [], ["Note."])
+    text = found.paragraph("cpu")
+    assert text == "Lead.\n\n**Agrees:**\n\n- up (1 > 0).\n\n**Does not agree:**\n\n- down (1 > 0).\n\nNote.\n"
+    assert "hardly trained" in found.paragraph("smoke")
+
+
+def test_cells_are_the_mean_and_the_standard_deviation_over_seeds():
+    rows = [{"m": "a", "v": 1.0}, {"m": "a", "v": 3.0}, {"m": "b", "v": None}]
+    assert mean_over_seeds(rows, "v", m="a") == 2
+    assert math.isnan(mean_over_seeds(rows, "v", m="b"))
+    assert cell(rows, "v", m="a") == (2, pytest.approx(math.sqrt(2)))
+    table = table_of(rows, {"method": "m"}, {"value": "v"})
+    assert [line[0] for line in table.rows] == ["a", "b"]
+    assert table.rows[1][1] is None
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Task:
+    value: int
+    cost: float = 1.0
+
+
+def square(task: Task, tell: pool.Tell) -> int:
+    tell(0.5)
+    if task.value < 0:
+        raise UserError(f"{task.value} is negative. Expected more.")
+    return task.value**2
+
+
+def forever(task: Task, tell: pool.Tell) -> int:
+    if task.value < 0:
+        raise UserError("negative")
+    for i in range(6000):
+        tell(i / 6000)
+        time.sleep(0.01)
+    return 0
+
+
+def drain(generator):
+    told = []
+    while True:
+        try:
+            told.append(next(generator))
+        except StopIteration as end:
+            return told, end.value
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_jobs_give_their_results_in_order_and_progress_only_grows(monkeypatch, cores):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    told, results = drain(pool.work_through(square, [Task(2), Task(3, 2.0)]))
+    assert results == [4, 9]
+    done = [d for d, _, _ in told]
+    assert done == sorted(done)
+    assert (told[-1][0], told[-1][1]) == (3, 3)
+    assert drain(pool.work_through(square, []))[1] == []
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_failed_job_ends_the_run_and_stops_the_others(monkeypatch, cores):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    begin = time.perf_counter()
+    with pytest.raises(UserError, match="negative"):
+        drain(pool.work_through(forever, [Task(-1), Task(1), Task(2)]))
+    assert time.perf_counter() - begin < 60
+
+
+def test_progress_of_a_part_lies_within_it():
+    heard = []
+    part(heard.append, 0.2, 0.6)(0.5)
+    assert heard == [pytest.approx(0.4)]
+
+
+def test_a_job_trains_on_its_own_dirt_with_its_own_seed():
+    from atdm.experiments.common import draw, train
+
+    plane = module_of("trajectories").plane
+    jobs = [Job(plane.recipe("smoke"), DDPM, *plane.OUTLIERS, seed) for seed in (0, 0, 1)]
+    trained = [train(job, lambda share: None) for job in jobs]
+    assert torch.equal(trained[0].dirty, trained[1].dirty)
+    assert torch.equal(draw(trained[0]), draw(trained[1]))
+    assert not torch.equal(trained[0].dirty, trained[2].dirty)
+    outside = (trained[0].dirty != trained[0].dataset.x).any(1).float().mean()
+    assert outside == pytest.approx(0.1, abs=0.05)
