@@ -201,7 +201,7 @@ def test_predicted_spread_is_the_true_one_over_the_root_of_one_plus_k(k, expecte
     from atdm.experiments.mixture import predicted_std
 
     objective = recommended(None, k, 1).build(Process.linear(), 0)
-    assert predicted_std(objective, 0.5, "ddpm", 1000) == pytest.approx(expected, rel=0.02)
+    assert predicted_std(objective, 0.5, "ddpm", 1000) == pytest.approx(expected, rel=0.03)
 
 
 def test_spread_within_modes_ignores_where_the_modes_are(generator):
@@ -278,8 +278,8 @@ def square(task: Task, tell: pool.Tell) -> int:
 def forever(task: Task, tell: pool.Tell) -> int:
     if task.value < 0:
         raise UserError("negative")
-    for i in range(6000):
-        tell(i / 6000)
+    for i in range(60_000):
+        tell(i / 60_000)
         time.sleep(0.01)
     return 0
 
@@ -310,7 +310,7 @@ def test_a_failed_job_ends_the_run_and_stops_the_others(monkeypatch, cores):
     begin = time.perf_counter()
     with pytest.raises(UserError, match="negative"):
         drain(pool.work_through(forever, [Task(-1), Task(1), Task(2)]))
-    assert time.perf_counter() - begin < 60
+    assert time.perf_counter() - begin < 300  # of 600 seconds
 
 
 def test_progress_of_a_part_lies_within_it():

@@ -113,7 +113,7 @@ def predicted_std(objective: Objective, std: float, sampler: str, steps: int) ->
         variance = process.alpha(t, x).square() * shrunk[t].reshape(-1, 1) + process.sigma(t, x).square()
         return process.sigma(t, x) / variance * x
 
-    return sample(ideal, process, 20_000, (2,), batch_size=20_000, sampler=sampler, steps=steps).std().item()
+    return sample(ideal, process, 4096, (2,), batch_size=4096, sampler=sampler, steps=steps).std().item()
 
 
 def work(job: Job, tell: Tell) -> Outcome:

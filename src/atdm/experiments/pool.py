@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -17,6 +17,7 @@ Tell = Callable[[float], None]
 Progress = tuple[float, float, str]  # done and all, in rough seconds of one core; what is under way
 
 
+@runtime_checkable
 class Job(Protocol):
     """What can be done by itself."""
 
