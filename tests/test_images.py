@@ -1,0 +1,74 @@
+"""Real images: recipes and their twins, and the experiment that compares ddpm with robust_adv on them."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from atdm.config import TrainConfig, recipe
+from atdm.errors import UserError
+from atdm.experiments import common, images
+
+SETS = ["cifar10", "celeba", "bedroom", "imagenet64"]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_each_recipe_has_its_twins(name):
+    full, small, quick = (recipe(f"{name}{twin}") for twin in ("", "-cpu", "-gpu10"))
+    assert full.data == small.data == quick.data
+    assert full.corrupt == small.corrupt == quick.corrupt == "gaussian:share=0.9,std=0.2"
+    assert (full.objective.radius, full.objective.weight) == (
+        "published:omega=2,floor=8/255,beta=uniform",
+        "published:lam=0.3",
+    )
+    assert small.image_size == 16
+    assert full.image_size == quick.image_size
+    assert small.objective == quick.objective
+    for config in (full, small, quick):
+        config.objective.build(config.build_process())
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(UserError, match="Did you mean 'cifar10-cpu'"):
+        recipe("cifar-cpu")
+
+
+def test_every_set_and_condition_has_both_models_alike():
+    todo = images.jobs("cpu", [0], None)
+    assert len(todo) == 2 * len(images.SETS) * len(images.CONDITIONS)
+    by_place = {}
+    for job in todo:
+        by_place.setdefault((job.set, job.condition), []).append(job.config)
+    for plain, robust in by_place.values():
+        assert plain.objective.name == "ddpm"
+        assert robust.objective.name == "robust_adv"
+        for field in ("data", "corrupt", "net", "steps", "batch_size", "lr", "seed", "image_size", "limit"):
+            assert getattr(plain, field) == getattr(robust, field)
+    assert len({job.config.out for job in todo}) == len(todo)
+
+
+def test_a_folder_without_the_sets_is_refused(tmp_path):
+    with pytest.raises(UserError, match="cifar10"):
+        images.jobs("cpu", [0], str(tmp_path))
+
+
+def test_a_smoke_run_writes_numbers_and_grids(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(images, "CONDITIONS", {"noise 0.2": "gaussian:share=0.9,std=0.2"})
+    list(common.run("images", tmp_path / "out", "smoke"))
+    found = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    assert {r["method"] for r in found["rows"]} >= {"ddpm", "robust_adv", "ddpm, stopped at 0.3"}
+    for row in found["rows"]:
+        assert row["checkpoint"]
+        assert math.isfinite(row["noise_std"])
+    assert (tmp_path / "out" / "cifar10-noise-0.2.png").is_file()
+    assert isinstance(images.smoke(), TrainConfig)
+    # What is there is not trained again.
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("state.safetensors")}
+    list(common.run("images", tmp_path / "again", "smoke"))
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("state.safetensors")} == before
+    again = json.loads((tmp_path / "again" / "numbers.json").read_text())
+    values = [[(r["method"], r["noise_std"]) for r in n["rows"]] for n in (found, again)]
+    assert values[0] == values[1]
