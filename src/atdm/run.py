@@ -176,7 +176,8 @@ def _measure(
         "seed": 0,
         "clip_sample": parts.clip,
     }
-    drawn = sample(state.ema.eval(), process, config.metrics_samples, parts.dataset.item_shape, **sampling)
+    options: dict[str, Any] = {"batch_size": 256, "accelerator": accelerator}
+    drawn = sample(state.ema.eval(), process, config.metrics_samples, parts.dataset.item_shape, **options, **sampling)
     dataset = parts.dataset
     reference = dataset.test if dataset.test is not None else dataset.x
     provenance = metrics.Provenance(
