@@ -66,6 +66,8 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         samples=by_scale(scale, 24, 400, 2000),
         sampling_steps=by_scale(scale, 10, 250, 1000),
         image_size=size,
+        features=by_scale(scale, "pca:directions=8", "pca:directions=16", "pca:directions=64+inception"),
+        clip_sample=scale == "paper",
         step_seconds=0.012,
     )
     options: dict[str, Any] = {
@@ -128,7 +130,7 @@ def work(job: Job, tell: Tell) -> Outcome:
 
     trained = train(job, part(tell, 0, 0.8), dataset, watch)
     samples = draw(trained, part(tell, 0.8, 1))
-    values = evaluate(trained, samples, "pca:directions=16") | {"psnr": quality(dataset.truth, samples)}
+    values = evaluate(trained, samples) | {"psnr": quality(dataset.truth, samples)}
     rows = [row(trained, samples, values)]
     rows += [
         row(trained, None, {"step": s, "look_off_support_rms": e, "look_psnr": q}, checkpoint=None, sampler="ddpm",

@@ -50,6 +50,8 @@ class Recipe:
         samples: drawn from each model.
         sampling_steps: of ``sampler``.
         image_size: as of :func:`atdm.data.load`.
+        features: feature spaces in which images are measured.
+        clip_sample: clip denoised images at every sampling step: U-Nets need it while they are far from converged.
         step_seconds: of a ddpm step on one core, roughly: for the progress bar.
     """
 
@@ -61,6 +63,8 @@ class Recipe:
     sampler: str = "ddpm"
     process: str = "linear"
     image_size: int | None = None
+    features: str = "pixels"
+    clip_sample: bool = False
     step_seconds: float = 0.003
 
 
@@ -195,7 +199,8 @@ def paths(trained: Trained, tell: Tell, keep: Sequence[int] = (), n: int | None 
         options: instead of the recipe's; see :func:`atdm.sample.sample_paths`.
     """
     recipe = trained.job.recipe
-    how: dict[str, Any] = {"sampler": recipe.sampler, "steps": recipe.sampling_steps, "batch_size": 4096}
+    how: dict[str, Any] = {"sampler": recipe.sampler, "steps": recipe.sampling_steps, "clip_sample": recipe.clip_sample}
+    how["batch_size"] = 1024 if len(trained.dataset.item_shape) == 3 else 4096
     return sample_paths(
         trained.net,
         trained.process,
@@ -243,6 +248,7 @@ def row(trained: Trained, drawn: Tensor | None, values: Mapping[str, Any], /, **
         "corrupt": job.corruption,
         "sampler": job.recipe.sampler if drawn is not None else None,
         "steps": job.recipe.sampling_steps if drawn is not None else None,
+        "clip_sample": job.recipe.clip_sample,
         "samples": len(drawn) if drawn is not None else None,
         "reference": trained.dataset.spec,
         "reference_hash": metrics.content_hash(reference),
@@ -252,10 +258,11 @@ def row(trained: Trained, drawn: Tensor | None, values: Mapping[str, Any], /, **
     return {"method": job.label, "condition": job.condition, "seed": job.seed, **values, **made, **about}
 
 
-def evaluate(trained: Trained, samples: Tensor, features: str = "pixels") -> Row:
+def evaluate(trained: Trained, samples: Tensor) -> Row:
     """Everything that is known of samples: :func:`atdm.metrics.evaluate_samples`, and the spread along the support."""
     truth, reference = trained.dataset.truth, reference_of(trained.dataset)
-    values: Row = dict(metrics.evaluate_samples(samples, reference, truth, features, seed=trained.job.seed))
+    features, seed = trained.job.recipe.features, trained.job.seed
+    values: Row = dict(metrics.evaluate_samples(samples, reference, truth, features, seed=seed))
     finite = samples[samples.flatten(1).isfinite().all(1)]
     if hasattr(truth, "spread") and len(finite) > 1:
         values["spread"] = truth.spread(finite)

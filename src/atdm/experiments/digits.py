@@ -25,7 +25,15 @@ def recipe(scale: str, steps: int = 1500, samples: int = 600, sampling_steps: in
             sampling_steps,
             step_seconds=0.008,
         ),
-        Recipe(CIFAR, "cifar10", Settings(200_000, 128, lr=2e-4, warmup=5000, ema=0.9999), 10_000, 1000),
+        Recipe(
+            CIFAR,
+            "cifar10",
+            Settings(200_000, 128, lr=2e-4, warmup=5000, ema=0.9999),
+            10_000,
+            1000,
+            features="inception",
+            clip_sample=True,
+        ),
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
 from .. import plot
@@ -39,7 +40,7 @@ def points2d(clouds: Mapping[str, Tensor]) -> Figure:
         inside = x[(x.abs() <= reach).all(1)]
         outside = 1 - len(inside) / len(x)
         if outside:
-            axis.set_title(f"{name} ({100 * outside:.2g} % outside)", fontsize=9.5, color=plot.INK, loc="left")
+            axis.set_title(f"{name}\n({100 * outside:.2g} % outside)", fontsize=9.5, color=plot.INK, loc="left")
         axis.scatter(*inside.numpy().T, s=3, linewidths=0, alpha=0.5, color=palette[name], rasterized=True)
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     return figure
@@ -54,6 +55,11 @@ def curve_panels(panels: Mapping[str, Mapping[str, Curve]], x_label: str, y_labe
             axis.plot(x, y, color=palette[name], marker="o", markersize=4, linewidth=1.5, label=name)
         for side in log:
             axis.set(**{f"{side}scale": "log"})
+            edge = axis.xaxis if side == "x" else axis.yaxis
+            low, high = edge.get_view_interval()
+            edge.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+            edge.set_major_formatter(StrMethodFormatter("{x:g}"))
+            edge.set_minor_formatter(NullFormatter())
         axis.set_xlabel(x_label, fontsize=9, color=plot.INK)
         axis.set_ylabel(y_label, fontsize=9, color=plot.INK)
     handles = {h.get_label(): h for axis in axes for h in axis.get_lines()}
