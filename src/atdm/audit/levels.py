@@ -27,6 +27,7 @@ QUANTILE = 0.2  # over places: textured places count for nothing until they are 
 PATCHES = 300_000  # enough for 75 x 75 covariances
 LEAST = 12  # pixels of a side
 WINDOW = 128  # pixels of a side that are looked at
+THIN = 12  # dimensions from which on whole items are looked at
 TRIAL = 200  # images of pure noise that calibrate
 
 
@@ -93,13 +94,31 @@ def _quantile(x: Float[Tensor, "n m"], use: Bool[Tensor, "n m"], q: float = QUAN
     return ordered.gather(1, ((use.sum(1, keepdim=True) - 1) * q).round().long())[:, 0]
 
 
-def noise_levels(x: Float[Tensor, "n c h w"]) -> tuple[Float[np.ndarray, "n"], Probe]:
-    """Level of each image and the probe that told it; of large images the central part.
-
-    Raises:
-        UserError: the images are too small.
-    """
+def central(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c s t"]:
+    """The part of large images that is looked at."""
     top, left = (max(0, (side - WINDOW) // 2) for side in x.shape[2:])
-    x = x[:, :, top : top + WINDOW, left : left + WINDOW]
-    probe = Probe.fit(x)
-    return probe.levels(x).double().numpy(), probe
+    return x[:, :, top : top + WINDOW, left : left + WINDOW]
+
+
+def thin_levels(x: Float[Tensor, "n d"]) -> tuple[Float[np.ndarray, "n"], float] | None:
+    """The same for whole items: root mean square along those directions in which the set is thin, and its tau.
+
+    Each half of the set is measured along the directions that the other half gave: its own would look too thin.
+
+    Returns:
+        None where the items are too few or have no direction that is thin.
+    """
+    n, d = x.shape
+    if d < THIN or n < 8 * d:
+        return None
+    out = torch.zeros(n)
+    kept = d // 4
+    for half in (0, 1):
+        other = x[1 - half :: 2]
+        mean = other.mean(0)
+        variance, basis = torch.linalg.eigh((other - mean).double().T @ (other - mean).double() / len(other))
+        std = variance.clamp(min=0).sqrt()
+        if std[: d // 4].mean() > 0.5 * std.square().mean().sqrt():
+            return None
+        out[half::2] = ((x[half::2] - mean) @ basis[:, :kept].float()).square().mean(1).sqrt()
+    return out.double().numpy(), float((2 * kept) ** -0.5)
