@@ -62,7 +62,7 @@ def attacked(search, goal, budget=0.5, n=32, through="step", at=(8,), steps=10, 
     return hook
 
 
-@pytest.mark.parametrize("search", [Search(60, "l2"), Search(20, "l2", kappa=math.inf)], ids=["pgd", "power"])
+@pytest.mark.parametrize("search", [Search(200, "l2"), Search(60, "l2", kappa=math.inf)], ids=["pgd", "power"])
 def test_the_strongest_l2_push_on_the_reverse_step_is_found(search):
     """eps = A x: the push moves it by A sigma delta, most along the direction of least variance."""
     hook = attacked(search, Prediction())

@@ -60,7 +60,7 @@ def test_a_masked_gradient_is_found_out():
     assert "no gradient" in found["gradient"].says
     assert not found["budget used"].ok
     assert not found["transfer from undefended not stronger"].ok
-    assert found["transfer from undefended not stronger"].value > 1.2
+    assert found["transfer from undefended not stronger"].value > 1.1
 
 
 def test_a_misleading_gradient_is_found_out():

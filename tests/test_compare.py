@@ -284,7 +284,7 @@ def test_a_folder_of_images_and_a_foreign_pipeline(capsys, files, tmp_path):
         (["{plane}", "--limit", "5"], "are for --data"),
         (["{plane}", "--data", "digits"], "Expected the same shape"),
         (["{plane}", "--features", "pixel"], "Did you mean 'pixels'"),
-        (["{plane}/model", "--weights", "raw", "--data", "plane"], "no checkpoint with raw weights"),
+        (["{plane}/model", "--weights", "raw", "--data", "plane"], "has no checkpoint"),
     ],
 )
 def test_mistakes_of_evaluate(capsys, files, tmp_path, monkeypatch, words, sentence):

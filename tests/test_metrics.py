@@ -521,6 +521,7 @@ def test_a_result_is_a_flat_row_of_json():
         "steps": 50,
         "stop_ratio": None,
         "seed": None,
+        "clip_sample": None,
         "features": "pixels",
         "features_hash": None,
         "preprocessing": None,

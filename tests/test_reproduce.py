@@ -99,7 +99,7 @@ def test_the_page_shows_every_experiment_with_small_pictures(smoke):
 @pytest.mark.parametrize("scale", ["cpu", "paper"])
 def test_larger_scales_compare_ddpm_with_the_rest_under_the_same_dirt(name, scale):
     todo = module_of(name).jobs(scale, [0, 1], None)
-    for job in todo:
+    for job in todo if name != "images" else ():  # its jobs are runs: tests/test_images.py
         twins = [j for j in todo if (j.condition, j.seed, j.recipe.data) == (job.condition, job.seed, job.recipe.data)]
         assert [j.label for j in twins].count("ddpm") == 1
         assert len({j.label for j in twins}) == len(twins)
