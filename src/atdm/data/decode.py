@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -98,7 +98,8 @@ class Tally:
     items: int = 0
     gray: int = 0
     notes: Counter[str] = field(default_factory=Counter)
-    broken: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)  # the first few
+    skipped: int = 0
     first: tuple[str, tuple[int, ...]] | None = None  # name and shape
 
     def sentences(self) -> list[str]:
@@ -107,18 +108,10 @@ class Tally:
         if self.gray < self.items and self.gray:
             notes["converted from gray to RGB"] += self.gray
         out = [f"{_images(count)} {what}." for what, count in sorted(notes.items())]
-        if self.broken:
-            more = ", ..." if len(self.broken) > 3 else ""
-            out.append(f"{len(self.broken)} unreadable images were skipped: {', '.join(self.broken[:3])}{more}")
+        if self.skipped:
+            more = ", ..." if self.skipped > len(self.broken) else ""
+            out.append(f"{self.skipped} unreadable images were skipped: {', '.join(self.broken)}{more}")
         return out
-
-
-class Read(NamedTuple):
-    """Pixels, sentences on what was converted or skipped, and the names of the unreadable images that were skipped."""
-
-    pixels: Pixels
-    notes: tuple[str, ...]
-    broken: tuple[str, ...]
 
 
 def _images(count: int) -> str:
@@ -134,7 +127,7 @@ def read(
     seed: int = 0,
     cache: bool = True,
     progress: Progress | None = None,
-) -> Read:
+) -> tuple[Pixels, tuple[str, ...]]:
     """The pixels of images: decoded, converted, resized and cropped, or found in the cache.
 
     Args:
@@ -146,7 +139,7 @@ def read(
         progress: called with how many are done, and of how many.
 
     Returns:
-        Pixels, all gray if every image is and else RGB, with what was converted or skipped.
+        Pixels, all gray if every image is and else RGB, and sentences on what was converted or skipped.
 
     Raises:
         UserError: an unreadable image, mixed sizes without a size, no image left, or no room for the cache.
@@ -159,11 +152,7 @@ def read(
     chunks = _decoded(listing, chosen, framing, skip_broken, tally, progress)
     if not cache:
         pixels = np.concatenate([*chunks])
-        return Read(
-            Pixels(pixels if tally.gray < tally.items else pixels[:, :1].copy()),
-            tuple(tally.sentences()),
-            tuple(tally.broken),
-        )
+        return Pixels(pixels if tally.gray < tally.items else pixels[:, :1].copy()), tuple(tally.sentences())
     from filelock import FileLock
 
     picked = [limit, seed] if limit is not None and limit < listing.count else None
@@ -196,11 +185,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "atdm"
 
 
-def _cached(path: Path) -> Read | None:
+def _cached(path: Path) -> tuple[Pixels, tuple[str, ...]] | None:
     """A whole cache entry, or None. The notes are written first, so pixels never lack them."""
     try:
-        about = json.loads(path.with_suffix(".json").read_text())
-        return Read(Pixels(path), tuple(about["notes"]), tuple(about["broken"]))
+        notes = json.loads(path.with_suffix(".json").read_text())["notes"]
+        return Pixels(path), tuple(notes)
     except (FileNotFoundError, ValueError, KeyError):  # ValueError: the file is shorter than its header says
         return None
 
@@ -227,7 +216,7 @@ def _write(path: Path, chunks: Iterator[np.ndarray], tally: Tally, most: int) ->
                     file.write(wide[at : at + AT_ONCE, :1].tobytes())
                 _sync(file)
             os.replace(gray, scratch)
-        about = {"notes": tally.sentences(), "broken": tally.broken, "items": tally.items}
+        about = {"notes": tally.sentences(), "items": tally.items}
         note = path.with_suffix(".partial-json")
         note.write_text(json.dumps(about))
         os.replace(note, path.with_suffix(".json"))
@@ -291,7 +280,7 @@ def _decoded(
             if chunk:
                 yield np.stack(chunk)
     if not tally.items:
-        raise UserError(f"No image could be read ({len(tally.broken)} broken). Expected at least one.")
+        raise UserError(f"No image could be read ({tally.skipped} broken). Expected at least one.")
 
 
 def _broken(name: str, problem: Exception, skip_broken: bool, tally: Tally) -> None:
@@ -299,7 +288,9 @@ def _broken(name: str, problem: Exception, skip_broken: bool, tally: Tally) -> N
         raise UserError(
             f"Cannot read the image {name}: {problem}. Expected a whole image file; --skip_broken true leaves such files out."
         ) from problem
-    tally.broken.append(name)
+    tally.skipped += 1
+    if len(tally.broken) < 3:
+        tally.broken.append(name)
 
 
 def _mixed(first: tuple[str, tuple[int, ...]], name: str, shape: tuple[int, ...]) -> UserError:
