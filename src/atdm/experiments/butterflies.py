@@ -51,12 +51,14 @@ SHOWN = 12
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """Every method on clean and noisy photos; invariance at two strengths."""
     data = data or by_scale(scale, "digits", BUTTERFLIES, BUTTERFLIES)
-    size = None if re.match(r"(digits|npz)\b", data) else by_scale(scale, 16, 16, 32)
-    net = by_scale(scale, "mlp:width=64", "mlp:width=384,depth=2,residual=true", "cifar10:dropout=0")
+    size = None if re.match(r"(digits|npz)\b", data) else by_scale(scale, 16, 28, 32)
+    net = by_scale(
+        scale, "mlp:width=64,skip=true", "mlp:width=256,depth=2,residual=true,skip=true", "cifar10:dropout=0"
+    )
     settings = by_scale(
         scale,
         Settings(30, 32, warmup=5),
-        Settings(1500, 64, decay="cosine", ema=0.995),
+        Settings(2000, 128, decay="cosine", ema=0.995),
         Settings(60_000, 128, lr=2e-4, ema=0.9999),
     )
     recipe = Recipe(

@@ -151,6 +151,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             return mean_over_seeds(summaries, key, method=method, condition=condition)
 
         plain = of("ddpm", "mean_score_error")
+        true_gain = of("truth", "jacobian_gain_late")
         for method in ("robust_adv", "robust_adv recommended"):
             if condition != "clean":
                 claims.append(
@@ -158,6 +159,14 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                         f"{condition}: the score of {method} is closer to the truth than ddpm's",
                         of(method, "mean_score_error") < plain,
                         f"relative error, mean over t: {number(of(method, 'mean_score_error'))}, ddpm {number(plain)}",
+                    )
+                )
+                gain = of(method, "jacobian_gain_late")
+                claims.append(
+                    Claim(
+                        f"{condition}: the late gain of {method} is closer to the truth's than ddpm's is",
+                        abs(gain - true_gain) < abs(of("ddpm", "jacobian_gain_late") - true_gain),
+                        f"{number(gain)}, ddpm {number(of('ddpm', 'jacobian_gain_late'))}, truth {number(true_gain)}",
                     )
                 )
             measures = ("lyapunov", "turning", "jacobian_gain_late")

@@ -55,7 +55,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     values = evaluate(trained, samples)
     values["left_share"] = diverged_share(samples, FAR * trained.dataset.x.abs().max().item())
     t = torch.tensor([total - 1 - i * (total // steps) for i in keep])
-    levels = [*trained.process.ratio(t).tolist(), 0.0]
+    levels = trained.process.ratio(torch.cat([t, torch.zeros(1, dtype=t.dtype)])).tolist()  # of samples: the lowest
     tensors = {"paths": drawn[:, :40], "samples": samples[:3000], "dirty": trained.dirty[:3000]}
     away = [trained.dataset.truth.distance(x[x.isfinite().all(1)]).square().mean().sqrt().item() for x in drawn]
     return Outcome(job, [row(trained, samples, values)], {**tensors, "away": (levels, away)})

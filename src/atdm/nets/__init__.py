@@ -31,6 +31,7 @@ class Perceptron:
     depth: int = 3
     residual: bool = False
     dropout: float = 0.0
+    skip: bool = False
 
     def __call__(self, item_shape: tuple[int, ...]) -> nn.Module:
         """A freshly initialized network for items of ``item_shape``: ``(d,)`` or ``(channels, height, width)``."""
@@ -48,7 +49,7 @@ class Perceptron:
 
         channels, *sides = item_shape
         size = sides[0] if sides and sides[0] == sides[1] else tuple(sides)
-        return MLP(channels, size, self.width, self.depth, self.residual, self.dropout)
+        return MLP(channels, size, self.width, self.depth, self.residual, self.dropout, self.skip)
 
 
 NETS: dict[str, type] = {"mlp": Perceptron, "digits": Digits, "tiny": Tiny, "cifar10": Cifar10, "celeba64": CelebA64}

@@ -28,6 +28,8 @@ class MLP(ModelMixin, ConfigMixin):
             ``(in_channels, *sample_size)``, as diffusers' pipelines read it.
         residual: hidden layers become residual blocks of two layers.
         dropout: share of hidden units dropped in each layer.
+        skip: add the input times a learned function of t to the output, so that noise off a low-dimensional support need
+            not pass through ``width`` units.
     """
 
     @register_to_config
@@ -39,6 +41,7 @@ class MLP(ModelMixin, ConfigMixin):
         depth: int = 3,
         residual: bool = False,
         dropout: float = 0.0,
+        skip: bool = False,
     ) -> None:
         super().__init__()
         sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
@@ -50,6 +53,7 @@ class MLP(ModelMixin, ConfigMixin):
         layer = _Residual if residual else _Plain
         self.layers = nn.ModuleList(layer(width, dropout) for _ in range(depth if residual else depth - 1))
         self.leave = nn.Linear(width, d)
+        self.pass_through = nn.Linear(width, 1) if skip else None
 
     def forward(
         self,
@@ -62,7 +66,10 @@ class MLP(ModelMixin, ConfigMixin):
         h = self.enter(sample.flatten(1)) + time
         for layer in self.layers:
             h = layer(h, time)
-        output = self.leave(nn.functional.silu(h)).reshape(sample.shape)
+        output = self.leave(nn.functional.silu(h))
+        if self.pass_through is not None:
+            output = output + self.pass_through(nn.functional.silu(time)) * sample.flatten(1)
+        output = output.reshape(sample.shape)
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
     def _features(self, timestep: int | float | Tensor) -> Float[Tensor, "rows features"]:

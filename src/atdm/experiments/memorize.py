@@ -1,0 +1,175 @@
+"""Memorization: how close samples come to a small training set, beside how close held-out images do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .. import plot
+from ..corrupt import corrupt
+from ..data import Dataset
+from ..data.items import Floats
+from ..metrics import Memorization, memorization
+from ..train import Settings
+from . import digits
+from .common import (
+    DDPM,
+    Claim,
+    Findings,
+    Job,
+    Outcome,
+    Recipe,
+    by_scale,
+    draw,
+    evaluate,
+    first_seed,
+    mean_over_seeds,
+    number,
+    open_data,
+    part,
+    published,
+    recommended,
+    row,
+    table_of,
+    train,
+    values_of,
+)
+from .pool import Tell
+
+PAIRS = 6
+CONDITIONS = {"clean": "none", "noise 0.2": digits.NOISE["noise 0.2"]}
+OTHER = 1_000_003  # seeds the dirt of held-out images, which must not be that of the training images
+
+
+def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
+    """ddpm and robust_adv on so few images that ddpm copies them."""
+    spec = data or by_scale(scale, "digits", "digits", digits.CIFAR)
+    net = by_scale(scale, "mlp:width=32", "mlp:width=512,depth=3,residual=true", "cifar10:dropout=0")
+    if scale == "cpu" and data is not None:
+        net = "tiny"
+    settings = by_scale(
+        scale,
+        Settings(30, 32, warmup=5),
+        Settings(5000, 64, decay="cosine", ema=0.995),
+        Settings(60_000, 128, lr=2e-4, ema=0.9999),
+    )
+    recipe = Recipe(
+        spec,
+        net,
+        settings,
+        samples=by_scale(scale, 32, 500, 5000),
+        sampling_steps=by_scale(scale, 10, 250, 1000),
+        features=by_scale(scale, "pixels", "pixels", "dinov2"),
+        clip_sample=not net.startswith("mlp"),
+        step_seconds=0.008,
+    )
+    options = {"train": by_scale(scale, 40, 100, 2000)}
+    methods = [DDPM, published("robust_adv"), recommended(**digits.GATED)]
+    conditions = {"clean": "none"} if scale == "smoke" else CONDITIONS
+    return [
+        Job(recipe, method, condition, corruption, seed, options)
+        for seed in seeds
+        for condition, corruption in conditions.items()
+        for method in (methods[::2] if scale == "smoke" else methods)
+    ]
+
+
+def few(job: Job) -> Dataset:
+    """The first images to train on; the others, and those held out, show what an unseen image looks like."""
+    data, n = open_data(job), job.options["train"]
+    rest = data.x[n:] if data.test is None else torch.cat([data.x[n:], data.test])
+    return Dataset(Floats(data.x[:n]), data.kind, f"{data.spec}, first {n}", None, Floats(rest[:2000]))
+
+
+def work(job: Job, tell: Tell) -> Outcome:
+    """Train on few images, sample, look for the nearest training image of each sample."""
+    dataset = few(job)
+    trained = train(job, part(tell, 0, 0.85), dataset)
+    samples = draw(trained, part(tell, 0.85, 1))
+    held_out = dataset.test
+    assert held_out is not None  # few() gives some
+    unseen, _ = corrupt(held_out, job.corruption, job.seed + OTHER)
+    found = memorization(samples, trained.dirty, unseen, job.recipe.features)
+    numbers = {k: v for k, v in found.as_dict().items() if k not in ("samples", "held_out", "space")}
+    about = {"memorization_features": found.space, "held_out": len(unseen), "training_items": len(dataset.items)}
+    one = row(trained, samples, {**evaluate(trained, samples), **numbers}, **about)
+    return Outcome(job, [one], {"found": found, "samples": samples, "train": trained.dirty})
+
+
+def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
+    """Similarities, near-duplicates, and the closest pairs as pictures."""
+    rows = [r for o in outcomes for r in o.rows]
+    shown = first_seed(outcomes)
+    frechet = digits.frechet_key(rows[0])
+    figures, claims = {}, []
+    for condition in values_of(rows, "condition"):
+        own, short = [o for o in shown if o.job.condition == condition], condition.replace(" ", "-")
+        found: dict[str, Memorization] = {o.job.label: o.tensors["found"] for o in own}
+        lines = {"held out": _shares(found["ddpm"].background)} | {m: _shares(f.similarity) for m, f in found.items()}
+        figures[f"similarity-{short}"] = (
+            f"{condition}: share of samples that are closer to a training image than this; held-out images are the background.",
+            plot.curves(lines, "cosine similarity to the nearest training image", "share that is closer"),
+        )
+        for o in own:
+            name = o.job.label.replace(" ", "-")
+            pairs = o.tensors["found"].pairs(PAIRS)
+            figures[f"pairs-{short}-{name}"] = (
+                f"{condition}, {o.job.label}: the closest pairs, sample (left) and training image (right).",
+                plot.pairs(o.tensors["samples"], o.tensors["train"], pairs, o.tensors["found"].similarity),
+            )
+
+        def of(method: str, key: str, condition: str = condition) -> float:
+            return mean_over_seeds(rows, key, method=method, condition=condition)
+
+        plain, background = of("ddpm", "near_duplicate_share"), of("ddpm", "background_share")
+        claims.append(
+            Claim(
+                f"{condition}: ddpm memorizes, with over three times the near-duplicates of held-out images",
+                plain > 3 * background,
+                f"{number(100 * plain)} % of its samples, {number(100 * background)} % of held-out images",
+            )
+        )
+        for method in [m for m in found if m != "ddpm"]:
+            claims += [
+                Claim(
+                    f"{condition}: {method} makes fewer near-duplicates than ddpm",
+                    of(method, "near_duplicate_share") < plain,
+                    f"{number(100 * of(method, 'near_duplicate_share'))} %, ddpm {number(100 * plain)} %; mean similarity "
+                    f"{number(of(method, 'similarity_mean'))}, ddpm {number(of('ddpm', 'similarity_mean'))}; Frechet distance "
+                    f"from held-out images {number(of(method, frechet))}, ddpm {number(of('ddpm', frechet))}",
+                ),
+                Claim(
+                    f"{condition}: {method} is measured against the same background as ddpm",
+                    abs(of(method, "background_mean") - of("ddpm", "background_mean")) < 1e-6,
+                    f"mean similarity of held-out images {number(of(method, 'background_mean'))}",
+                ),
+            ]
+    columns = {
+        "near-duplicates": "near_duplicate_share",
+        "held-out above the threshold": "background_share",
+        "mean similarity": "similarity_mean",
+        "held out": "background_mean",
+        "threshold": "threshold",
+        "Frechet": frechet,
+    }
+    table = table_of(
+        rows,
+        {"training data": "condition", "objective": "method"},
+        columns,
+        f"{rows[0]['training_items']} training images ({rows[0]['reference']}), {rows[0]['held_out']} held out, similarity in "
+        f"{rows[0]['memorization_features']}. A near-duplicate is more similar to its nearest training image than 99 % of "
+        "held-out images are to theirs.",
+    )
+    lead = (
+        "Published: robust_adv makes fewer near-duplicates of training images, by DINOv2 similarity. Two images of one kind "
+        "are similar anyway, so beside each model stands the background: how similar held-out images are to the training "
+        "images. The training set is so small that ddpm copies it."
+    )
+    return Findings(lead, claims, rows, figures, [table])
+
+
+def _shares(values: torch.Tensor) -> tuple[list[float], list[float]]:
+    """Each value, from the smallest, and the share of the values that is larger."""
+    ordered = values.sort().values
+    return ordered.tolist(), (1 - torch.arange(1, len(ordered) + 1) / len(ordered)).tolist()
