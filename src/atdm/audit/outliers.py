@@ -16,6 +16,7 @@ JOINT = 4.0  # robust standard deviations beyond which the distance of an item i
 SINGLE = 6.0  # the same of one quantity
 NEIGHBOURS = 10
 FLAT = 0.03  # contrast and color below this are none
+ALONE = "noise alone"
 EMPTY = 0.02  # content over noise, as powers, below which an image is noise alone
 
 
@@ -86,7 +87,7 @@ def image_outliers(small: Float[Tensor, "n c s t"], noise: Float[np.ndarray, "n"
         most = int(np.abs(single[i]).argmax())
         extreme = abs(single[i, most]) >= SINGLE
         side = "low" if single[i, most] < 0 else "high"
-        why[int(i)] = "noise alone" if empty[i] else f"{side} {names[most]}" if extreme else "unusual layout"
+        why[int(i)] = ALONE if empty[i] else f"{side} {names[most]}" if extreme else "unusual layout"
     return Outliers(score, why)
 
 

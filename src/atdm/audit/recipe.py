@@ -6,57 +6,61 @@ import math
 from typing import Any
 
 from ..config import ObjectiveConfig, TrainConfig
+from .look import Audit
 
+DUPLICATED = 0.005  # share of near duplicates from which on they are mentioned
 MATTERS = 0.02  # share of noisy items or outliers from which on the push is recommended
 GATE = 2.5  # of images, in stds of the noise; with k 10 it left least noise where both were compared (recipes/cifar10-cpu.yaml)
 HIGHEST = 0.5  # gate for images, whose content has a std of about 0.5
 SMALL = 12  # sides below this are for an MLP
 
 
-def recommend(
-    base: TrainConfig,
-    item_shape: tuple[int, ...],
-    items: int,
-    scale: float,
-    noise_share: float,
-    noise_std: float | None,
-    outlier_share: float,
-    cuda: bool,
-) -> tuple[TrainConfig, list[str]]:
+def recommend(base: TrainConfig, found: Audit, cuda: bool) -> tuple[TrainConfig, list[str]]:
     """What to train with, and why.
 
     Args:
         base: says what to read; everything else is chosen here.
-        scale: std of the data.
         cuda: whether there is a GPU to train on.
     """
     values: dict[str, Any] = {name: getattr(base, name) for name in (*TrainConfig.READING, "out", "data", "corrupt")}
-    reasons = []
-    noisy = noise_std is not None and noise_share >= MATTERS
-    vectors = len(item_shape) == 1
-    far = vectors and outlier_share >= MATTERS
-    if noisy or far:
-        gate, k, why = _gate(noise_std if noisy else None, scale, vectors, item_shape)
+    share, std = (found.estimate.noise.share, found.estimate.noise.std) if found.estimate else (0.0, None)
+    vectors = len(found.item_shape) == 1
+    outliers = len(found.outliers.why) / found.items
+    noisy, far = std if share >= MATTERS else None, vectors and outliers >= MATTERS
+    if noisy is not None or far:
+        gate, k, why = _gate(noisy, found.scale, vectors, found.item_shape)
         radius = 3 if vectors else 1
         values["objective"] = ObjectiveConfig(
             "robust_adv", f"constant:r={radius}", f"relative:k={k}", "l2", kappa=math.inf, gate=gate
         )
-        dirt = []
-        if noisy:
-            dirt.append(f"{noise_share:.0%} of the items carry noise of std {noise_std:.2g}")
-        if far:
-            dirt.append(f"{outlier_share:.0%} of the items lie far from the others")
-        reasons += [f"objective robust_adv: {', and '.join(dirt)}.", why]
+        dirt = [] if noisy is None else [f"{share:.0%} of the items carry noise of std {noisy:.2g}"]
+        dirt += [f"{outliers:.0%} of the items lie far from the others"] if far else []
+        reasons = [f"objective robust_adv: {', and '.join(dirt)}.", why]
         reasons.append(
             "Train a twin with --objective.name ddpm, too: sampled with --stop_ratio near the noise it is the rival that costs nothing."
         )
     else:
         values["objective"] = ObjectiveConfig("ddpm")
-        reasons.append("objective ddpm: the audit saw no noise worth a push, and on clean data a push costs detail.")
-    net, steps, batch, more, why = _size(item_shape, items, cuda)
+        unseen = "noise cannot be told from content here" if found.estimate is None else "there is no noise worth a push"
+        reasons = [f"objective ddpm: {unseen}, and on clean data a push costs detail."]
+    net, steps, batch, more, why = _size(found.item_shape, found.items, cuda)
     values |= {"net": net, "steps": steps, "batch_size": batch, **more}
-    reasons.append(why)
-    return TrainConfig(**values), reasons
+    return TrainConfig(**values), [*reasons, why, *_by_hand(found)]
+
+
+def _by_hand(found: Audit) -> list[str]:
+    """What no objective mends."""
+    out, hit, extra = [], len(found.most_replaced), found.duplicates.extra
+    if hit >= MATTERS * found.items:
+        out.append(
+            f"Look at the {hit:,} images with replaced pixels first: the push is for small dirt on many values, "
+            "and these had better be mended or left out."
+        )
+    if extra >= DUPLICATED * found.items:
+        out.append(f"Leave out the {extra:,} near duplicates: what occurs often is memorized first.")
+    if found.broken:
+        out.append(f"skip_broken: {len(found.broken):,} of the files cannot be read.")
+    return out
 
 
 def _gate(std: float | None, scale: float, vectors: bool, shape: tuple[int, ...]) -> tuple[float, int, str]:

@@ -15,7 +15,8 @@ from ..checkpoint import atomic
 from ..config import TrainConfig
 from ..run import build, estimate
 from ..source import Source
-from . import Audit, sheet
+from . import sheet
+from .look import Audit
 from .recipe import recommend
 
 SHOWN = 24
@@ -30,17 +31,7 @@ def write(folder: Path, found: Audit, source: Source, base: TrainConfig) -> dict
     Raises:
         UserError: the disk is full or not writable.
     """
-    share, std = (found.noise.share, found.noise.std) if found.noise else (0.0, None)
-    config, reasons = recommend(
-        base,
-        found.item_shape,
-        found.items,
-        found.scale,
-        share,
-        std,
-        len(found.outliers.why) / found.items,
-        torch.cuda.is_available(),
-    )
+    config, reasons = recommend(base, found, torch.cuda.is_available())
     cost = estimate(config, build(config))
     chosen = _chosen(config)
     told = found.as_dict() | {"recipe": {"config": chosen, "reasons": reasons, "cost": cost}}
@@ -72,13 +63,15 @@ def _sheet(found: Audit, source: Source) -> Any:
         return sheet.vectors(source.batch(every, torch.zeros_like(every)), found.outliers.worst)
     pairs = found.duplicates.pairs[: SHOWN // 2]
     rows: list[sheet.Row] = []
-    if found.levels is not None:
-        noisy = np.flatnonzero(found.noise_of_each > 0)
-        order = noisy[np.argsort(-found.levels[noisy], kind="stable")][:SHOWN]
-        share = found.noise.share if found.noise else 0.0
-        rows.append(
-            (f"noisiest ({share:.1%} look noisy)", [(int(i), f"#{i}  {found.noise_of_each[i]:.2g}") for i in order])
-        )
+    if found.estimate is not None:
+        each = found.noise_of_each
+        order = [int(i) for i in np.argsort(-each, kind="stable")[:SHOWN] if each[i] > 0]
+        title = f"noisiest ({found.estimate.noise.share:.1%} look noisy)"
+        rows.append((title, [(i, f"#{i}  {each[i]:.2g}") for i in order]))
+    hit = found.most_replaced
+    if hit:
+        title = f"replaced pixels ({len(hit)})"
+        rows.append((title, [(i, f"#{i}  {found.replaced[i]:.0%}") for i in hit[:SHOWN]]))
     rows.append(
         (
             f"outliers ({len(found.outliers.why)})",

@@ -69,7 +69,7 @@ def run(words: list[str]) -> int:
 def _rows(told: dict[str, Any]) -> list[dict[str, Any]]:
     noise = told["noise"]
     if not noise["told"]:
-        noisy = "cannot be told from content in such data"
+        noisy = "cannot be told from content in such data (docs/audit.md)"
     elif noise["std"] is None:
         noisy = f"none of std {noise['smallest']:g} or more (typical level of content: {noise['clean_level']:.2g})"
     else:
@@ -77,11 +77,13 @@ def _rows(told: dict[str, Any]) -> list[dict[str, Any]]:
         spread = "" if noise["alike"] else f", 90 % of them from {low:.2g} to {high:.2g}"
         common = ", the same in all channels" if noise["channels"] == "common" else ""
         noisy = f"{noise['share']:.1%} of the items, std {noise['std']:.3g}{spread}{common}"
-    far, twins, broken = told["outliers"], told["duplicates"], told["broken"]
+    hit, far, twins, broken = told["replaced"], told["outliers"], told["duplicates"], told["broken"]
+    replaced = f"in {hit['count']} items ({hit['share']:.1%})" + (f", {hit['pixels']:.1%} of them" if hit["count"] else "")
     kinds = sorted({worst["why"] for worst in far["worst"]})
     names = ", ".join(broken["names"][:5]) + (", ..." if broken["count"] > 5 else "")
     return [
         {"what": "noise", "found": noisy},
+        {"what": "replaced pixels", "found": replaced},
         {"what": "outliers", "found": f"{far['count']} ({far['share']:.1%})" + (f": {', '.join(kinds)}" if kinds else "")},
         {"what": "near duplicates", "found": f"{twins['pairs']} pairs in {twins['groups']} groups; {twins['extra']} extra"},
         {"what": "broken", "found": f"{broken['count']}" + (f": {names}" if names else "")},
