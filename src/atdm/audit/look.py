@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..source import Source
@@ -144,7 +144,8 @@ def _images(source: Source, broken: tuple[str, ...], progress: Progress | None) 
     estimate = meter.judge(levels, replaced == 0)
     outliers = image_outliers(thumbs, estimate.stds / pooled**0.5, pooled)
     duplicates = image_duplicates(thumbs, estimate.stds / pooled**0.5)
-    if (alone := _alone(outliers, n)).any():
+    alone = np.isin(np.arange(n), [i for i, why in outliers.why.items() if why == ALONE])
+    if alone.any():  # noise with nothing under it is an outlier, no noisy image
         estimate = meter.judge(levels, (replaced == 0) & ~alone)
     return Audit(n, shape, estimate, replaced, outliers, duplicates, broken, sample.std().item())
 
@@ -156,18 +157,12 @@ def _whole(source: Source, broken: tuple[str, ...]) -> Audit:
     scale = flat.std(0).square().mean().sqrt().item()
     estimate = whole_estimate(x)
     each = np.zeros(len(x)) if estimate is None else estimate.stds
-    if x.dim() == 4:
-        outliers, duplicates = image_outliers(x, each), image_duplicates(x, each)
-        if (alone := _alone(outliers, len(x))).any():
-            estimate = whole_estimate(x, ~alone)
-    else:
-        outliers, duplicates = vector_outliers(flat), vector_duplicates(flat)
+    outliers = image_outliers(x, each) if x.dim() == 4 else vector_outliers(flat)
+    if estimate is not None and outliers.why:  # they bend the directions that the others leave thin
+        estimate = whole_estimate(x, ~np.isin(np.arange(len(x)), [*outliers.why])) or estimate
+        each = estimate.stds
+    duplicates = image_duplicates(x, each) if x.dim() == 4 else vector_duplicates(flat)
     return Audit(len(x), source.item_shape, estimate, np.zeros(len(x)), outliers, duplicates, broken, scale)
-
-
-def _alone(outliers: Outliers, n: int) -> Bool[np.ndarray, "n"]:
-    """Noise with nothing under it is an outlier, no noisy image."""
-    return np.isin(np.arange(n), [i for i, why in outliers.why.items() if why == ALONE])
 
 
 def _rows(source: Source, rows: Tensor) -> Tensor:

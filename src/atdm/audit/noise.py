@@ -82,10 +82,14 @@ class Meter:
 
 def _fitted(levels: Float[np.ndarray, "n"], tau: float, usual: float, use: Bool[np.ndarray, "n"]) -> Noise:
     """The mixture over the items in use."""
-    noise = mixture.fit(levels[use] if use.any() else levels, tau, usual)
-    if use.all() or not use.any():
-        return noise
-    posterior, each = np.zeros(len(levels)), np.zeros(len(levels))
+    if not use.any():
+        return mixture.fit(levels, tau, usual)
+    return _widened(mixture.fit(levels[use], tau, usual), use)
+
+
+def _widened(noise: Noise, use: Bool[np.ndarray, "n"]) -> Noise:
+    """What was found among the items in use, for all of them."""
+    posterior, each = np.zeros(len(use)), np.zeros(len(use))
     posterior[use], each[use] = noise.posterior, noise.per_image
     return replace(noise, share=float(noise.share * use.mean()), posterior=posterior, per_image=each)
 
@@ -97,15 +101,22 @@ def whole_estimate(x: Float[Tensor, "n *item"], use: Bool[np.ndarray, "n"] | Non
         use: as of :meth:`Meter.judge`; None: all.
     """
     flat = x.flatten(1)
+    if use is not None:  # the others would bend the directions that are thin
+        found = whole_estimate(x[torch.from_numpy(use)])
+        levels = flat.std(1).double().numpy()
+        if found is None:
+            return None
+        levels[use] = found.levels
+        return Estimate(_widened(found.noise, use), False, levels)
     scale = flat.std(0).square().mean().sqrt().item()
     unit = 1.0 if x.dim() == 4 else max(2 * scale, 1e-12)  # thresholds of noise are for data of std 0.5
     told = thin_levels(flat / unit)
     if told is None:
         return None
-    found = _fitted(told[0], told[1], THIN_USUAL, np.ones(len(x), dtype=bool) if use is None else use)
-    std = None if found.std is None else found.std * unit
-    found = replace(found, std=std, per_image=found.per_image * unit, content=found.content * unit)
-    return Estimate(found, False, told[0] * unit)
+    noise = mixture.fit(told[0], told[1], THIN_USUAL)
+    std = None if noise.std is None else noise.std * unit
+    noise = replace(noise, std=std, per_image=noise.per_image * unit, content=noise.content * unit)
+    return Estimate(noise, False, told[0] * unit)
 
 
 def estimate_noise(x: Float[Tensor, "n *item"]) -> Estimate:
