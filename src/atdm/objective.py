@@ -56,9 +56,9 @@ class Terms:
     """Named terms of the loss, one value per sample. The push terms are zero where no push was made."""
 
     t: Int[Tensor, "batch"]
-    denoise: Float[Tensor, "batch"]
+    denoise: Float[Tensor, "batch"]  # units of the output (a score's: eps units)
     regularizer: Float[Tensor, "batch"]  # eps units, before lambda_t
-    weight: Float[Tensor, "batch"]  # lambda_t
+    weight: Float[Tensor, "batch"]  # lambda_t, in the units of the denoising term
     pushed: Bool[Tensor, "batch"]
     radius: Float[Tensor, "batch"]  # noise units
     delta_rms: Float[Tensor, "batch"]  # noise units
@@ -124,7 +124,7 @@ class Objective:
         A forward pass counts 1, a backward pass 2, a backward pass to the input alone 1; pushed timesteps count by share.
         Networks without dropout; see docs/performance.md.
         """
-        share = 1.0 if self.gate is None else self.process.timestep_at(self.gate) / self.process.steps
+        share = 1.0 if self.gate is None else self.process.share_below(self.gate)
         pushed = share if self.kind.pushes else 0.0
         attacked = pushed * self.perturbation.steps
         if self.kind.adversarial and self._stacks(share):
@@ -148,7 +148,7 @@ class Objective:
         """
         device = torch.device(device)
         source = t_generator or generator
-        t = torch.randint(self.process.steps, (shape[0],), generator=source, device=source.device if source else "cpu")
+        t = self.process.draw(shape[0], source)
         noise = torch.randn(shape, generator=generator, device=device)
         if not self.kind.pushes:
             return Draws(t, noise)
@@ -178,10 +178,12 @@ class Objective:
         x_t = process.mix(x0, draws.noise, t)
         rows = self._rows(draws, x0.device)
         if rows is None or draws.beta is None or draws.start is None:
-            output, push = call(model, x_t, t, **conditioning).float(), None
+            output, push = _Batch(model, x_t, t, process.time(t), conditioning).call(model, x_t), None
         else:
-            output, push = self._push(_Batch(model, x_t, t, conditioning), rows, draws.beta, draws.start)
-        denoise = _item_mean((output - process.target(x0, draws.noise, t)).square())
+            output, push = self._push(
+                _Batch(model, x_t, t, process.time(t), conditioning), rows, draws.beta, draws.start
+            )
+        denoise = _item_mean((output - process.target(x0, draws.noise, t)).square()) * process.output_weight(t)
         zero = torch.zeros_like(denoise, requires_grad=False)
         if push is None:
             return Terms(t, denoise, zero, zero, torch.zeros_like(t, dtype=torch.bool), zero, zero, zero)
@@ -190,13 +192,13 @@ class Objective:
         residual = push.moved - (target + push.delta if self.kind.equivariant else target)
 
         def spread(values: Tensor) -> Tensor:
-            return values if isinstance(rows, slice) else zero.index_put((rows,), values)
+            return values if isinstance(rows, slice) else zero.index_put((rows,), values.to(zero.dtype))
 
         return Terms(
             t,
             denoise,
             spread(_item_mean(residual.square())),
-            spread(self.weight(push.r, push.delta)),
+            spread(self.weight(push.r, push.delta) * process.eps_weight(t[rows])),
             spread(torch.ones_like(push.r)).bool(),
             spread(push.r),
             spread(_item_mean(push.delta.square()).sqrt()),
@@ -310,12 +312,14 @@ class _Batch(NamedTuple):
     model: Callable[..., Any]
     x: Float[Tensor, "batch *dims"]
     t: Int[Tensor, "batch"]
+    time: Int[Tensor, "batch"] | Float[Tensor, "batch"]  # what the network is told
     conditioning: dict[str, Any]
 
     def call(self, model: Callable[..., Any], x: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
         """The output of ``model`` at states ``x`` that belong to these ``rows``."""
         conditioning = {k: _follow(v, rows, len(self.t)) for k, v in self.conditioning.items()}
-        return call(model, x, self.t[rows], **conditioning).float()
+        output = call(model, x, self.time[rows], **conditioning)
+        return output if output.dtype == torch.float64 else output.float()
 
 
 def _padded(rows: Int[Tensor, "pushed"], batch: int) -> Int[Tensor, "padded"]:
