@@ -18,6 +18,7 @@ SUMMARY = {
     "features": "train a small feature network on clean images, for metrics offline",
     "attack": "push the sampler's states where it hurts, and measure the damage",
     "purify": "diffuse inputs to a noise level and denoise them back",
+    "audit": "look at a data set before training: noise, outliers, duplicates, a recipe",
     "corrupt": "write a corrupted data set and its truth",
     "reproduce": "published results by name, and their counterparts here",
     "demo": "the method on toys and digits, ending in a report",
