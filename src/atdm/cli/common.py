@@ -17,6 +17,7 @@ SUMMARY = {
     "compare": "put measured runs side by side, and rank what was made alike",
     "features": "train a small feature network on clean images, for metrics offline",
     "attack": "push the sampler's states where it hurts, and measure the damage",
+    "report": "one page over a set of models: grids, few steps, attacks, memorization, cost",
     "purify": "diffuse inputs to a noise level and denoise them back",
     "audit": "look at a data set before training: noise, outliers, duplicates, a recipe",
     "corrupt": "write a corrupted data set and its truth",
