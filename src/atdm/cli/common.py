@@ -123,8 +123,10 @@ def draw(given: Any, target: Path | None = None) -> tuple[Any, dict[str, Any]]:
     from ..checkpoint import load_pipeline, load_weights, weights_hash
     from ..nets import item_shape
     from ..sample import check_target, sample
+    from ..schedulers import default_sampler
 
     net, process, clip = load_pipeline(given.model)
+    given.sampler = given.sampler or default_sampler(process, "ddpm")
     if getattr(given, "weights", None) == "raw":
         load_weights(Path(given.model), net, "model")
     if target is not None:
