@@ -17,7 +17,7 @@ class ObjectiveConfig:
     """What the regularizer does.
 
     Args:
-        name: ddpm, robust_rand, robust_adv, inv_rand or inv_adv.
+        name: auto (robust_adv with gate and strength chosen from the data), ddpm, robust_rand, robust_adv, inv_rand or inv_adv.
         radius: how far to push, in noise units: published:omega=2,floor=8/255,beta=uniform or constant:r=1.
         weight: how much it counts: published:lam=0.3, relative:k=5 or constant:value=1.
         norm: ball of the push.
@@ -37,6 +37,14 @@ class ObjectiveConfig:
     gate: float | None = None
     ascent: Literal["prediction", "residual"] = "prediction"
     detach_target: bool = False
+
+    def fitted(self, x: Any) -> ObjectiveConfig:
+        """These options, with ``auto`` replaced by what it chooses for training data ``x`` (:mod:`atdm.auto`)."""
+        if self.name != "auto":
+            return self
+        from .auto import constants
+
+        return ObjectiveConfig(**constants(x))
 
     def build(self, process: Any, seed: int = 0) -> Any:
         """The objective for ``process``."""

@@ -75,6 +75,10 @@ class Method:
     label: str
     objective: ObjectiveConfig = field(default_factory=lambda: ObjectiveConfig("ddpm"))
 
+    def fitted(self, x: Tensor) -> Method:
+        """With ``auto`` replaced by what it chooses for training data ``x``."""
+        return dataclasses.replace(self, objective=self.objective.fitted(x))
+
     def build(self, process: Process, seed: int) -> Objective:
         return self.objective.build(process, seed)
 
@@ -96,6 +100,7 @@ def recommended(
 
 
 DDPM = Method("ddpm")
+AUTO = Method("robust_adv auto", ObjectiveConfig("auto"))
 
 
 @dataclass(frozen=True)
