@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import checkpoint, metrics
 from .config import TrainConfig
 from .corrupt import Truth, parse_corruption, truth_of
 from .data import Dataset, load
 from .errors import UserError
+from .levels import truth_levels
 from .nets import build_net, count_parameters, flops, load_net
 from .nets.mlp import MLP
-from .objective import Objective
+from .objective import Loss, Objective
 from .sample import sample, save_samples
 from .source import Source
 from .train import Diverged, State, Step, fit
@@ -33,7 +34,7 @@ class Parts:
     source: Source
     truth: Truth
     net: nn.Module
-    objective: Objective
+    objective: Loss
     clip: bool  # sampling clips denoised items to [-1, 1]
 
 
@@ -50,13 +51,37 @@ def build(config: TrainConfig, progress: Callable[[int, int], None] | None = Non
     objective = config.objective.build(config.build_process(), config.seed)
     dataset = load(config.data, **config.reading(), progress=progress)
     parts = parse_corruption(config.corrupt)
-    source = Source(dataset.items, parts, config.seed, config.corrupt_fresh, config.flip, dataset.window)
+    std = _stored_levels(dataset) if objective.needs_levels else None
+    source = Source(dataset.items, parts, config.seed, config.corrupt_fresh, config.flip, dataset.window, std)
+    objective.require_items(source.item_shape)
     truth = truth_of(config.corrupt, len(source), tuple(dataset.items.item_shape), config.seed)
     torch.manual_seed(config.seed)
     name = config.net if config.net != "auto" else ("mlp" if dataset.kind == "vector" else "tiny")
     net = load_net(config.init, dataset.item_shape) if config.init else build_net(name, dataset.item_shape)
     clip = dataset.kind == "image" and not isinstance(net, MLP) if config.clip_sample is None else config.clip_sample
     return Parts(dataset, source, truth, net, objective, clip)
+
+
+def _stored_levels(dataset: Dataset) -> Tensor | None:
+    """The noise that the items of a file hold, as the truth beside it tells; None: the items are clean.
+
+    Raises:
+        UserError: there is no truth file beside the file, or it is of other items.
+    """
+    if (stored := dataset.stored) is None:
+        return None
+    path = stored.path.with_name("truth.npz")
+    if not path.is_file():
+        raise UserError(
+            f"The objective needs the noise level of each item, and there is no truth file beside {stored.path}. "
+            "Expected the folder that atdm corrupt wrote, or an objective that is told nothing, such as ambient_blind."
+        )
+    levels = truth_levels(Truth.load(path))
+    if len(levels) != stored.items:
+        raise UserError(
+            f"{path} tells of {len(levels)} items, and {stored.path} holds {stored.items}. Expected its own."
+        )
+    return levels[stored.rows]
 
 
 def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import spec as specs
@@ -25,6 +25,15 @@ DIGITS_HELD_OUT = 297
 
 
 @dataclass(frozen=True)
+class Stored:
+    """Where items of an .npz are: the file, how many it holds, and which of them these are."""
+
+    path: Path
+    items: int
+    rows: Int[Tensor, "n"]
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Clean data, and what is known of its truth.
 
@@ -36,6 +45,7 @@ class Dataset:
         held_out: clean items kept apart from training; None where there are none.
         notes: sentences on what was converted or skipped on reading.
         window: side of the random windows training cuts from ``items``; None where it takes them whole.
+        stored: the .npz they come from, beside which may lie the truth about it; None for other sources.
     """
 
     items: Items
@@ -45,6 +55,7 @@ class Dataset:
     held_out: Items | None = None
     notes: tuple[str, ...] = ()
     window: int | None = None
+    stored: Stored | None = None
 
     @property
     def item_shape(self) -> tuple[int, ...]:
@@ -247,6 +258,8 @@ def _npz(source: Npz, spec: str, seed: int, image_size: int | None, limit: int |
         raise UserError(f"{path} holds values that are not finite. Expected numbers.")
     if image_size is not None and [image_size] * 2 != shape[2:]:
         raise UserError(f"image_size is {image_size}, but {path} holds items of shape {shape[1:]}. Expected none.")
+    rows = torch.arange(len(x))
     if limit is not None and limit < len(x):
-        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:limit].sort().values]
-    return Dataset(Floats(x.float()), "vector" if x.dim() == 2 else "image", spec)
+        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:limit].sort().values
+    items, stored = Floats(x[rows].float()), Stored(path, len(x), rows)
+    return Dataset(items, "vector" if x.dim() == 2 else "image", spec, stored=stored)
