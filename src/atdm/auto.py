@@ -8,13 +8,16 @@ follows :func:`quiet_std`, and on clean data it closes: what is left is ddpm.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from .config import ObjectiveConfig
 
 ITEMS = 4096  # that are looked at
 SIDE = 8  # of the patches in which images are looked at, pixels
@@ -32,14 +35,16 @@ def quiet_std(x: Float[Tensor, "n *item"], seed: int = 0) -> float:
     that is alike in all channels counts.
 
     Args:
-        seed: of the patches.
+        seed: of the halves and the patches.
 
     Raises:
         UserError: fewer than 16 items.
     """
     if len(x) < 16:
         raise UserError(f"There are {len(x)} items, too few to tell dirt from content. Expected at least 16.")
-    rows = _patches(x, torch.Generator().manual_seed(seed)) if x.dim() == 4 else x.flatten(1)
+    generator = torch.Generator().manual_seed(seed)
+    x = x[torch.randperm(len(x), generator=generator)]
+    rows = _patches(x, generator) if x.dim() == 4 else x.flatten(1)
     first, second = rows.double().tensor_split(2)
     mean = first.mean(0)
     _, directions = torch.linalg.eigh((first - mean).T @ (first - mean))  # from the least on
@@ -77,3 +82,15 @@ def constants(x: Float[Tensor, "n *item"]) -> dict[str, Any]:
         "kappa": math.inf,
         "gate": max(float(f"{GATE * std:.3g}"), 1e-6),  # below the first sigma_t / alpha_t nothing is pushed
     }
+
+
+def told(chosen: ObjectiveConfig) -> str:
+    """What :func:`constants` chose, as a sentence."""
+    assert chosen.gate is not None
+    quiet = chosen.gate / GATE
+    if quiet < 1e-3:
+        return "objective auto: there are directions in which the data do not vary at all, so there is no dirt to push: ddpm."
+    return (
+        f"objective auto: where the data vary least their std is {quiet:.3g}. robust_adv with gate {chosen.gate:g}, "
+        f"weight {chosen.weight}, radius {chosen.radius}, l2."
+    )
