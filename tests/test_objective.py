@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from atdm.errors import UserError
-from atdm.objective import OBJECTIVES, Draws, Objective
+from atdm.objective import KINDS, Draws, Objective
 from atdm.passes import remember_random
 from atdm.perturb import ConstantRadius, ConstantWeight, Perturbation, PublishedRadius, RelativeWeight
 from atdm.process import Process
@@ -119,7 +119,7 @@ def test_the_ideal_network_is_equivariant_off_the_subspace(generator):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"ddpm"}))
+@pytest.mark.parametrize("name", sorted(set(KINDS) - {"ddpm"}))
 def test_equivariance_of_eps_is_invariance_of_the_denoised_image(name, prediction, generator):
     """eps(x^d) - eps(x) - d = -(alpha/sigma) [D(x^d) - D(x)], whichever way the same denoiser is written."""
     denoiser = Small().double()
@@ -141,7 +141,7 @@ def test_equivariance_of_eps_is_invariance_of_the_denoised_image(name, predictio
     )
     torch.testing.assert_close(terms.regularizer, reference.regularizer, rtol=2e-3, atol=1e-5)
     torch.testing.assert_close(terms.weight / process.eps_weight(draws.t), reference.weight)
-    if OBJECTIVES[name].equivariant and not OBJECTIVES[name].adversarial:
+    if KINDS[name].equivariant and not KINDS[name].adversarial:
         x_t = process.mix(x0, draws.noise, draws.t)
         delta = terms.radius.reshape(-1, 1) * draws.start
         moved = denoiser.net((x_t + process.sigma(draws.t, x_t) * delta).double()) - denoiser.net(x_t.double())
@@ -162,11 +162,11 @@ def test_fgsm_from_zero_does_nothing_and_from_a_random_start_raises_the_gain(gen
     assert gain(pgd).mean() >= gain(delta).mean()
 
 
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("name", sorted(KINDS))
 def test_an_exactly_equivariant_network_pays_only_for_invariance(name, generator):
     equivariant = lambda x, t: x / PROCESS.sigma(t, x)  # moves by delta when x moves by sigma delta  # noqa: E731
     terms = Objective(name, PROCESS)(equivariant, torch.randn(64, 6, generator=generator), generator=generator)
-    kind = OBJECTIVES[name]
+    kind = KINDS[name]
     if kind.pushes and not kind.equivariant:
         torch.testing.assert_close(terms.regularizer, terms.delta_rms.square(), rtol=1e-3, atol=1e-6)
         assert (terms.regularizer > 0).all()
@@ -175,7 +175,7 @@ def test_an_exactly_equivariant_network_pays_only_for_invariance(name, generator
 
 
 @pytest.mark.parametrize("gate", [None, 0.5])
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("name", sorted(KINDS))
 def test_it_leaves_everything_else_as_it_was(name, gate, generator):
     model = Small(dropout=0.5).train()
     model.net[0].eval()
@@ -195,7 +195,7 @@ def test_it_leaves_everything_else_as_it_was(name, gate, generator):
 
 
 def test_every_objective_draws_the_same_data_randomness():
-    draws = [Objective(n, PROCESS).draw((8, 3), generator=torch.Generator().manual_seed(5)) for n in OBJECTIVES]
+    draws = [Objective(n, PROCESS).draw((8, 3), generator=torch.Generator().manual_seed(5)) for n in KINDS]
     for other in draws[1:]:
         assert torch.equal(other.t, draws[0].t)
         assert torch.equal(other.noise, draws[0].noise)
@@ -230,7 +230,7 @@ def test_the_gate_pushes_only_below_it_and_changes_nothing_there(generator):
 
 
 @pytest.mark.parametrize("options", [{}, {"gate": 0.5}, {"gate": 0.5, "perturbation": Perturbation("l2", 2, math.inf)}])
-@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"ddpm"}))
+@pytest.mark.parametrize("name", sorted(set(KINDS) - {"ddpm"}))
 def test_stacked_passes_are_the_passes_one_by_one(name, options, generator):
     """Values and gradients of the parameters; a network known to draw random numbers is passed through one by one."""
     x0 = torch.randn(256, 6, generator=generator)
@@ -303,7 +303,7 @@ def test_diffusers_output_and_tuple_are_understood(generator):
 
 
 @pytest.mark.parametrize("gate", [None, 0.5])
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("name", sorted(KINDS))
 def test_passes_are_those_the_network_sees(name, gate):
     """Forward rows counted in the network itself, over many draws of t."""
     rows = 0

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "Process": "process",
     "Objective": "objective",
+    "Loss": "objective",
     "Terms": "objective",
     "Draws": "objective",
     "OBJECTIVES": "objective",

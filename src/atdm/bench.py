@@ -14,7 +14,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
+from .data.items import Floats
 from .errors import UserError, unknown
 from .nets import NETS, build_net, call, count_parameters, flops
-from .objective import OBJECTIVES, Objective
+from .objective import KINDS, RIVALS, Loss, Objective
 from .perturb import ConstantRadius, Perturbation, RelativeWeight
 from .process import Process
+from .source import Source
 from .spec import parse_spec
 from .train import Settings, State, fit
 
@@ -107,7 +109,7 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
-    objectives = _objectives(Process.linear(), options.gate)
+    objectives = _objectives(Process.linear(), options.gate, options.item_shape())
     loops = _loops(options, objectives, device)
     # In a turn a contestant makes as many steps as bring ddpm to TURN. The first steps of each are for warming up.
     progress("warming up")
@@ -142,10 +144,16 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
     }
 
 
-def _objectives(process: Process, gate: float) -> dict[str, Objective]:
+def _objectives(process: Process, gate: float, shape: tuple[int, ...]) -> dict[str, Loss]:
+    """Ours, the recommended setting, and the rivals that can learn from items of that shape."""
     push = Perturbation("l2", steps=1, kappa=float("inf"))
-    objectives = {name: Objective(name, process) for name in OBJECTIVES}
+    objectives: dict[str, Loss] = {name: Objective(name, process) for name in KINDS}
     objectives[RECOMMENDED] = Objective("robust_adv", process, ConstantRadius(1), RelativeWeight(5), push, gate=gate)
+    for name, rival in RIVALS.items():
+        with suppress(UserError):
+            loss = rival(process)
+            loss.require_items(shape)
+            objectives[name] = loss
     return objectives
 
 
@@ -157,7 +165,7 @@ class _Loop:
     kept: Callable[[], list[Tensor]]
 
 
-def _loops(options: Options, objectives: dict[str, Objective], device: torch.device) -> dict[str, _Loop]:
+def _loops(options: Options, objectives: dict[str, Loss], device: torch.device) -> dict[str, _Loop]:
     from accelerate import Accelerator
 
     def alone() -> Accelerator:  # its own gradient scaler for each
@@ -166,6 +174,7 @@ def _loops(options: Options, objectives: dict[str, Objective], device: torch.dev
     shape = options.item_shape()
     data = torch.randn(8 * options.batch_size, *shape, generator=torch.Generator().manual_seed(0))
     switches = {name: getattr(options, name) for name in ("channels_last", "compile", "gradient_checkpointing")}
+    source = Source(Floats(data), std=torch.full((len(data),), 0.2))
     settings = Settings(steps=10**9, batch_size=options.batch_size, lr=1e-4, **switches)
 
     def fresh() -> State:
@@ -175,7 +184,7 @@ def _loops(options: Options, objectives: dict[str, Objective], device: torch.dev
     loops = {}
     for name, objective in objectives.items():
         state = fresh()
-        loops[name] = _Loop(fit(objective, state, data, settings, alone()), partial(_kept_by, state))
+        loops[name] = _Loop(fit(objective, state, source, settings, alone()), partial(_kept_by, state))
     net = fresh().model
     if options.compile:
         net.compile()

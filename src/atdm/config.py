@@ -17,7 +17,9 @@ class ObjectiveConfig:
     """What the regularizer does.
 
     Args:
-        name: ddpm, robust_rand, robust_adv, inv_rand or inv_adv.
+        name: auto (robust_adv with gate and strength chosen from the data), ddpm, robust_rand, robust_adv, inv_rand or
+            inv_adv; or a rival with its constants, which like auto takes none of the options below:
+            input_perturbation:gamma=0.1, pseudo_huber:c=0.1, ambient, ambient_blind, sure or free:radius=0.1.
         radius: how far to push, in noise units: published:omega=2,floor=8/255,beta=uniform or constant:r=1.
         weight: how much it counts: published:lam=0.3, relative:k=5 or constant:value=1.
         norm: ball of the push.
@@ -38,14 +40,31 @@ class ObjectiveConfig:
     ascent: Literal["prediction", "residual"] = "prediction"
     detach_target: bool = False
 
+    def fitted(self, x: Any) -> ObjectiveConfig:
+        """These options, with ``auto`` replaced by what it chooses for training data ``x`` (:mod:`atdm.auto`)."""
+        if self.name != "auto":
+            return self
+        from .auto import constants
+
+        return ObjectiveConfig(**constants(x))
+
     def build(self, process: Any, seed: int = 0) -> Any:
         """The objective for ``process``."""
-        from .objective import Objective
+        from .objective import KINDS, OBJECTIVES, Objective
         from .perturb import RADII, WEIGHTS, Perturbation
-        from .spec import build
+        from .spec import build, parse_spec
 
+        name, options = parse_spec(self.name)
+        if name == "auto":
+            raise UserError("The objective auto is chosen from training data. Expected fitted(x) before build().")
+        if name not in KINDS:
+            return build("objective", self.name, OBJECTIVES, process=process, seed=seed)
+        if options:
+            raise UserError(
+                f"'{name}' takes its options one by one, as in --objective.{next(iter(options))}. Expected its name alone."
+            )
         return Objective(
-            self.name,
+            name,
             process,
             build("radius", self.radius, RADII),
             build("weight", self.weight, WEIGHTS),

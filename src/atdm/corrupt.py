@@ -311,7 +311,7 @@ class _Streams(threading.local):
 
 
 PLACES = 64  # parts a corruption can have
-_streams = _Streams()
+streams = _Streams()
 
 
 def corrupt_item(
@@ -339,7 +339,7 @@ def corrupt_rows(
 def _damaged(x: Any, parts: tuple[Corruption, ...], seed: int, index: int, epoch: int) -> tuple[Any, list[Any]]:
     hits: list[dict[str, Any] | None] = []
     for place, part in enumerate(parts):
-        rng = _streams.at(seed, index, place, epoch)
+        rng = streams.at(seed, index, place, epoch)
         hits.append(drawn := part.draw(x.shape, rng) if rng.random() < part.share else None)
         if drawn is not None:
             x = part.damage(x, drawn, rng)
@@ -371,9 +371,9 @@ def truth_of(spec: str, items: int, shape: tuple[int, ...], seed: int = 0) -> Tr
     names = [_name(part) for part in parts]
     touched, details = np.zeros((len(parts), items), dtype=bool), {}
     for place, part in enumerate(parts):
-        values = {key: np.full(items, np.nan) for key in part.draw(shape, _streams.at(seed, 0, place, 0))}
+        values = {key: np.full(items, np.nan) for key in part.draw(shape, streams.at(seed, 0, place, 0))}
         for index in range(items):
-            rng = _streams.at(seed, index, place, 0)
+            rng = streams.at(seed, index, place, 0)
             if rng.random() < part.share:
                 touched[place, index] = True
                 for key, value in part.draw(shape, rng).items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,7 @@ from .errors import UserError, unknown
 from .predictions import PREDICTIONS
 
 FAMILIES = ("vp", "flow", "edm")
+Prediction = Literal["epsilon", "sample", "v_prediction"]
 
 
 @dataclass(frozen=True)
