@@ -11,8 +11,8 @@ from atdm.metrics import content_hash
 from test_cli import atdm
 from test_cli_attack import stock  # noqa: F401 (a fixture)
 
-FAST = ["--n", "8", "--steps_list", "2,4", "--budgets", "0.01,0.5", "--attack", "pgd:steps=1,norm=l2"]
-FAST += ["--attacked", "4", "--attacked_steps", "4"]
+FAST = ["--n", "4", "--steps_list", "2", "--budgets", "0.5", "--attack", "pgd:steps=1,norm=l2"]
+FAST += ["--attacked", "2", "--attacked_steps", "2"]
 
 
 @pytest.fixture(scope="module")
