@@ -83,7 +83,8 @@ class TrainConfig:
         workers: processes that prepare batches ahead; 0: none; null: what the device and the data need.
         net: network, such as mlp:width=128, digits, tiny, cifar10 or celeba64; auto: mlp for vectors, tiny for images.
         init: start from this diffusers U-Net or pipeline (folder or Hub name) instead of a fresh network.
-        process: forward process: linear or cosine, with options such as cosine:steps=1000,prediction=v_prediction.
+        process: forward process: linear, cosine, flow or edm, with options such as cosine:prediction=v_prediction (epsilon,
+            sample, v_prediction, score, flow or edm), flow:shift=3 or edm:sigma_data=0.5.
         objective: what the regularizer does.
         steps: optimizer steps.
         batch_size: samples per optimizer step, over all processes and micro-batches together.
@@ -108,7 +109,7 @@ class TrainConfig:
             metrics.json (what is missing is told before training); none measures nothing.
         metrics_samples: how many samples to draw for them.
         clip_sample: clip the denoised image to [-1, 1] at every sampling step, as the pipeline then does; null: yes for
-            U-Nets, which need it while they are far from converged.
+            U-Nets, which need it while they are far from converged, but not of flow and edm, whose samplers cannot.
         keep: how many checkpoints to keep.
         threads: CPU threads; 0 leaves it to torch.
     """

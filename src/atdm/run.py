@@ -22,6 +22,7 @@ from .nets import build_net, count_parameters, flops, load_net
 from .nets.mlp import MLP
 from .objective import Loss, Objective
 from .sample import sample, save_samples
+from .schedulers import default_sampler
 from .source import Source
 from .train import Diverged, State, Step, fit
 
@@ -58,7 +59,8 @@ def build(config: TrainConfig, progress: Callable[[int, int], None] | None = Non
     torch.manual_seed(config.seed)
     name = config.net if config.net != "auto" else ("mlp" if dataset.kind == "vector" else "tiny")
     net = load_net(config.init, dataset.item_shape) if config.init else build_net(name, dataset.item_shape)
-    clip = dataset.kind == "image" and not isinstance(net, MLP) if config.clip_sample is None else config.clip_sample
+    clips = objective.process.family == "vp" and dataset.kind == "image" and not isinstance(net, MLP)
+    clip = clips if config.clip_sample is None else config.clip_sample
     return Parts(dataset, source, truth, net, objective, clip)
 
 
@@ -196,7 +198,7 @@ def _measure(
     """Rows of what ``atdm evaluate`` measures, with its sampler, steps and seed; all processes take part."""
     process = parts.objective.process
     sampling: dict[str, Any] = {
-        "sampler": "ddpm",
+        "sampler": default_sampler(process, "ddpm"),
         "steps": min(250, process.steps),
         "seed": 0,
         "clip_sample": parts.clip,
@@ -227,7 +229,7 @@ def _picture(folder: Path, step: int, parts: Parts, state: State) -> None:
             parts.objective.process,
             64 if parts.dataset.kind == "image" else 1000,
             parts.dataset.item_shape,
-            sampler="ddpm",
+            sampler=default_sampler(parts.objective.process, "ddpm"),
             steps=100,
             seed=0,
             clip_sample=parts.clip,

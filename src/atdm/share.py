@@ -16,6 +16,7 @@ from .data import DATASETS
 from .errors import UserError, unknown
 from .metrics import metric
 from .nets import count_parameters, item_shape
+from .schedulers import NATIVE
 
 WEIGHTS = ("ema", "raw")
 NOT_PROVENANCE = ("metric", "value")
@@ -75,7 +76,10 @@ def export(
             title=name.partition("/")[2] or out.name,
             lead=_lead(config, len(shape) == 3),
             picture="samples.png" if picture else None,
-            stock=len(shape) == 3,
+            stock=len(shape) == 3 and process.prediction in NATIVE[process.family],
+            family=process.family,
+            opens="ConsistencyModelPipeline" if process.family == "edm" else "DDPMPipeline",
+            prediction=process.prediction,
             own_class=type(network).__name__ == "MLP",
             where=name or out.name,
             item_shape=shape,

@@ -44,6 +44,7 @@ class Dataset:
         truth: the distribution (toys) or the subspace (projected images) the data come from.
         held_out: clean items kept apart from training; None where there are none.
         notes: sentences on what was converted or skipped on reading.
+        broken: names of the unreadable images that were skipped.
         window: side of the random windows training cuts from ``items``; None where it takes them whole.
         stored: the .npz they come from, beside which may lie the truth about it; None for other sources.
     """
@@ -54,6 +55,7 @@ class Dataset:
     truth: Any = None
     held_out: Items | None = None
     notes: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
     window: int | None = None
     stored: Stored | None = None
 
@@ -186,18 +188,18 @@ def load(
     else:
         listing = images.from_torchvision(source.name, source.root, source.split, source.download)
     how: dict[str, Any] = {"limit": limit, "skip_broken": skip_broken, "seed": seed, "cache": cache}
-    items, notes = read(listing, framing, progress=progress, **how)
+    items, notes, broken = read(listing, framing, progress=progress, **how)
     if len(items) < 2:
         raise UserError(f"{spec} holds {len(items)} image. Expected at least 2.")
     held = None
     if held_out:
-        held, more = read(held_out, framing, progress=progress, **how)
+        held, more, _ = read(held_out, framing, progress=progress, **how)
         notes += tuple(f"Held out: {note}" for note in more)
         if held.item_shape != items.item_shape:
             raise UserError(
                 f"Items are {list(items.item_shape)}, held-out items {list(held.item_shape)}. Expected one shape."
             )
-    return Dataset(items, "image", spec, held_out=held, notes=notes, window=framing.window)
+    return Dataset(items, "image", spec, held_out=held, notes=notes, broken=broken, window=framing.window)
 
 
 def _source(spec: str) -> Any:

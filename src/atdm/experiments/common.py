@@ -439,9 +439,9 @@ def write(found: Findings, name: str, summary: str, scale: str, provenance: Mapp
             plot.save(figure, out / f"{title}.{kind}")
     claims = [dataclasses.asdict(c) for c in found.claims]
     numbers = {
-        "rows": _finite(found.rows),
+        "rows": finite(found.rows),
         "claims": claims,
-        "tables": _finite([{"columns": t.columns, "rows": t.rows, "caption": t.caption} for t in found.tables]),
+        "tables": finite([{"columns": t.columns, "rows": t.rows, "caption": t.caption} for t in found.tables]),
         "figures": {title: caption for title, (caption, _) in found.figures.items()},
         "provenance": provenance,
     }
@@ -461,10 +461,10 @@ def write(found: Findings, name: str, summary: str, scale: str, provenance: Mapp
     report.render(f"atdm reproduce {name}: {summary}", found.lead, sections, provenance, out / "report.html")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no numbers that are not finite: they become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+        return {k: finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, list | tuple) else value
