@@ -40,7 +40,9 @@ def build(kind: str, spec: str, registry: Mapping[str, Callable[..., T]], **give
         raise unknown(kind, name, registry)
     maker = registry[name]
     parameters = {k: p for k, p in inspect.signature(maker).parameters.items() if k not in given}
-    hints = typing.get_type_hints(maker.__init__ if inspect.isclass(maker) else maker)
+    hints = typing.get_type_hints(
+        maker if dataclasses.is_dataclass(maker) or not inspect.isclass(maker) else maker.__init__
+    )
     values: dict[str, Any] = {}
     for key, text in options.items():
         if key not in parameters:
