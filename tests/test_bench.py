@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from atdm import cli
-from atdm.bench import EXAMPLE, RECOMMENDED, Options, _Loop, _peak, measure
+from atdm.bench import AUTO, EXAMPLE, Options, _Loop, _peak, measure
 from atdm.errors import UserError
 from atdm.objective import OBJECTIVES
 
@@ -19,7 +19,7 @@ def test_every_objective_and_the_example_are_measured(capsys):
         cli.main(cli_words)
     assert end.value.code == 0
     found = json.loads(capsys.readouterr().out)
-    everyone = {*OBJECTIVES, RECOMMENDED, EXAMPLE} - {"ambient_blind"}  # which is for images
+    everyone = {*OBJECTIVES, AUTO, EXAMPLE} - {"ambient_blind"}  # which is for images
     for what in ("ratio", "samples_per_second", "peak_memory"):
         assert found[what].keys() == everyone
         assert all(value > 0 for value in found[what].values())

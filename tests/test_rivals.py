@@ -244,10 +244,8 @@ def test_free_training_follows_its_algorithm_on_a_linear_model(generator):
     for replay in range(4):
         draws = objective.again(draws) if replay else draws
         torch.testing.assert_close(draws.extra.detach(), delta)
-        loss = objective(lambda x, t: a * x, x, draws=draws).loss.mean()
-        (a.grad,) = torch.autograd.grad(loss, a, retain_graph=True)
-        draws.extra.grad = None
-        loss.backward(inputs=[draws.extra])
+        a.grad = None
+        objective(lambda x, t, a=a: a * x, x, draws=draws).loss.mean().backward()
         residual = expected * (x_t + delta) - (draws.noise + delta / sigma)
         toward = expected * residual  # the gradient in delta, up to a factor
         expected -= rate * (2 * residual * (x_t + delta)).mean().item()

@@ -14,7 +14,7 @@ from .terms import Draws, Predict, Rival, Terms, item_mean
 
 @dataclass(frozen=True)
 class InputPerturbation(Rival):
-    """``||eps_theta(alpha_t x_0 + sigma_t (eps + gamma xi), t) - eps||^2`` with ``xi ~ N(0, I)`` (Ning 2023, arXiv 2301.11706, Algorithm 3).
+    """``||eps_theta(alpha_t x_0 + sigma_t (eps + gamma xi), t) - eps||^2`` with ``xi ~ N(0, I)`` (Ning 2023, arXiv 2301.11706; as in the authors' code).
 
     The target stays that of ``eps``, so a linear-Gaussian optimum is that of noise of variance ``1 + gamma^2``.
 
