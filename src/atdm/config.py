@@ -17,8 +17,9 @@ class ObjectiveConfig:
     """What the regularizer does.
 
     Args:
-        name: ddpm, robust_rand, robust_adv, inv_rand or inv_adv; or a rival with its constants, which takes none of the
-            options below: input_perturbation:gamma=0.1, pseudo_huber:c=0.1, ambient, ambient_blind, sure or free:radius=0.1.
+        name: auto (robust_adv with gate and strength chosen from the data), ddpm, robust_rand, robust_adv, inv_rand or
+            inv_adv; or a rival with its constants, which like auto takes none of the options below:
+            input_perturbation:gamma=0.1, pseudo_huber:c=0.1, ambient, ambient_blind, sure or free:radius=0.1.
         radius: how far to push, in noise units: published:omega=2,floor=8/255,beta=uniform or constant:r=1.
         weight: how much it counts: published:lam=0.3, relative:k=5 or constant:value=1.
         norm: ball of the push.
@@ -27,6 +28,7 @@ class ObjectiveConfig:
         gate: push only where sigma_t/alpha_t is below this noise level (data units); null: everywhere.
         ascent: what the attack raises.
         detach_target: stop the gradient through the clean prediction in the target.
+        every: push in one of so many steps, with so many times the weight.
     """
 
     name: str = "robust_adv"
@@ -38,6 +40,15 @@ class ObjectiveConfig:
     gate: float | None = None
     ascent: Literal["prediction", "residual"] = "prediction"
     detach_target: bool = False
+    every: int = 1
+
+    def fitted(self, x: Any) -> ObjectiveConfig:
+        """These options, with ``auto`` replaced by what it chooses for training data ``x`` (:mod:`atdm.auto`)."""
+        if self.name != "auto":
+            return self
+        from .auto import constants
+
+        return ObjectiveConfig(**constants(x))
 
     def build(self, process: Any, seed: int = 0) -> Any:
         """The objective for ``process``."""
@@ -46,6 +57,8 @@ class ObjectiveConfig:
         from .spec import build, parse_spec
 
         name, options = parse_spec(self.name)
+        if name == "auto":
+            raise UserError("The objective auto is chosen from training data. Expected fitted(x) before build().")
         if name not in KINDS:
             return build("objective", self.name, OBJECTIVES, process=process, seed=seed)
         if options:
@@ -61,6 +74,7 @@ class ObjectiveConfig:
             self.gate,
             self.ascent,
             self.detach_target,
+            self.every,
             seed,
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import UserError
 
@@ -29,9 +29,9 @@ class Latents:
         vae: a diffusers ``AutoencoderKL``; it is put in evaluation mode and its parameters are frozen.
     """
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: Any) -> None:
         self.vae: Any = vae.eval().requires_grad_(False)
-        config = self.vae.config
+        config: Any = self.vae.config
         self.scale = float(config["scaling_factor"])
         self.shift = float(config.get("shift_factor") or 0.0)
 

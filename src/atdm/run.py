@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, metrics
-from .config import TrainConfig
+from . import auto, checkpoint, metrics
+from .config import ObjectiveConfig, TrainConfig
 from .corrupt import Truth, parse_corruption, truth_of
 from .data import Dataset, load
 from .errors import UserError
@@ -36,7 +37,9 @@ class Parts:
     truth: Truth
     net: nn.Module
     objective: Loss
+    chosen: ObjectiveConfig  # the objective's options; of auto, those it chose
     clip: bool  # sampling clips denoised items to [-1, 1]
+    notes: tuple[str, ...]  # sentences on what was converted, skipped or chosen
 
 
 def build(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Parts:
@@ -49,11 +52,17 @@ def build(config: TrainConfig, progress: Callable[[int, int], None] | None = Non
         UserError: a part of the configuration cannot be used.
     """
     config.settings()
-    objective = config.objective.build(config.build_process(), config.seed)
+    process, chosen, automatic = config.build_process(), config.objective, config.objective.name == "auto"
+    if automatic:
+        chosen = ObjectiveConfig("ddpm")  # until the data are there to choose by
+    objective = chosen.build(process, config.seed)
     dataset = load(config.data, **config.reading(), progress=progress)
     parts = parse_corruption(config.corrupt)
     std = _stored_levels(dataset) if objective.needs_levels else None
     source = Source(dataset.items, parts, config.seed, config.corrupt_fresh, config.flip, dataset.window, std)
+    if automatic:
+        chosen = config.objective.fitted(source.some(auto.ITEMS))
+        objective = chosen.build(process, config.seed)
     objective.require_items(source.item_shape)
     truth = truth_of(config.corrupt, len(source), tuple(dataset.items.item_shape), config.seed)
     torch.manual_seed(config.seed)
@@ -61,7 +70,8 @@ def build(config: TrainConfig, progress: Callable[[int, int], None] | None = Non
     net = load_net(config.init, dataset.item_shape) if config.init else build_net(name, dataset.item_shape)
     clips = objective.process.family == "vp" and dataset.kind == "image" and not isinstance(net, MLP)
     clip = clips if config.clip_sample is None else config.clip_sample
-    return Parts(dataset, source, truth, net, objective, clip)
+    notes = (*dataset.notes, *([auto.told(chosen)] if automatic else []))
+    return Parts(dataset, source, truth, net, objective, chosen, clip, notes)
 
 
 def _stored_levels(dataset: Dataset) -> Tensor | None:
@@ -138,7 +148,7 @@ def train(
         config.require_same(checkpoint.read_config(folder), str(folder))
     spaces = metrics.require(config.metrics) if config.metrics != "none" else []
     parts = build(config, progress)
-    for note in parts.dataset.notes:
+    for note in parts.notes:
         tell(note)
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
     main = accelerator.is_main_process
@@ -148,6 +158,8 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.clean(folder)
         checkpoint.write_config(folder, config.as_dict())
+        with checkpoint.atomic(folder / "objective.json") as scratch:
+            scratch.write_text(json.dumps(dataclasses.asdict(parts.chosen), indent=1))
         parts.truth.save(folder / "truth.npz")
     accelerator.wait_for_everyone()
     if (found := checkpoint.latest(folder)) is not None:

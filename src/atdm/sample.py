@@ -140,11 +140,9 @@ def open_solver(
         UserError: a sampler or number of steps that cannot work.
     """
     sampler = default_sampler(process) if sampler is None else sampler
-    if isinstance(sampler, str):
-        scheduler = build_scheduler(sampler, process, clip_sample)
-    else:
-        scheduler = adopt(sampler, process)
-    levels = place(scheduler, process, steps, isinstance(sampler, str) and strided(sampler, process))
+    named = isinstance(sampler, str)
+    scheduler = build_scheduler(sampler, process, clip_sample) if named else adopt(sampler, process)
+    levels = place(scheduler, process, steps, named and strided(sampler, process))
     streams = [generator] if isinstance(generator, torch.Generator) else list(generator)
     if shape[0] % len(streams):
         raise UserError(
@@ -262,9 +260,9 @@ def sample_paths(
             **options,
         )
         for step in steps:
-            for place, index in enumerate(keep):
+            for slot, index in enumerate(keep):
                 if index == step.index:
-                    paths[place, start:stop] = step.x[: stop - start].cpu()
+                    paths[slot, start:stop] = step.x[: stop - start].cpu()
             if progress is not None:
                 progress(turn * step.count + step.index + 1, len(mine) * step.count)
         if not all(0 <= index <= step.index for index in keep):

@@ -114,6 +114,11 @@ class Source:
         """So many items as of epoch 0, from the start again where there are fewer."""
         return self.batch(torch.arange(count) % len(self), torch.zeros(count, dtype=torch.long))
 
+    def some(self, count: int) -> Float[Tensor, "b *item"]:
+        """So many items of epoch 0 drawn at random, or all: what a look at the data is taken from."""
+        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed))[:count]
+        return self.batch(chosen, torch.zeros_like(chosen))
+
     def save(self, path: Path) -> None:
         """Write all items as of epoch 0 to an .npz (float32 array ``samples``), a few at a time."""
         header = {"descr": "<f4", "fortran_order": False, "shape": (len(self), *self.item_shape)}

@@ -41,7 +41,9 @@ def recommend(base: TrainConfig, found: Audit, cuda: bool) -> tuple[TrainConfig,
         )
     else:
         values["objective"] = ObjectiveConfig("ddpm")
-        unseen = "noise cannot be told from content here" if found.estimate is None else "there is no noise worth a push"
+        unseen = (
+            "noise cannot be told from content here" if found.estimate is None else "there is no noise worth a push"
+        )
         reasons = [f"objective ddpm: {unseen}, and on clean data a push costs detail."]
     net, steps, batch, more, why = _size(found.item_shape, found.items, cuda)
     values |= {"net": net, "steps": steps, "batch_size": batch, **more}
@@ -72,7 +74,11 @@ def _gate(std: float | None, scale: float, vectors: bool, shape: tuple[int, ...]
         gate = float(f"{std:.2g}")
         return gate, 5, f"gate {gate}: the std of the noise, as in recipes/digits.yaml."
     gate = float(f"{min(GATE * std, HIGHEST):.2g}")
-    return gate, 10, f"gate {gate}: {GATE:g} times the std of the noise, at most {HIGHEST:g} (recipes/cifar10-cpu.yaml)."
+    return (
+        gate,
+        10,
+        f"gate {gate}: {GATE:g} times the std of the noise, at most {HIGHEST:g} (recipes/cifar10-cpu.yaml).",
+    )
 
 
 def _size(shape: tuple[int, ...], items: int, cuda: bool) -> tuple[str, int, int, dict[str, Any], str]:
@@ -92,7 +98,14 @@ def _size(shape: tuple[int, ...], items: int, cuda: bool) -> tuple[str, int, int
     if cuda and min(shape[1:]) % 8 == 0 and max(shape[1:]) % 8 == 0:
         net = "cifar10" if max(shape[1:]) <= 32 else "celeba64"
         steps = max(20_000, min(200_000, 4 * items))
-        more = {"lr": 1e-4, "warmup": 2000, "ema": 0.9999, "precision": "bf16", "channels_last": True, "save_every": 5000}
+        more = {
+            "lr": 1e-4,
+            "warmup": 2000,
+            "ema": 0.9999,
+            "precision": "bf16",
+            "channels_last": True,
+            "save_every": 5000,
+        }
         return net, steps, 128, more, f"net {net} and {steps:,} steps: there is a GPU, and {items:,} images."
     more = {"lr": 3e-4, "ema": 0.999, "decay": "cosine", "sample_every": 1000}
     why = "net tiny and 5,000 steps: a first look on a CPU; a GPU allows net cifar10 and 100,000 steps or more."

@@ -17,11 +17,15 @@ FILES = ("audit.json", "recipe.yaml", "sheet.png")
 def run(words: list[str]) -> int:
     parser = make_parser("audit")
     parser.add_argument("data", help="folder, parquet, tar or .npz files, or the name of a data set, as in atdm train")
-    parser.add_argument("--corrupt", type=str, default="none", help="dirt to add first, to see what the audit makes of it")
+    parser.add_argument(
+        "--corrupt", type=str, default="none", help="dirt to add first, to see what the audit makes of it"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image_size", type=int | None, default=None)
     parser.add_argument("--crop", type=str, default="center", help="center, or none: squeeze the whole image")
-    parser.add_argument("--limit", type=int | None, default=10_000, help="look at so many, chosen by seed; null: at all")
+    parser.add_argument(
+        "--limit", type=int | None, default=10_000, help="look at so many, chosen by seed; null: at all"
+    )
     parser.add_argument("--cache", type=bool, default=True, help="decode images once, into a file that is mapped")
     parser.add_argument("--out", type=str, default="audit", help=f"folder for {', '.join(FILES)}")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -78,14 +82,22 @@ def _rows(told: dict[str, Any]) -> list[dict[str, Any]]:
         common = ", the same in all channels" if noise["channels"] == "common" else ""
         noisy = f"{noise['share']:.1%} of the items, std {noise['std']:.3g}{spread}{common}"
     hit, far, twins, broken = told["replaced"], told["outliers"], told["duplicates"], told["broken"]
-    replaced = f"in {hit['count']} items ({hit['share']:.1%})" + (f", {hit['pixels']:.1%} of them" if hit["count"] else "")
+    replaced = f"in {hit['count']} items ({hit['share']:.1%})" + (
+        f", {hit['pixels']:.1%} of them" if hit["count"] else ""
+    )
     kinds = sorted({worst["why"] for worst in far["worst"]})
     names = ", ".join(broken["names"][:5]) + (", ..." if broken["count"] > 5 else "")
     return [
         {"what": "noise", "found": noisy},
         {"what": "replaced pixels", "found": replaced},
-        {"what": "outliers", "found": f"{far['count']} ({far['share']:.1%})" + (f": {', '.join(kinds)}" if kinds else "")},
-        {"what": "near duplicates", "found": f"{twins['pairs']} pairs in {twins['groups']} groups; {twins['extra']} extra"},
+        {
+            "what": "outliers",
+            "found": f"{far['count']} ({far['share']:.1%})" + (f": {', '.join(kinds)}" if kinds else ""),
+        },
+        {
+            "what": "near duplicates",
+            "found": f"{twins['pairs']} pairs in {twins['groups']} groups; {twins['extra']} extra",
+        },
         {"what": "broken", "found": f"{broken['count']}" + (f": {names}" if names else "")},
     ]
 

@@ -78,6 +78,10 @@ class Method:
     label: str
     objective: ObjectiveConfig = field(default_factory=lambda: ObjectiveConfig("ddpm"))
 
+    def fitted(self, x: Tensor) -> Method:
+        """With ``auto`` replaced by what it chooses for training data ``x``."""
+        return dataclasses.replace(self, objective=self.objective.fitted(x))
+
     def build(self, process: Process, seed: int) -> Loss:
         return self.objective.build(process, seed)
 
@@ -99,6 +103,7 @@ def recommended(
 
 
 DDPM = Method("ddpm")
+AUTO = Method("robust_adv auto", ObjectiveConfig("auto"))
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,8 @@ class Job:
     @property
     def cost(self) -> float:
         """Seconds on one core, roughly."""
-        floor = self.method.build(Process.linear(), 0).passes()["floor_over_ddpm"]
+        auto = self.method.objective.name == "auto"  # what it chooses is not known yet
+        floor = 1.3 if auto else self.method.build(Process.linear(), 0).passes()["floor_over_ddpm"]
         return 1 + 1.3 * self.settings.steps * self.recipe.step_seconds * floor
 
     def __str__(self) -> str:
@@ -182,6 +188,7 @@ def train(
     dataset = dataset or open_data(job)
     process = process_of(job)
     dirty, truth = corrupt(dataset.x, job.corruption, job.seed)
+    job = dataclasses.replace(job, method=job.method.fitted(dirty))
     source = Source(Floats(dirty), std=truth_levels(truth))
     torch.manual_seed(job.seed)
     net = build_net(job.recipe.net, dataset.item_shape).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -42,6 +42,7 @@ def write(outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
         _samples(outcomes, reference),
         _few_steps(outcomes, kept),
         _attack(outcomes, kept),
+        _doubts(outcomes),
         _memorization(outcomes),
         _cost(outcomes),
     ]
@@ -51,8 +52,8 @@ def write(outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
         "samples are, how many steps they need, what happens when somebody pushes the sampler off course, whether the "
         "samples are copies of training data, and what all of it costs.\n\n"
         f"Every model starts from the same noise (seed {plan.seed}) and is measured against the same clean data, "
-        f"{first.data}, of which {len(reference)} items serve as the reference. No number here can be better than chance "
-        f"allows: {plan.n} samples were drawn for each."
+        f"{first.data}, of which {len(reference)} items serve as the reference. With {plan.n} samples of each, small "
+        "differences may be chance."
     )
     report.render(f"Robustness report: {', '.join(told['models'])}", lead, sections, told["provenance"], out)
     return finite(told)
@@ -88,7 +89,6 @@ def _overview(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
     lines = [
         [
             o.job.label,
-            o.facts.get("objective", "not known"),
             o.facts.get("corrupt", "not known"),
             *(_row(o).get(k) for k in kept),
             _damage_at_worst(o, "moved_rms"),
@@ -97,7 +97,7 @@ def _overview(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
         for o in outcomes
     ]
     names = {k: metrics.label(k).replace("_", " ") for k in kept}
-    columns = ["model", "objective", "dirt added to its data", *names.values(), "moved by attack", "near-duplicates"]
+    columns = ["model", "dirt added to its data", *names.values(), "moved by attack", "near-duplicates"]
     units = {names[k]: metrics.metric(k).unit for k in kept} | {"moved by attack": "data units, rms"}
     best: dict[str, report.Better] = {names[k]: metrics.metric(k).better for k in kept}
     caption = (
@@ -127,13 +127,18 @@ def _samples(outcomes: Sequence[Outcome], reference: Tensor) -> Section:
     shorter = {f"{o.job.label}, {count} steps": o.samples[SAMPLERS[1], count] for o in outcomes for count in few}
     figures = []
     across = f"The first samples of each model with the {SAMPLERS[0]} sampler and {steps} steps, beside clean data."
-    down = f"The same starting noise with fewer steps of the {SAMPLERS[1]} sampler: few steps cost less and lose detail."
+    down = (
+        f"The same starting noise with fewer steps of the {SAMPLERS[1]} sampler: few steps cost less and lose detail."
+    )
     if reference.dim() == 4:
         figures.append((across, plot.image_grids({k: x[:IMAGES] for k, x in panels.items()}, columns=6)))
         figures.append((down, plot.image_grids({k: x[:FEW_IMAGES] for k, x in shorter.items()}, columns=4)))
     elif reference.shape[1] == 3:
         known = truth if isinstance(truth, metrics.exact.HasDistance) else None
-        figures += [(across, plot.points3d(panels, known)), (down, plot.points3d({**dict([*panels.items()][:1]), **shorter}, known))]
+        figures += [
+            (across, plot.points3d(panels, known)),
+            (down, plot.points3d({**dict([*panels.items()][:1]), **shorter}, known)),
+        ]
     elif reference.shape[1] == 2:
         clean = dict([*panels.items()][:1])
         figures += [(across, pictures.points2d(panels)), (down, pictures.points2d({**clean, **shorter}))]
@@ -160,20 +165,25 @@ def _few_steps(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
         for sampler in SAMPLERS
     }
     figure = pictures.curve_panels(panels, "sampling steps", "", "xy")
-    names = {k: metrics.label(k).replace("_", " ") for k in kept}
-    rows = [r for o in outcomes for r in o.rows]
-    table = Table(
-        ["model", "sampler", "steps", *names.values()],
-        [[r["label"], r["sampler"], r["steps"], *(r.get(k) for k in kept)] for r in rows],
-        f"{outcomes[0].job.plan.n} samples each. "
-        + " ".join(f"{names[k]}: {metrics.metric(k).better if metrics.metric(k).better != 'one' else 'nearest one'} is better." for k in kept),
-    )
+    counts = outcomes[0].job.plan.steps
+    tables = [
+        Table(
+            ["model", "sampler", *(f"{count} steps" for count in counts)],
+            [
+                [o.job.label, sampler, *(r.get(k) for r in o.rows if r["sampler"] == sampler)]
+                for o in outcomes
+                for sampler in SAMPLERS
+            ],
+            f"{metrics.label(k).replace('_', ' ')}, {outcomes[0].job.plan.n} samples: {_decapitalized(metrics.metric(k).meaning)}",
+        )
+        for k in kept
+    ]
     text = (
         "Each step of the sampler is one pass through the network, so fewer steps mean cheaper samples. The curves show what "
         "quality is left when the steps become few: a curve that stays flat to the left belongs to a model that can be "
         "sampled cheaply. The ddpm sampler adds fresh noise at every step and ddim none."
     )
-    return Section("Few steps", text, [("Quality against sampling steps; lower is better.", figure)], [table])
+    return Section("Few steps", text, [("Quality against sampling steps; lower is better.", figure)], tables)
 
 
 def _attack(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
@@ -182,19 +192,30 @@ def _attack(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
     figure = plot.damage({o.job.label: o.damage for o in outcomes}, wanted)
     caption = (
         f"{plan.attack} on every one of {plan.attacked_steps} ddim steps, {plan.attacked} samples, mean over "
-        f"{plan.attack_seeds} seeds and its 95 % interval. A budget of 0.1 moves each state by a tenth of its own noise."
+        f"{plan.attack_seeds} seeds and its 95 % interval. A budget of 0.01 moves each state by a hundredth of its own noise."
     )
-    cells = [[o.job.label, c.name, "ok" if c.ok else "DOUBT", c.says] for o in outcomes for c in o.checks]
-    doubts = {o.job.label: sum(not c.ok for c in o.checks) for o in outcomes}
     text = (
         "An attacker who may nudge every intermediate state by a small amount, the budget, looks for the nudges that spoil "
         "the sample most. The curves show the damage against the budget: the lower and flatter, the harder the model is to "
-        "push off course. A weak attack looks like a robust model, so each attack is doubted at its largest budget: "
-        + "; ".join(f"{_count(n, 'doubt')} on {label}" for label, n in doubts.items())
-        + ". A doubt says why a curve may be too optimistic, or that a comparison rests on too little."
+        "push off course."
     )
-    checks = Table(["model", "check", "", "finding"], cells, f"The attack's checks of itself at budget {max(plan.budgets):g}.")
-    return Section("Attack on the sampler", text, [(caption, figure)], [checks])
+    return Section("Attack on the sampler", text, [(caption, figure)])
+
+
+def _doubts(outcomes: Sequence[Outcome]) -> Section:
+    cells = [[o.job.label, c.name, "ok" if c.ok else "DOUBT", c.says] for o in outcomes for c in o.checks]
+    doubts = {o.job.label: sum(not c.ok for c in o.checks) for o in outcomes}
+    text = (
+        "A weak attack looks like a robust model, so each attack is repeated with more and with less at its largest budget, "
+        "to see what speaks against believing its curve. A doubt is not a verdict: it says why a curve may be too "
+        "optimistic, or that a comparison rests on too little. "
+        + "; ".join(f"{_count(n, 'doubt')} on {label}" for label, n in doubts.items())
+        + "."
+    )
+    caption = f"The attack's checks of itself at budget {max(outcomes[0].job.plan.budgets):g}."
+    return Section(
+        "What speaks against the attack", text, [], [Table(["model", "check", "", "finding"], cells, caption)]
+    )
 
 
 def _memorization(outcomes: Sequence[Outcome]) -> Section:
@@ -207,7 +228,9 @@ def _memorization(outcomes: Sequence[Outcome]) -> Section:
     unknown = [o.job.label for o in outcomes if o.copies is not None and o.job.config is None]
     without = [o.job.label for o in outcomes if o.copies is None]
     if unknown:
-        text += f"\n\nWhat {' and '.join(unknown)} learned from is not known: it is compared with the clean reference data."
+        text += (
+            f"\n\nWhat {' and '.join(unknown)} learned from is not known: it is compared with the clean reference data."
+        )
     if without:
         text += (
             f"\n\nNot judged: {' and '.join(without)}. It takes images, and items held out of the training data for the "
@@ -221,14 +244,18 @@ def _memorization(outcomes: Sequence[Outcome]) -> Section:
         "threshold": "threshold",
     }
     numbers = {o.job.label: m.as_dict() for o, m, _, _ in found}
-    tables = [
-        Table(
-            ["model", *columns],
-            [[label, *(n[k] for k in columns.values())] for label, n in numbers.items()],
-            f"Cosine similarity in the feature space {found[0][1].space}, 1 for a copy. Shares of the samples, and of the "
-            "held-out items.",
-        )
-    ] if found else []
+    tables = (
+        [
+            Table(
+                ["model", *columns],
+                [[label, *(n[k] for k in columns.values())] for label, n in numbers.items()],
+                f"Cosine similarity in the feature space {found[0][1].space}, 1 for a copy. Shares of the samples, and of the "
+                "held-out items.",
+            )
+        ]
+        if found
+        else []
+    )
     figures = [
         (
             f"{o.job.label}: the closest pairs, sample (left) and training item (right). Copies look the same in detail.",

@@ -30,7 +30,9 @@ class Ambient(Rival):
 
     needs_levels = True
 
-    def own(self, shape: tuple[int, ...], device: torch.device, stream: torch.Generator) -> dict[str, Tensor]:
+    def own(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    ) -> dict[str, Tensor]:
         return {"beta": 1 - torch.rand(shape[0], generator=stream, device=device)}
 
     def terms(

@@ -44,7 +44,9 @@ class Free(Rival):
     def passes(self) -> dict[str, float]:
         return counted(self.replays, self.replays)
 
-    def own(self, shape: tuple[int, ...], device: torch.device, stream: torch.Generator) -> dict[str, Tensor]:
+    def own(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    ) -> dict[str, Tensor]:
         return {"start": torch.zeros(shape, device=device, requires_grad=True)}
 
     def again(self, draws: Draws) -> Draws:

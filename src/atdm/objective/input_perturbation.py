@@ -28,7 +28,9 @@ class InputPerturbation(Rival):
         if not self.gamma >= 0:
             raise UserError(f"gamma of the input perturbation is {self.gamma}. Expected a number >= 0, such as 0.1.")
 
-    def own(self, shape: tuple[int, ...], device: torch.device, stream: torch.Generator) -> dict[str, Tensor]:
+    def own(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    ) -> dict[str, Tensor]:
         return {"start": torch.randn(shape, generator=stream, device=device)}
 
     def terms(

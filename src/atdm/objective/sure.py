@@ -42,7 +42,9 @@ class Sure(Rival):
     def passes(self) -> dict[str, float]:
         return counted(3, 3)
 
-    def own(self, shape: tuple[int, ...], device: torch.device, stream: torch.Generator) -> dict[str, Tensor]:
+    def own(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    ) -> dict[str, Tensor]:
         return {"start": torch.randn(shape, generator=stream, device=device)}
 
     def terms(
