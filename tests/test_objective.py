@@ -329,3 +329,38 @@ def test_mistakes_are_sentences():
     ]:
         with pytest.raises(UserError, match=words):
             make()
+
+
+def test_pushing_in_one_of_so_many_steps_is_the_same_loss_on_average():
+    """Over many batches: the push counts as often as it is left out, times its weight."""
+    options = {"radius": ConstantRadius(0.5), "weight": RelativeWeight(2.0), "perturbation": Perturbation("l2")}
+    process = Process.linear(50)
+    always, seldom = (Objective("robust_adv", process, **options, every=n) for n in (1, 4))
+    model = lambda x, t: 0.3 * x  # noqa: E731
+    x0 = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    pushed, terms = [], {1: [], 4: []}
+    for seed in range(400):
+        for n, objective in ((1, always), (4, seldom)):
+            draws = objective.draw(
+                x0.shape, generator=torch.Generator().manual_seed(seed), push_generator=torch.Generator().manual_seed(1)
+            )
+            found = objective(model, x0, draws=draws)
+            terms[n].append((found.weight * found.regularizer).mean())
+            if n == 4:
+                pushed.append(bool(found.pushed.all()))
+                assert bool(found.pushed.any()) == pushed[-1]
+    assert sum(pushed) / 400 == pytest.approx(1 / 4, abs=0.07)
+    ratio = torch.stack(terms[4]).mean() / torch.stack(terms[1]).mean()
+    assert float(ratio) == pytest.approx(1, abs=0.3)
+    # Where the push is made, the term is that of the dense objective, four times.
+    made = next(i for i, p in enumerate(pushed) if p)
+    torch.testing.assert_close(terms[4][made], 4 * terms[1][made])
+
+
+def test_the_floor_of_a_seldom_push():
+    process = Process.linear()
+    dense, seldom = (Objective("robust_rand", process, every=n).passes()["floor_over_ddpm"] for n in (1, 4))
+    assert dense == pytest.approx(2)
+    assert seldom == pytest.approx(1.25)
+    with pytest.raises(UserError, match="every is 0"):
+        Objective("robust_rand", process, every=0)

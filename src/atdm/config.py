@@ -28,6 +28,7 @@ class ObjectiveConfig:
         gate: push only where sigma_t/alpha_t is below this noise level (data units); null: everywhere.
         ascent: what the attack raises.
         detach_target: stop the gradient through the clean prediction in the target.
+        every: push in one of so many steps, with so many times the weight.
     """
 
     name: str = "robust_adv"
@@ -39,6 +40,7 @@ class ObjectiveConfig:
     gate: float | None = None
     ascent: Literal["prediction", "residual"] = "prediction"
     detach_target: bool = False
+    every: int = 1
 
     def fitted(self, x: Any) -> ObjectiveConfig:
         """These options, with ``auto`` replaced by what it chooses for training data ``x`` (:mod:`atdm.auto`)."""
@@ -72,6 +74,7 @@ class ObjectiveConfig:
             self.gate,
             self.ascent,
             self.detach_target,
+            self.every,
             seed,
         )
 

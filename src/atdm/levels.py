@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .corrupt import Corruption, Gaussian, Truth, streams
+from .corrupt import Corruption, Gaussian, Truth, stream
 
 NORMAL_MAD = 0.6745  # median of |N(0, 1)|
 
@@ -22,7 +22,7 @@ def drawn_levels(parts: tuple[Corruption, ...], seed: int, indices: list[int], e
         if not isinstance(part, Gaussian):
             continue
         for row, (index, epoch) in enumerate(zip(indices, epochs, strict=True)):
-            rng = streams.at(seed, index, place, epoch)
+            rng = stream(seed, index, place, epoch)
             if rng.random() < part.share:
                 variance[row] += part.draw((), rng)["std"] ** 2
     return torch.from_numpy(np.sqrt(variance)).float()

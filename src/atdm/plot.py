@@ -519,7 +519,7 @@ def damage(models: Mapping[str, Sequence[Mapping[str, Any]]], measures: Sequence
             low, high = ([row[end] for row in of] for end in ("low", "high"))
             axis.fill_between(x, low, high, color=palette[name], alpha=0.18, linewidth=0)
             axis.plot(x, [row["mean"] for row in of], color=palette[name], marker="o", markersize=4, label=name)
-        _dress(axis, "budget (noise units)", "", _metric_label(measure).replace("\n", ", "))
+        _dress(axis, "budget (noise units)", "", _metric_label(measure))
         axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
     _drop(axes, len(kept))
     if len(models) > 1:

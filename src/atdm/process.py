@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +19,6 @@ from .errors import UserError, unknown
 from .predictions import PREDICTIONS
 
 FAMILIES = ("vp", "flow", "edm")
-Prediction = Literal["epsilon", "sample", "v_prediction"]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ..metrics import Memorization, memorization
 from ..nets import count_parameters, flops, item_shape
 from ..process import Process
 from ..run import read_log
-from ..sample import sample
+from ..sample import open_solver, sample
 from ..source import Source
 from ..spec import build
 from .common import Row, part, reference_of
@@ -55,7 +56,7 @@ class Plan:
 
     n: int = 256
     steps: tuple[int, ...] = (5, 10, 25, 50, 100, 250)
-    budgets: tuple[float, ...] = (0.0, 0.03, 0.1, 0.3)
+    budgets: tuple[float, ...] = (0.0, 0.003, 0.01, 0.03)
     attack: str = "pgd:steps=3,norm=l2"
     attacked: int = 64
     attacked_steps: int = 25
@@ -164,8 +165,8 @@ def jobs(
                 f"{model} makes items of shape {list(item_shape(net))} and the reference {data} has {list(shape)}. "
                 "Expected the same; --image_size resizes the reference."
             )
-        if max(*plan.steps, plan.attacked_steps) > process.steps:
-            raise UserError(f"{model} has {process.steps} timesteps. Expected at most so many sampling steps.")
+        for sampler, steps in {*product(SAMPLERS, plan.steps), ("ddim", plan.attacked_steps)}:
+            open_solver(net, process, (1, *shape), generator=torch.Generator(), sampler=sampler, steps=steps)
         costs[model] = _seconds(net, plan)
     plain = next((m for m, c in known.items() if c["objective"]["name"] == "ddpm"), None)
     labels = _labels(configs)

@@ -42,6 +42,7 @@ def write(outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
         _samples(outcomes, reference),
         _few_steps(outcomes, kept),
         _attack(outcomes, kept),
+        _doubts(outcomes),
         _memorization(outcomes),
         _cost(outcomes),
     ]
@@ -51,8 +52,8 @@ def write(outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
         "samples are, how many steps they need, what happens when somebody pushes the sampler off course, whether the "
         "samples are copies of training data, and what all of it costs.\n\n"
         f"Every model starts from the same noise (seed {plan.seed}) and is measured against the same clean data, "
-        f"{first.data}, of which {len(reference)} items serve as the reference. No number here can be better than chance "
-        f"allows: {plan.n} samples were drawn for each."
+        f"{first.data}, of which {len(reference)} items serve as the reference. With {plan.n} samples of each, small "
+        "differences may be chance."
     )
     report.render(f"Robustness report: {', '.join(told['models'])}", lead, sections, told["provenance"], out)
     return finite(told)
@@ -88,7 +89,6 @@ def _overview(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
     lines = [
         [
             o.job.label,
-            o.facts.get("objective", "not known"),
             o.facts.get("corrupt", "not known"),
             *(_row(o).get(k) for k in kept),
             _damage_at_worst(o, "moved_rms"),
@@ -97,7 +97,7 @@ def _overview(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
         for o in outcomes
     ]
     names = {k: metrics.label(k).replace("_", " ") for k in kept}
-    columns = ["model", "objective", "dirt added to its data", *names.values(), "moved by attack", "near-duplicates"]
+    columns = ["model", "dirt added to its data", *names.values(), "moved by attack", "near-duplicates"]
     units = {names[k]: metrics.metric(k).unit for k in kept} | {"moved by attack": "data units, rms"}
     best: dict[str, report.Better] = {names[k]: metrics.metric(k).better for k in kept}
     caption = (
@@ -165,23 +165,25 @@ def _few_steps(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
         for sampler in SAMPLERS
     }
     figure = pictures.curve_panels(panels, "sampling steps", "", "xy")
-    names = {k: metrics.label(k).replace("_", " ") for k in kept}
-    rows = [r for o in outcomes for r in o.rows]
-    table = Table(
-        ["model", "sampler", "steps", *names.values()],
-        [[r["label"], r["sampler"], r["steps"], *(r.get(k) for k in kept)] for r in rows],
-        f"{outcomes[0].job.plan.n} samples each. "
-        + " ".join(
-            f"{names[k]}: {metrics.metric(k).better if metrics.metric(k).better != 'one' else 'nearest one'} is better."
-            for k in kept
-        ),
-    )
+    counts = outcomes[0].job.plan.steps
+    tables = [
+        Table(
+            ["model", "sampler", *(f"{count} steps" for count in counts)],
+            [
+                [o.job.label, sampler, *(r.get(k) for r in o.rows if r["sampler"] == sampler)]
+                for o in outcomes
+                for sampler in SAMPLERS
+            ],
+            f"{metrics.label(k).replace('_', ' ')}, {outcomes[0].job.plan.n} samples: {_decapitalized(metrics.metric(k).meaning)}",
+        )
+        for k in kept
+    ]
     text = (
         "Each step of the sampler is one pass through the network, so fewer steps mean cheaper samples. The curves show what "
         "quality is left when the steps become few: a curve that stays flat to the left belongs to a model that can be "
         "sampled cheaply. The ddpm sampler adds fresh noise at every step and ddim none."
     )
-    return Section("Few steps", text, [("Quality against sampling steps; lower is better.", figure)], [table])
+    return Section("Few steps", text, [("Quality against sampling steps; lower is better.", figure)], tables)
 
 
 def _attack(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
@@ -190,21 +192,30 @@ def _attack(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
     figure = plot.damage({o.job.label: o.damage for o in outcomes}, wanted)
     caption = (
         f"{plan.attack} on every one of {plan.attacked_steps} ddim steps, {plan.attacked} samples, mean over "
-        f"{plan.attack_seeds} seeds and its 95 % interval. A budget of 0.1 moves each state by a tenth of its own noise."
+        f"{plan.attack_seeds} seeds and its 95 % interval. A budget of 0.01 moves each state by a hundredth of its own noise."
     )
-    cells = [[o.job.label, c.name, "ok" if c.ok else "DOUBT", c.says] for o in outcomes for c in o.checks]
-    doubts = {o.job.label: sum(not c.ok for c in o.checks) for o in outcomes}
     text = (
         "An attacker who may nudge every intermediate state by a small amount, the budget, looks for the nudges that spoil "
         "the sample most. The curves show the damage against the budget: the lower and flatter, the harder the model is to "
-        "push off course. A weak attack looks like a robust model, so each attack is doubted at its largest budget: "
+        "push off course."
+    )
+    return Section("Attack on the sampler", text, [(caption, figure)])
+
+
+def _doubts(outcomes: Sequence[Outcome]) -> Section:
+    cells = [[o.job.label, c.name, "ok" if c.ok else "DOUBT", c.says] for o in outcomes for c in o.checks]
+    doubts = {o.job.label: sum(not c.ok for c in o.checks) for o in outcomes}
+    text = (
+        "A weak attack looks like a robust model, so each attack is repeated with more and with less at its largest budget, "
+        "to see what speaks against believing its curve. A doubt is not a verdict: it says why a curve may be too "
+        "optimistic, or that a comparison rests on too little. "
         + "; ".join(f"{_count(n, 'doubt')} on {label}" for label, n in doubts.items())
-        + ". A doubt says why a curve may be too optimistic, or that a comparison rests on too little."
+        + "."
     )
-    checks = Table(
-        ["model", "check", "", "finding"], cells, f"The attack's checks of itself at budget {max(plan.budgets):g}."
+    caption = f"The attack's checks of itself at budget {max(outcomes[0].job.plan.budgets):g}."
+    return Section(
+        "What speaks against the attack", text, [], [Table(["model", "check", "", "finding"], cells, caption)]
     )
-    return Section("Attack on the sampler", text, [(caption, figure)], [checks])
 
 
 def _memorization(outcomes: Sequence[Outcome]) -> Section:

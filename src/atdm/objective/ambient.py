@@ -21,15 +21,18 @@ class Ambient(Rival):
     Of ``y = x_0 + s n`` with s known, states ``x_t = alpha_t y + kappa sigma_t z`` with ``kappa^2 = 1 - (alpha_t s / sigma_t)^2``
     are noised clean items of timestep t wherever ``sigma_t / alpha_t > s``, and
     ``E[y | x_t] = (1 - s^2 alpha_t^2 / sigma_t^2) E[x_0 | x_t] + s^2 alpha_t^2 / sigma_t^2  x_t / alpha_t``
-    (Daras 2024, arXiv 2404.10177, Theorem 3.1). Written for the noise z that was added to y, the network's own eps is to be
+    (Daras 2024, arXiv 2404.10177: Tweedie's formula twice). Written for the noise z that was added to y, the network's own eps is to be
     scaled by kappa: the loss is ``||kappa eps_theta(x_t, t) - z||^2``, as in the authors' training of epsilon networks, and
     ddpm's where s = 0. t is drawn as always, given that it is above the level (Daras 2025, arXiv 2506.10038).
-    Noise that is not Gaussian counts as part of the item.
+    Noise that is not Gaussian counts as part of the item. Below the lowest level of the data nothing is learned: the
+    consistency term that the paper adds there is not part of this.
     """
 
     needs_levels = True
 
-    def own(self, shape: tuple[int, ...], device: torch.device, stream: torch.Generator) -> dict[str, Tensor]:
+    def own(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    ) -> dict[str, Tensor]:
         return {"beta": 1 - torch.rand(shape[0], generator=stream, device=device)}
 
     def terms(

@@ -54,6 +54,8 @@ class Objective(Loss):
         gate: push only where ``sigma_t / alpha_t < gate`` (data units); None pushes everywhere.
         ascent: what the attack raises: how much the ``prediction`` moves (as published) or the ``residual`` of equivariance.
         detach_target: stop the gradient through the clean prediction in the target.
+        every: push in one of so many steps, with so many times the weight: on average the same loss, for less. Which
+            steps, their timesteps decide, so that all processes and a resumed run agree.
         seed: seeds the objective's own stream for beta and the start, used when a call brings no ``push_generator``.
     """
 
@@ -65,6 +67,7 @@ class Objective(Loss):
     gate: float | None = None
     ascent: str = "prediction"
     detach_target: bool = False
+    every: int = 1
     seed: int = 0
     _streams: dict[torch.device, torch.Generator] = field(default_factory=dict, repr=False, compare=False)
 
@@ -75,6 +78,8 @@ class Objective(Loss):
             raise unknown("ascent", self.ascent, ASCENTS)
         if self.gate is not None and self.gate <= 0:
             raise UserError(f"The gate is {self.gate}. Expected a noise level sigma_t/alpha_t > 0, or none.")
+        if self.every < 1:
+            raise UserError(f"every is {self.every}. Expected an integer >= 1: push in one of so many steps.")
         if self.kind.adversarial and self.perturbation.steps < 1:
             raise UserError(
                 f"{self.name} has {self.perturbation.steps} attack steps. Expected at least 1; "
@@ -89,14 +94,16 @@ class Objective(Loss):
 
     def passes(self) -> dict[str, float]:
         share = 1.0 if self.gate is None else self.process.share_below(self.gate)
-        pushed = share if self.kind.pushes else 0.0
+        pushed = share / self.every if self.kind.pushes else 0.0
         attacked = pushed * self.perturbation.steps
         if self.kind.adversarial and self._stacks(share):
             attacked += pushed  # the clean rows beside the pushed ones
         return counted(1 + pushed + attacked, 1 + pushed, attacked)
 
-    def own(self, shape: tuple[int, ...], device: torch.device, stream: torch.Generator) -> dict[str, Tensor]:
-        if not self.kind.pushes:
+    def own(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    ) -> dict[str, Tensor]:
+        if not self.kind.pushes or (self.every > 1 and int(t.sum()) % self.every):
             return {}
         beta = 1 - torch.rand(shape[0], generator=stream, device=device)
         return {"beta": beta, "start": self.perturbation.start(shape, stream, device)}
@@ -136,7 +143,7 @@ class Objective(Loss):
             t,
             denoise,
             spread(item_mean(residual.square())),
-            spread(self.weight(push.r, push.delta) * process.eps_weight(t[rows])),
+            spread(self.every * self.weight(push.r, push.delta) * process.eps_weight(t[rows])),
             spread(torch.ones_like(push.r)).bool(),
             spread(push.r),
             spread(item_mean(push.delta.square()).sqrt()),

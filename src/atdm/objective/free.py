@@ -15,7 +15,7 @@ from .terms import Draws, Predict, Rival, Terms, counted, item_mean, per_item
 
 @dataclass(frozen=True)
 class Free(Rival):
-    """``max over ||delta|| <= radius of ||eps_theta(x_t + delta, t) - (eps + delta / sigma_t)||^2`` (Wang, ICLR 2025, arXiv 2502.17099, eq. 14 and Algorithm 1).
+    """``max over ||delta|| <= radius of ||eps_theta(x_t + delta, t) - (eps + delta / sigma_t)||^2`` (Wang, ICLR 2025, arXiv 2502.17099).
 
     Each batch is replayed: the perturbation starts at zero, so the first replay is a ddpm step; every backward pass then
     gives the gradient for a step of the weights and for a step of delta, ``delta + step g / ||g||`` (Shafahi 2019). The
@@ -23,9 +23,9 @@ class Free(Rival):
     optimizer step and average; under another loop than ``fit`` call :meth:`again` between backward passes.
 
     Args:
-        radius: of the ball, as a root mean square over dimensions, in units of the state x_t; published for CIFAR-10: 0.1.
-        step: l2 length of a step of delta, in units of the state; published: 0.1 (with it two steps do not reach the radius).
-        replays: optimizer steps on each batch; published: 3.
+        radius: of the ball, as a root mean square over dimensions, in units of the state x_t; in the authors' CIFAR-10 script: 0.1.
+        step: l2 length of a step of delta, in units of the state; there: 0.1, with which two steps do not reach the radius.
+        replays: optimizer steps on each batch; there: 3.
     """
 
     radius: float = 0.1
@@ -44,7 +44,9 @@ class Free(Rival):
     def passes(self) -> dict[str, float]:
         return counted(self.replays, self.replays)
 
-    def own(self, shape: tuple[int, ...], device: torch.device, stream: torch.Generator) -> dict[str, Tensor]:
+    def own(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    ) -> dict[str, Tensor]:
         return {"start": torch.zeros(shape, device=device, requires_grad=True)}
 
     def again(self, draws: Draws) -> Draws:

@@ -16,12 +16,12 @@ from .terms import Draws, Predict, Rival, Terms, item_mean, per_item
 
 @dataclass(frozen=True)
 class PseudoHuber(Rival):
-    """``2 c_t^2 (sqrt(1 + r^2 / c_t^2) - 1)`` of each element r of the residual (Khrapov 2024, arXiv 2403.16728, eq. 3 and section 4).
+    """``2 c_t^2 (sqrt(1 + r^2 / c_t^2) - 1)`` of each element r of the residual (Khrapov 2024, arXiv 2403.16728; schedule as in the authors' code).
 
     Twice the usual pseudo-Huber function, so that small residuals count as ddpm's do and ``c = inf`` is ddpm.
 
     Args:
-        c: where the loss turns from quadratic to linear, in units of the residual; published: 0.1. Of a schedule, c_T.
+        c: where the loss turns from quadratic to linear, in units of the residual; in the authors' scripts 0.1. Of a schedule, c_T.
         schedule: ``exponential``: ``c_t = exp(log(c) t / T)``, from 1 to c, as published; ``constant``; ``snr``:
             ``c + (1 - c) / (1 + sigma_t / alpha_t)^2``, a later variant of the authors' training scripts.
     """

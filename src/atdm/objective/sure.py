@@ -15,7 +15,7 @@ from .terms import Draws, Predict, Rival, Terms, counted, item_mean, per_item
 
 @dataclass(frozen=True)
 class Sure(Rival):
-    """Denoising score matching on ``D(y)``, plus ``weight`` times SURE of ``D(y)`` (Aali 2023, arXiv 2305.01166, eq. 8).
+    """Denoising score matching on ``D(y)``, plus ``weight`` times SURE of ``D(y)`` (Aali 2023, arXiv 2305.01166).
 
     Of ``y = x_0 + s n`` the network's own denoiser at the noise level s gives ``D(y)``, and
     ``SURE = ||D(y) - y||^2 + 2 s^2 div_y D(y) - s^2 d`` has the expectation of ``||D(y) - x_0||^2`` (Stein 1981). The
@@ -42,7 +42,9 @@ class Sure(Rival):
     def passes(self) -> dict[str, float]:
         return counted(3, 3)
 
-    def own(self, shape: tuple[int, ...], device: torch.device, stream: torch.Generator) -> dict[str, Tensor]:
+    def own(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    ) -> dict[str, Tensor]:
         return {"start": torch.randn(shape, generator=stream, device=device)}
 
     def terms(

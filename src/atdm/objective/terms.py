@@ -104,10 +104,12 @@ class Loss(ABC):
         t = self.process.draw(shape[0], t_generator or generator)
         noise = torch.randn(shape, generator=generator, device=device)
         stream = push_generator or self._streams.setdefault(device, torch.Generator(device).manual_seed(self.seed))
-        return Draws(t, noise, **self.own(tuple(shape), device, stream))
+        return Draws(t, noise, **self.own(t, tuple(shape), device, stream))
 
-    def own(self, shape: tuple[int, ...], device: torch.device, stream: torch.Generator) -> dict[str, Tensor]:
-        """What the loss itself draws: ``beta``, ``start``, both or neither."""
+    def own(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    ) -> dict[str, Tensor]:
+        """What the loss itself draws for these timesteps: ``beta``, ``start``, both or neither."""
         return {}
 
     def again(self, draws: Draws) -> Draws:
