@@ -106,7 +106,10 @@ def test_training_seconds_are_items_over_speed():
 @pytest.mark.parametrize(
     ("row", "kept"),
     [
-        ({"never_varying_noise": 1.0, "noise_std": 1.0, "frechet_pixels": 2.0}, ["never_varying_noise", "frechet_pixels"]),
+        (
+            {"never_varying_noise": 1.0, "noise_std": 1.0, "frechet_pixels": 2.0},
+            ["never_varying_noise", "frechet_pixels"],
+        ),
         ({"off_support_rms": 1.0, "sliced_wasserstein": 1.0}, ["off_support_rms", "sliced_wasserstein"]),
     ],
 )

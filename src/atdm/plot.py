@@ -44,6 +44,12 @@ COLOURS: dict[str, str] = {
     "robust_rand": "#56b4e9",
     "robust_adv": "#0072b2",
     "early stop": "#009e73",
+    "input_perturbation": "#a6761d",
+    "pseudo_huber": "#8b3a8b",
+    "ambient": "#117733",
+    "ambient_blind": "#6b8e23",
+    "sure": "#5b7083",
+    "free": "#c2185b",
 }
 OTHER_COLOURS = ("#cc79a7", "#8c6d31", "#7b6fd0", "#2f7f7f", "#b8a400", "#a03050")
 INK, FAINT = "#222222", "#dddddd"

@@ -55,7 +55,9 @@ class Poison:
         if not 0 <= self.share <= 1:
             raise UserError(f"share of the poison is {self.share}. Expected a number from 0 to 1.")
         if not 0 < self.radius <= 2:
-            raise UserError(f"radius of the poison is {self.radius}. Expected a number above 0 and up to 2, data units.")
+            raise UserError(
+                f"radius of the poison is {self.radius}. Expected a number above 0 and up to 2, data units."
+            )
         if self.steps < 0 or self.draws < 1:
             raise UserError(
                 f"The poison has {self.steps} steps of {self.draws} draws. Expected 0 or more steps and 1 or more draws."

@@ -47,7 +47,7 @@ class Purifier(nn.Module):
         process: Process,
         noise: float,
         *,
-        sampler: Any = "ddim",
+        sampler: Any = None,
         steps: int = 100,
         clip_sample: bool = False,
         conditioning: Mapping[str, Any] | None = None,

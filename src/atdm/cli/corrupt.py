@@ -15,7 +15,9 @@ from .common import decoding, make_parser, progress_bar
 def run(words: list[str]) -> int:
     parser = make_parser("corrupt")
     parser.add_argument("--data", type=str, required=True)
-    parser.add_argument("--corrupt", type=str, required=True, help="such as gaussian:share=0.9,std=0.2, or poison:model=RUN,share=0.5")
+    parser.add_argument(
+        "--corrupt", type=str, required=True, help="such as gaussian:share=0.9,std=0.2, or poison:model=RUN,share=0.5"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image_size", type=int | None, default=None)
     parser.add_argument("--crop", type=str, default="center", help="center, or none: squeeze the whole image")

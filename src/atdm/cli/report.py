@@ -19,7 +19,9 @@ def run(words: list[str]) -> int:
     parser.add_argument("--limit", type=int | None, default=None, help="use so many items of --data")
     parser.add_argument("--n", type=int, default=256, help="samples of each model at each number of steps")
     parser.add_argument("--steps_list", type=str, default="5,10,25,50,100,250", help="numbers of sampling steps")
-    parser.add_argument("--budgets", type=str, default="0,0.003,0.01,0.03", help="of the attack, noise units at each step")
+    parser.add_argument(
+        "--budgets", type=str, default="0,0.003,0.01,0.03", help="of the attack, noise units at each step"
+    )
     parser.add_argument("--attack", type=str, default="pgd:steps=3,norm=l2", help="as of atdm attack")
     parser.add_argument("--attacked", type=int, default=64, help="samples of each model under attack")
     parser.add_argument("--attacked_steps", type=int, default=25, help="steps of the sampler under attack (ddim)")

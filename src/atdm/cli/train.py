@@ -51,7 +51,7 @@ def run(words: list[str]) -> int:
 
     if given.dry_run:
         parts = runs.build(config)
-        for note in parts.dataset.notes:
+        for note in parts.notes:
             print(note, file=sys.stderr)
         cost = runs.estimate(config, parts)
         if given.json:

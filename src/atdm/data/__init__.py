@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import spec as specs
@@ -25,6 +25,15 @@ DIGITS_HELD_OUT = 297
 
 
 @dataclass(frozen=True)
+class Stored:
+    """Where items of an .npz are: the file, how many it holds, and which of them these are."""
+
+    path: Path
+    items: int
+    rows: Int[Tensor, "n"]
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Clean data, and what is known of its truth.
 
@@ -35,7 +44,9 @@ class Dataset:
         truth: the distribution (toys) or the subspace (projected images) the data come from.
         held_out: clean items kept apart from training; None where there are none.
         notes: sentences on what was converted or skipped on reading.
+        broken: names of the unreadable images that were skipped.
         window: side of the random windows training cuts from ``items``; None where it takes them whole.
+        stored: the .npz they come from, beside which may lie the truth about it; None for other sources.
     """
 
     items: Items
@@ -44,7 +55,9 @@ class Dataset:
     truth: Any = None
     held_out: Items | None = None
     notes: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
     window: int | None = None
+    stored: Stored | None = None
 
     @property
     def item_shape(self) -> tuple[int, ...]:
@@ -175,18 +188,18 @@ def load(
     else:
         listing = images.from_torchvision(source.name, source.root, source.split, source.download)
     how: dict[str, Any] = {"limit": limit, "skip_broken": skip_broken, "seed": seed, "cache": cache}
-    items, notes = read(listing, framing, progress=progress, **how)
+    items, notes, broken = read(listing, framing, progress=progress, **how)
     if len(items) < 2:
         raise UserError(f"{spec} holds {len(items)} image. Expected at least 2.")
     held = None
     if held_out:
-        held, more = read(held_out, framing, progress=progress, **how)
+        held, more, _ = read(held_out, framing, progress=progress, **how)
         notes += tuple(f"Held out: {note}" for note in more)
         if held.item_shape != items.item_shape:
             raise UserError(
                 f"Items are {list(items.item_shape)}, held-out items {list(held.item_shape)}. Expected one shape."
             )
-    return Dataset(items, "image", spec, held_out=held, notes=notes, window=framing.window)
+    return Dataset(items, "image", spec, held_out=held, notes=notes, broken=broken, window=framing.window)
 
 
 def _source(spec: str) -> Any:
@@ -247,6 +260,8 @@ def _npz(source: Npz, spec: str, seed: int, image_size: int | None, limit: int |
         raise UserError(f"{path} holds values that are not finite. Expected numbers.")
     if image_size is not None and [image_size] * 2 != shape[2:]:
         raise UserError(f"image_size is {image_size}, but {path} holds items of shape {shape[1:]}. Expected none.")
+    rows = torch.arange(len(x))
     if limit is not None and limit < len(x):
-        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:limit].sort().values]
-    return Dataset(Floats(x.float()), "vector" if x.dim() == 2 else "image", spec)
+        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:limit].sort().values
+    items, stored = Floats(x[rows].float()), Stored(path, len(x), rows)
+    return Dataset(items, "vector" if x.dim() == 2 else "image", spec, stored=stored)

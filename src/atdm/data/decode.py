@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -98,8 +98,7 @@ class Tally:
     items: int = 0
     gray: int = 0
     notes: Counter[str] = field(default_factory=Counter)
-    broken: list[str] = field(default_factory=list)  # the first few
-    skipped: int = 0
+    broken: list[str] = field(default_factory=list)
     first: tuple[str, tuple[int, ...]] | None = None  # name and shape
 
     def sentences(self) -> list[str]:
@@ -108,10 +107,18 @@ class Tally:
         if self.gray < self.items and self.gray:
             notes["converted from gray to RGB"] += self.gray
         out = [f"{_images(count)} {what}." for what, count in sorted(notes.items())]
-        if self.skipped:
-            more = ", ..." if self.skipped > len(self.broken) else ""
-            out.append(f"{self.skipped} unreadable images were skipped: {', '.join(self.broken)}{more}")
+        if self.broken:
+            more = ", ..." if len(self.broken) > 3 else ""
+            out.append(f"{len(self.broken)} unreadable images were skipped: {', '.join(self.broken[:3])}{more}")
         return out
+
+
+class Read(NamedTuple):
+    """Pixels, sentences on what was converted or skipped, and the names of the unreadable images that were skipped."""
+
+    pixels: Pixels
+    notes: tuple[str, ...]
+    broken: tuple[str, ...]
 
 
 def _images(count: int) -> str:
@@ -127,7 +134,7 @@ def read(
     seed: int = 0,
     cache: bool = True,
     progress: Progress | None = None,
-) -> tuple[Pixels, tuple[str, ...]]:
+) -> Read:
     """The pixels of images: decoded, converted, resized and cropped, or found in the cache.
 
     Args:
@@ -139,7 +146,7 @@ def read(
         progress: called with how many are done, and of how many.
 
     Returns:
-        Pixels, all gray if every image is and else RGB, and sentences on what was converted or skipped.
+        Pixels, all gray if every image is and else RGB, with what was converted or skipped.
 
     Raises:
         UserError: an unreadable image, mixed sizes without a size, no image left, or no room for the cache.
@@ -152,7 +159,11 @@ def read(
     chunks = _decoded(listing, chosen, framing, skip_broken, tally, progress)
     if not cache:
         pixels = np.concatenate([*chunks])
-        return Pixels(pixels if tally.gray < tally.items else pixels[:, :1].copy()), tuple(tally.sentences())
+        return Read(
+            Pixels(pixels if tally.gray < tally.items else pixels[:, :1].copy()),
+            tuple(tally.sentences()),
+            tuple(tally.broken),
+        )
     from filelock import FileLock
 
     picked = [limit, seed] if limit is not None and limit < listing.count else None
@@ -185,11 +196,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "atdm"
 
 
-def _cached(path: Path) -> tuple[Pixels, tuple[str, ...]] | None:
+def _cached(path: Path) -> Read | None:
     """A whole cache entry, or None. The notes are written first, so pixels never lack them."""
     try:
-        notes = json.loads(path.with_suffix(".json").read_text())["notes"]
-        return Pixels(path), tuple(notes)
+        about = json.loads(path.with_suffix(".json").read_text())
+        return Read(Pixels(path), tuple(about["notes"]), tuple(about["broken"]))
     except (FileNotFoundError, ValueError, KeyError):  # ValueError: the file is shorter than its header says
         return None
 
@@ -216,7 +227,7 @@ def _write(path: Path, chunks: Iterator[np.ndarray], tally: Tally, most: int) ->
                     file.write(wide[at : at + AT_ONCE, :1].tobytes())
                 _sync(file)
             os.replace(gray, scratch)
-        about = {"notes": tally.sentences(), "items": tally.items}
+        about = {"notes": tally.sentences(), "broken": tally.broken, "items": tally.items}
         note = path.with_suffix(".partial-json")
         note.write_text(json.dumps(about))
         os.replace(note, path.with_suffix(".json"))
@@ -280,7 +291,7 @@ def _decoded(
             if chunk:
                 yield np.stack(chunk)
     if not tally.items:
-        raise UserError(f"No image could be read ({tally.skipped} broken). Expected at least one.")
+        raise UserError(f"No image could be read ({len(tally.broken)} broken). Expected at least one.")
 
 
 def _broken(name: str, problem: Exception, skip_broken: bool, tally: Tally) -> None:
@@ -288,9 +299,7 @@ def _broken(name: str, problem: Exception, skip_broken: bool, tally: Tally) -> N
         raise UserError(
             f"Cannot read the image {name}: {problem}. Expected a whole image file; --skip_broken true leaves such files out."
         ) from problem
-    tally.skipped += 1
-    if len(tally.broken) < 3:
-        tally.broken.append(name)
+    tally.broken.append(name)
 
 
 def _mixed(first: tuple[str, tuple[int, ...]], name: str, shape: tuple[int, ...]) -> UserError:

@@ -51,6 +51,7 @@ EXPERIMENTS: dict[str, Entry] = {
     "purification": Entry(
         "purification", "models as purifiers of a classifier's input, under attacks that know them and that do not"
     ),
+    "rivals": Entry("rivals", "objectives of other papers on the same dirt, with the same compute", "digits and plane"),
     "strength": Entry("strength", "sweeps of lambda, omega, floor, radius and gate; the push only late in training"),
 }
 

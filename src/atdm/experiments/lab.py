@@ -170,9 +170,7 @@ def jobs(
         costs[model] = _seconds(net, plan)
     plain = next((m for m, c in known.items() if c["objective"]["name"] == "ddpm"), None)
     labels = _labels(configs)
-    return [
-        Job(m, labels[m], plan, data, reading, configs[m], plain if m != plain else None, costs[m]) for m in models
-    ]
+    return [Job(m, labels[m], plan, data, reading, configs[m], plain if m != plain else None, costs[m]) for m in models]
 
 
 def _labels(configs: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:

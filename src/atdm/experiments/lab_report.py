@@ -127,13 +127,18 @@ def _samples(outcomes: Sequence[Outcome], reference: Tensor) -> Section:
     shorter = {f"{o.job.label}, {count} steps": o.samples[SAMPLERS[1], count] for o in outcomes for count in few}
     figures = []
     across = f"The first samples of each model with the {SAMPLERS[0]} sampler and {steps} steps, beside clean data."
-    down = f"The same starting noise with fewer steps of the {SAMPLERS[1]} sampler: few steps cost less and lose detail."
+    down = (
+        f"The same starting noise with fewer steps of the {SAMPLERS[1]} sampler: few steps cost less and lose detail."
+    )
     if reference.dim() == 4:
         figures.append((across, plot.image_grids({k: x[:IMAGES] for k, x in panels.items()}, columns=6)))
         figures.append((down, plot.image_grids({k: x[:FEW_IMAGES] for k, x in shorter.items()}, columns=4)))
     elif reference.shape[1] == 3:
         known = truth if isinstance(truth, metrics.exact.HasDistance) else None
-        figures += [(across, plot.points3d(panels, known)), (down, plot.points3d({**dict([*panels.items()][:1]), **shorter}, known))]
+        figures += [
+            (across, plot.points3d(panels, known)),
+            (down, plot.points3d({**dict([*panels.items()][:1]), **shorter}, known)),
+        ]
     elif reference.shape[1] == 2:
         clean = dict([*panels.items()][:1])
         figures += [(across, pictures.points2d(panels)), (down, pictures.points2d({**clean, **shorter}))]
@@ -208,7 +213,9 @@ def _doubts(outcomes: Sequence[Outcome]) -> Section:
         + "."
     )
     caption = f"The attack's checks of itself at budget {max(outcomes[0].job.plan.budgets):g}."
-    return Section("What speaks against the attack", text, [], [Table(["model", "check", "", "finding"], cells, caption)])
+    return Section(
+        "What speaks against the attack", text, [], [Table(["model", "check", "", "finding"], cells, caption)]
+    )
 
 
 def _memorization(outcomes: Sequence[Outcome]) -> Section:
@@ -221,7 +228,9 @@ def _memorization(outcomes: Sequence[Outcome]) -> Section:
     unknown = [o.job.label for o in outcomes if o.copies is not None and o.job.config is None]
     without = [o.job.label for o in outcomes if o.copies is None]
     if unknown:
-        text += f"\n\nWhat {' and '.join(unknown)} learned from is not known: it is compared with the clean reference data."
+        text += (
+            f"\n\nWhat {' and '.join(unknown)} learned from is not known: it is compared with the clean reference data."
+        )
     if without:
         text += (
             f"\n\nNot judged: {' and '.join(without)}. It takes images, and items held out of the training data for the "
@@ -235,14 +244,18 @@ def _memorization(outcomes: Sequence[Outcome]) -> Section:
         "threshold": "threshold",
     }
     numbers = {o.job.label: m.as_dict() for o, m, _, _ in found}
-    tables = [
-        Table(
-            ["model", *columns],
-            [[label, *(n[k] for k in columns.values())] for label, n in numbers.items()],
-            f"Cosine similarity in the feature space {found[0][1].space}, 1 for a copy. Shares of the samples, and of the "
-            "held-out items.",
-        )
-    ] if found else []
+    tables = (
+        [
+            Table(
+                ["model", *columns],
+                [[label, *(n[k] for k in columns.values())] for label, n in numbers.items()],
+                f"Cosine similarity in the feature space {found[0][1].space}, 1 for a copy. Shares of the samples, and of the "
+                "held-out items.",
+            )
+        ]
+        if found
+        else []
+    )
     figures = [
         (
             f"{o.job.label}: the closest pairs, sample (left) and training item (right). Copies look the same in detail.",

@@ -1,0 +1,124 @@
+"""How noisy each image is, by the energy in those directions of small patches in which the whole set holds least.
+
+Natural images fill few directions of a patch: neighbouring pixels agree, and so do the color channels. White noise fills
+all alike. The principal components of patches with the smallest variance over the set (Liu 2013, Chen 2015, who take
+those of one image) therefore hold noise and next to no content, whatever the images are; for photographs in color they
+are fine color patterns. Within an image a low quantile over its places leaves out texture and edges.
+
+Images are ``[n, c, h, w]`` in [-1, 1]; a noise std is in that scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+SIDE = {3: 5, 1: 7}  # of the patches, by channels: 75 and 49 values
+MOST = {3: 16, 1: 6}  # directions
+FEWEST = 3
+NEAR = 1.25  # directions whose std is within this of the smallest hold as little
+QUANTILE = 0.2  # over places: textured places count for nothing until they are four fifths of an image
+PATCHES = 300_000  # enough for 75 x 75 covariances
+LEAST = 12  # pixels of a side
+WINDOW = 128  # pixels of a side that are looked at
+THIN = 12  # dimensions from which on whole items are looked at
+TRIAL = 200  # images of pure noise that calibrate
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Filters that see noise and little else.
+
+    Args:
+        filters: orthonormal patches.
+        gain: what the raw level of pure noise of std 1 is.
+        tau: std over images of the log of the level of pure noise: how well one image tells its noise.
+    """
+
+    filters: Float[Tensor, "k c s s"]
+    gain: float
+    tau: float
+
+    @classmethod
+    def fit(cls, x: Float[Tensor, "n c h w"]) -> Probe:
+        """Filters for a set, which may be noisy already: white noise raises all directions alike and changes none.
+
+        Raises:
+            UserError: the images are too small.
+        """
+        n, c, h, w = x.shape
+        if min(h, w) < LEAST:
+            raise UserError(f"Cannot estimate the noise of {h}x{w} images. Expected {LEAST}x{LEAST} or larger.")
+        side = SIDE[c]
+        count = max(2, PATCHES // ((h - side + 1) * (w - side + 1)))
+        some = x[torch.linspace(0, n - 1, min(n, count)).long()]
+        covariance = torch.zeros(c * side * side, c * side * side, dtype=torch.float64)
+        for part in some.split(64):
+            patches = nn.functional.unfold(part, side).transpose(1, 2).flatten(0, 1)
+            patches = patches - patches.mean(1, keepdim=True)  # brightness becomes the direction of variance zero
+            covariance += (patches.T @ patches).double()
+        variance, basis = torch.linalg.eigh(covariance / len(some))
+        std = variance[1:].clamp(min=0).sqrt()
+        kept = int((std <= NEAR * std[0]).sum().clamp(FEWEST, MOST[c]))
+        filters = basis[:, 1 : 1 + kept].T.float().reshape(kept, c, side, side).contiguous()
+        noise = torch.randn(TRIAL, c, h, w, generator=torch.Generator().manual_seed(0))
+        raw = cls(filters, 1.0, 0.0).levels(noise)
+        return cls(filters, raw.mean().item(), raw.log().std().item())
+
+    def levels(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n"]:
+        """Level of each image: the root of the summed squares of its noise std and of its content in these directions.
+
+        Where files of 8 bits end, at black and white, noise is clipped and looks smaller: places within two levels of
+        either are left out, but an eighth is kept.
+        """
+        out = []
+        size = self.filters.shape[-1]
+        for part in x.split(64):
+            energy = nn.functional.conv2d(part, self.filters).square().mean(1).flatten(1)
+            level = _quantile(energy, torch.ones_like(energy, dtype=torch.bool)).sqrt() / self.gain
+            extreme = nn.functional.avg_pool2d(part, size, 1).abs().amax(1).flatten(1)
+            limit = torch.maximum(1 - 2 * level, _quantile(extreme, torch.ones_like(extreme, dtype=torch.bool), 0.125))
+            out.append(_quantile(energy, extreme <= limit[:, None]).sqrt() / self.gain)
+        return torch.cat(out)
+
+
+def _quantile(x: Float[Tensor, "n m"], use: Bool[Tensor, "n m"], q: float = QUANTILE) -> Float[Tensor, "n"]:
+    """Row quantiles of the values in use; torch's own are slow."""
+    ordered = x.masked_fill(~use, torch.inf).sort(1).values
+    return ordered.gather(1, ((use.sum(1, keepdim=True) - 1) * q).round().long())[:, 0]
+
+
+def central(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c s t"]:
+    """The part of large images that is looked at."""
+    top, left = (max(0, (side - WINDOW) // 2) for side in x.shape[2:])
+    return x[:, :, top : top + WINDOW, left : left + WINDOW]
+
+
+def thin_levels(x: Float[Tensor, "n d"]) -> tuple[Float[np.ndarray, "n"], float] | None:
+    """The same for whole items: root mean square along those directions in which the set is thin, and its tau.
+
+    Each half of the set is measured along the directions that the other half gave: its own would look too thin.
+
+    Returns:
+        None where the items are too few or have no direction that is thin.
+    """
+    n, d = x.shape
+    if d < THIN or n < 8 * d:
+        return None
+    out = torch.zeros(n)
+    kept = d // 4
+    for half in (0, 1):
+        other = x[1 - half :: 2]
+        mean = other.mean(0)
+        variance, basis = torch.linalg.eigh((other - mean).double().T @ (other - mean).double() / len(other))
+        std = variance.clamp(min=0).sqrt()
+        if std[: d // 4].mean() > 0.5 * std.square().mean().sqrt():
+            return None
+        out[half::2] = ((x[half::2] - mean) @ basis[:, :kept].float()).square().mean(1).sqrt()
+    return out.double().numpy(), float((2 * kept) ** -0.5)

@@ -1,0 +1,168 @@
+"""Look at a set: noise, replaced pixels, outliers, near duplicates and broken files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..source import Source
+from . import mixture
+from .duplicates import Duplicates, image_duplicates, vector_duplicates
+from .levels import LEAST
+from .noise import SAMPLE, Estimate, Meter, spread, whole_estimate
+from .outliers import ALONE, Outliers, image_outliers, shrink, vector_outliers
+from .pixels import replaced_share
+
+CHUNK = 256
+NAMED = 100  # items of each kind that are named
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found in a set.
+
+    Args:
+        items: how many were looked at.
+        estimate: of the noise; None where noise cannot be told from content.
+        replaced: share of the pixels of each item that were replaced.
+        outliers: items unlike the rest.
+        duplicates: items that show the same.
+        broken: names of unreadable files.
+        scale: std of the data.
+    """
+
+    items: int
+    item_shape: tuple[int, ...]
+    estimate: Estimate | None
+    replaced: Float[np.ndarray, "n"]
+    outliers: Outliers
+    duplicates: Duplicates
+    broken: tuple[str, ...]
+    scale: float
+
+    @property
+    def noise_of_each(self) -> Float[np.ndarray, "n"]:
+        """Noise std of each item; 0 where it is more likely clean."""
+        return np.zeros(self.items) if self.estimate is None else self.estimate.stds
+
+    def as_dict(self) -> dict[str, Any]:
+        """The findings, for JSON."""
+        hit = self.most_replaced
+        return {
+            "items": self.items,
+            "item_shape": list(self.item_shape),
+            "noise": self._noise(),
+            "replaced": {
+                "count": len(hit),
+                "share": len(hit) / self.items,
+                "pixels": float(np.median(self.replaced[hit])) if hit else None,
+                "worst": [{"index": i, "pixels": round(float(self.replaced[i]), 4)} for i in hit[:NAMED]],
+            },
+            "outliers": {
+                "count": len(self.outliers.why),
+                "share": len(self.outliers.why) / self.items,
+                "worst": [
+                    {"index": i, "score": round(float(self.outliers.score[i]), 3), "why": self.outliers.why[i]}
+                    for i in self.outliers.worst[:NAMED]
+                ],
+            },
+            "duplicates": {
+                "pairs": len(self.duplicates.pairs),
+                "groups": len(self.duplicates.groups),
+                "extra": self.duplicates.extra,
+                "share": self.duplicates.extra / self.items,
+                "closest": [pair._asdict() for pair in self.duplicates.pairs[:NAMED]],
+            },
+            "broken": {"count": len(self.broken), "names": list(self.broken)},
+        }
+
+    @property
+    def most_replaced(self) -> list[int]:
+        """The items with replaced pixels, the worst first."""
+        order = np.argsort(-self.replaced, kind="stable")
+        return [int(i) for i in order if self.replaced[i] > 0]
+
+    def _noise(self) -> dict[str, Any]:
+        if self.estimate is None:
+            return {"share": None, "std": None, "told": False}
+        noise, each = self.estimate.noise, self.noise_of_each
+        return {
+            "share": noise.share,
+            "std": noise.std,
+            "told": True,
+            "alike": noise.width == 0,
+            "channels": "common" if self.estimate.common else "independent",
+            "quantiles": _quantiles(each[each > 0]),
+            "level_quantiles": _quantiles(self.estimate.levels),
+            "clean_level": noise.content,
+            "smallest": mixture.SEEN,
+        }
+
+
+def _quantiles(x: Float[np.ndarray, "n"]) -> dict[str, float] | None:
+    """The 5, 25, 50, 75 and 95 % quantiles."""
+    if not len(x):
+        return None
+    return {f"{q:g}": float(np.quantile(x, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)}
+
+
+def audit(source: Source, broken: tuple[str, ...] = (), progress: Progress | None = None) -> Audit:
+    """Look at all items of ``source``, as of its first epoch.
+
+    Args:
+        broken: names of files that could not be read.
+        progress: called with how many items were read, and of how many.
+    """
+    shape = source.item_shape
+    if len(shape) == 1 or min(shape[1:]) < LEAST:
+        return _whole(source, broken)
+    return _images(source, broken, progress)
+
+
+def _images(source: Source, broken: tuple[str, ...], progress: Progress | None) -> Audit:
+    n, shape = len(source), source.item_shape
+    sample = _rows(source, spread(n, SAMPLE))
+    meter = Meter.fit(sample)
+    measured, small, hit = [], [], []
+    for rows in torch.arange(n).split(CHUNK):
+        x = _rows(source, rows)
+        measured.append(meter.levels(x))
+        hit.append(replaced_share(x))
+        small.append(shrink(x))
+        if progress:
+            progress(int(rows[-1]) + 1, n)
+    levels, thumbs, replaced = torch.cat(measured, 1), torch.cat(small), torch.cat(hit).double().numpy()
+    pooled = float(np.prod(shape[1:]) / np.prod(thumbs.shape[2:]))
+    estimate = meter.judge(levels, replaced == 0)
+    outliers = image_outliers(thumbs, estimate.stds / pooled**0.5, pooled)
+    alone = np.isin(np.arange(n), [i for i, why in outliers.why.items() if why == ALONE])
+    duplicates = image_duplicates(thumbs, estimate.stds / pooled**0.5)
+    if alone.any():  # noise with nothing under it is an outlier, no noisy image
+        estimate = meter.judge(levels, (replaced == 0) & ~alone)
+    return Audit(n, shape, estimate, replaced, outliers, duplicates, broken, sample.std().item())
+
+
+def _whole(source: Source, broken: tuple[str, ...]) -> Audit:
+    """Vectors, and images too small for patches."""
+    x = _rows(source, torch.arange(len(source)))
+    flat = x.flatten(1)
+    scale = flat.std(0).square().mean().sqrt().item()
+    estimate = whole_estimate(x)
+    each = np.zeros(len(x)) if estimate is None else estimate.stds
+    if x.dim() == 4:
+        outliers, duplicates = image_outliers(x, each), image_duplicates(x, each)
+    else:
+        outliers, duplicates = vector_outliers(flat), vector_duplicates(flat)
+    return Audit(len(x), source.item_shape, estimate, np.zeros(len(x)), outliers, duplicates, broken, scale)
+
+
+def _rows(source: Source, rows: Tensor) -> Tensor:
+    return source.batch(rows, torch.zeros_like(rows))

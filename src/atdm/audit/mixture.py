@@ -1,0 +1,178 @@
+"""Which share of a set is noisy, and how much: a mixture over the levels of its images.
+
+The level of an image is ``s = sqrt(t^2 + sigma^2)``, t what its content holds in the directions measured and sigma its
+noise, times an estimation error of known size. Clean images have sigma = 0. Over the set ``log t`` has one hump (a
+two-piece normal, John 1982), the same for clean and noisy images; ``log sigma`` of the noisy ones is normal, often of
+width 0 since one process made them all noisy alike. Expectation maximization, on a grid of log levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+STEP = 0.05  # of the grid, in log units
+LOW, HIGH = np.log(0.003), np.log(2.0)
+SEEN = 0.02  # smallest noise std that is called noise: two and a half steps of 8 bits
+ROUNDING = 1 / 255  # levels below the step of 8 bits are all alike
+COARSE = (0.1, 0.45)  # widths of log sigma
+FINE = (0.0, 0.1, 0.2, 0.45)
+SPARED = 20.0  # log likelihood that a unit of width must earn: alike is the simpler story
+NARROWEST, WIDEST = 0.15, 1.0  # sides of the hump of content
+SPREAD = 0.7  # of the log of the usual level of clean sets, over sets
+STRENGTH = 0.05  # of what is usual, in images per image of the set
+BACKGROUND = 0.01  # share of images that follow no law
+ROUNDS = 40
+
+GRID = np.arange(LOW, HIGH, STEP)
+SIGMAS = np.exp(GRID[GRID >= np.log(SEEN)])
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What the levels of a set say about its noise.
+
+    Args:
+        share: of images that are noisy.
+        std: of the noise among them (median); None where no image is noisy.
+        width: std of the log of the noise std among them; 0 where all are noisy alike.
+        posterior: for each image how likely it is noisy.
+        per_image: the noise std of each image, were it noisy.
+        content: the level of a typical clean image of the set: noise much below it cannot be told.
+        gain: log likelihood per image over that of a clean set.
+    """
+
+    share: float
+    std: float | None
+    width: float
+    posterior: Float[np.ndarray, "n"]
+    per_image: Float[np.ndarray, "n"]
+    content: float
+    gain: float
+
+
+class _Model(NamedTuple):
+    score: float  # log likelihood and log priors
+    index: int  # of sigma
+    width: float
+    share: float
+    content: Float[np.ndarray, "contents"]
+
+
+def fit(levels: Float[np.ndarray, "n"], tau: float, usual: float) -> Noise:
+    """The mixture for the ``levels`` of a set.
+
+    Args:
+        tau: std of the log of the level of an image of pure noise.
+        usual: the level that clean sets of this kind have; decides where the levels alone cannot.
+    """
+    place = np.clip(np.round((np.log(np.hypot(levels, ROUNDING)) - LOW) / STEP), 0, len(GRID) - 1).astype(int)
+    error = round(max(float(np.hypot(tau, 0.015)), 0.6 * STEP), 3)
+    em = _Em(np.bincount(place, minlength=len(GRID)).astype(float), error, float(np.log(usual)))
+    null = em.run(0, 0.0, noisy=False)
+    coarse = max(em.run(index, width) for width in COARSE for index in range(0, len(SIGMAS), 2))
+    near = range(max(0, coarse.index - 2), min(len(SIGMAS), coarse.index + 3))
+    best = max(em.run(index, width) for width in FINE for index in near)
+    gain = (best.score - null.score) / len(levels)
+    if best.score - null.score < 2 * np.log(len(levels)):
+        nothing = np.zeros(len(levels))
+        return Noise(0.0, None, 0.0, nothing, nothing, _median(GRID, null.content), gain)
+    kernels, clean = _kernels(error)
+    given = kernels @ best.content  # of levels, for each sigma
+    dirty = best.share * _weights(best.index, best.width) @ given
+    posterior = dirty / (dirty + (1 - best.share) * _background(clean @ best.content)).clip(1e-300)
+    each = _weights(best.index, max(best.width, 0.1))[:, None] * given
+    log_sigma = (np.log(SIGMAS) @ each) / each.sum(0).clip(1e-300)
+    noisy = em.counts * posterior
+    order = np.argsort(log_sigma)
+    return Noise(
+        share=float(noisy.sum() / len(levels)),
+        std=_median(log_sigma[order], noisy[order]),
+        width=best.width,
+        posterior=posterior[place],
+        per_image=np.exp(log_sigma)[place],
+        content=_median(GRID, best.content),
+        gain=gain,
+    )
+
+
+def _median(logs: Float[np.ndarray, "m"], weights: Float[np.ndarray, "m"]) -> float:
+    """Of the exponential, between the values of a histogram."""
+    total = np.cumsum(weights) - weights / 2
+    return float(np.exp(np.interp(weights.sum() / 2, total, logs)))
+
+
+@cache
+def _kernels(error: float) -> tuple[Float[np.ndarray, "sigmas levels contents"], Float[np.ndarray, "levels contents"]]:
+    """Probability of each level given each content: for each sigma, and for a clean image."""
+
+    def one(sigma: float) -> Float[np.ndarray, "levels contents"]:
+        center = 0.5 * np.log(np.exp(2 * GRID) + sigma**2)
+        density = np.exp(-0.5 * ((GRID[:, None] - center) / error) ** 2)
+        return density / density.sum(0).clip(1e-300)
+
+    return np.stack([one(sigma) for sigma in SIGMAS]), one(0.0)
+
+
+def _weights(index: int, width: float) -> Float[np.ndarray, "sigmas"]:
+    if width == 0:
+        return np.eye(len(SIGMAS))[index]
+    weights = np.exp(-0.5 * (np.log(SIGMAS / SIGMAS[index]) / width) ** 2)
+    return weights / weights.sum()
+
+
+def _background(density: Float[np.ndarray, "levels"]) -> Float[np.ndarray, "levels"]:
+    return (1 - BACKGROUND) * density + BACKGROUND / len(density)
+
+
+class _Em:
+    """Fits by expectation maximization to a histogram of log levels."""
+
+    def __init__(self, counts: Float[np.ndarray, "levels"], error: float, usual: float) -> None:
+        self.counts = counts
+        self.kernels, self.clean = _kernels(error)
+        self.usual = usual
+
+    def run(self, index: int, width: float, noisy: bool = True) -> _Model:
+        """The share and the hump of content for one law of sigma."""
+        kernel = np.tensordot(_weights(index, width), self.kernels, 1)
+        share = 0.5 if noisy else 0.0
+        content, prior = _two_piece(self.usual, 0.5, 0.5), 0.0
+        for _ in range(ROUNDS):
+            dirty = kernel @ content
+            ratio = self.counts / ((1 - share) * _background(self.clean @ content) + share * dirty).clip(1e-300)
+            from_clean = (1 - share) * (1 - BACKGROUND) * (ratio @ self.clean)
+            found = content * (from_clean + share * (ratio @ kernel))
+            share *= float(dirty @ ratio) / self.counts.sum()
+            content, prior = self._hump(found)
+        mixed = (1 - share) * _background(self.clean @ content) + share * (kernel @ content)
+        score = float(self.counts @ np.log(mixed.clip(1e-300))) + prior - SPARED * width
+        return _Model(score, index, width, share, content)
+
+    def _hump(self, weights: Float[np.ndarray, "contents"]) -> tuple[Float[np.ndarray, "contents"], float]:
+        """The likeliest two-piece normal for contents of these weights (John 1982), and its log prior."""
+        total = max(float(weights.sum()), 1e-12)
+        left, right = _squares(weights), _squares(weights[::-1])[::-1]
+        both = np.cbrt(left) + np.cbrt(right)
+        lower = np.sqrt(np.cbrt(left) ** 2 * both / total).clip(NARROWEST, WIDEST)
+        upper = np.sqrt(np.cbrt(right) ** 2 * both / total).clip(NARROWEST, WIDEST)
+        prior = -0.5 * STRENGTH * self.counts.sum() * ((GRID - self.usual) / SPREAD) ** 2
+        score = -total * np.log(lower + upper) - 0.5 * (left / lower**2 + right / upper**2) + prior
+        best = int(score.argmax())
+        return _two_piece(GRID[best], lower[best], upper[best]), float(prior[best])
+
+
+def _squares(weights: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
+    """For each place of the grid the weighted squared distances of all that is below it."""
+    at = np.arange(len(weights)) * STEP
+    zero, one, two = (np.cumsum(weights * at**k) for k in range(3))
+    return (at**2 * zero - 2 * at * one + two).clip(min=0)
+
+
+def _two_piece(mode: float, lower: float, upper: float) -> Float[np.ndarray, "contents"]:
+    density = np.exp(-0.5 * ((GRID - mode) / np.where(mode > GRID, lower, upper)) ** 2)
+    return density / density.sum()

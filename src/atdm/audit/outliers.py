@@ -1,0 +1,121 @@
+"""Items unlike the rest: images by layout, brightness, contrast, structure and color, vectors by how alone they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+SIDE = 16  # images are shrunk to this, over which noise averages out
+DIRECTIONS = 10
+JOINT = 4.0  # robust standard deviations beyond which the distance of an item is called unusual
+SINGLE = 6.0  # the same of one quantity
+NEIGHBOURS = 10
+FLAT = 0.03  # contrast and color below this are none
+ALONE = "noise alone"
+EMPTY = 0.02  # content over noise, as powers, below which an image is noise alone
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """How unusual each item is.
+
+    Args:
+        score: at 1 and above an item counts as an outlier.
+        why: for each outlier, by index, what is unusual about it.
+    """
+
+    score: Float[np.ndarray, "n"]
+    why: Mapping[int, str]
+
+    @property
+    def worst(self) -> list[int]:
+        """The outliers, the most unusual first."""
+        return sorted(self.why, key=lambda i: -self.score[i])
+
+
+def shrink(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c s t"]:
+    """Images of at most 16x16 by averaging: what outliers and duplicates are told by."""
+    return nn.functional.adaptive_avg_pool2d(x, (min(SIDE, x.shape[2]), min(SIDE, x.shape[3])))
+
+
+def image_outliers(small: Float[Tensor, "n c s t"], noise: Float[np.ndarray, "n"], pooled: float = 1.0) -> Outliers:
+    """Outliers among shrunk images.
+
+    The joint distance is Mahalanobis' over the first principal components and the quantities below, with the robust
+    covariance of Rousseeuw & Van Driessen (1999).
+
+    Args:
+        noise: std of the noise in each shrunk image, which is no contrast.
+        pooled: how many pixels became one.
+    """
+    from sklearn.covariance import MinCovDet
+
+    luma = small.mean(1)
+    flat = luma - luma.mean((1, 2), keepdim=True)
+    white = torch.from_numpy(noise).float() ** 2
+    variance = (flat.square().mean((1, 2)) - white / small.shape[1]).clamp(min=0)
+    along = ((flat[:, 1:] * flat[:, :-1]).mean((1, 2)) + (flat[:, :, 1:] * flat[:, :, :-1]).mean((1, 2))) / 2
+    smooth = (along / (variance + FLAT**2)).clamp(-0.99, 0.99)
+    told = {
+        "brightness": luma.mean((1, 2)),
+        "contrast": (variance + FLAT**2).log() / 2,
+        "smoothness": smooth.atanh(),
+    }
+    if small.shape[1] == 3:
+        color = ((small - luma[:, None]).square().mean((1, 2, 3)) - white * 2 / 3).clamp(min=0)
+        told["color"] = (color + FLAT**2).log() / 2
+    layout = nn.functional.adaptive_avg_pool2d(small, 8).flatten(1).double().numpy()
+    values = np.stack([v.double().numpy() for v in told.values()], 1)
+    single = _standard(values)
+    every = np.concatenate([_standard(_components(layout)), single], 1)
+    if len(every) > 5 * every.shape[1]:
+        fitted = MinCovDet(support_fraction=0.75, random_state=0).fit(every)
+        joint = _standard(np.cbrt(fitted.mahalanobis(every))[:, None])[:, 0]  # cube roots of chi^2 are near normal
+    else:
+        joint = np.zeros(len(every))
+    power = along.clamp(min=0).double().numpy() / (noise**2 * pooled).clip(1e-12)
+    empty = (power < EMPTY) & (noise > 0)
+    score = np.maximum(np.maximum(joint / JOINT, np.abs(single).max(1) / SINGLE), np.where(empty, 2 - power / EMPTY, 0))
+    names = list(told)
+    why = {}
+    for i in np.flatnonzero(score >= 1):
+        most = int(np.abs(single[i]).argmax())
+        extreme = abs(single[i, most]) >= SINGLE
+        side = "low" if single[i, most] < 0 else "high"
+        why[int(i)] = ALONE if empty[i] else f"{side} {names[most]}" if extreme else "unusual layout"
+    return Outliers(score, why)
+
+
+def vector_outliers(x: Float[Tensor, "n d"]) -> Outliers:
+    """Vectors far from their neighbours: distance to the tenth, against its median over all, whatever shape the data have."""
+    from sklearn.neighbors import NearestNeighbors
+
+    points = x.double().numpy()
+    k = min(NEIGHBOURS, len(points) - 1)
+    distance = NearestNeighbors(n_neighbors=k).fit(points).kneighbors()[0][:, -1]
+    scale = np.median(distance[distance > 0]) if (distance > 0).any() else 1.0
+    z = _standard(np.log(distance + 1e-3 * scale)[:, None])[:, 0]
+    score = z / JOINT
+    return Outliers(score, {int(i): "far from others" for i in np.flatnonzero(score >= 1)})
+
+
+def _components(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
+    """Principal components and the log of what they leave, rows far out counting no more than typical ones."""
+    centered = rows - np.median(rows, 0)
+    length = np.linalg.norm(centered, axis=1)
+    weighted = centered * np.minimum(1, np.median(length) / length.clip(1e-9))[:, None]
+    _, basis = np.linalg.eigh(weighted.T @ weighted)
+    scores = centered @ basis[:, -DIRECTIONS:]
+    left = np.sqrt(np.maximum((centered**2).sum(1) - (scores**2).sum(1), 0) / rows.shape[1])
+    return np.column_stack([scores, np.log(left + 0.01)])
+
+
+def _standard(values: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+    """Robust standard deviations from the median."""
+    centered = values - np.median(values, 0)
+    return centered / (1.4826 * np.median(np.abs(centered), 0)).clip(1e-6)

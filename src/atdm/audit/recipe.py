@@ -1,0 +1,112 @@
+"""A training configuration for what an audit found, with a reason for each choice."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..config import ObjectiveConfig, TrainConfig
+from .look import Audit
+
+DUPLICATED = 0.005  # share of near duplicates from which on they are mentioned
+MATTERS = 0.02  # share of noisy items or outliers from which on the push is recommended
+GATE = 2.5  # of images, in stds of the noise; with k 10 it left least noise where both were compared (recipes/cifar10-cpu.yaml)
+HIGHEST = 0.5  # gate for images, whose content has a std of about 0.5
+SMALL = 12  # sides below this are for an MLP
+
+
+def recommend(base: TrainConfig, found: Audit, cuda: bool) -> tuple[TrainConfig, list[str]]:
+    """What to train with, and why.
+
+    Args:
+        base: says what to read; everything else is chosen here.
+        cuda: whether there is a GPU to train on.
+    """
+    values: dict[str, Any] = {name: getattr(base, name) for name in (*TrainConfig.READING, "out", "data", "corrupt")}
+    share, std = (found.estimate.noise.share, found.estimate.noise.std) if found.estimate else (0.0, None)
+    vectors = len(found.item_shape) == 1
+    outliers = len(found.outliers.why) / found.items
+    noisy, far = std if share >= MATTERS else None, vectors and outliers >= MATTERS
+    if noisy is not None or far:
+        gate, k, why = _gate(noisy, found.scale, vectors, found.item_shape)
+        radius = 3 if vectors else 1
+        values["objective"] = ObjectiveConfig(
+            "robust_adv", f"constant:r={radius}", f"relative:k={k}", "l2", kappa=math.inf, gate=gate
+        )
+        dirt = [] if noisy is None else [f"{share:.0%} of the items carry noise of std {noisy:.2g}"]
+        dirt += [f"{outliers:.0%} of the items lie far from the others"] if far else []
+        reasons = [f"objective robust_adv: {', and '.join(dirt)}.", why]
+        reasons.append(
+            "Train a twin with --objective.name ddpm, too: sampled with --stop_ratio near the noise it is the rival that costs nothing."
+        )
+    else:
+        values["objective"] = ObjectiveConfig("ddpm")
+        unseen = (
+            "noise cannot be told from content here" if found.estimate is None else "there is no noise worth a push"
+        )
+        reasons = [f"objective ddpm: {unseen}, and on clean data a push costs detail."]
+    net, steps, batch, more, why = _size(found.item_shape, found.items, cuda)
+    values |= {"net": net, "steps": steps, "batch_size": batch, **more}
+    return TrainConfig(**values), [*reasons, why, *_by_hand(found)]
+
+
+def _by_hand(found: Audit) -> list[str]:
+    """What no objective mends."""
+    out, hit, extra = [], len(found.most_replaced), found.duplicates.extra
+    if hit >= MATTERS * found.items:
+        out.append(
+            f"Look at the {hit:,} images with replaced pixels first: the push is for small dirt on many values, "
+            "and these had better be mended or left out."
+        )
+    if extra >= DUPLICATED * found.items:
+        out.append(f"Leave out the {extra:,} near duplicates: what occurs often is memorized first.")
+    if found.broken:
+        out.append(f"skip_broken: {len(found.broken):,} of the files cannot be read.")
+    return out
+
+
+def _gate(std: float | None, scale: float, vectors: bool, shape: tuple[int, ...]) -> tuple[float, int, str]:
+    if vectors:
+        gate = float(f"{0.85 * scale:.2g}")
+        return gate, 5, f"gate {gate}: just below the std of the data, {scale:.2g}, as in recipes/plane-outliers.yaml."
+    assert std is not None
+    if min(shape[1:]) < SMALL:
+        gate = float(f"{std:.2g}")
+        return gate, 5, f"gate {gate}: the std of the noise, as in recipes/digits.yaml."
+    gate = float(f"{min(GATE * std, HIGHEST):.2g}")
+    return (
+        gate,
+        10,
+        f"gate {gate}: {GATE:g} times the std of the noise, at most {HIGHEST:g} (recipes/cifar10-cpu.yaml).",
+    )
+
+
+def _size(shape: tuple[int, ...], items: int, cuda: bool) -> tuple[str, int, int, dict[str, Any], str]:
+    """Network, steps, batch size and further options, and why."""
+    usual: dict[str, Any] = {"decay": "cosine", "lr": 1e-3, "ema": 0.995}
+    if len(shape) == 1:
+        return "mlp:width=128,depth=3", 4000, 256, usual, "net mlp: the items are vectors."
+    small = min(shape[1:]) < SMALL or min(shape[1:]) % 4 or max(shape[1:]) % 4
+    if small:
+        return (
+            "mlp:width=256,depth=3,residual=true",
+            2500,
+            128,
+            usual,
+            "net mlp: the images are small, or no multiple of four.",
+        )
+    if cuda and min(shape[1:]) % 8 == 0 and max(shape[1:]) % 8 == 0:
+        net = "cifar10" if max(shape[1:]) <= 32 else "celeba64"
+        steps = max(20_000, min(200_000, 4 * items))
+        more = {
+            "lr": 1e-4,
+            "warmup": 2000,
+            "ema": 0.9999,
+            "precision": "bf16",
+            "channels_last": True,
+            "save_every": 5000,
+        }
+        return net, steps, 128, more, f"net {net} and {steps:,} steps: there is a GPU, and {items:,} images."
+    more = {"lr": 3e-4, "ema": 0.999, "decay": "cosine", "sample_every": 1000}
+    why = "net tiny and 5,000 steps: a first look on a CPU; a GPU allows net cifar10 and 100,000 steps or more."
+    return "tiny", 5000, 64, more, why

@@ -1,0 +1,97 @@
+"""What an audit leaves behind: its findings as JSON, a recipe and a contact sheet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from .. import plot
+from ..checkpoint import atomic
+from ..config import TrainConfig
+from ..run import build, estimate
+from ..source import Source
+from . import sheet
+from .look import Audit
+from .recipe import recommend
+
+SHOWN = 24
+
+
+def write(folder: Path, found: Audit, source: Source, base: TrainConfig) -> dict[str, Any]:
+    """Write ``audit.json``, ``recipe.yaml`` and ``sheet.png``, all or none, and return what the first holds.
+
+    Args:
+        base: says what data the recipe reads.
+
+    Raises:
+        UserError: the disk is full or not writable.
+    """
+    config, reasons = recommend(base, found, torch.cuda.is_available())
+    cost = estimate(config, build(config))
+    chosen = _chosen(config)
+    told = found.as_dict() | {"recipe": {"config": chosen, "reasons": reasons, "cost": cost}}
+    with atomic(folder) as scratch:
+        scratch.mkdir()
+        (scratch / "audit.json").write_text(json.dumps(told, indent=1))
+        (scratch / "recipe.yaml").write_text(_yaml(chosen, reasons))
+        plot.save(_sheet(found, source), scratch / "sheet.png")
+    return told
+
+
+def _chosen(config: TrainConfig) -> dict[str, Any]:
+    """The options that differ from the defaults, and those that make the objective."""
+    values, defaults = config.as_dict(), TrainConfig().as_dict()
+    kept = {k: v for k, v in values.items() if k in ("out", "data", "objective") or v != defaults[k]}
+    if config.objective.name == "ddpm":
+        kept["objective"] = {"name": "ddpm"}
+    return kept
+
+
+def _yaml(chosen: dict[str, Any], reasons: list[str]) -> str:
+    head = "".join(f"# {line}\n" for line in ["Recommended by atdm audit.", *reasons])
+    return head + yaml.safe_dump(chosen, sort_keys=False)
+
+
+def _sheet(found: Audit, source: Source) -> Any:
+    if len(found.item_shape) == 1:
+        every = torch.arange(len(source))
+        return sheet.vectors(source.batch(every, torch.zeros_like(every)), found.outliers.worst)
+    pairs = found.duplicates.pairs[: SHOWN // 2]
+    rows: list[sheet.Row] = []
+    if found.estimate is not None:
+        each = found.noise_of_each
+        order = [int(i) for i in np.argsort(-each, kind="stable")[:SHOWN] if each[i] > 0]
+        title = f"noisiest ({found.estimate.noise.share:.1%} look noisy)"
+        rows.append((title, [(i, f"#{i}  {each[i]:.2g}") for i in order]))
+    hit = found.most_replaced
+    if hit:
+        title = f"replaced pixels ({len(hit)})"
+        rows.append((title, [(i, f"#{i}  {found.replaced[i]:.0%}") for i in hit[:SHOWN]]))
+    rows.append(
+        (
+            f"outliers ({len(found.outliers.why)})",
+            [(i, f"#{i}  {found.outliers.why[i]}") for i in found.outliers.worst[:SHOWN]],
+        )
+    )
+    rows.append(
+        (
+            f"near duplicates ({len(found.duplicates.pairs)} pairs)",
+            [
+                (i, f"#{i}  {'mirrored' if pair.mirrored else f'{pair.distance:.2g}'}")
+                for pair in pairs
+                for i in (pair.first, pair.second)
+            ],
+        )
+    )
+    if found.broken:
+        names = ", ".join(found.broken[:4]) + (", ..." if len(found.broken) > 4 else "")
+        rows.append((f"broken ({len(found.broken)}): {names}", []))
+    wanted = sorted({i for _, items in rows for i, _ in items})
+    picked = torch.tensor(wanted, dtype=torch.long)
+    x = source.batch(picked, torch.zeros_like(picked)) if wanted else torch.zeros(0, *found.item_shape)
+    return sheet.images(rows, dict(zip(wanted, x, strict=True)))

@@ -1,0 +1,109 @@
+"""``atdm audit``: look at a data set before training."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..config import TrainConfig
+from ..errors import UserError
+from .common import decoding, make_parser, print_table, progress_bar
+
+FILES = ("audit.json", "recipe.yaml", "sheet.png")
+
+
+def run(words: list[str]) -> int:
+    parser = make_parser("audit")
+    parser.add_argument("data", help="folder, parquet, tar or .npz files, or the name of a data set, as in atdm train")
+    parser.add_argument(
+        "--corrupt", type=str, default="none", help="dirt to add first, to see what the audit makes of it"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--image_size", type=int | None, default=None)
+    parser.add_argument("--crop", type=str, default="center", help="center, or none: squeeze the whole image")
+    parser.add_argument(
+        "--limit", type=int | None, default=10_000, help="look at so many, chosen by seed; null: at all"
+    )
+    parser.add_argument("--cache", type=bool, default=True, help="decode images once, into a file that is mapped")
+    parser.add_argument("--out", type=str, default="audit", help=f"folder for {', '.join(FILES)}")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(words)
+    from ..audit import audit
+    from ..audit.report import write
+    from ..corrupt import parse_corruption
+    from ..data import load
+    from ..source import Source
+
+    folder = Path(given.out)
+    others = {f.name for f in folder.iterdir()} - set(FILES) if folder.is_dir() else {folder.name} & {folder.is_file()}
+    if folder.is_file() or others:
+        raise UserError(f"{folder} holds other files. Expected a new or empty folder, or an earlier audit's.")
+    if given.crop == "random":
+        raise UserError("A random crop is drawn anew in training. Expected center or none.")
+    base = TrainConfig(
+        out="runs/audited",
+        skip_broken=True,
+        **{name: given[name] for name in ("data", "corrupt", "seed", "image_size", "crop", "limit", "cache")},
+    )
+    parts = parse_corruption(given.corrupt)
+    with progress_bar(given.json) as bar:
+        dataset = load(given.data, **base.reading(), progress=decoding(bar))
+        source = Source(dataset.items, parts, given.seed)
+        task = bar.add_task("looking", total=len(source), note="")
+        found = audit(source, dataset.broken, lambda done, total: bar.update(task, completed=done, total=total))
+        told = write(folder, found, source, base)
+    for note in dataset.notes:
+        print(note, file=sys.stderr)
+    if given.json:
+        print(json.dumps(told))
+        return 0
+    print_table(f"{given.data}: {found.items:,} items of {list(found.item_shape)}", _rows(told))
+    print("recipe: " + "\n        ".join(told["recipe"]["reasons"]))
+    cost = told["recipe"]["cost"]
+    print(
+        f"Expected cost: {cost['parameters']:,} parameters, {_time(cost['seconds_on_this_cpu'])} on this CPU, "
+        f"{cost['flops_per_step'] / 1e9:,.3g} GFLOP a step.\n"
+        f"The worst of each kind are in {folder}/sheet.png. Next: atdm train --config {folder}/recipe.yaml"
+    )
+    return 0
+
+
+def _rows(told: dict[str, Any]) -> list[dict[str, Any]]:
+    noise = told["noise"]
+    if not noise["told"]:
+        noisy = "cannot be told from content in such data (docs/audit.md)"
+    elif noise["std"] is None:
+        noisy = f"none of std {noise['smallest']:g} or more (typical level of content: {noise['clean_level']:.2g})"
+    else:
+        low, high = (noise["quantiles"][q] for q in ("0.05", "0.95")) if noise["quantiles"] else (noise["std"],) * 2
+        spread = "" if noise["alike"] else f", 90 % of them from {low:.2g} to {high:.2g}"
+        common = ", the same in all channels" if noise["channels"] == "common" else ""
+        noisy = f"{noise['share']:.1%} of the items, std {noise['std']:.3g}{spread}{common}"
+    hit, far, twins, broken = told["replaced"], told["outliers"], told["duplicates"], told["broken"]
+    replaced = f"in {hit['count']} items ({hit['share']:.1%})" + (
+        f", {hit['pixels']:.1%} of them" if hit["count"] else ""
+    )
+    kinds = sorted({worst["why"] for worst in far["worst"]})
+    names = ", ".join(broken["names"][:5]) + (", ..." if broken["count"] > 5 else "")
+    return [
+        {"what": "noise", "found": noisy},
+        {"what": "replaced pixels", "found": replaced},
+        {
+            "what": "outliers",
+            "found": f"{far['count']} ({far['share']:.1%})" + (f": {', '.join(kinds)}" if kinds else ""),
+        },
+        {
+            "what": "near duplicates",
+            "found": f"{twins['pairs']} pairs in {twins['groups']} groups; {twins['extra']} extra",
+        },
+        {"what": "broken", "found": f"{broken['count']}" + (f": {names}" if names else "")},
+    ]
+
+
+def _time(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} seconds"
