@@ -107,9 +107,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
 def smoke() -> TrainConfig:
     """Digits and a network that learns nothing."""
     gated = ObjectiveConfig("robust_adv", "constant:r=1", "relative:k=5", "l2", 1, float("inf"), 0.2)
-    return TrainConfig(
-        data="digits", limit=64, net="mlp:width=16,depth=1", objective=gated, steps=5, batch_size=8
-    )
+    return TrainConfig(data="digits", limit=64, net="mlp:width=16,depth=1", objective=gated, steps=5, batch_size=8)
 
 
 def _below(data: str, name: str) -> Path:
@@ -164,7 +162,9 @@ def work(job: Job, tell: Tell) -> Outcome:
 
 def feature_spaces(job: Job) -> list[Any]:
     """Principal directions, and a network where one is installed: two ways to see a distance."""
-    if job.config.data == "digits":  # a distance among a network's 1280 features takes longer than all else at scale smoke
+    if (
+        job.config.data == "digits"
+    ):  # a distance among a network's 1280 features takes longer than all else at scale smoke
         return metrics.require("pca:directions=64+patches")
     try:
         return metrics.require("pca:directions=64+efficientnet-lite")
