@@ -214,6 +214,10 @@ def _qualities(
     about["reference_hash"] = metrics.content_hash(reference)
     rows, drawn, seconds, done = [], {}, 0.0, 0
     total = len(SAMPLERS) * sum(plan.steps)
+
+    def hear(i: int, _: int) -> None:
+        tell((done + i) / total)
+
     for sampler in SAMPLERS:
         for steps in plan.steps:
             begin = time.perf_counter()
@@ -227,7 +231,7 @@ def _qualities(
                 seed=plan.seed,
                 batch_size=256,
                 clip_sample=clip,
-                progress=lambda i, _, done=done: tell((done + i) / total),
+                progress=hear,
             )
             if steps == max(plan.steps):
                 seconds = (time.perf_counter() - begin) / plan.n

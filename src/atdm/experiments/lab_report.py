@@ -26,7 +26,7 @@ def write(outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
     """Write the page, and return its numbers."""
     plan, first = outcomes[0].job.plan, outcomes[0].job
     reference = reference_of(load(first.data, **first.reading))
-    told = {
+    told: dict[str, Any] = {
         "models": [o.job.label for o in outcomes],
         "rows": [row for o in outcomes for row in o.rows],
         "damage": {o.job.label: o.damage for o in outcomes},

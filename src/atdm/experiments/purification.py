@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -144,6 +145,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
 
     claims: list[Claim] = []
     clean, alone = of(conditions[0], "ddpm", "clean_alone"), of(conditions[0], "ddpm", "pgd_alone")
+    auto = of(conditions[0], "ddpm", "auto_alone")
+    weakest = alone if math.isnan(auto) else min(alone, auto)
     claims.append(
         Claim(
             f"without a purifier PGD of radius {MAIN:g} takes more than half of the classifier's accuracy",
@@ -169,9 +172,9 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                     f"{_percent(aware)}, PGD that ignores it {_percent(behind)}",
                 ),
                 Claim(
-                    f"{name}: under the strongest attack there is still more accuracy than without purifier",
-                    robust > alone + 0.05,
-                    f"{_percent(robust)}, without purifier {_percent(alone)}",
+                    f"{name}: under the strongest attack there is more accuracy than without purifier under the strongest there",
+                    robust > weakest + 0.05,
+                    f"{_percent(robust)}, without purifier {_percent(weakest)}",
                 ),
             ]
         for method in [m for m in methods if m != "ddpm"]:
