@@ -11,7 +11,8 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
-from atdm import Guided, Latents, Objective, Process, drop_conditioning, sample
+from atdm import Guided, Latents, Objective, Process, drop_conditioning
+from atdm.sample import sample
 
 BATCH, TOKENS, WIDTH = 16, 4, 16
 COLORS = ["red", "green", "blue"]

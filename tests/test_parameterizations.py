@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from atdm.errors import UserError
-from atdm.objective import OBJECTIVES, Draws, Objective
+from atdm.objective import KINDS, Draws, Objective
 from atdm.perturb import ConstantRadius, ConstantWeight, Perturbation
 from atdm.predictions import PREDICTIONS
 from atdm.process import PROCESSES, Process
@@ -110,7 +110,7 @@ def test_edm_is_the_preconditioning_of_karras(generator):
 
 @pytest.mark.parametrize("gate", [None, 0.5])
 @pytest.mark.parametrize("table", TABLES)
-@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"ddpm"}))
+@pytest.mark.parametrize("name", sorted(set(KINDS) - {"ddpm"}))
 def test_the_same_denoiser_has_the_same_regularizer(name, table, gate, generator):
     x0 = torch.randn(16, 5, generator=generator, dtype=torch.float64)
     t = inner(TABLES[table], 16, generator)

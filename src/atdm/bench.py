@@ -59,6 +59,7 @@ class Options:
         threads: CPU threads; 0 leaves it to torch.
         device: cpu or cuda; auto takes cuda where there is one.
         gate: of ``auto``, which takes twice the noise that it finds: 0.4 for noise of std 0.2.
+        rivals: measure the rivals too; they take half of the time, so that the rounds are half as many.
     """
 
     net: str = "digits"
@@ -72,6 +73,7 @@ class Options:
     threads: int = 0
     device: str = "auto"
     gate: float = 0.4
+    rivals: bool = False
 
     def __post_init__(self) -> None:
         for name, low in [("batch_size", 1), ("seconds", 0), ("threads", 0)]:
@@ -111,7 +113,7 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
-    objectives = _objectives(Process.linear(), options.gate, options.item_shape())
+    objectives = _objectives(Process.linear(), options)
     loops = _loops(options, objectives, device)
     # In a turn a contestant makes as many steps as bring ddpm to TURN. The first steps of each are for warming up.
     progress("warming up")
@@ -147,17 +149,17 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
     }
 
 
-def _objectives(process: Process, gate: float, shape: tuple[int, ...]) -> dict[str, Loss]:
-    """Ours, ``auto``, and the rivals that can learn from items of that shape."""
-    push, r = Perturbation("l2", steps=1, kappa=math.inf), auto.LENGTH / math.sqrt(math.prod(shape))
+def _objectives(process: Process, options: Options) -> dict[str, Loss]:
+    """Ours, ``auto`` and, if asked for, the rivals that can learn from items of that shape."""
+    push, r = Perturbation("l2", steps=1, kappa=math.inf), auto.LENGTH / math.sqrt(math.prod(options.item_shape()))
     objectives: dict[str, Loss] = {name: Objective(name, process) for name in KINDS}
     objectives[AUTO] = Objective(
-        "robust_adv", process, ConstantRadius(r), RelativeWeight(auto.K), push, gate=gate, every=auto.EVERY
+        "robust_adv", process, ConstantRadius(r), RelativeWeight(auto.K), push, gate=options.gate, every=auto.EVERY
     )
-    for name, rival in RIVALS.items():
+    for name, rival in RIVALS.items() if options.rivals else ():
         with suppress(UserError):
             loss = rival(process)
-            loss.require_items(shape)
+            loss.require_items(options.item_shape())
             objectives[name] = loss
     return objectives
 

@@ -29,7 +29,7 @@ BACKGROUND = 0.01  # share of images that follow no law
 ROUNDS = 40
 
 GRID = np.arange(LOW, HIGH, STEP)
-SIGMAS = np.exp(GRID[GRID >= np.log(SEEN)])
+SIGMAS = np.exp(GRID[np.log(SEEN) <= GRID])
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Noise:
 
 class _Model(NamedTuple):
     score: float  # log likelihood and log priors
-    index: int  # of sigma
+    place: int  # of sigma
     width: float
     share: float
     content: Float[np.ndarray, "contents"]
@@ -70,12 +70,13 @@ def fit(levels: Float[np.ndarray, "n"], tau: float, usual: float) -> Noise:
         tau: std of the log of the level of an image of pure noise.
         usual: the level that clean sets of this kind have; decides where the levels alone cannot.
     """
-    place = np.clip(np.round((np.log(np.hypot(levels, ROUNDING)) - LOW) / STEP), 0, len(GRID) - 1).astype(int)
+    logs = np.log(np.hypot(levels, ROUNDING))
+    place = np.clip(np.round((logs - LOW) / STEP), 0, len(GRID) - 1).astype(int)
     error = round(max(float(np.hypot(tau, 0.015)), 0.6 * STEP), 3)
     em = _Em(np.bincount(place, minlength=len(GRID)).astype(float), error, float(np.log(usual)))
     null = em.run(0, 0.0, noisy=False)
     coarse = max(em.run(index, width) for width in COARSE for index in range(0, len(SIGMAS), 2))
-    near = range(max(0, coarse.index - 2), min(len(SIGMAS), coarse.index + 3))
+    near = range(max(0, coarse.place - 2), min(len(SIGMAS), coarse.place + 3))
     best = max(em.run(index, width) for width in FINE for index in near)
     gain = (best.score - null.score) / len(levels)
     if best.score - null.score < 2 * np.log(len(levels)):
@@ -83,9 +84,9 @@ def fit(levels: Float[np.ndarray, "n"], tau: float, usual: float) -> Noise:
         return Noise(0.0, None, 0.0, nothing, nothing, _median(GRID, null.content), gain)
     kernels, clean = _kernels(error)
     given = kernels @ best.content  # of levels, for each sigma
-    dirty = best.share * _weights(best.index, best.width) @ given
+    dirty = best.share * _weights(best.place, best.width) @ given
     posterior = dirty / (dirty + (1 - best.share) * _background(clean @ best.content)).clip(1e-300)
-    each = _weights(best.index, max(best.width, 0.1))[:, None] * given
+    each = _weights(best.place, max(best.width, 0.1))[:, None] * given
     log_sigma = (np.log(SIGMAS) @ each) / each.sum(0).clip(1e-300)
     noisy = em.counts * posterior
     order = np.argsort(log_sigma)
@@ -94,7 +95,7 @@ def fit(levels: Float[np.ndarray, "n"], tau: float, usual: float) -> Noise:
         std=_median(log_sigma[order], noisy[order]),
         width=best.width,
         posterior=posterior[place],
-        per_image=np.exp(log_sigma)[place],
+        per_image=np.exp(np.interp(logs, GRID, log_sigma)),
         content=_median(GRID, best.content),
         gain=gain,
     )

@@ -33,20 +33,20 @@ def write(folder: Path, found: Audit, source: Source, base: TrainConfig) -> dict
     """
     config, reasons = recommend(base, found, torch.cuda.is_available())
     cost = estimate(config, build(config))
-    chosen = _chosen(config)
-    told = found.as_dict() | {"recipe": {"config": chosen, "reasons": reasons, "cost": cost}}
+    text = _yaml(_chosen(config), reasons)
+    told = found.as_dict() | {"recipe": {"yaml": text, "reasons": reasons, "cost": cost}}
     with atomic(folder) as scratch:
         scratch.mkdir()
         (scratch / "audit.json").write_text(json.dumps(told, indent=1))
-        (scratch / "recipe.yaml").write_text(_yaml(chosen, reasons))
+        (scratch / "recipe.yaml").write_text(text)
         plot.save(_sheet(found, source), scratch / "sheet.png")
     return told
 
 
 def _chosen(config: TrainConfig) -> dict[str, Any]:
-    """The options that differ from the defaults, and those that make the objective."""
+    """The options that differ from the defaults, and those that make the objective; training sees all items."""
     values, defaults = config.as_dict(), TrainConfig().as_dict()
-    kept = {k: v for k, v in values.items() if k in ("out", "data", "objective") or v != defaults[k]}
+    kept = {k: v for k, v in values.items() if k in ("out", "data", "objective") or (v != defaults[k] and k != "limit")}
     if config.objective.name == "ddpm":
         kept["objective"] = {"name": "ddpm"}
     return kept
@@ -75,7 +75,7 @@ def _sheet(found: Audit, source: Source) -> Any:
     rows.append(
         (
             f"outliers ({len(found.outliers.why)})",
-            [(i, f"#{i}  {found.outliers.why[i]}") for i in found.outliers.worst[:SHOWN]],
+            [(i, f"#{i}\n{found.outliers.why[i]}") for i in found.outliers.worst[:SHOWN]],
         )
     )
     rows.append(

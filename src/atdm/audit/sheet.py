@@ -25,11 +25,11 @@ def images(rows: Sequence[Row], x: dict[int, Float[Tensor, "c h w"]]) -> Figure:
     Args:
         x: the images that the rows name.
     """
-    lines = sum(max(1, math.ceil(len(items) / ACROSS)) for _, items in rows)
-    height = (1.25 * lines + 0.45 * len(rows)) * INCH
+    heights = [1.25 * math.ceil(len(items) / ACROSS) or 0.5 for _, items in rows]
+    height = (sum(heights) + 0.45 * len(rows)) * INCH
     figure = Figure(figsize=(ACROSS * INCH, height), facecolor="white")
     top = 0.0
-    for title, items in rows:
+    for (title, items), own in zip(rows, heights, strict=True):
         figure.text(0.01, 1 - (top + 0.3) * INCH / height, title, fontsize=10, weight="bold", va="center")
         top += 0.45
         if not items:
@@ -44,7 +44,7 @@ def images(rows: Sequence[Row], x: dict[int, Float[Tensor, "c h w"]]) -> Figure:
             figure.text(
                 (left + 0.48) / ACROSS, bottom - 0.02 * INCH / height, word, fontsize=6.5, ha="center", va="top"
             )
-        top += 1.25 * max(1, math.ceil(len(items) / ACROSS))
+        top += own
     return figure
 
 

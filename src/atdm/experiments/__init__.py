@@ -46,6 +46,11 @@ EXPERIMENTS: dict[str, Entry] = {
         "CIFAR-10, CelebA and bedrooms with noise on 90 % of the images (tables, figure 4)",
         "the recipes' own",
     ),
+    "audit": Entry(
+        "audit",
+        "what atdm audit estimates beside the truth; --data: a folder that holds cifar10, celeba and bedroom",
+        "digits",
+    ),
     "memorization": Entry("memorize", "near-duplicates of a small training set, beside held-out images", "digits"),
     "attack": Entry("attacks", "attacks on the sampling trajectory: damage against budget, and what speaks against it"),
     "purification": Entry(

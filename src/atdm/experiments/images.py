@@ -94,7 +94,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
             for name in by_scale(scale, ["cifar10"], [*SETS], [*SETS]):
                 base = smoke() if scale == "smoke" else recipe(by_scale(scale, "", f"{name}-cpu", name))
                 if data is not None and scale != "smoke":
-                    base = dataclasses.replace(base, data=str(_below(data, name)))
+                    base = dataclasses.replace(base, data=str(folder_below(data, name)))
                 for method in ("ddpm", "robust_adv"):
                     out = f"runs/images-{scale}/{name}-{condition.replace(' ', '-')}-{method}-{seed}"
                     objective = dataclasses.replace(base.objective, name=method)
@@ -110,7 +110,7 @@ def smoke() -> TrainConfig:
     return TrainConfig(data="digits", limit=64, net="mlp:width=16,depth=1", objective=gated, steps=5, batch_size=8)
 
 
-def _below(data: str, name: str) -> Path:
+def folder_below(data: str, name: str) -> Path:
     folder = Path(data).expanduser() / name
     if not folder.is_dir():
         raise UserError(

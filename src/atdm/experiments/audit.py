@@ -1,0 +1,232 @@
+"""How far ``atdm audit`` is off: seeded dirt with known truth on real images, share and std estimated from the pixels alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from .. import plot
+from ..audit import audit
+from ..corrupt import corrupt
+from ..data import load
+from ..data.items import Floats
+from ..metrics import content_hash
+from ..report import Table
+from ..source import Source
+from .common import Claim, Findings, Row, by_scale, cell, number, table_of, values_of
+from .images import SETS, folder_below
+from .pool import Tell
+
+SHARES, STDS = (0.3, 0.6, 0.9), (0.05, 0.1, 0.2)
+POINTS, PERCENT = 5.0, 15.0  # errors of the share and of the std that count as agreement
+OTHER = {  # dirt that is not Gaussian noise
+    "salt and pepper": "salt_pepper:share=0.3,rate=0.1",
+    "missing pixels": "missing:share=0.3,rate=0.3",
+    "patches": "patch:share=0.3,size=0.4",
+    "JPEG": "jpeg:share=0.3,quality=30",
+    "blur": "blur:share=0.3,sigma=1",
+    "outliers": "outliers:share=0.1",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One data set under all kinds of dirt.
+
+    Args:
+        set: what tables call it.
+        data: its spec.
+        items: used of it.
+        saved: the dirty images are saved with 8 bits first, which clips the noise.
+    """
+
+    set: str
+    data: str
+    items: int
+    image_size: int | None
+    seed: int
+    saved: bool
+    shares: Sequence[float] = SHARES
+    stds: Sequence[float] = STDS
+    other: Sequence[str] = field(default_factory=lambda: [*OTHER])
+
+    @property
+    def cost(self) -> float:
+        """Seconds on one core, roughly."""
+        pixels = self.items * (self.image_size or 8) ** 2 / 1e6
+        return (1 + len(self.shares) * len(self.stds) + len(self.other)) * (2 + 2.5 * pixels)
+
+    def __str__(self) -> str:
+        return self.set + (", saved" if self.saved else "")
+
+
+@dataclass
+class Outcome:
+    """What came of a job."""
+
+    job: Job
+    rows: list[Row]
+
+
+def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
+    """The digits, and with ``data``, a folder that holds ``cifar10``, ``celeba`` and ``bedroom``, these."""
+    few = by_scale(scale, {"shares": (0.6,), "stds": (0.2,), "other": ["outliers"]}, {}, {})
+    out = [Job("digits", "digits", by_scale(scale, 600, 1500, 1500), None, s, False, **few) for s in seeds]
+    if data is not None and scale != "smoke":
+        size = by_scale(scale, 8, 32, 64)
+        for name, title in SETS.items():
+            spec, side = str(folder_below(data, name)), 32 if name == "cifar10" else size
+            out += [Job(title, spec, 2000, side, s, saved) for s in seeds for saved in (False, True)]
+    return out
+
+
+@lru_cache(maxsize=1)
+def _clean(data: str, items: int, image_size: int | None, seed: int) -> Tensor:
+    return load(data, seed=seed, limit=items, image_size=image_size).x
+
+
+def work(job: Job, tell: Tell) -> Outcome:
+    """Audit the set under each kind of dirt."""
+    clean = _clean(job.data, job.items, job.image_size, job.seed)
+    specs = {"clean": "none"}
+    specs |= {
+        f"{share:.0%}, std {std:g}": f"gaussian:share={share},std={std}" for std in job.stds for share in job.shares
+    }
+    specs |= {name: OTHER[name] for name in job.other if "patch" not in name or clean.shape[-1] > 12}
+    rows = []
+    for done, (condition, spec) in enumerate(specs.items()):
+        dirty, truth = corrupt(clean, spec, job.seed)
+        if job.saved:
+            dirty = ((dirty.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+        found = audit(Source(Floats(dirty)))
+        hit = truth.dirty
+        gaussian = spec.startswith("gaussian")
+        share, std = 100 * float(hit.mean()) if gaussian else 0.0, float(spec.split("std=")[1]) if gaussian else None
+        told = found.as_dict()
+        told_share, told_std = told["noise"]["share"], told["noise"]["std"]
+        outliers = sorted(found.outliers.why)
+        rows.append(
+            {
+                "set": str(job),
+                "condition": condition,
+                "kind": "noise" if gaussian else condition,
+                "seed": job.seed,
+                "share": share,
+                "std": std,
+                "found_share": 100 * told_share if told_share is not None else None,
+                "found_std": told_std,
+                "share_error": 100 * told_share - share if told_share is not None else math.nan,
+                "std_error": 100 * (told_std / std - 1) if told_std and std else math.nan if std else None,
+                "dirty": 100 * float(hit.mean()),
+                "outliers": 100 * told["outliers"]["share"],
+                "outliers_found": 100 * float(hit[outliers].sum() / hit.sum()) if hit.any() else None,
+                "replaced": 100 * told["replaced"]["share"],
+                "replaced_found": 100 * float((hit & (found.replaced > 0)).sum() / hit.sum()) if hit.any() else None,
+                **_made(job, spec, dirty),
+            }
+        )
+        tell((done + 1) / len(specs))
+    return Outcome(job, rows)
+
+
+def _made(job: Job, spec: str, dirty: Tensor) -> dict[str, Any]:
+    """How a row came about."""
+    return {
+        "items": len(dirty),
+        "reference": job.data,
+        "reference_hash": content_hash(dirty),
+        "corrupt": spec,
+        "item_shape": list(dirty.shape[1:]),
+    }
+
+
+def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
+    """Errors of share and std, what is called noise in clean sets and under other dirt, and which outliers are found."""
+    rows = [row for o in outcomes for row in o.rows]
+    claims = []
+    for name in values_of(rows, "set"):
+        own = [r for r in rows if r["set"] == name]
+        noisy = [r for r in own if r["kind"] == "noise"]
+        worst = [_largest(noisy, key) for key in ("share_error", "std_error")]
+        claims.append(
+            Claim(
+                f"{name}: the share is within {POINTS:g} points and the std within {PERCENT:g} %",
+                worst[0] <= POINTS and worst[1] <= PERCENT,
+                f"largest errors over {len(noisy)} settings {number(worst[0])} points and {number(worst[1])} %",
+            )
+        )
+        for kind in ["clean", *values_of([r for r in own if r["kind"] not in ("noise", "clean")], "kind")]:
+            found = max(r["found_share"] or 0.0 for r in own if r["kind"] == kind)
+            what = "a clean set" if kind == "clean" else kind
+            claims.append(
+                Claim(f"{name}: {what} is not called Gaussian noise", found <= POINTS, f"{number(found)} % called so")
+            )
+        claims += [
+            Claim(
+                f"{name}: nine in ten of the images that are noise alone are outliers",
+                r["outliers_found"] >= 90,
+                f"{number(r['outliers_found'])} % of them found; {number(r['dirty'])} % there, {number(r['outliers'])} % told",
+            )
+            for r in own
+            if r["kind"] == "outliers"
+        ]
+    noise = [r for r in rows if r["kind"] == "noise"]
+    other = [r for r in rows if r["kind"] != "noise"]
+    tables = [
+        table_of(
+            noise,
+            {"data": "set", "noise": "condition"},
+            {"true share, %": "share", "found": "found_share", "std found": "found_std", "std error, %": "std_error"},
+            "Gaussian noise: what was put in, and what was estimated from the images alone.",
+        ),
+        table_of(
+            other,
+            {"data": "set", "dirt": "condition"},
+            {
+                "dirty, %": "dirty",
+                "called noise, %": "found_share",
+                "called replaced, %": "replaced",
+                "of the dirty": "replaced_found",
+                "called outliers, %": "outliers",
+                "of the dirty ": "outliers_found",
+            },
+            "Clean sets and other dirt. Nothing here is Gaussian noise: the noise column ought to be 0.",
+        ),
+        _worst(rows),
+    ]
+    lead = (
+        "`atdm audit` sees images and nothing else. Here it looks at sets whose dirt is seeded and known: Gaussian noise of "
+        "several strengths on several shares of the images, clean sets, and dirt that is not Gaussian noise. "
+        "*Saved* sets were clipped and rounded to 8 bits afterwards, as files are."
+    )
+    return Findings(lead, claims, rows, _figures(noise), tables)
+
+
+def _largest(rows: Sequence[Row], key: str) -> float:
+    return max((math.inf if math.isnan(r[key]) else abs(r[key]) for r in rows), default=math.inf)
+
+
+def _worst(rows: Sequence[Row]) -> Table:
+    """The largest errors of each set."""
+    lines = []
+    for name in values_of(rows, "set"):
+        own = [r for r in rows if r["set"] == name]
+        noisy = [r for r in own if r["kind"] == "noise"]
+        clean = cell(own, "found_share", condition="clean")
+        lines.append([name, _largest(noisy, "share_error"), _largest(noisy, "std_error"), clean])
+    columns = ["data", "share: largest error, points", "std: largest error, %", "of the clean set called noise, %"]
+    return Table(columns, lines, f"Over {len(SHARES) * len(STDS)} settings each, or fewer at scale smoke.")
+
+
+def _figures(rows: Sequence[Row]) -> dict[str, tuple[str, plot.Figure]]:
+    lines = {}
+    for name in values_of(rows, "set"):
+        own = sorted((r["share"], r["found_share"]) for r in rows if r["set"] == name)
+        lines[name] = ([a for a, _ in own], [b if b is not None else math.nan for _, b in own])
+    caption = "The share of noisy images that was found against the true one, over all strengths of noise."
+    return {"share": (caption, plot.curves(lines, "true share, %", "share found, %"))}
