@@ -12,7 +12,7 @@ GATED: dict[str, Any] = {"gate": 0.4, "k": 5, "r": 0.625}  # what objective auto
 CIFAR = "torchvision:name=CIFAR10,download=true"
 
 
-def recipe(scale: str, steps: int = 4000, samples: int = 600, sampling_steps: int = 250) -> Recipe:
+def recipe(scale: str, steps: int = 2500, samples: int = 600, sampling_steps: int = 250) -> Recipe:
     """Digits of 8x8 pixels; at the scale of the paper CIFAR-10 with the network of Improved DDPM."""
     return by_scale(
         scale,

@@ -62,7 +62,7 @@ def seldom(method: Method, every: int) -> Method:
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """ddpm, and each setting once, however many sweeps go through it."""
-    condition, recipe = "noise 0.2", digits.recipe(scale, steps=2500, samples=500, sampling_steps=125)
+    condition, recipe = "noise 0.2", digits.recipe(scale, steps=1500, samples=500, sampling_steps=125)
     todo: list[Job] = []
     seen: list[tuple[Any, int]] = []
 
