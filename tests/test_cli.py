@@ -122,9 +122,12 @@ def test_help_tells_what_each_option_means(capsys):
 
 
 def test_help_answers_at_once():
-    begin = time.perf_counter()
-    shown = subprocess.run([sys.executable, "-m", "atdm", "--help"], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - begin < 0.5
+    shown, seconds = None, []
+    for _ in range(3):  # the machine does other things, too
+        begin = time.perf_counter()
+        shown = subprocess.run([sys.executable, "-m", "atdm", "--help"], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - begin)
+    assert min(seconds) < 0.5
     for command in ("train", "sample", "evaluate", "attack", "purify", "corrupt", "demo", "show"):
         assert command in shown.stdout
 
