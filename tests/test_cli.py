@@ -290,3 +290,18 @@ def test_a_folder_with_odd_files_says_what_it_did(capsys, tmp_path):
                 "2 images were converted from gray to RGB.",
             ):
                 assert sentence in said, (turn, sentence)
+
+
+@pytest.mark.parametrize("words", [["--config", "plane-outliers"], ["--config=plane-outliers"]])
+def test_a_recipe_of_the_package_by_its_name(capsys, words):
+    code, out, err = atdm(capsys, "train", *words, "--steps", "7", "--dry_run", "--json")
+    assert code == 0, err
+    config = json.loads(out)["config"]
+    assert config["corrupt"].startswith("outliers")
+    assert config["steps"] == 7
+
+
+def test_a_recipe_that_is_not_there(capsys):
+    code, _, err = atdm(capsys, "train", "--config", "plane-outlier", "--dry_run")
+    assert code == 2
+    assert "plane-outliers" in err
