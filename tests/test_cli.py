@@ -100,7 +100,7 @@ def test_every_option_is_spelt_with_either_dash(capsys, monkeypatch, command):
         raise UserError("heard")
 
     monkeypatch.setattr(jsonargparse.ArgumentParser, "parse_args", listen)
-    given = [f"--{option}=a-b_c" for option in options]
+    given = [f"--{option}=./a-b_c" for option in options]
     atdm(capsys, *words, *(word.replace("_", "-", word.partition("=")[0].count("_")) for word in given))
     assert heard == given
 
