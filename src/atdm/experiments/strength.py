@@ -49,7 +49,7 @@ def sweeps() -> dict[str, list[tuple[str, Method]]]:
         "omega": [(f"{o:g}", published("robust_adv", STRONG, omega=o)) for o in (0.5, 1.0, 2.0, 4.0)],
         "floor": [(f"{f}/255", published("robust_adv", STRONG, floor=f"{f}/255")) for f in (2, 8, 32, 64)],
         "k": [(f"{k:g}", gated(k=k)) for k in (1, 2, 5, 15)],
-        "radius": [(f"{r:g}", gated(r=r)) for r in (0.3, 1, 3)],
+        "radius": [(f"{r:g}", gated(r=r)) for r in (0.3, base["r"], 1, 3)],
         "gate": [(f"{g:g}", gated(gate=g)) for g in (0.1, 0.2, 0.4, 0.8)],
         "every": [(f"{n}", seldom(gated(), n)) for n in (1, 2, 4, 8)],
     }
