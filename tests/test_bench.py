@@ -8,18 +8,32 @@ import pytest
 import torch
 
 from atdm import cli
-from atdm.bench import EXAMPLE, RECOMMENDED, Options, _Loop, _peak, measure
+from atdm.bench import AUTO, EXAMPLE, Options, _Loop, _peak, measure
 from atdm.errors import UserError
-from atdm.objective import OBJECTIVES
+from atdm.objective import KINDS, RIVALS
 
 
-def test_every_objective_and_the_example_are_measured(capsys):
-    cli_words = ["bench", "--net", "mlp:width=16", "--batch_size", "8", "--seconds", "0", "--json"]
+@pytest.mark.parametrize("rivals", [False, True])
+def test_every_objective_and_the_example_are_measured(rivals, capsys):
+    cli_words = [
+        "bench",
+        "--net",
+        "mlp:width=16",
+        "--batch_size",
+        "8",
+        "--seconds",
+        "0",
+        "--rivals",
+        str(rivals),
+        "--json",
+    ]
     with pytest.raises(SystemExit) as end:
         cli.main(cli_words)
     assert end.value.code == 0
     found = json.loads(capsys.readouterr().out)
-    everyone = {*OBJECTIVES, RECOMMENDED, EXAMPLE}
+    everyone = {*KINDS, AUTO, EXAMPLE}
+    if rivals:
+        everyone |= {*RIVALS} - {"ambient_blind"}  # which is for images
     for what in ("ratio", "samples_per_second", "peak_memory"):
         assert found[what].keys() == everyone
         assert all(value > 0 for value in found[what].values())

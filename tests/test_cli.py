@@ -100,7 +100,7 @@ def test_every_option_is_spelt_with_either_dash(capsys, monkeypatch, command):
         raise UserError("heard")
 
     monkeypatch.setattr(jsonargparse.ArgumentParser, "parse_args", listen)
-    given = [f"--{option}=a-b_c" for option in options]
+    given = [f"--{option}=./a-b_c" for option in options]
     atdm(capsys, *words, *(word.replace("_", "-", word.partition("=")[0].count("_")) for word in given))
     assert heard == given
 
@@ -122,9 +122,12 @@ def test_help_tells_what_each_option_means(capsys):
 
 
 def test_help_answers_at_once():
-    begin = time.perf_counter()
-    shown = subprocess.run([sys.executable, "-m", "atdm", "--help"], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - begin < 0.5
+    shown, seconds = None, []
+    for _ in range(3):  # the machine does other things, too
+        begin = time.perf_counter()
+        shown = subprocess.run([sys.executable, "-m", "atdm", "--help"], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - begin)
+    assert min(seconds) < 0.5
     for command in ("train", "sample", "evaluate", "attack", "purify", "corrupt", "demo", "show"):
         assert command in shown.stdout
 
@@ -287,3 +290,18 @@ def test_a_folder_with_odd_files_says_what_it_did(capsys, tmp_path):
                 "2 images were converted from gray to RGB.",
             ):
                 assert sentence in said, (turn, sentence)
+
+
+@pytest.mark.parametrize("words", [["--config", "plane-outliers"], ["--config=plane-outliers"]])
+def test_a_recipe_of_the_package_by_its_name(capsys, words):
+    code, out, err = atdm(capsys, "train", *words, "--steps", "7", "--dry_run", "--json")
+    assert code == 0, err
+    config = json.loads(out)["config"]
+    assert config["corrupt"].startswith("outliers")
+    assert config["steps"] == 7
+
+
+def test_a_recipe_that_is_not_there(capsys):
+    code, _, err = atdm(capsys, "train", "--config", "plane-outlier", "--dry_run")
+    assert code == 2
+    assert "plane-outliers" in err

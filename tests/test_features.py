@@ -451,7 +451,7 @@ if accelerator.is_main_process:
 
 def test_two_processes_measure_like_one(weights, tmp_path):
     (tmp_path / "measure.py").write_text(PROCESSES)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--main_process_port", "0"]
     told = []
     for world in ("1", "2"):
         done = subprocess.run(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from atdm.errors import UserError
-from atdm.objective import OBJECTIVES, Draws, Objective
+from atdm.objective import KINDS, Draws, Objective
 from atdm.passes import remember_random
 from atdm.perturb import ConstantRadius, ConstantWeight, Perturbation, PublishedRadius, RelativeWeight
 from atdm.process import Process
@@ -119,7 +119,7 @@ def test_the_ideal_network_is_equivariant_off_the_subspace(generator):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"ddpm"}))
+@pytest.mark.parametrize("name", sorted(set(KINDS) - {"ddpm"}))
 def test_equivariance_of_eps_is_invariance_of_the_denoised_image(name, prediction, generator):
     """eps(x^d) - eps(x) - d = -(alpha/sigma) [D(x^d) - D(x)], whichever way the same denoiser is written."""
     denoiser = Small().double()
@@ -140,8 +140,8 @@ def test_equivariance_of_eps_is_invariance_of_the_denoised_image(name, predictio
         lambda x, t: (x - PROCESS.alpha(t, x) * denoiser.net(x.double()).float()) / PROCESS.sigma(t, x), x0, draws=draws
     )
     torch.testing.assert_close(terms.regularizer, reference.regularizer, rtol=2e-3, atol=1e-5)
-    torch.testing.assert_close(terms.weight, reference.weight)
-    if OBJECTIVES[name].equivariant and not OBJECTIVES[name].adversarial:
+    torch.testing.assert_close(terms.weight / process.eps_weight(draws.t), reference.weight)
+    if KINDS[name].equivariant and not KINDS[name].adversarial:
         x_t = process.mix(x0, draws.noise, draws.t)
         delta = terms.radius.reshape(-1, 1) * draws.start
         moved = denoiser.net((x_t + process.sigma(draws.t, x_t) * delta).double()) - denoiser.net(x_t.double())
@@ -162,11 +162,11 @@ def test_fgsm_from_zero_does_nothing_and_from_a_random_start_raises_the_gain(gen
     assert gain(pgd).mean() >= gain(delta).mean()
 
 
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("name", sorted(KINDS))
 def test_an_exactly_equivariant_network_pays_only_for_invariance(name, generator):
     equivariant = lambda x, t: x / PROCESS.sigma(t, x)  # moves by delta when x moves by sigma delta  # noqa: E731
     terms = Objective(name, PROCESS)(equivariant, torch.randn(64, 6, generator=generator), generator=generator)
-    kind = OBJECTIVES[name]
+    kind = KINDS[name]
     if kind.pushes and not kind.equivariant:
         torch.testing.assert_close(terms.regularizer, terms.delta_rms.square(), rtol=1e-3, atol=1e-6)
         assert (terms.regularizer > 0).all()
@@ -175,7 +175,7 @@ def test_an_exactly_equivariant_network_pays_only_for_invariance(name, generator
 
 
 @pytest.mark.parametrize("gate", [None, 0.5])
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("name", sorted(KINDS))
 def test_it_leaves_everything_else_as_it_was(name, gate, generator):
     model = Small(dropout=0.5).train()
     model.net[0].eval()
@@ -195,7 +195,7 @@ def test_it_leaves_everything_else_as_it_was(name, gate, generator):
 
 
 def test_every_objective_draws_the_same_data_randomness():
-    draws = [Objective(n, PROCESS).draw((8, 3), generator=torch.Generator().manual_seed(5)) for n in OBJECTIVES]
+    draws = [Objective(n, PROCESS).draw((8, 3), generator=torch.Generator().manual_seed(5)) for n in KINDS]
     for other in draws[1:]:
         assert torch.equal(other.t, draws[0].t)
         assert torch.equal(other.noise, draws[0].noise)
@@ -230,7 +230,7 @@ def test_the_gate_pushes_only_below_it_and_changes_nothing_there(generator):
 
 
 @pytest.mark.parametrize("options", [{}, {"gate": 0.5}, {"gate": 0.5, "perturbation": Perturbation("l2", 2, math.inf)}])
-@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"ddpm"}))
+@pytest.mark.parametrize("name", sorted(set(KINDS) - {"ddpm"}))
 def test_stacked_passes_are_the_passes_one_by_one(name, options, generator):
     """Values and gradients of the parameters; a network known to draw random numbers is passed through one by one."""
     x0 = torch.randn(256, 6, generator=generator)
@@ -303,7 +303,7 @@ def test_diffusers_output_and_tuple_are_understood(generator):
 
 
 @pytest.mark.parametrize("gate", [None, 0.5])
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("name", sorted(KINDS))
 def test_passes_are_those_the_network_sees(name, gate):
     """Forward rows counted in the network itself, over many draws of t."""
     rows = 0
@@ -329,3 +329,38 @@ def test_mistakes_are_sentences():
     ]:
         with pytest.raises(UserError, match=words):
             make()
+
+
+def test_pushing_in_one_of_so_many_steps_is_the_same_loss_on_average():
+    """Over many batches: the push counts as often as it is left out, times its weight."""
+    options = {"radius": ConstantRadius(0.5), "weight": RelativeWeight(2.0), "perturbation": Perturbation("l2")}
+    process = Process.linear(50)
+    always, seldom = (Objective("robust_adv", process, **options, every=n) for n in (1, 4))
+    model = lambda x, t: 0.3 * x  # noqa: E731
+    x0 = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    pushed, terms = [], {1: [], 4: []}
+    for seed in range(400):
+        for n, objective in ((1, always), (4, seldom)):
+            draws = objective.draw(
+                x0.shape, generator=torch.Generator().manual_seed(seed), push_generator=torch.Generator().manual_seed(1)
+            )
+            found = objective(model, x0, draws=draws)
+            terms[n].append((found.weight * found.regularizer).mean())
+            if n == 4:
+                pushed.append(bool(found.pushed.all()))
+                assert bool(found.pushed.any()) == pushed[-1]
+    assert sum(pushed) / 400 == pytest.approx(1 / 4, abs=0.07)
+    ratio = torch.stack(terms[4]).mean() / torch.stack(terms[1]).mean()
+    assert float(ratio) == pytest.approx(1, abs=0.3)
+    # Where the push is made, the term is that of the dense objective, four times.
+    made = next(i for i, p in enumerate(pushed) if p)
+    torch.testing.assert_close(terms[4][made], 4 * terms[1][made])
+
+
+def test_the_floor_of_a_seldom_push():
+    process = Process.linear()
+    dense, seldom = (Objective("robust_rand", process, every=n).passes()["floor_over_ddpm"] for n in (1, 4))
+    assert dense == pytest.approx(2)
+    assert seldom == pytest.approx(1.25)
+    with pytest.raises(UserError, match="every is 0"):
+        Objective("robust_rand", process, every=0)

@@ -19,7 +19,8 @@ OPTIONS = {"data": "plane:n=300", "net": "mlp:width=32", "batch_size": 32, "thre
 SAMPLING = ["--n", "700", "--steps", "5", "--batch_size", "170"]  # five batches
 
 
-ACCELERATE = ["-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "2", "-m", "atdm"]
+ACCELERATE = ["-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "2"]
+ACCELERATE += ["--main_process_port", "0", "-m", "atdm"]
 STARTED = ["-c", "import sys; from atdm.cli import launch; sys.exit(launch.start(sys.argv[1:], 2))"]  # what it leads to
 
 

@@ -41,10 +41,12 @@ PROVENANCE = ("checkpoint", "weights", "sampler", "steps", "seed", "samples", "r
 def smoke(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("reproduce")
     with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(out)  # the runs of images go there, and none is there already
         patch.setattr(torch, "get_num_threads", lambda: 1)
         with pytest.raises(SystemExit) as end:
             main(["reproduce", "all", "--scale", "smoke", "--out", str(out), "--page", str(out / "page.md"), "--json"])
     assert end.value.code == 0
+    assert sorted(f.name for f in out.iterdir() if (f / "report.html").is_file()) == sorted(EXPERIMENTS)
     return out
 
 
@@ -99,8 +101,12 @@ def test_the_page_shows_every_experiment_with_small_pictures(smoke):
 @pytest.mark.parametrize("scale", ["cpu", "paper"])
 def test_larger_scales_compare_ddpm_with_the_rest_under_the_same_dirt(name, scale):
     todo = module_of(name).jobs(scale, [0, 1], None)
-    for job in todo if name != "images" else ():  # its jobs are runs: tests/test_images.py
-        twins = [j for j in todo if (j.condition, j.seed, j.recipe.data) == (job.condition, job.seed, job.recipe.data)]
+    todo = [
+        job for job in todo if isinstance(job, Job)
+    ]  # those of images are runs (tests/test_images.py), audit trains none
+    for job in todo:
+        same = lambda j: (j.condition, j.seed, j.recipe.data, j.recipe.process)  # noqa: E731
+        twins = [j for j in todo if same(j) == same(job)]
         assert [j.label for j in twins].count("ddpm") == 1
         assert len({j.label for j in twins}) == len(twins)
         assert {j.corruption for j in twins} == {job.corruption}
@@ -233,7 +239,7 @@ def test_a_sweep_shares_the_setting_it_has_in_common_with_another():
     assert len(places) == len(set(places))
     shared = [job for job in todo if len(job.options["places"]) > 1]
     assert sorted({s for s, _ in job.options["places"]} for job in shared if job.method.objective.gate) == [
-        {"k", "radius", "gate"}
+        {"every", "k", "radius", "gate"}
     ]
 
 
@@ -259,6 +265,42 @@ def test_cells_are_the_mean_and_the_standard_deviation_over_seeds():
     table = table_of(rows, {"method": "m"}, {"value": "v"})
     assert [line[0] for line in table.rows] == ["a", "b"]
     assert table.rows[1][1] is None
+
+
+# --- purification -----------------------------------------------------------------------------------------------------
+def test_labels_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    known, x = load_digits(), load("digits", seed=3).x[:300]
+    found = module_of("purification").labels(x)
+    images = torch.from_numpy(known.images).float() / 8 - 1
+    for image, label in zip(x[:, 0], found.tolist(), strict=True):
+        assert (images[known.target == label] == image).flatten(1).all(1).any()
+
+
+def test_the_same_seed_gives_the_same_classifier_and_it_has_learned():
+    purification, data = module_of("purification"), load("digits")
+    state = torch.get_rng_state()
+    one, two = (purification.classifier_of(data, 150, 0) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert (one(data.test).argmax(1) == purification.labels(data.test)).float().mean() > 0.9
+
+
+def test_the_gain_over_ddpm_is_paired_item_by_item():
+    from atdm.experiments.common import Outcome
+
+    purification = module_of("purification")
+    todo = [job for seed in (0, 1) for job in purification.jobs("smoke", [seed], None)]
+    right = {"ddpm": [0.0, 0.5, 1.0, 0.0], "other": [0.5, 1.0, 1.0, 0.0]}
+    outcomes = [
+        Outcome(job, [], {"right": {purification.MAIN: {"pgd_adaptive": torch.tensor(values)}}})
+        for job in todo
+        for values in [right["ddpm" if job.label == "ddpm" else "other"]]
+    ]
+    more, low, high = purification.gained(outcomes, "clean", "robust_adv recommended", "pgd_adaptive")
+    assert more == pytest.approx(0.25)
+    assert 0 < low < more < high <= 0.5
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------

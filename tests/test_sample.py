@@ -12,7 +12,8 @@ from torch import nn
 from atdm.errors import UserError
 from atdm.nets import build_net
 from atdm.process import Process
-from atdm.sample import SAMPLERS, Step, build_scheduler, grid, sample, sample_paths, save_samples, to_uint8, trajectory
+from atdm.sample import Step, grid, sample, sample_paths, save_samples, to_uint8, trajectory
+from atdm.schedulers import SAMPLERS, build_scheduler
 
 LINEAR = Process.linear()
 STOCHASTIC = {"ddpm", "sde-dpm-solver++", "euler-ancestral"}
@@ -84,10 +85,6 @@ def test_every_sampler_is_the_plain_loop_of_diffusers(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_reaches_the_data(name, prediction):
     process = Process.linear(prediction=prediction)
-    if prediction not in SAMPLERS[name].predictions:
-        with pytest.raises(UserError, match="cannot use a network that predicts"):
-            build_scheduler(name, process)
-        return
     x_T = torch.randn(2000, 2, generator=seeded())
     steps = list(trajectory(Ideal(process), process, (2000, 2), generator=seeded(1), sampler=name, steps=100, x_T=x_T))
     end = steps[-1].next
@@ -327,7 +324,7 @@ def test_schedulers_that_do_not_fit_are_refused():
     def run(scheduler, process=LINEAR, generator=None):
         return list(trajectory(Ideal(), process, (4, 2), generator=generator or seeded(), sampler=scheduler, steps=30))
 
-    with pytest.raises(UserError, match="alphas_cumprod"):
+    with pytest.raises(UserError, match="cannot follow this process"):
         run(FlowMatchEulerDiscreteScheduler())
     with pytest.raises(UserError, match="cannot follow this process"):
         run(DDIMScheduler(beta_schedule="squaredcos_cap_v2"))

@@ -5,7 +5,8 @@ import torch
 
 from atdm.errors import UserError
 from atdm.nets import build_net
-from atdm.sample import SAMPLERS, evaluating, open_solver, trajectory
+from atdm.sample import evaluating, open_solver, trajectory
+from atdm.schedulers import SAMPLERS
 from test_sample import LINEAR, STOCHASTIC, Ideal, S, seeded
 
 

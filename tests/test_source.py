@@ -203,7 +203,7 @@ def test_ctrl_c_stops_a_run_with_workers_after_its_step(tmp_path, photos):
 def test_two_processes_train_like_one_on_images(tmp_path, photos):
     options = ["--data", str(photos), "--corrupt", FULL, "--corrupt_fresh", "true", *IMAGES]
     options += ["--steps", "6", "--batch_size", "16", "--accumulate", "2", "--workers", "1"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--main_process_port", "0"]
     for world in ("1", "2"):
         subprocess.run(
             [*launch, "--num_processes", world, "-m", "atdm", "train", *options, "--out", str(tmp_path / world)],

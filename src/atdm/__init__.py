@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "Process": "process",
     "Objective": "objective",
+    "Loss": "objective",
     "Terms": "objective",
     "Draws": "objective",
     "OBJECTIVES": "objective",
@@ -27,6 +28,9 @@ _WHERE = {
     "trajectory": "sample",
     "TrajectoryAttack": "attack",
     "Purifier": "purify",
+    "drop_conditioning": "conditioning",
+    "Guided": "conditioning",
+    "Latents": "latent",
     "fit": "train",
     "Settings": "train",
     "State": "train",

@@ -8,13 +8,14 @@ this program, which does not run while another has the processor.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import platform
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,22 +23,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import __version__
+from . import __version__, auto
+from .data.items import Floats
 from .errors import UserError, unknown
 from .nets import NETS, build_net, call, count_parameters, flops
-from .objective import OBJECTIVES, Objective
+from .objective import KINDS, RIVALS, Loss, Objective
 from .perturb import ConstantRadius, Perturbation, RelativeWeight
 from .process import Process
+from .source import Source
 from .spec import parse_spec
 from .train import Settings, State, fit
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-RECOMMENDED, EXAMPLE = "recommended", "diffusers"
+AUTO, EXAMPLE = "auto", "diffusers"
 SHAPES = {"mlp": (3,), "digits": (1, 8, 8), "tiny": (3, 16, 16), "cifar10": (3, 32, 32), "celeba64": (3, 64, 64)}
 PRECISIONS = ("no", "bf16", "fp16")
 TURN = 0.02  # seconds of ddpm in a turn, so that a clock's tick and a switch between contestants do not count
+TWICE = 2  # pushes on average in a turn of auto
 MOST_ROUNDS = 200
 
 
@@ -54,7 +58,8 @@ class Options:
         channels_last, compile, gradient_checkpointing: as in training; compiling takes up to a minute of its own.
         threads: CPU threads; 0 leaves it to torch.
         device: cpu or cuda; auto takes cuda where there is one.
-        gate: of the recommended setting.
+        gate: of ``auto``, which takes twice the noise that it finds: 0.4 for noise of std 0.2.
+        rivals: measure the rivals too; they take half of the time, so that the rounds are half as many.
     """
 
     net: str = "digits"
@@ -67,7 +72,8 @@ class Options:
     gradient_checkpointing: bool = False
     threads: int = 0
     device: str = "auto"
-    gate: float = 0.2
+    gate: float = 0.4
+    rivals: bool = False
 
     def __post_init__(self) -> None:
         for name, low in [("batch_size", 1), ("seconds", 0), ("threads", 0)]:
@@ -107,7 +113,7 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
-    objectives = _objectives(Process.linear(), options.gate)
+    objectives = _objectives(Process.linear(), options)
     loops = _loops(options, objectives, device)
     # In a turn a contestant makes as many steps as bring ddpm to TURN. The first steps of each are for warming up.
     progress("warming up")
@@ -115,6 +121,7 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
         _timed(loop, 1, device)
     sizes = {name: _peak(loop, device) for name, loop in loops.items()}
     turn = max(1, round(TURN / _timed(loops["ddpm"], 2, device)[0]))
+    turns = dict.fromkeys(loops, turn) | {AUTO: TWICE * auto.EVERY * -(-turn // auto.EVERY)}  # pushes come at random
     times: dict[str, list[float]] = {name: [] for name in loops}
     waits: dict[str, list[float]] = {name: [] for name in loops}
     order, shuffle = list(loops), random.Random(0)
@@ -125,7 +132,7 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
             break
         shuffle.shuffle(order)  # no contestant always runs after the same other
         for name in order:
-            cost, wait = _timed(loops[name], turn, device)
+            cost, wait = _timed(loops[name], turns[name], device)
             times[name].append(cost)
             waits[name].append(wait)
         longest = max(longest, time.perf_counter() - since)
@@ -142,10 +149,18 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
     }
 
 
-def _objectives(process: Process, gate: float) -> dict[str, Objective]:
-    push = Perturbation("l2", steps=1, kappa=float("inf"))
-    objectives = {name: Objective(name, process) for name in OBJECTIVES}
-    objectives[RECOMMENDED] = Objective("robust_adv", process, ConstantRadius(1), RelativeWeight(5), push, gate=gate)
+def _objectives(process: Process, options: Options) -> dict[str, Loss]:
+    """Ours, ``auto`` and, if asked for, the rivals that can learn from items of that shape."""
+    push, r = Perturbation("l2", steps=1, kappa=math.inf), auto.LENGTH / math.sqrt(math.prod(options.item_shape()))
+    objectives: dict[str, Loss] = {name: Objective(name, process) for name in KINDS}
+    objectives[AUTO] = Objective(
+        "robust_adv", process, ConstantRadius(r), RelativeWeight(auto.K), push, gate=options.gate, every=auto.EVERY
+    )
+    for name, rival in RIVALS.items() if options.rivals else ():
+        with suppress(UserError):
+            loss = rival(process)
+            loss.require_items(options.item_shape())
+            objectives[name] = loss
     return objectives
 
 
@@ -157,7 +172,7 @@ class _Loop:
     kept: Callable[[], list[Tensor]]
 
 
-def _loops(options: Options, objectives: dict[str, Objective], device: torch.device) -> dict[str, _Loop]:
+def _loops(options: Options, objectives: dict[str, Loss], device: torch.device) -> dict[str, _Loop]:
     from accelerate import Accelerator
 
     def alone() -> Accelerator:  # its own gradient scaler for each
@@ -166,6 +181,7 @@ def _loops(options: Options, objectives: dict[str, Objective], device: torch.dev
     shape = options.item_shape()
     data = torch.randn(8 * options.batch_size, *shape, generator=torch.Generator().manual_seed(0))
     switches = {name: getattr(options, name) for name in ("channels_last", "compile", "gradient_checkpointing")}
+    source = Source(Floats(data), std=torch.full((len(data),), 0.2))
     settings = Settings(steps=10**9, batch_size=options.batch_size, lr=1e-4, **switches)
 
     def fresh() -> State:
@@ -175,7 +191,7 @@ def _loops(options: Options, objectives: dict[str, Objective], device: torch.dev
     loops = {}
     for name, objective in objectives.items():
         state = fresh()
-        loops[name] = _Loop(fit(objective, state, data, settings, alone()), partial(_kept_by, state))
+        loops[name] = _Loop(fit(objective, state, source, settings, alone()), partial(_kept_by, state))
     net = fresh().model
     if options.compile:
         net.compile()

@@ -21,6 +21,7 @@ from . import hub
 from .errors import UserError
 from .files import TEMPORARY, atomic, remove
 from .process import Process
+from .schedulers import pipeline_scheduler
 
 if TYPE_CHECKING:
     from torch import nn
@@ -106,20 +107,23 @@ def load(checkpoint: Path, state: State) -> None:
 
 
 def export(folder: Path, model: nn.Module, process: Process, clip_sample: bool) -> None:
-    """Write ``model`` as a diffusers ``DDPMPipeline`` folder, atomically."""
+    """Write ``model`` as the folder of a diffusers pipeline, atomically.
+
+    It is a ``DDPMPipeline``, of EDM a ``ConsistencyModelPipeline``: that one scales what the network sees. Their own
+    ``__call__`` samples what diffusers has a word for; a network that predicts a score needs :func:`atdm.sample.sample`.
+    """
     with atomic(folder) as scratch:
         write_pipeline(scratch, model, process, clip_sample)
 
 
 def write_pipeline(folder: Path, model: nn.Module, process: Process, clip_sample: bool) -> None:
     """:func:`export` into a folder that is already a scratch folder of :func:`atomic`."""
-    from diffusers import DDPMPipeline, DDPMScheduler
+    from diffusers import ConsistencyModelPipeline, DDPMPipeline
 
     model.to(memory_format=torch.contiguous_format)  # all that safetensors writes
-    # The spacing of atdm's samplers: DDPMPipeline then takes the same steps.
-    scheduler = DDPMScheduler(timestep_spacing="trailing", **process.scheduler_config(clip_sample))
+    kind = ConsistencyModelPipeline if process.family == "edm" else DDPMPipeline
     with _quiet():
-        pipeline: Any = DDPMPipeline(model, scheduler)
+        pipeline: Any = kind(model, pipeline_scheduler(process, clip_sample))
     pipeline.save_pretrained(folder)
 
 
@@ -173,7 +177,8 @@ def load_pipeline(folder: Path | str) -> tuple[nn.Module, Process, bool]:
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         raise UserError(f"{folder} does not open as a diffusers pipeline of a U-Net: {reason}") from problem
     scheduler = pipeline.scheduler
-    return pipeline.unet.eval(), Process.from_scheduler(scheduler), bool(scheduler.config.get("clip_sample", True))
+    process = Process.from_scheduler(scheduler)
+    return pipeline.unet.eval(), process, bool(scheduler.config.get("clip_sample", process.family == "vp"))
 
 
 def load_weights(run: Path, model: nn.Module, part: Literal["ema", "model"]) -> int:

@@ -17,7 +17,9 @@ class ObjectiveConfig:
     """What the regularizer does.
 
     Args:
-        name: ddpm, robust_rand, robust_adv, inv_rand or inv_adv.
+        name: auto (robust_adv with gate and strength chosen from the data), ddpm, robust_rand, robust_adv, inv_rand or
+            inv_adv; or a rival with its constants, which like auto takes none of the options below:
+            input_perturbation:gamma=0.1, pseudo_huber:c=0.1, ambient, ambient_blind, sure or free:radius=0.1.
         radius: how far to push, in noise units: published:omega=2,floor=8/255,beta=uniform or constant:r=1.
         weight: how much it counts: published:lam=0.3, relative:k=5 or constant:value=1.
         norm: ball of the push.
@@ -26,6 +28,7 @@ class ObjectiveConfig:
         gate: push only where sigma_t/alpha_t is below this noise level (data units); null: everywhere.
         ascent: what the attack raises.
         detach_target: stop the gradient through the clean prediction in the target.
+        every: push in one of so many steps, with so many times the weight.
     """
 
     name: str = "robust_adv"
@@ -37,15 +40,33 @@ class ObjectiveConfig:
     gate: float | None = None
     ascent: Literal["prediction", "residual"] = "prediction"
     detach_target: bool = False
+    every: int = 1
+
+    def fitted(self, x: Any) -> ObjectiveConfig:
+        """These options, with ``auto`` replaced by what it chooses for training data ``x`` (:mod:`atdm.auto`)."""
+        if self.name != "auto":
+            return self
+        from .auto import constants
+
+        return ObjectiveConfig(**constants(x))
 
     def build(self, process: Any, seed: int = 0) -> Any:
         """The objective for ``process``."""
-        from .objective import Objective
+        from .objective import KINDS, OBJECTIVES, Objective
         from .perturb import RADII, WEIGHTS, Perturbation
-        from .spec import build
+        from .spec import build, parse_spec
 
+        name, options = parse_spec(self.name)
+        if name == "auto":
+            raise UserError("The objective auto is chosen from training data. Expected fitted(x) before build().")
+        if name not in KINDS:
+            return build("objective", self.name, OBJECTIVES, process=process, seed=seed)
+        if options:
+            raise UserError(
+                f"'{name}' takes its options one by one, as in --objective.{next(iter(options))}. Expected its name alone."
+            )
         return Objective(
-            self.name,
+            name,
             process,
             build("radius", self.radius, RADII),
             build("weight", self.weight, WEIGHTS),
@@ -53,6 +74,7 @@ class ObjectiveConfig:
             self.gate,
             self.ascent,
             self.detach_target,
+            self.every,
             seed,
         )
 
@@ -75,7 +97,8 @@ class TrainConfig:
         workers: processes that prepare batches ahead; 0: none; null: what the device and the data need.
         net: network, such as mlp:width=128, digits, tiny, cifar10 or celeba64; auto: mlp for vectors, tiny for images.
         init: start from this diffusers U-Net or pipeline (folder or Hub name) instead of a fresh network.
-        process: forward process: linear or cosine, with options such as cosine:steps=1000,prediction=v_prediction.
+        process: forward process: linear, cosine, flow or edm, with options such as cosine:prediction=v_prediction (epsilon,
+            sample, v_prediction, score, flow or edm), flow:shift=3 or edm:sigma_data=0.5.
         objective: what the regularizer does.
         steps: optimizer steps.
         batch_size: samples per optimizer step, over all processes and micro-batches together.
@@ -100,7 +123,7 @@ class TrainConfig:
             metrics.json (what is missing is told before training); none measures nothing.
         metrics_samples: how many samples to draw for them.
         clip_sample: clip the denoised image to [-1, 1] at every sampling step, as the pipeline then does; null: yes for
-            U-Nets, which need it while they are far from converged.
+            U-Nets, which need it while they are far from converged, but not of flow and edm, whose samplers cannot.
         keep: how many checkpoints to keep.
         threads: CPU threads; 0 leaves it to torch.
     """

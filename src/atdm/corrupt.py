@@ -280,6 +280,11 @@ def parse_corruption(spec: str) -> tuple[Corruption, ...]:
         UserError: an unknown corruption or option, or a value out of range.
     """
     words = re.split(r"\+(?!\d)", spec)  # 1e+0 is a number
+    if any(word.strip().partition(":")[0] == "poison" for word in words):
+        raise UserError(
+            "Poison is made against a model, too slowly to be made on the fly. Make the set first (atdm corrupt --data DATA "
+            "--corrupt poison:model=FOLDER --out dirty), then learn from it (--data dirty/samples.npz)."
+        )
     parts = tuple(specs.build("corruption", word, CORRUPTIONS) for word in words if word.strip() != "none")
     if len(parts) > PLACES:
         raise UserError(f"The corruption has {len(parts)} parts. Expected at most {PLACES}.")
@@ -314,6 +319,11 @@ PLACES = 64  # parts a corruption can have
 _streams = _Streams()
 
 
+def stream(seed: int, index: int, place: int, epoch: int = 0) -> np.random.Generator:
+    """The source of randomness of item ``index`` for the part at ``place`` of a corruption; the next call moves it on."""
+    return _streams.at(seed, index, place, epoch)
+
+
 def corrupt_item(
     x: Float[Tensor, "*item"], parts: tuple[Corruption, ...], seed: int, index: int, epoch: int = 0
 ) -> tuple[Float[Tensor, "*item"], list[dict[str, Any] | None]]:
@@ -339,7 +349,7 @@ def corrupt_rows(
 def _damaged(x: Any, parts: tuple[Corruption, ...], seed: int, index: int, epoch: int) -> tuple[Any, list[Any]]:
     hits: list[dict[str, Any] | None] = []
     for place, part in enumerate(parts):
-        rng = _streams.at(seed, index, place, epoch)
+        rng = stream(seed, index, place, epoch)
         hits.append(drawn := part.draw(x.shape, rng) if rng.random() < part.share else None)
         if drawn is not None:
             x = part.damage(x, drawn, rng)
@@ -371,9 +381,9 @@ def truth_of(spec: str, items: int, shape: tuple[int, ...], seed: int = 0) -> Tr
     names = [_name(part) for part in parts]
     touched, details = np.zeros((len(parts), items), dtype=bool), {}
     for place, part in enumerate(parts):
-        values = {key: np.full(items, np.nan) for key in part.draw(shape, _streams.at(seed, 0, place, 0))}
+        values = {key: np.full(items, np.nan) for key in part.draw(shape, stream(seed, 0, place))}
         for index in range(items):
-            rng = _streams.at(seed, index, place, 0)
+            rng = stream(seed, index, place)
             if rng.random() < part.share:
                 touched[place, index] = True
                 for key, value in part.draw(shape, rng).items():

@@ -44,6 +44,12 @@ COLOURS: dict[str, str] = {
     "robust_rand": "#56b4e9",
     "robust_adv": "#0072b2",
     "early stop": "#009e73",
+    "input_perturbation": "#a6761d",
+    "pseudo_huber": "#8b3a8b",
+    "ambient": "#117733",
+    "ambient_blind": "#6b8e23",
+    "sure": "#5b7083",
+    "free": "#c2185b",
 }
 OTHER_COLOURS = ("#cc79a7", "#8c6d31", "#7b6fd0", "#2f7f7f", "#b8a400", "#a03050")
 INK, FAINT = "#222222", "#dddddd"
@@ -513,7 +519,7 @@ def damage(models: Mapping[str, Sequence[Mapping[str, Any]]], measures: Sequence
             low, high = ([row[end] for row in of] for end in ("low", "high"))
             axis.fill_between(x, low, high, color=palette[name], alpha=0.18, linewidth=0)
             axis.plot(x, [row["mean"] for row in of], color=palette[name], marker="o", markersize=4, label=name)
-        _dress(axis, "budget (noise units)", "", _metric_label(measure).replace("\n", ", "))
+        _dress(axis, "budget (noise units)", "", _metric_label(measure))
         axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
     _drop(axes, len(kept))
     if len(models) > 1:

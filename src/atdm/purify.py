@@ -47,7 +47,7 @@ class Purifier(nn.Module):
         process: Process,
         noise: float,
         *,
-        sampler: Any = "ddim",
+        sampler: Any = None,
         steps: int = 100,
         clip_sample: bool = False,
         conditioning: Mapping[str, Any] | None = None,
@@ -190,6 +190,22 @@ class _Unit(nn.Module):
 
 
 @torch.no_grad()
+def correct(
+    classifier: nn.Module,
+    x: Float[Tensor, "n *dims"],
+    y: Int[Tensor, "n"],
+    purifier: Purifier | None = None,
+    draws: int = 1,
+    seed: int = 0,
+) -> Float[Tensor, "n"]:
+    """1 for each right answer and 0 for others, through the purifier the mean over ``draws`` of its noise."""
+    with evaluating(classifier):
+        if purifier is None:
+            return (classifier(x).argmax(1) == y).double().cpu()
+        right = [classifier(purify(purifier, x, seed=seed + d).to(x)).argmax(1) == y for d in range(draws)]
+    return torch.stack(right).double().mean(0).cpu()
+
+
 def accuracy(
     classifier: nn.Module,
     x: Float[Tensor, "n *dims"],
@@ -198,15 +214,56 @@ def accuracy(
     draws: int = 1,
     seed: int = 0,
 ) -> float:
-    """Share of right answers, through the purifier the mean over ``draws`` of its noise."""
-    with evaluating(classifier):
-        if purifier is None:
-            return (classifier(x).argmax(1) == y).double().mean().item()
-        right = [
-            (classifier(purify(purifier, x, seed=seed + draw).to(x)).argmax(1) == y).double().mean().item()
-            for draw in range(draws)
-        ]
-    return sum(right) / draws
+    """The mean of :func:`correct`: the share of right answers."""
+    return correct(classifier, x, y, purifier, draws, seed).mean().item()
+
+
+def adversaries(
+    classifier: nn.Module,
+    purifier: Purifier,
+    x: Float[Tensor, "n *dims"],
+    y: Int[Tensor, "n"],
+    attack: ImageAttack,
+    with_auto_attack: bool = False,
+) -> dict[str, Float[Tensor, "n *dims"]]:
+    """The attacked images: ``pgd_alone`` ignores the purifier, ``pgd_adaptive`` knows it; ``auto_...`` by AutoAttack."""
+    images = {"pgd_alone": attack(classifier, x, y), "pgd_adaptive": attack(classifier, x, y, purifier)}
+    if with_auto_attack:
+        how: dict[str, Any] = {"radius": attack.radius, "norm": attack.search.norm, "seed": attack.seed}
+        images["auto_alone"] = auto_attack(classifier, x, y, **how)
+        images["auto_adaptive"] = auto_attack(classifier, x, y, **how, purifier=purifier)
+    return images
+
+
+def answers(
+    classifier: nn.Module,
+    purifier: Purifier,
+    x: Float[Tensor, "n *dims"],
+    y: Int[Tensor, "n"],
+    images: Mapping[str, Float[Tensor, "n *dims"]],
+    *,
+    draws: int = 4,
+    seed: int = 0,
+) -> dict[str, Float[Tensor, "n"]]:
+    """:func:`correct` on clean images and on those of :func:`adversaries`, alone and behind the purifier.
+
+    ``clean_alone``, ``clean_purified``, and for each kind of attack ``_alone``, ``_unaware`` (the purifier is put behind
+    the attack that ignores it) and ``_adaptive``.
+
+    Args:
+        draws: of the purifier's noise, not those the attack saw.
+        seed: of the attack.
+    """
+
+    def behind(moved: Tensor) -> Tensor:
+        return correct(classifier, moved, y, purifier, draws, seed + 10_007)
+
+    values = {"clean_alone": correct(classifier, x, y), "clean_purified": behind(x)}
+    for kind in dict.fromkeys(name.partition("_")[0] for name in images):
+        alone = images[f"{kind}_alone"]
+        values[f"{kind}_alone"], values[f"{kind}_unaware"] = correct(classifier, alone, y), behind(alone)
+        values[f"{kind}_adaptive"] = behind(images[f"{kind}_adaptive"])
+    return values
 
 
 def robust_accuracy(
@@ -219,10 +276,8 @@ def robust_accuracy(
     draws: int = 4,
     with_auto_attack: bool = False,
 ) -> dict[str, float]:
-    """Accuracies of a classifier alone and behind a purifier, clean and under attack.
+    """Accuracies of a classifier alone and behind a purifier, clean and under attack: the means of :func:`answers`.
 
-    ``pgd_alone`` attacks the classifier; ``pgd_unaware`` puts the purifier behind that same attack; ``pgd_adaptive``
-    attacks through the purifier. With AutoAttack ``auto_alone``, ``auto_unaware`` and ``auto_adaptive`` likewise.
     ``robust``, the number to believe, is the lowest of those behind the purifier: a defence is worth no more than its
     strongest attack, see :func:`doubt_purifier`.
 
@@ -230,26 +285,13 @@ def robust_accuracy(
         attack: radius and search; ``attack.search.draws`` above 1 for the expectation over the purifier's noise.
         draws: of the purifier's noise over which an accuracy is averaged; not those the attack saw.
     """
+    images = adversaries(classifier, purifier, x, y, attack, with_auto_attack)
+    right = answers(classifier, purifier, x, y, images, draws=draws, seed=attack.seed)
+    return with_robust({name: values.mean().item() for name, values in right.items()})
 
-    def behind(images: Tensor) -> float:
-        return accuracy(classifier, images, y, purifier, draws, seed=attack.seed + 10_007)
 
-    alone = ImageAttack(attack.radius, attack.search, attack.seed)(classifier, x, y)
-    values = {
-        "clean_alone": accuracy(classifier, x, y),
-        "clean_purified": behind(x),
-        "pgd_alone": accuracy(classifier, alone, y),
-        "pgd_unaware": behind(alone),
-        "pgd_adaptive": behind(attack(classifier, x, y, purifier)),
-    }
-    if with_auto_attack:
-        norm, seed = attack.search.norm, attack.seed
-        alone = auto_attack(classifier, x, y, attack.radius, norm, seed=seed)
-        values |= {
-            "auto_alone": accuracy(classifier, alone, y),
-            "auto_unaware": behind(alone),
-            "auto_adaptive": behind(auto_attack(classifier, x, y, attack.radius, norm, purifier, seed)),
-        }
+def with_robust(values: Mapping[str, float]) -> dict[str, float]:
+    """Accuracies together with ``robust``, the lowest of those under attack behind the purifier."""
     return {**values, "robust": min(v for name, v in values.items() if name.endswith(("unaware", "adaptive")))}
 
 

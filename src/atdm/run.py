@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -10,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from . import checkpoint, metrics
-from .config import TrainConfig
+from . import auto, checkpoint, metrics
+from .config import ObjectiveConfig, TrainConfig
 from .corrupt import Truth, parse_corruption, truth_of
 from .data import Dataset, load
 from .errors import UserError
+from .levels import truth_levels
 from .nets import build_net, count_parameters, flops, load_net
 from .nets.mlp import MLP
-from .objective import Objective
+from .objective import Loss, Objective
 from .sample import sample, save_samples
+from .schedulers import default_sampler
 from .source import Source
 from .train import Diverged, State, Step, fit
 
@@ -33,8 +36,10 @@ class Parts:
     source: Source
     truth: Truth
     net: nn.Module
-    objective: Objective
+    objective: Loss
+    chosen: ObjectiveConfig  # the objective's options; of auto, those it chose
     clip: bool  # sampling clips denoised items to [-1, 1]
+    notes: tuple[str, ...]  # sentences on what was converted, skipped or chosen
 
 
 def build(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Parts:
@@ -47,16 +52,48 @@ def build(config: TrainConfig, progress: Callable[[int, int], None] | None = Non
         UserError: a part of the configuration cannot be used.
     """
     config.settings()
-    objective = config.objective.build(config.build_process(), config.seed)
+    process, chosen, automatic = config.build_process(), config.objective, config.objective.name == "auto"
+    if automatic:
+        chosen = ObjectiveConfig("ddpm")  # until the data are there to choose by
+    objective = chosen.build(process, config.seed)
     dataset = load(config.data, **config.reading(), progress=progress)
     parts = parse_corruption(config.corrupt)
-    source = Source(dataset.items, parts, config.seed, config.corrupt_fresh, config.flip, dataset.window)
+    std = _stored_levels(dataset) if objective.needs_levels else None
+    source = Source(dataset.items, parts, config.seed, config.corrupt_fresh, config.flip, dataset.window, std)
+    if automatic:
+        chosen = config.objective.fitted(source.some(auto.ITEMS))
+        objective = chosen.build(process, config.seed)
+    objective.require_items(source.item_shape)
     truth = truth_of(config.corrupt, len(source), tuple(dataset.items.item_shape), config.seed)
     torch.manual_seed(config.seed)
     name = config.net if config.net != "auto" else ("mlp" if dataset.kind == "vector" else "tiny")
     net = load_net(config.init, dataset.item_shape) if config.init else build_net(name, dataset.item_shape)
-    clip = dataset.kind == "image" and not isinstance(net, MLP) if config.clip_sample is None else config.clip_sample
-    return Parts(dataset, source, truth, net, objective, clip)
+    clips = objective.process.family == "vp" and dataset.kind == "image" and not isinstance(net, MLP)
+    clip = clips if config.clip_sample is None else config.clip_sample
+    notes = (*dataset.notes, *([auto.told(chosen)] if automatic else []))
+    return Parts(dataset, source, truth, net, objective, chosen, clip, notes)
+
+
+def _stored_levels(dataset: Dataset) -> Tensor | None:
+    """The noise that the items of a file hold, as the truth beside it tells; None: the items are clean.
+
+    Raises:
+        UserError: there is no truth file beside the file, or it is of other items.
+    """
+    if (stored := dataset.stored) is None:
+        return None
+    path = stored.path.with_name("truth.npz")
+    if not path.is_file():
+        raise UserError(
+            f"The objective needs the noise level of each item, and there is no truth file beside {stored.path}. "
+            "Expected the folder that atdm corrupt wrote, or an objective that is told nothing, such as ambient_blind."
+        )
+    levels = truth_levels(Truth.load(path))
+    if len(levels) != stored.items:
+        raise UserError(
+            f"{path} tells of {len(levels)} items, and {stored.path} holds {stored.items}. Expected its own."
+        )
+    return levels[stored.rows]
 
 
 def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:
@@ -111,7 +148,7 @@ def train(
         config.require_same(checkpoint.read_config(folder), str(folder))
     spaces = metrics.require(config.metrics) if config.metrics != "none" else []
     parts = build(config, progress)
-    for note in parts.dataset.notes:
+    for note in parts.notes:
         tell(note)
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
     main = accelerator.is_main_process
@@ -121,6 +158,8 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.clean(folder)
         checkpoint.write_config(folder, config.as_dict())
+        with checkpoint.atomic(folder / "objective.json") as scratch:
+            scratch.write_text(json.dumps(dataclasses.asdict(parts.chosen), indent=1))
         parts.truth.save(folder / "truth.npz")
     accelerator.wait_for_everyone()
     if (found := checkpoint.latest(folder)) is not None:
@@ -171,7 +210,7 @@ def _measure(
     """Rows of what ``atdm evaluate`` measures, with its sampler, steps and seed; all processes take part."""
     process = parts.objective.process
     sampling: dict[str, Any] = {
-        "sampler": "ddpm",
+        "sampler": default_sampler(process, "ddpm"),
         "steps": min(250, process.steps),
         "seed": 0,
         "clip_sample": parts.clip,
@@ -202,7 +241,7 @@ def _picture(folder: Path, step: int, parts: Parts, state: State) -> None:
             parts.objective.process,
             64 if parts.dataset.kind == "image" else 1000,
             parts.dataset.item_shape,
-            sampler="ddpm",
+            sampler=default_sampler(parts.objective.process, "ddpm"),
             steps=100,
             seed=0,
             clip_sample=parts.clip,

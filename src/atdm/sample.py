@@ -1,28 +1,28 @@
-"""Sampling through any variance-preserving diffusers scheduler: trajectories, and seeded batches of samples.
+"""Sampling through diffusers' schedulers: trajectories, and seeded batches of samples.
 
 States are given in the coordinates the network sees, ``x_t = alpha_t x_0 + sigma_t eps``, also for the schedulers that
-carry ``x_0 + (sigma_t/alpha_t) eps`` inside (Euler, Heun).
+carry ``x_0 + (sigma_t/alpha_t) eps`` inside (Euler, Heun, those of EDM).
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from .errors import UserError, unknown
-from .process import Prediction, Process
+from .errors import UserError
+from .process import Process
+from .schedulers import adopt, build_scheduler, default_sampler, place, strided
 from .solver import Solver, Step
 
 Hook = Callable[[int, int, Tensor], Tensor]
@@ -30,40 +30,6 @@ Hook = Callable[[int, int, Tensor], Tensor]
 BLOCK_NUMBERS = 512  # about as many numbers as torch.randn draws in the time of its own call
 SEEDS_APART = 1_000_000  # blocks of one seed before it meets the next
 GATHERED_ROWS = 4096  # rows summed over processes at a time
-MAX_SIGNAL_AT_START = 0.1  # largest alpha_t at which starting from pure noise is still sampling
-
-
-class Sampler(NamedTuple):
-    """A diffusers scheduler.
-
-    Args:
-        scheduler: its class name.
-        options: of its constructor.
-        strided: its step always goes from t to ``t - T // steps``.
-        predictions: what the network may predict.
-    """
-
-    scheduler: str
-    options: Mapping[str, Any] = {}
-    strided: bool = False
-    predictions: tuple[str, ...] = get_args(Prediction)
-
-
-SAMPLERS: dict[str, Sampler] = {
-    "ddpm": Sampler("DDPMScheduler"),
-    "ddim": Sampler("DDIMScheduler", strided=True),
-    "dpm-solver++": Sampler("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "sde-dpm-solver++": Sampler("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "heun": Sampler("HeunDiscreteScheduler"),
-    "euler": Sampler("EulerDiscreteScheduler"),
-    "euler-ancestral": Sampler("EulerAncestralDiscreteScheduler", predictions=("epsilon", "v_prediction")),
-    "lms": Sampler("LMSDiscreteScheduler"),
-    "pndm": Sampler(
-        "PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True}, True, ("epsilon", "v_prediction")
-    ),
-    "unipc": Sampler("UniPCMultistepScheduler"),
-    "deis": Sampler("DEISMultistepScheduler"),
-}
 
 
 @runtime_checkable
@@ -73,74 +39,6 @@ class LooksAhead(Protocol):
     def attach(self, solver: Solver) -> None: ...
 
     def __call__(self, index: int, t: int, x: Tensor) -> Tensor: ...
-
-
-def build_scheduler(name: str, process: Process, clip_sample: bool = False) -> Any:
-    """The diffusers scheduler called ``name`` for ``process``; ``set_timesteps`` then spaces its steps evenly from T-1.
-
-    Args:
-        clip_sample: clip the denoised image to [-1, 1] at every step, for images; only ddpm, ddim and heun can.
-
-    Raises:
-        UserError: an unknown name, or a process or prediction the scheduler cannot follow.
-    """
-    import diffusers
-
-    if name not in SAMPLERS:
-        raise unknown("sampler", name, SAMPLERS)
-    sampler = SAMPLERS[name]
-    if process.prediction not in sampler.predictions:
-        raise UserError(
-            f"The sampler '{name}' cannot use a network that predicts '{process.prediction}'. "
-            f"Expected {' or '.join(sampler.predictions)}, or another sampler such as ddim."
-        )
-    kind = getattr(diffusers, sampler.scheduler)
-    config = {"timestep_spacing": "trailing", **process.scheduler_config(clip_sample), **sampler.options}
-    accepted = inspect.signature(kind.__init__).parameters
-    scheduler = kind(**{key: value for key, value in config.items() if key in accepted})
-    _check_process(scheduler, process)
-    return scheduler
-
-
-def _check_process(scheduler: Any, process: Process) -> None:
-    theirs = Process.from_scheduler(scheduler)
-    ours = process.alphas.to(theirs.alphas.device)
-    if theirs.steps != process.steps or not torch.allclose(theirs.alphas, ours, atol=1e-4):
-        raise UserError(
-            f"{type(scheduler).__name__} cannot follow this process: its alpha_t differ from those of the process. "
-            "Expected a process built by Process.linear, Process.cosine or Process.from_scheduler."
-        )
-    if theirs.prediction != process.prediction:
-        raise UserError(
-            f"{type(scheduler).__name__} expects the prediction '{theirs.prediction}'; "
-            f"the network predicts '{process.prediction}'."
-        )
-
-
-def _set_timesteps(scheduler: Any, process: Process, steps: int, strided: bool) -> None:
-    if not 1 <= steps <= process.steps:
-        raise UserError(
-            f"The number of sampling steps is {steps}. Expected 1 to {process.steps}, the timesteps of the process."
-        )
-    if strided and process.steps % steps:
-        # Equal strides of T // steps cannot reach both ends; counted from 0 they at least end where step() believes.
-        scheduler.register_to_config(timestep_spacing="leading")
-    scheduler.set_timesteps(steps)  # kept on the CPU, where looking a timestep up does not wait for an accelerator
-    timesteps = scheduler.timesteps
-    if not torch.equal(timesteps, timesteps.round()):
-        raise UserError(
-            f"{type(scheduler).__name__} goes through fractional timesteps. Expected whole ones, "
-            'as with timestep_spacing="trailing".'
-        )
-    signal = float(process.alphas[int(timesteps[0])])
-    if signal > max(MAX_SIGNAL_AT_START, float(process.alphas[-1])):
-        divisors = [d for d in range(1, process.steps + 1) if process.steps % d == 0]
-        near = [max(d for d in divisors if d < steps), min(d for d in divisors if d > steps)]
-        raise UserError(
-            f"With {steps} steps of {process.steps // steps} timesteps {type(scheduler).__name__} would start at "
-            f"t = {int(timesteps[0])}, where {signal:.0%} of the signal is left. Expected a divisor of {process.steps} "
-            f"such as {' or '.join(map(str, near))}, or a sampler with uneven steps such as dpm-solver++."
-        )
 
 
 @contextlib.contextmanager
@@ -162,7 +60,7 @@ def trajectory(
     shape: tuple[int, ...],
     *,
     generator: torch.Generator | Sequence[torch.Generator],
-    sampler: Any = "ddim",
+    sampler: Any = None,
     steps: int = 50,
     x_T: Float[Tensor, "batch *dims"] | None = None,
     hook: Hook | None = None,
@@ -181,7 +79,8 @@ def trajectory(
         shape: ``[batch, *item]``.
         generator: the source of x_T and of the noise of stochastic samplers. g generators share the batch: each serves
             batch/g consecutive items.
-        sampler: a name in ``SAMPLERS``, or a diffusers scheduler (used as a copy).
+        sampler: a name in :data:`~atdm.schedulers.SAMPLERS` (that of the process's family), or a diffusers scheduler (used as a copy);
+            default: ddim, or euler of flows and EDM.
         steps: of the sampler; a step of heun evaluates the network twice.
         x_T: the state to start from, instead of noise.
         hook: ``hook(index, t, x)`` returns the state to use instead of x. The multistep samplers (dpm-solver++, unipc,
@@ -228,7 +127,7 @@ def open_solver(
     shape: tuple[int, ...],
     *,
     generator: torch.Generator | Sequence[torch.Generator],
-    sampler: Any = "ddim",
+    sampler: Any = None,
     steps: int = 50,
     stop_ratio: float | None = None,
     clip_sample: bool = False,
@@ -240,12 +139,10 @@ def open_solver(
     Raises:
         UserError: a sampler or number of steps that cannot work.
     """
-    if isinstance(sampler, str):
-        scheduler, strided = build_scheduler(sampler, process, clip_sample), SAMPLERS[sampler].strided
-    else:
-        scheduler, strided = type(sampler).from_config(sampler.config), False
-        _check_process(scheduler, process)
-    _set_timesteps(scheduler, process, steps, strided)
+    sampler = default_sampler(process) if sampler is None else sampler
+    named = isinstance(sampler, str)
+    scheduler = build_scheduler(sampler, process, clip_sample) if named else adopt(sampler, process)
+    levels = place(scheduler, process, steps, named and strided(sampler, process))
     streams = [generator] if isinstance(generator, torch.Generator) else list(generator)
     if shape[0] % len(streams):
         raise UserError(
@@ -255,6 +152,7 @@ def open_solver(
         model,
         process,
         scheduler,
+        levels,
         shape,
         streams,
         _device(model, device),
@@ -271,7 +169,7 @@ def sample(
     item_shape: tuple[int, ...],
     *,
     batch_size: int = 1024,
-    sampler: Any = "ddim",
+    sampler: Any = None,
     steps: int = 50,
     seed: int = 0,
     hook: Hook | None = None,
@@ -362,9 +260,9 @@ def sample_paths(
             **options,
         )
         for step in steps:
-            for place, index in enumerate(keep):
+            for slot, index in enumerate(keep):
                 if index == step.index:
-                    paths[place, start:stop] = step.x[: stop - start].cpu()
+                    paths[slot, start:stop] = step.x[: stop - start].cpu()
             if progress is not None:
                 progress(turn * step.count + step.index + 1, len(mine) * step.count)
         if not all(0 <= index <= step.index for index in keep):

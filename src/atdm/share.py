@@ -16,6 +16,7 @@ from .data import DATASETS
 from .errors import UserError, unknown
 from .metrics import metric
 from .nets import count_parameters, item_shape
+from .schedulers import NATIVE
 
 WEIGHTS = ("ema", "raw")
 NOT_PROVENANCE = ("metric", "value")
@@ -56,7 +57,7 @@ def export(
     facts = {
         "data": _public(config["data"]),
         "corruption added": config["corrupt"],
-        "objective": _objective(config["objective"]),
+        "objective": _objective(_chosen(run, config)),
         "regularized from step": config["regularize_from"] or None,
         "network": f"{config['net']}, {count_parameters(network):,} parameters, items of shape {list(shape)}",
         "started from": config["init"] and _public(config["init"]),
@@ -75,7 +76,10 @@ def export(
             title=name.partition("/")[2] or out.name,
             lead=_lead(config, len(shape) == 3),
             picture="samples.png" if picture else None,
-            stock=len(shape) == 3,
+            stock=len(shape) == 3 and process.prediction in NATIVE[process.family],
+            family=process.family,
+            opens="ConsistencyModelPipeline" if process.family == "edm" else "DDPMPipeline",
+            prediction=process.prediction,
             own_class=type(network).__name__ == "MLP",
             where=name or out.name,
             item_shape=shape,
@@ -170,6 +174,12 @@ def _lead(config: Mapping[str, Any], images: bool) -> str:
     dirt = "" if config["corrupt"] == "none" else f", corrupted by `{config['corrupt']}`"
     what = "images" if images else "vectors"
     return f"A diffusion model of {what}, trained {how} on `{_public(config['data'])}`{dirt}."
+
+
+def _chosen(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the objective; of ``auto`` what it chose."""
+    path = run / "objective.json"
+    return json.loads(path.read_text()) if path.is_file() else config["objective"]
 
 
 def _objective(options: Mapping[str, Any]) -> str:

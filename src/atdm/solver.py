@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from .errors import UserError
 from .nets import call
 from .process import Process
+from .schedulers import spoken_by
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Solver:
 
     Args:
         scheduler: of diffusers, with its timesteps set; it is used as it is, not copied.
+        levels: the timestep of the process at each evaluation, as :func:`atdm.schedulers.place` tells.
         shape: ``[batch, *item]``.
         streams: generators that share the batch, for the noise of stochastic samplers; each serves as many consecutive
             items.
@@ -62,6 +64,7 @@ class Solver:
         model: Callable[..., Any],
         process: Process,
         scheduler: Any,
+        levels: Sequence[int],
         shape: tuple[int, ...],
         streams: Sequence[torch.Generator],
         device: torch.device,
@@ -73,7 +76,11 @@ class Solver:
         self.model, self.process, self.scheduler, self.shape = model, process, scheduler, shape
         self.streams, self.device = list(streams), device
         self.stop_ratio, self.clip_sample, self.conditioning = stop_ratio, clip_sample, dict(conditioning or {})
-        self.timesteps: list[Tensor] = list(scheduler.timesteps)  # on the CPU, where reading one does not wait
+        self.spoken = spoken_by(scheduler, process)  # the process, as the scheduler takes outputs
+        self.timesteps: list[Tensor] = list(
+            scheduler.timesteps
+        )  # of the scheduler; on the CPU, where reading does not wait
+        self.levels = list(levels)
         self._draws = "generator" in inspect.signature(scheduler.step).parameters
         self.index = 0
         self.skipped = False
@@ -82,7 +89,7 @@ class Solver:
     @property
     def t(self) -> int:
         """The timestep of the next evaluation."""
-        return int(self.timesteps[self.index])
+        return self.levels[self.index]
 
     @property
     def done(self) -> bool:
@@ -95,7 +102,7 @@ class Solver:
             UserError: no step is left.
         """
         ratios = self.process.sigmas / self.process.alphas
-        levels = sorted({int(t) for t in self.timesteps}, reverse=True)
+        levels = sorted(set(self.levels), reverse=True)
         kept = [t for t in levels if float(ratios[t]) <= ratio * (1 + 1e-6)]
         if not kept:
             raise UserError(
@@ -104,15 +111,15 @@ class Solver:
             )
         if len(kept) == len(levels):
             return kept[0]
-        places = [i for i, t in enumerate(self.timesteps) if int(t) == kept[0]]
+        places = [i for i, t in enumerate(self.levels) if t == kept[0]]
         begin = places[-1]  # Heun's second visit of a timestep begins a step
-        if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(begin)
-            self.timesteps = self.timesteps[begin:]
-        elif hasattr(self.scheduler, "ets"):  # PNDM takes its second timestep twice, wherever it begins
-            self.timesteps = [torch.tensor(t) for t in (*kept[:2], *kept[1:])]
+        if hasattr(self.scheduler, "ets"):  # PNDM takes its second timestep twice, wherever it begins
+            self.levels = [*kept[:2], *kept[1:]]
+            self.timesteps = [torch.tensor(t) for t in self.levels]
         else:
-            self.timesteps = self.timesteps[begin:]
+            if hasattr(self.scheduler, "set_begin_index"):
+                self.scheduler.set_begin_index(begin)
+            self.timesteps, self.levels = self.timesteps[begin:], self.levels[begin:]
         self.skipped = True
         return kept[0]
 
@@ -122,8 +129,8 @@ class Solver:
         if self.skipped:
             self.state, self.x = x / self._scale(), x
         else:
-            self.state = x * self.scheduler.init_noise_sigma
-            self.x = self.scheduler.scale_model_input(self.state, self.timesteps[0])
+            self.state = x * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow matching has none
+            self.x = self._seen(self.state)
 
     def move(self, x: Float[Tensor, "batch *dims"]) -> None:
         """Go on from ``x``, in the coordinates the network sees, instead of the present state."""
@@ -152,26 +159,28 @@ class Solver:
             checkpointed: on the way back compute the evaluation again, instead of keeping its intermediate values.
         """
         rows = torch.tensor(self.t, device=self.device).expand(self.shape[0])
+        told = self.process.time(rows)
         if checkpointed and torch.is_grad_enabled() and x.requires_grad:
             output: Tensor = checkpoint(
-                call, self.model, x, rows, use_reentrant=False, preserve_rng_state=False, **self.conditioning
+                call, self.model, x, told, use_reentrant=False, preserve_rng_state=False, **self.conditioning
             )
         else:
-            output = call(self.model, x, rows, **self.conditioning)
-        eps = self.process.to_eps(output, x, rows)
-        return output, eps, self.process.denoised(eps, x, rows)
+            output = call(self.model, x, told, **self.conditioning)
+        return output, self.process.to_eps(output, x, rows), self.process.to_x0(output, x, rows)
 
     def step(self, checkpointed: bool = False) -> Step:
         """Evaluate the network and go on to the next state."""
         x, t, index = self.x, self.t, self.index
         output, eps, denoised = self.predict(x, checkpointed)
+        if self.spoken is not self.process:
+            output = self.spoken.target(denoised, eps, torch.tensor(t, device=self.device).expand(self.shape[0]))
         if self.clip_sample:
             denoised = denoised.clamp(-1, 1)
         ratio = float(self.process.sigmas[t] / self.process.alphas[t])
         count = len(self.timesteps)
         if self.stop_ratio is not None and ratio < self.stop_ratio:
             self.state = self.x = denoised
-            self.timesteps = self.timesteps[: index + 1]
+            self.timesteps, self.levels = self.timesteps[: index + 1], self.levels[: index + 1]
         else:
             # A scheduler draws from each generator the noise of one row: make a row of the items that share a generator.
             g = len(self.streams)
@@ -181,9 +190,9 @@ class Solver:
                 output.reshape(blocked), self.timesteps[index], self.state.reshape(blocked), **randomness
             )
             self.state = self.x = stepped.prev_sample.reshape(self.shape)
-            if index + 1 < count:
-                self.x = self.scheduler.scale_model_input(self.state, self.timesteps[index + 1])
         self.index += 1
+        if not self.done:
+            self.x = self._seen(self.state)
         return Step(index, count, t, x, eps, denoised, self.x)
 
     def finish(self, checkpointed: bool = True) -> Float[Tensor, "batch *dims"]:
@@ -194,5 +203,10 @@ class Solver:
 
     def _scale(self) -> Tensor:
         """What the network's coordinates are of the scheduler's, at the present t."""
-        one = torch.ones((), device=self.device)
-        return self.scheduler.scale_model_input(one, self.timesteps[self.index])
+        return self._seen(torch.ones((), device=self.device))
+
+    def _seen(self, state: Tensor) -> Tensor:
+        """A state of the scheduler as the network sees it, at the present t."""
+        if not hasattr(self.scheduler, "scale_model_input"):  # flow matching
+            return state
+        return self.scheduler.scale_model_input(state, self.timesteps[self.index])

@@ -10,7 +10,7 @@ import os
 import signal
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from .corrupt import Corruption, corrupt_rows, require_fit
 from .data.items import Floats, Items, every
 from .errors import UserError
+from .levels import drawn_levels
 
 RESIDENT = 256 * 2**20  # bytes of items that are prepared once and kept in memory
 
@@ -48,6 +49,8 @@ class Source:
         fresh: draw the dirt anew in every epoch; otherwise it is fixed to the item.
         flip: mirror each image with probability 1/2, anew in every epoch.
         window: cut a random square of this side from each image, anew in every epoch; None takes images whole.
+        std: standard deviation of the Gaussian noise that each item is known to hold before anything is done to it;
+            None: the items are clean.
 
     Raises:
         UserError: corruption, flip or window are for images and the items are not.
@@ -59,11 +62,16 @@ class Source:
     fresh: bool = False
     flip: bool = False
     window: int | None = None
+    std: Float[Tensor, "n"] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         require_fit(self.corruption, tuple(self.items.item_shape))
         if (self.flip or self.window) and len(self.items.item_shape) != 3:
             raise UserError("flip and random crops are for images, and the data are vectors. Expected neither.")
+        if self.std is not None and len(self.std) != len(self.items):
+            raise UserError(
+                f"There are {len(self.items)} items and {len(self.std)} noise levels. Expected one for each."
+            )
 
     def __len__(self) -> int:
         return len(self.items)
@@ -87,6 +95,12 @@ class Source:
             x = torch.where(coins.reshape(-1, 1, 1, 1), x.flip(-1), x)
         return x
 
+    def levels(self, indices: Int[Tensor, "b"], epochs: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """Standard deviation of the Gaussian noise in these items of :meth:`batch`."""
+        when = epochs if self.fresh else torch.zeros_like(epochs)
+        drawn = drawn_levels(self.corruption, self.seed, indices.tolist(), when.tolist())
+        return drawn if self.std is None else torch.hypot(drawn, self.std[indices])
+
     def _windows(self, x: Tensor, indices: Tensor, epochs: Tensor) -> Tensor:
         places = []
         for name, side in zip(("top", "left"), x.shape[2:], strict=True):
@@ -99,6 +113,11 @@ class Source:
     def first(self, count: int) -> Float[Tensor, "b *item"]:
         """So many items as of epoch 0, from the start again where there are fewer."""
         return self.batch(torch.arange(count) % len(self), torch.zeros(count, dtype=torch.long))
+
+    def some(self, count: int) -> Float[Tensor, "b *item"]:
+        """So many items of epoch 0 drawn at random, or all: what a look at the data is taken from."""
+        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed))[:count]
+        return self.batch(chosen, torch.zeros_like(chosen))
 
     def save(self, path: Path) -> None:
         """Write all items as of epoch 0 to an .npz (float32 array ``samples``), a few at a time."""
@@ -115,8 +134,10 @@ class Source:
             return self
         x = every(self.items)
         if self.corruption and not self.fresh:
-            corrupt_rows(x, self.corruption, self.seed, [*range(len(x))], [0] * len(x))
-            return replace(self, items=Floats(x), corruption=())
+            rows = torch.arange(len(x))
+            levels = self.levels(rows, torch.zeros_like(rows))
+            corrupt_rows(x, self.corruption, self.seed, rows.tolist(), [0] * len(x))
+            return replace(self, items=Floats(x), corruption=(), std=levels)
         return replace(self, items=Floats(x))
 
 

@@ -26,8 +26,11 @@ def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
     return name.strip(), options
 
 
-def build(kind: str, spec: str, registry: Mapping[str, Callable[..., T]]) -> T:
+def build(kind: str, spec: str, registry: Mapping[str, Callable[..., T]], **given: Any) -> T:
     """Build the ``kind`` of thing that ``spec`` names, with its options converted to the annotated types.
+
+    Args:
+        given: arguments of the maker that are no options.
 
     Raises:
         UserError: the name or an option is unknown, a value has the wrong type, or a required option is missing.
@@ -36,8 +39,10 @@ def build(kind: str, spec: str, registry: Mapping[str, Callable[..., T]]) -> T:
     if name not in registry:
         raise unknown(kind, name, registry)
     maker = registry[name]
-    parameters = inspect.signature(maker).parameters
-    hints = typing.get_type_hints(maker.__init__ if inspect.isclass(maker) else maker)
+    parameters = {k: p for k, p in inspect.signature(maker).parameters.items() if k not in given}
+    hints = typing.get_type_hints(
+        maker if dataclasses.is_dataclass(maker) or not inspect.isclass(maker) else maker.__init__
+    )
     values: dict[str, Any] = {}
     for key, text in options.items():
         if key not in parameters:
@@ -46,7 +51,7 @@ def build(kind: str, spec: str, registry: Mapping[str, Callable[..., T]]) -> T:
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in values]
     if missing:
         raise UserError(f"{kind.capitalize()} '{name}' needs {', '.join(missing)}, as in {name}:{missing[0]}=VALUE.")
-    return maker(**values)
+    return maker(**values, **given)
 
 
 def describe(name: str, thing: Any) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from .data.items import Floats
 from .errors import UserError
-from .objective import Objective, Terms
+from .objective import Loss, Objective, Terms
 from .source import Source, feed, workers_for
-from .update import Update, checkpoint_activations
+from .update import Part, Update, checkpoint_activations
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -237,7 +237,7 @@ class Order:
 
 
 def fit(
-    objective: Objective,
+    objective: Loss,
     state: State,
     data: Source | Tensor,
     settings: Settings,
@@ -247,7 +247,7 @@ def fit(
     """Train ``state`` from where it is to ``settings.steps``, yielding a :class:`Step` after each optimizer step.
 
     Args:
-        objective: the loss.
+        objective: the loss. One that replays batches makes as many optimizer steps in each step.
         state: changed in place.
         data: what training sees: a :class:`~atdm.source.Source`, or a tensor ``[n, *item]``.
         accelerator: devices, precision and processes; a plain one on this device when not given.
@@ -268,12 +268,20 @@ def fit(
         )
     model, _ = accelerator.prepare(state.model, state.optimizer)
     update = Update(model, state.optimizer, accelerator, settings.grad_clip, settings.compile)
-    plain = replace(objective, name="ddpm")
+    plain = Objective("ddpm", objective.process)
+    if objective.needs_levels and not isinstance(data, Source):
+        raise UserError(
+            f"{type(objective).__name__} needs the noise level of each item, and a tensor tells none. "
+            "Expected Source(Floats(data), std=levels)."
+        )
     source = (data if isinstance(data, Source) else Source(Floats(data))).prepared()
+    objective.require_items(source.item_shape)
+    order = Order(len(source), settings.batch_size, settings.seed)
+    mine = torch.arange(settings.batch_size).reshape(settings.accumulate, world, micro)[:, rank].flatten()
     batches = feed(
         source,
-        Order(len(source), settings.batch_size, settings.seed),
-        torch.arange(settings.batch_size).reshape(settings.accumulate, world, micro)[:, rank].flatten(),
+        order,
+        mine,
         range(state.step, settings.steps),
         workers_for(source, device, world) if workers is None else workers,
         pin=device.type == "cuda",
@@ -286,6 +294,10 @@ def fit(
         for group in state.optimizer.param_groups:
             group["lr"] = settings.lr_at(step)
         batch = next(batches).to(device, non_blocking=True)  # the rows of this process
+        levels: list[Tensor | None] = [None] * settings.accumulate
+        if loss_of.needs_levels:
+            told = source.levels(order[step][mine], order.epochs(step)[mine])
+            levels = [*told.to(device, non_blocking=True).split(micro)]
         draws = loss_of.draw(
             (settings.batch_size, *source.item_shape),
             device,
@@ -293,12 +305,14 @@ def fit(
             stream(device, settings.seed, "push", step),
             stream("cpu", settings.seed, "timesteps", step) if device.type != "cpu" else None,
         )
-        micro_batches = [
-            (own, draws[slice((i * world + rank) * micro, (i * world + rank + 1) * micro)])
-            for i, own in enumerate(batch.split(micro))
-        ]
-        terms, norm = update(loss_of, micro_batches, seed_of(settings.seed, "dropout", step, rank))
-        state.average(settings.ema_at(step))
+        for replay in range(loss_of.replays):
+            draws = loss_of.again(draws) if replay else draws
+            parts = [
+                Part(own, draws[slice((i * world + rank) * micro, (i * world + rank + 1) * micro)], levels[i])
+                for i, own in enumerate(batch.split(micro))
+            ]
+            terms, norm = update(loss_of, parts, seed_of(settings.seed, "dropout", step, rank) + replay)
+            state.average(settings.ema_at(step))
         state.step += 1
         if device.type == "cpu" or state.step % CHECK_EVERY == 0 or state.step == settings.steps:
             # fp16 scales its steps down when a gradient overflows; only a loss that does is lost.

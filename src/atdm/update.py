@@ -9,16 +9,24 @@ import math
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .errors import UserError
-from .objective import Draws, Objective, Terms
+from .objective import Draws, Loss, Terms
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+class Part(NamedTuple):
+    """A micro-batch: items as training sees them, their randomness, and their noise levels for a loss that needs them."""
+
+    x0: Tensor
+    draws: Draws
+    levels: Tensor | None = None
 
 
 class Update:
@@ -48,11 +56,11 @@ class Update:
         if compiled:
             accelerator.unwrap_model(model).compile()
 
-    def __call__(self, loss_of: Objective, parts: Sequence[tuple[Tensor, Draws]], seed: int) -> tuple[Terms, Tensor]:
+    def __call__(self, loss_of: Loss, parts: Sequence[Part], seed: int) -> tuple[Terms, Tensor]:
         """Make one step from micro-batches.
 
         Args:
-            parts: clean items of each micro-batch with their randomness.
+            parts: the micro-batches.
             seed: of what the network itself draws (dropout).
 
         Returns:
@@ -66,7 +74,7 @@ class Update:
         self._clear()
         return terms, norm
 
-    def _gradients(self, loss_of: Objective, parts: Sequence[tuple[Tensor, Draws]], seed: int) -> Terms:
+    def _gradients(self, loss_of: Loss, parts: Sequence[Part], seed: int) -> Terms:
         if not self.compiled:
             return self._backward(loss_of, parts, seed)
         try:
@@ -81,12 +89,12 @@ class Update:
             self._clear()
             return self._backward(loss_of, parts, seed)
 
-    def _backward(self, loss_of: Objective, parts: Sequence[tuple[Tensor, Draws]], seed: int) -> Terms:
+    def _backward(self, loss_of: Loss, parts: Sequence[Part], seed: int) -> Terms:
         seed_all(seed, self.accelerator.device)
-        for index, (x0, draws) in enumerate(parts):
+        for index, (x0, draws, levels) in enumerate(parts):
             last = index == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                terms = loss_of(self.model, x0, draws=draws)
+                terms = loss_of(self.model, x0, draws=draws, levels=levels)
                 self.scaler.scale(terms.loss.mean() / len(parts)).backward()
         return terms
 

@@ -31,7 +31,7 @@ def run(words: list[str]) -> int:
         "--at", type=str, default="all", help="steps to attack: all, or 0,10,20 or 10-20; 0 is the first"
     )
     parser.add_argument("--n", type=int, default=256)
-    parser.add_argument("--sampler", type=str, default="ddim")
+    parser.add_argument("--sampler", type=str | None, default=None, help="default: ddim, or euler of flows and EDM")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, for the intervals")
@@ -123,8 +123,10 @@ def _victim(given: Any, model: str, goal: Any, at: set[int] | None, reference: A
     from ..attack import Victim
     from ..checkpoint import load_pipeline, weights_hash
     from ..nets import item_shape
+    from ..schedulers import default_sampler
 
     net, process, clip = load_pipeline(model)
+    given.sampler = given.sampler or default_sampler(process)
     shape = item_shape(net)
     if tuple(reference.shape[1:]) != shape:
         raise UserError(

@@ -23,7 +23,8 @@ def run(words: list[str]) -> int:
         parser.add_argument(f"--{switch}", type=bool, default=False, help="as in training")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda or auto")
-    parser.add_argument("--gate", type=float, default=0.2, help="of the recommended setting")
+    parser.add_argument("--gate", type=float, default=0.4, help="of auto; it chooses 0.4 for noise of std 0.2")
+    parser.add_argument("--rivals", type=bool, default=False, help="measure the rivals too, in half as many rounds")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     from .. import bench

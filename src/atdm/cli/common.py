@@ -17,6 +17,7 @@ SUMMARY = {
     "compare": "put measured runs side by side, and rank what was made alike",
     "features": "train a small feature network on clean images, for metrics offline",
     "attack": "push the sampler's states where it hurts, and measure the damage",
+    "report": "one page over a set of models: grids, few steps, attacks, memorization, cost",
     "purify": "diffuse inputs to a noise level and denoise them back",
     "audit": "look at a data set before training: noise, outliers, duplicates, a recipe",
     "corrupt": "write a corrupted data set and its truth",
@@ -122,8 +123,10 @@ def draw(given: Any, target: Path | None = None) -> tuple[Any, dict[str, Any]]:
     from ..checkpoint import load_pipeline, load_weights, weights_hash
     from ..nets import item_shape
     from ..sample import check_target, sample
+    from ..schedulers import default_sampler
 
     net, process, clip = load_pipeline(given.model)
+    given.sampler = given.sampler or default_sampler(process, "ddpm")
     if getattr(given, "weights", None) == "raw":
         load_weights(Path(given.model), net, "model")
     if target is not None:

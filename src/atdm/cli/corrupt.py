@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..config import TrainConfig
 from ..errors import UserError
@@ -14,7 +15,9 @@ from .common import decoding, make_parser, progress_bar
 def run(words: list[str]) -> int:
     parser = make_parser("corrupt")
     parser.add_argument("--data", type=str, required=True)
-    parser.add_argument("--corrupt", type=str, required=True, help="such as gaussian:share=0.9,std=0.2")
+    parser.add_argument(
+        "--corrupt", type=str, required=True, help="such as gaussian:share=0.9,std=0.2, or poison:model=RUN,share=0.5"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image_size", type=int | None, default=None)
     parser.add_argument("--crop", type=str, default="center", help="center, or none: squeeze the whole image")
@@ -25,21 +28,20 @@ def run(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     from ..checkpoint import atomic
-    from ..corrupt import parse_corruption, truth_of
     from ..data import load
+    from ..poison import parse_poison
     from ..sample import save_samples
-    from ..source import Source
 
     folder = Path(given.out)
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise UserError(f"{folder} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
     if given.crop == "random":
         raise UserError("A random crop is drawn anew in training. Expected center or none.")
+    poisoner = parse_poison(given.corrupt)
     with progress_bar(given.json) as bar:
         how = {name: given[name] for name in TrainConfig.READING}
         dataset = load(given.data, **how, progress=decoding(bar))
-    source = Source(dataset.items, parse_corruption(given.corrupt), given.seed)
-    truth = truth_of(given.corrupt, len(source), dataset.item_shape, given.seed)
+    source, truth = _poisoned(given, poisoner, dataset) if poisoner else _corrupted(given, dataset)
     with atomic(folder) as scratch:
         scratch.mkdir()
         source.save(scratch / "samples.npz")
@@ -65,3 +67,43 @@ def run(words: list[str]) -> int:
             f"the truth is in {folder}/truth.npz.{each}"
         )
     return 0
+
+
+def _corrupted(given: Any, dataset: Any) -> tuple[Any, Any]:
+    """The source of corrupted items, and the truth."""
+    from ..corrupt import parse_corruption, truth_of
+    from ..source import Source
+
+    source = Source(dataset.items, parse_corruption(given.corrupt), given.seed)
+    return source, truth_of(given.corrupt, len(source), dataset.item_shape, given.seed)
+
+
+def _poisoned(given: Any, how: Any, dataset: Any) -> tuple[Any, Any]:
+    """The same of poisoned items."""
+    import torch
+
+    from ..checkpoint import load_pipeline, weights_hash
+    from ..data.items import Floats
+    from ..nets import item_shape
+    from ..poison import poison
+    from ..source import Source
+
+    net, process, _ = load_pipeline(how.model)
+    if item_shape(net) != dataset.item_shape:
+        raise UserError(
+            f"The surrogate {how.model} works on items of shape {list(item_shape(net))} and the data have "
+            f"{list(dataset.item_shape)}. Expected the same; --image_size resizes the data."
+        )
+    net = net.to("cuda" if torch.cuda.is_available() else "cpu")
+    with progress_bar(given.json) as bar:
+        task = bar.add_task("poisoning", total=len(dataset.items), note="")
+        items, truth = poison(
+            dataset.items,
+            net,
+            process,
+            how,
+            given.seed,
+            checkpoint=weights_hash(net),
+            progress=lambda done, total: bar.update(task, completed=done),
+        )
+    return Source(Floats(items)), truth

@@ -22,7 +22,7 @@ def run(words: list[str]) -> int:
     parser.add_argument("--image_size", type=int | None, default=None, help="resize and crop the images of --data")
     parser.add_argument("--limit", type=int | None, default=None, help="use so many items of --data")
     parser.add_argument("--n", type=int, default=1000)
-    parser.add_argument("--sampler", type=str, default="ddpm")
+    parser.add_argument("--sampler", type=str | None, default=None, help="default: ddpm, or euler of flows and EDM")
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=str | None, default=None, help="several, as 0,1,2, for the spread over them")

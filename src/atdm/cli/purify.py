@@ -19,7 +19,7 @@ def run(words: list[str]) -> int:
     parser.add_argument("--noise", type=float, required=True, help="level sigma_t/alpha_t to diffuse to, data units")
     parser.add_argument("--image_size", type=int | None, default=None)
     parser.add_argument("--limit", type=int | None, default=64, help="purify so many items; null: all")
-    parser.add_argument("--sampler", type=str, default="ddim")
+    parser.add_argument("--sampler", type=str | None, default=None, help="default: ddim, or euler of flows and EDM")
     parser.add_argument(
         "--steps", type=int, default=100, help="of the sampler from pure noise; those below --noise are made"
     )
@@ -36,10 +36,12 @@ def run(words: list[str]) -> int:
     from ..nets import item_shape
     from ..purify import Purifier, purify
     from ..sample import save_samples
+    from ..schedulers import default_sampler
 
     dataset = load(given.data, seed=given.seed, image_size=given.image_size, limit=given.limit)
     x, _ = corrupt(dataset.x, given.corrupt, given.seed)
     net, process, clip = load_pipeline(given.model)
+    given.sampler = given.sampler or default_sampler(process)
     if item_shape(net) != dataset.item_shape:
         raise UserError(
             f"{given.model} works on items of shape {list(item_shape(net))} and the data have {list(dataset.item_shape)}. "

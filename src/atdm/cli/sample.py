@@ -13,7 +13,10 @@ def run(words: list[str]) -> int:
     parser.add_argument("model", type=str, help="run folder, diffusers pipeline folder or Hub name")
     parser.add_argument("--n", type=int, default=64, help="how many")
     parser.add_argument(
-        "--sampler", type=str, default="ddpm", help="a diffusers scheduler: ddpm, ddim, dpm-solver++, ..."
+        "--sampler",
+        type=str | None,
+        default=None,
+        help="a diffusers scheduler: ddpm, ddim, dpm-solver++, ...; default: ddpm, or euler of flows and EDM",
     )
     parser.add_argument("--steps", type=int, default=250, help="of the sampler")
     parser.add_argument("--seed", type=int, default=0, help="sample i depends on the seed and on i alone")

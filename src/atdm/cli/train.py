@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
-from ..config import ObjectiveConfig, TrainConfig
+from ..config import ObjectiveConfig, TrainConfig, recipe_file
 from .common import decoding, is_main, make_parser, print_table, progress_bar
 
 AGAIN = 1.0  # seconds within which a signal is the same wish: a launcher passes on what the terminal sent to all
@@ -34,15 +36,26 @@ class Stop:
         return self.wished
 
 
+def _named(words: list[str]) -> list[str]:
+    """The words with the file of a recipe of the package in place of its name after ``--config``."""
+    found = list(words)
+    for i, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        place, name = (i, value) if equals else (i + 1, words[i + 1] if i + 1 < len(words) else "")
+        if flag == "--config" and re.fullmatch(r"[\w-]+", name) and not Path(name).is_file():
+            found[place] = f"{flag}{equals}{recipe_file(name)}" if equals else str(recipe_file(name))
+    return found
+
+
 def run(words: list[str]) -> int:
     parser = make_parser("train")
-    parser.add_argument("--config", action="config")
+    parser.add_argument("--config", action="config", help="a .yaml file, or the name of a recipe such as cifar10-cpu")
     parser.add_class_arguments(TrainConfig, fail_untyped=False)
     parser.add_argument(
         "--dry_run", action="store_true", help="print the resolved configuration and its cost, and stop"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    given = parser.parse_args(words)
+    given = parser.parse_args(_named(words))
     names = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "objective"]
     objective = given.objective
     objective = objective if isinstance(objective, ObjectiveConfig) else ObjectiveConfig(**vars(objective))
@@ -51,7 +64,7 @@ def run(words: list[str]) -> int:
 
     if given.dry_run:
         parts = runs.build(config)
-        for note in parts.dataset.notes:
+        for note in parts.notes:
             print(note, file=sys.stderr)
         cost = runs.estimate(config, parts)
         if given.json:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import spec as specs
@@ -22,6 +22,15 @@ from .subspace import Subspace
 from .toy import TOYS, Toy
 
 DIGITS_HELD_OUT = 297
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where items of an .npz are: the file, how many it holds, and which of them these are."""
+
+    path: Path
+    items: int
+    rows: Int[Tensor, "n"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Dataset:
         notes: sentences on what was converted or skipped on reading.
         broken: names of the unreadable images that were skipped.
         window: side of the random windows training cuts from ``items``; None where it takes them whole.
+        stored: the .npz they come from, beside which may lie the truth about it; None for other sources.
     """
 
     items: Items
@@ -47,6 +57,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     window: int | None = None
+    stored: Stored | None = None
 
     @property
     def item_shape(self) -> tuple[int, ...]:
@@ -249,6 +260,8 @@ def _npz(source: Npz, spec: str, seed: int, image_size: int | None, limit: int |
         raise UserError(f"{path} holds values that are not finite. Expected numbers.")
     if image_size is not None and [image_size] * 2 != shape[2:]:
         raise UserError(f"image_size is {image_size}, but {path} holds items of shape {shape[1:]}. Expected none.")
+    rows = torch.arange(len(x))
     if limit is not None and limit < len(x):
-        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:limit].sort().values]
-    return Dataset(Floats(x.float()), "vector" if x.dim() == 2 else "image", spec)
+        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:limit].sort().values
+    items, stored = Floats(x[rows].float()), Stored(path, len(x), rows)
+    return Dataset(items, "vector" if x.dim() == 2 else "image", spec, stored=stored)

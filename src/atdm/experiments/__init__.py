@@ -53,6 +53,13 @@ EXPERIMENTS: dict[str, Entry] = {
     ),
     "memorization": Entry("memorize", "near-duplicates of a small training set, beside held-out images", "digits"),
     "attack": Entry("attacks", "attacks on the sampling trajectory: damage against budget, and what speaks against it"),
+    "purification": Entry(
+        "purification", "models as purifiers of a classifier's input, under attacks that know them and that do not"
+    ),
+    "parameterizations": Entry(
+        "parameterizations", "the same push whatever the network predicts: eps, x_0, v, score, flow, EDM"
+    ),
+    "rivals": Entry("rivals", "objectives of other papers on the same dirt, with the same compute", "digits and plane"),
     "strength": Entry("strength", "sweeps of lambda, omega, floor, radius and gate; the push only late in training"),
 }
 

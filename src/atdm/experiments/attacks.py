@@ -35,6 +35,7 @@ from .common import (
 from .pool import Tell
 
 BUDGETS = (0.0, 0.01, 0.03, 0.1, 0.3)
+IMAGE_BUDGETS = (0.0, 0.001, 0.003, 0.01, 0.03)  # more dimensions to push in
 ATTACK = "pgd:steps=5,norm=l2"
 IMAGES = "digits, noise 0.2"
 SAMPLING_SEEDS = 3
@@ -45,7 +46,13 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     exact = {"attack": ATTACK, "goal": "distance", "budgets": BUDGETS, "measure": "off_support_rms"}
     exact |= {"n": by_scale(scale, 32, 500, 2000), "steps": by_scale(scale, 10, 50, 100)}
     exact |= {"sampling_seeds": by_scale(scale, 1, SAMPLING_SEEDS, 5)}
-    moved = {**exact, "goal": "denoised", "measure": "moved_rms", "n": by_scale(scale, 32, 200, 1000)}
+    moved = {
+        **exact,
+        "goal": "denoised",
+        "measure": "moved_rms",
+        "budgets": IMAGE_BUDGETS,
+        "n": by_scale(scale, 32, 200, 1000),
+    }
     if scale == "smoke":
         exact |= {"budgets": (0.0, 0.1), "attack": "pgd:steps=2,norm=l2"}
     dirt = [plane.NOISE] if scale == "smoke" else [plane.CLEAN, plane.NOISE]

@@ -17,6 +17,7 @@ from ..metrics import psnr
 from ..train import Settings, Step
 from . import BUTTERFLIES
 from .common import (
+    AUTO,
     DDPM,
     Claim,
     Findings,
@@ -34,7 +35,6 @@ from .common import (
     part,
     process_of,
     published,
-    recommended,
     row,
     table_of,
     train,
@@ -48,8 +48,8 @@ HELD_OUT = 0.1
 SHOWN = 12
 
 
-def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
-    """Every method on clean and noisy photos; invariance at two strengths."""
+def recipe(scale: str, data: str | None) -> Recipe:
+    """Photos of few pixels, or digits in their place at scale smoke."""
     data = data or by_scale(scale, "digits", BUTTERFLIES, BUTTERFLIES)
     size = None if re.match(r"(digits|npz)\b", data) else by_scale(scale, 16, 28, 32)
     net = by_scale(
@@ -58,10 +58,10 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     settings = by_scale(
         scale,
         Settings(30, 32, warmup=5),
-        Settings(2000, 128, decay="cosine", ema=0.995),
+        Settings(2000, 128, lr=3e-3, decay="cosine", ema=0.995),
         Settings(60_000, 128, lr=2e-4, ema=0.9999),
     )
-    recipe = Recipe(
+    return Recipe(
         data,
         net,
         settings,
@@ -72,30 +72,37 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         clip_sample=scale == "paper",
         step_seconds=0.012,
     )
-    options: dict[str, Any] = {
+
+
+def options(scale: str) -> dict[str, Any]:
+    """The subspace, and looks at samples during training."""
+    return {
         "dimension": by_scale(scale, 8, 16, 64),
         "gray": scale != "paper",
         "looks": by_scale(scale, 2, 5, 12),
         "look_steps": by_scale(scale, 5, 50, 100),
     }
-    gated = recommended(gate=0.5, k=10, r=1)
+
+
+def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
+    """Every method on clean and noisy photos; invariance at two strengths."""
     everything = [
         DDPM,
         published("robust_rand"),
         published("robust_adv"),
-        gated,
+        AUTO,
         published("inv_adv", 0.3, "inv_adv, lambda 0.3"),
         published("inv_adv", 0.03, "inv_adv, lambda 0.03"),
     ]
-    few = [DDPM, published("robust_adv"), gated]
+    few = [DDPM, published("robust_adv"), AUTO]
     plans = by_scale(
         scale,
-        {"noise 0.1": [DDPM, gated, everything[4]]},
+        {"noise 0.1": [DDPM, AUTO, everything[4]]},
         {"clean": few, "noise 0.1": everything, "noise 0.2": few},
         dict.fromkeys(CONDITIONS, everything),
     )
     return [
-        Job(recipe, method, condition, CONDITIONS[condition], seed, options)
+        Job(recipe(scale, data), method, condition, CONDITIONS[condition], seed, options(scale))
         for seed in seeds
         for condition, methods in plans.items()
         for method in methods

@@ -26,11 +26,14 @@ from ..checkpoint import atomic, weights_hash
 from ..config import ObjectiveConfig
 from ..corrupt import corrupt
 from ..data import Dataset, load
+from ..data.items import Floats
 from ..errors import unknown
+from ..levels import truth_levels
 from ..nets import build_net
-from ..objective import Objective
+from ..objective import Loss
 from ..process import PROCESSES, Process
 from ..sample import sample_paths
+from ..source import Source
 from ..spec import build
 from ..train import Settings, State, Step, fit
 from . import SCALES, entry, module_of
@@ -75,7 +78,11 @@ class Method:
     label: str
     objective: ObjectiveConfig = field(default_factory=lambda: ObjectiveConfig("ddpm"))
 
-    def build(self, process: Process, seed: int) -> Objective:
+    def fitted(self, x: Tensor) -> Method:
+        """With ``auto`` replaced by what it chooses for training data ``x``."""
+        return dataclasses.replace(self, objective=self.objective.fitted(x))
+
+    def build(self, process: Process, seed: int) -> Loss:
         return self.objective.build(process, seed)
 
 
@@ -96,6 +103,7 @@ def recommended(
 
 
 DDPM = Method("ddpm")
+AUTO = Method("robust_adv auto", ObjectiveConfig("auto"))
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,8 @@ class Job:
     @property
     def cost(self) -> float:
         """Seconds on one core, roughly."""
-        floor = self.method.build(Process.linear(), 0).passes()["floor_over_ddpm"]
+        auto = self.method.objective.name == "auto"  # what it chooses is not known yet
+        floor = 1.3 if auto else self.method.build(Process.linear(), 0).passes()["floor_over_ddpm"]
         return 1 + 1.3 * self.settings.steps * self.recipe.step_seconds * floor
 
     def __str__(self) -> str:
@@ -178,12 +187,14 @@ def train(
     """
     dataset = dataset or open_data(job)
     process = process_of(job)
-    dirty, _ = corrupt(dataset.x, job.corruption, job.seed)
+    dirty, truth = corrupt(dataset.x, job.corruption, job.seed)
+    job = dataclasses.replace(job, method=job.method.fitted(dirty))
+    source = Source(Floats(dirty), std=truth_levels(truth))
     torch.manual_seed(job.seed)
     net = build_net(job.recipe.net, dataset.item_shape).to("cuda" if torch.cuda.is_available() else "cpu")
     state = State.create(net, job.settings)
     begin = time.perf_counter()
-    for step in fit(job.method.build(process, job.seed), state, dirty, job.settings):
+    for step in fit(job.method.build(process, job.seed), state, source, job.settings):
         if step.index % 20 == 0:
             tell(step.index / job.settings.steps)
         if watch is not None:
@@ -435,9 +446,9 @@ def write(found: Findings, name: str, summary: str, scale: str, provenance: Mapp
             plot.save(figure, out / f"{title}.{kind}")
     claims = [dataclasses.asdict(c) for c in found.claims]
     numbers = {
-        "rows": _finite(found.rows),
+        "rows": finite(found.rows),
         "claims": claims,
-        "tables": _finite([{"columns": t.columns, "rows": t.rows, "caption": t.caption} for t in found.tables]),
+        "tables": finite([{"columns": t.columns, "rows": t.rows, "caption": t.caption} for t in found.tables]),
         "figures": {title: caption for title, (caption, _) in found.figures.items()},
         "provenance": provenance,
     }
@@ -457,10 +468,10 @@ def write(found: Findings, name: str, summary: str, scale: str, provenance: Mapp
     report.render(f"atdm reproduce {name}: {summary}", found.lead, sections, provenance, out / "report.html")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no numbers that are not finite: they become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+        return {k: finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, list | tuple) else value

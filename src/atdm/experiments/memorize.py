@@ -45,13 +45,13 @@ OTHER = 1_000_003  # seeds the dirt of held-out images, which must not be that o
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """ddpm and robust_adv on so few images that ddpm copies them."""
     spec = data or by_scale(scale, "digits", "digits", digits.CIFAR)
-    net = by_scale(scale, "mlp:width=32", "mlp:width=512,depth=3,residual=true", "cifar10:dropout=0")
+    net = by_scale(scale, "mlp:width=32", "mlp:width=256,depth=3,residual=true,skip=true", "cifar10:dropout=0")
     if scale == "cpu" and data is not None:
         net = "tiny"
     settings = by_scale(
         scale,
         Settings(30, 32, warmup=5),
-        Settings(5000, 64, decay="cosine", ema=0.995),
+        Settings(4000, 64, lr=3e-3, decay="cosine", ema=0.995),
         Settings(60_000, 128, lr=2e-4, ema=0.9999),
     )
     recipe = Recipe(
@@ -62,7 +62,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         sampling_steps=by_scale(scale, 10, 250, 1000),
         features=by_scale(scale, "pixels", "pixels", "dinov2"),
         clip_sample=not net.startswith("mlp"),
-        step_seconds=0.008,
+        step_seconds=0.006,
     )
     options = {"train": by_scale(scale, 40, 100, 2000)}
     methods = [DDPM, published("robust_adv"), recommended(**digits.GATED)]

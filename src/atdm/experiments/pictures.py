@@ -46,12 +46,24 @@ def points2d(clouds: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
-def curve_panels(panels: Mapping[str, Mapping[str, Curve]], x_label: str, y_label: str, log: str = "") -> Figure:
-    """Lines by name in panels that share their labels and one legend."""
+def curve_panels(
+    panels: Mapping[str, Mapping[str, Curve]],
+    x_label: str,
+    y_label: str,
+    log: str = "",
+    bands: Mapping[str, Mapping[str, Curve]] | None = None,
+) -> Figure:
+    """Lines by name in panels that share their labels and one legend.
+
+    Args:
+        bands: low and high ends of the intervals of lines, by panel and name.
+    """
     figure, axes = _panels(list(panels), 4.6, 3.4, 2)
     palette = plot.colours(dict.fromkeys(name for lines in panels.values() for name in lines))
-    for axis, lines in zip(axes, panels.values(), strict=True):
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for name, (x, y) in lines.items():
+            if bands is not None:
+                axis.fill_between(x, *bands[title][name], color=palette[name], alpha=0.15, linewidth=0)
             axis.plot(x, y, color=palette[name], marker="o", markersize=4, linewidth=1.5, label=name)
         for side in log:
             axis.set(**{f"{side}scale": "log"})

@@ -182,7 +182,7 @@ def score_errors(model: nn.Module, process: Process, truth: object, seed: int = 
 
     def score_fn(x: Tensor, t: Tensor) -> Tensor:
         x, t = x.to(device), t.to(device)
-        return process.score(process.to_eps(call(model, x, t), x, t), t).cpu()
+        return process.score(process.to_eps(call(model, x, process.time(t)), x, t), t).cpu()
 
     timesteps = [round(q * (process.steps - 1)) for q in SCORE_QUANTILES]
     errors = score_error(score_fn, truth, process, timesteps, generator=_seeded(seed)).tolist()

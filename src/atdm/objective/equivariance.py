@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import UserError, unknown
-from .nets import call
-from .passes import RandomState, frozen, known_random, remember_random
-from .perturb import Perturbation, PublishedRadius, PublishedWeight, Radius, Weight
-from .process import Process
+from ..errors import UserError, unknown
+from ..nets import call
+from ..passes import RandomState, frozen, known_random, remember_random
+from ..perturb import Perturbation, PublishedRadius, PublishedWeight, Radius, Weight
+from ..process import Process
+from .terms import Draws, Loss, Terms, counted, full, item_mean
 
 ASCENTS = ("prediction", "residual")
 
@@ -29,7 +30,7 @@ class _Kind(NamedTuple):
     equivariant: bool
 
 
-OBJECTIVES: dict[str, _Kind] = {
+KINDS: dict[str, _Kind] = {
     "ddpm": _Kind(pushes=False, adversarial=False, equivariant=False),
     "robust_rand": _Kind(pushes=True, adversarial=False, equivariant=True),
     "robust_adv": _Kind(pushes=True, adversarial=True, equivariant=True),
@@ -39,39 +40,7 @@ OBJECTIVES: dict[str, _Kind] = {
 
 
 @dataclass(frozen=True)
-class Draws:
-    """The randomness of one batch; ``t`` may be on the CPU while the rest is elsewhere. ``beta`` and ``start`` are None when the objective does not push."""
-
-    t: Int[Tensor, "batch"]
-    noise: Float[Tensor, "batch *dims"]
-    beta: Float[Tensor, "batch"] | None = None
-    start: Float[Tensor, "batch *dims"] | None = None
-
-    def __getitem__(self, rows: slice) -> Draws:
-        return Draws(*(None if d is None else d[rows] for d in (self.t, self.noise, self.beta, self.start)))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class Terms:
-    """Named terms of the loss, one value per sample. The push terms are zero where no push was made."""
-
-    t: Int[Tensor, "batch"]
-    denoise: Float[Tensor, "batch"]
-    regularizer: Float[Tensor, "batch"]  # eps units, before lambda_t
-    weight: Float[Tensor, "batch"]  # lambda_t
-    pushed: Bool[Tensor, "batch"]
-    radius: Float[Tensor, "batch"]  # noise units
-    delta_rms: Float[Tensor, "batch"]  # noise units
-    at_radius: Float[Tensor, "batch"]  # share of the ball's constraint that binds
-
-    @property
-    def loss(self) -> Float[Tensor, "batch"]:
-        """``denoise + lambda_t regularizer``; reduce it with ``.mean()``."""
-        return self.denoise + self.weight * self.regularizer
-
-
-@dataclass(frozen=True)
-class Objective:
+class Objective(Loss):
     """A training loss by one word: ``ddpm``, ``robust_rand``, ``robust_adv``, ``inv_rand`` or ``inv_adv``.
 
     >>> objective = Objective("robust_adv", Process.from_scheduler(noise_scheduler))
@@ -85,6 +54,8 @@ class Objective:
         gate: push only where ``sigma_t / alpha_t < gate`` (data units); None pushes everywhere.
         ascent: what the attack raises: how much the ``prediction`` moves (as published) or the ``residual`` of equivariance.
         detach_target: stop the gradient through the clean prediction in the target.
+        every: push in one of so many steps, with so many times the weight: on average the same loss, for less. Which
+            steps, their timesteps decide, so that all processes and a resumed run agree.
         seed: seeds the objective's own stream for beta and the start, used when a call brings no ``push_generator``.
     """
 
@@ -96,16 +67,19 @@ class Objective:
     gate: float | None = None
     ascent: str = "prediction"
     detach_target: bool = False
+    every: int = 1
     seed: int = 0
     _streams: dict[torch.device, torch.Generator] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.name not in OBJECTIVES:
-            raise unknown("objective", self.name, OBJECTIVES)
+        if self.name not in KINDS:
+            raise unknown("objective", self.name, KINDS)
         if self.ascent not in ASCENTS:
             raise unknown("ascent", self.ascent, ASCENTS)
         if self.gate is not None and self.gate <= 0:
             raise UserError(f"The gate is {self.gate}. Expected a noise level sigma_t/alpha_t > 0, or none.")
+        if self.every < 1:
+            raise UserError(f"every is {self.every}. Expected an integer >= 1: push in one of so many steps.")
         if self.kind.adversarial and self.perturbation.steps < 1:
             raise UserError(
                 f"{self.name} has {self.perturbation.steps} attack steps. Expected at least 1; "
@@ -116,45 +90,23 @@ class Objective:
 
     @property
     def kind(self) -> _Kind:
-        return OBJECTIVES[self.name]
+        return KINDS[self.name]
 
     def passes(self) -> dict[str, float]:
-        """Network passes per sample of a training step, and the floor of its cost over ddpm's that they imply.
-
-        A forward pass counts 1, a backward pass 2, a backward pass to the input alone 1; pushed timesteps count by share.
-        Networks without dropout; see docs/performance.md.
-        """
-        share = 1.0 if self.gate is None else self.process.timestep_at(self.gate) / self.process.steps
-        pushed = share if self.kind.pushes else 0.0
+        share = 1.0 if self.gate is None else self.process.share_below(self.gate)
+        pushed = share / self.every if self.kind.pushes else 0.0
         attacked = pushed * self.perturbation.steps
         if self.kind.adversarial and self._stacks(share):
             attacked += pushed  # the clean rows beside the pushed ones
-        counted = {"forwards": 1 + pushed + attacked, "backwards": 1 + pushed, "input_backwards": attacked}
-        floor = (counted["forwards"] + 2 * counted["backwards"] + counted["input_backwards"]) / 3
-        return {**counted, "floor_over_ddpm": floor}
+        return counted(1 + pushed + attacked, 1 + pushed, attacked)
 
-    def draw(
-        self,
-        shape: torch.Size | tuple[int, ...],
-        device: torch.device | str = "cpu",
-        generator: torch.Generator | None = None,
-        push_generator: torch.Generator | None = None,
-        t_generator: torch.Generator | None = None,
-    ) -> Draws:
-        """The randomness for a batch of ``shape``: t and noise from ``generator``, the push from its own stream.
-
-        So every objective sees the same timesteps and noise under the same seed. t comes from ``t_generator`` where one
-        is given; drawn on the CPU, it tells which rows a gate pushes without waiting for an accelerator.
-        """
-        device = torch.device(device)
-        source = t_generator or generator
-        t = torch.randint(self.process.steps, (shape[0],), generator=source, device=source.device if source else "cpu")
-        noise = torch.randn(shape, generator=generator, device=device)
-        if not self.kind.pushes:
-            return Draws(t, noise)
-        stream = push_generator or self._streams.setdefault(device, torch.Generator(device).manual_seed(self.seed))
+    def own(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    ) -> dict[str, Tensor]:
+        if not self.kind.pushes or (self.every > 1 and int(t.sum()) % self.every):
+            return {}
         beta = 1 - torch.rand(shape[0], generator=stream, device=device)
-        return Draws(t, noise, beta, self.perturbation.start(tuple(shape), stream, device))
+        return {"beta": beta, "start": self.perturbation.start(shape, stream, device)}
 
     def __call__(
         self,
@@ -163,43 +115,38 @@ class Objective:
         *,
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
+        levels: Float[Tensor, "batch"] | None = None,
         **conditioning: Any,
     ) -> Terms:
-        """The terms for clean images ``x0`` (in [-1, 1]) or vectors.
-
-        Args:
-            model: any ``model(x, t, **conditioning)`` that returns a tensor or a diffusers output and treats each sample
-                by itself (so no batch normalization): passes may be stacked into one batch.
-            draws: the randomness; drawn here with ``generator`` (None: torch's global stream) when not given.
-            conditioning: passed to the model; tensors with one row per sample follow their samples.
-        """
         draws = draws or self.draw(x0.shape, x0.device, generator)
         t, process = draws.t.to(x0.device, non_blocking=True), self.process
         x_t = process.mix(x0, draws.noise, t)
         rows = self._rows(draws, x0.device)
         if rows is None or draws.beta is None or draws.start is None:
-            output, push = call(model, x_t, t, **conditioning).float(), None
+            output, push = _Batch(model, x_t, t, process.time(t), conditioning).call(model, x_t), None
         else:
-            output, push = self._push(_Batch(model, x_t, t, conditioning), rows, draws.beta, draws.start)
-        denoise = _item_mean((output - process.target(x0, draws.noise, t)).square())
-        zero = torch.zeros_like(denoise, requires_grad=False)
+            output, push = self._push(
+                _Batch(model, x_t, t, process.time(t), conditioning), rows, draws.beta, draws.start
+            )
+        denoise = item_mean((output - process.target(x0, draws.noise, t)).square()) * process.output_weight(t)
         if push is None:
-            return Terms(t, denoise, zero, zero, torch.zeros_like(t, dtype=torch.bool), zero, zero, zero)
+            return Terms.unpushed(t, denoise)
 
+        zero = torch.zeros_like(denoise, requires_grad=False)
         target = push.clean.detach() if self.detach_target else push.clean
         residual = push.moved - (target + push.delta if self.kind.equivariant else target)
 
         def spread(values: Tensor) -> Tensor:
-            return values if isinstance(rows, slice) else zero.index_put((rows,), values)
+            return values if isinstance(rows, slice) else zero.index_put((rows,), values.to(zero.dtype))
 
         return Terms(
             t,
             denoise,
-            spread(_item_mean(residual.square())),
-            spread(self.weight(push.r, push.delta)),
+            spread(item_mean(residual.square())),
+            spread(self.every * self.weight(push.r, push.delta) * process.eps_weight(t[rows])),
             spread(torch.ones_like(push.r)).bool(),
             spread(push.r),
-            spread(_item_mean(push.delta.square()).sqrt()),
+            spread(item_mean(push.delta.square()).sqrt()),
             spread(self.perturbation.ball.used(push.delta, push.r)),
         )
 
@@ -292,7 +239,7 @@ class Objective:
 
     def _gain(self, moved: Float[Tensor, "pushed *dims"], delta: Tensor) -> Float[Tensor, "pushed"]:
         """What the attack raises, where the prediction ``moved`` by so much."""
-        return _item_mean((moved - delta if self.ascent == "residual" else moved).square())
+        return item_mean((moved - delta if self.ascent == "residual" else moved).square())
 
 
 class _Push(NamedTuple):
@@ -310,12 +257,13 @@ class _Batch(NamedTuple):
     model: Callable[..., Any]
     x: Float[Tensor, "batch *dims"]
     t: Int[Tensor, "batch"]
+    time: Int[Tensor, "batch"] | Float[Tensor, "batch"]  # what the network is told
     conditioning: dict[str, Any]
 
     def call(self, model: Callable[..., Any], x: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
         """The output of ``model`` at states ``x`` that belong to these ``rows``."""
         conditioning = {k: _follow(v, rows, len(self.t)) for k, v in self.conditioning.items()}
-        return call(model, x, self.t[rows], **conditioning).float()
+        return full(call(model, x, self.time[rows], **conditioning))
 
 
 def _padded(rows: Int[Tensor, "pushed"], batch: int) -> Int[Tensor, "padded"]:
@@ -324,10 +272,6 @@ def _padded(rows: Int[Tensor, "pushed"], batch: int) -> Int[Tensor, "padded"]:
     unit = 4 if n <= 16 else 8 if n <= 64 else 16
     length = max(n, min(-(-n // unit) * unit, batch // 4))
     return torch.cat([rows, rows[-1:].expand(length - n)]) if length > n else rows
-
-
-def _item_mean(values: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
-    return values.flatten(1).mean(1)
 
 
 def _follow(value: Any, rows: Tensor | slice, batch: int) -> Any:

@@ -1,0 +1,112 @@
+"""One objective, whatever the network predicts: the plane with noise, for every prediction and process."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from .. import plot
+from ..process import PROCESSES
+from ..schedulers import default_sampler
+from ..spec import build
+from . import plane
+from .common import (
+    DDPM,
+    Claim,
+    Findings,
+    Job,
+    Outcome,
+    at_most,
+    by_scale,
+    draw,
+    evaluate,
+    mean_over_seeds,
+    number,
+    part,
+    recommended,
+    row,
+    table_of,
+    train,
+    values_of,
+)
+from .pool import Tell
+
+WRITTEN = {
+    "noise (epsilon)": "linear",
+    "image (sample)": "linear:prediction=sample",
+    "v": "linear:prediction=v_prediction",
+    "score": "linear:prediction=score",
+    "rectified flow": "flow",
+    "EDM": "edm:sigma_data=0.58",
+}
+CONDITIONS = [plane.NOISE, plane.CLEAN]
+
+
+def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
+    """ddpm and the recommended push with the same constants for every way to write the network."""
+    base = plane.recipe(scale)
+    written = {k: WRITTEN[k] for k in by_scale(scale, ["v", "rectified flow"], [*WRITTEN], [*WRITTEN])}
+    found = []
+    for seed in seeds:
+        for condition, corruption in by_scale(scale, CONDITIONS[:1], CONDITIONS, CONDITIONS):
+            for name, process in written.items():
+                sampler = default_sampler(build("process", process, PROCESSES), base.sampler)
+                recipe = dataclasses.replace(base, process=process, sampler=sampler)
+                for method in (DDPM, recommended(**plane.GATED)):
+                    found.append(Job(recipe, method, condition, corruption, seed, {"written": name}))
+    return found
+
+
+def work(job: Job, tell: Tell) -> Outcome:
+    """Train, sample, measure."""
+    trained = train(job, part(tell, 0, 0.8))
+    samples = draw(trained, part(tell, 0.8, 1))
+    values = evaluate(trained, samples) | {"written": job.options["written"], "process": job.recipe.process}
+    return Outcome(job, [row(trained, samples, values)])
+
+
+def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
+    """Off the plane and spread in it, by what the network predicts."""
+    rows = [r for o in outcomes for r in o.rows]
+    claims, figures = [], {}
+    for condition in values_of(rows, "condition"):
+
+        def of(method: str, written: str, key: str, condition: str = condition) -> float:
+            return mean_over_seeds(rows, key, method=method, written=written, condition=condition)
+
+        plain, pushed = values_of(rows, "method")
+        names = values_of(rows, "written")
+        ratios = {w: of(pushed, w, "off_support_rms") / of(plain, w, "off_support_rms") for w in names}
+        if condition != plane.CLEAN[0]:
+            claims += [
+                at_most(
+                    f"{condition}, {w}: at most 0.6 times plain training's distance off the plane",
+                    of(pushed, w, "off_support_rms"), of(plain, w, "off_support_rms"), 0.6, (pushed, "plain"),
+                )
+                for w in names
+            ]  # fmt: skip
+        claims.append(
+            Claim(
+                f"{condition}: the same constants mean the same in every parameterization (ratios within a factor of two)",
+                max(ratios.values()) <= 2 * min(ratios.values()),
+                ", ".join(f"{w} {number(r)}" for w, r in ratios.items()) + " times plain",
+            )
+        )
+        points = [(w, m, of(m, w, "off_support_rms"), of(m, w, "spread")) for w in names for m in (plain, pushed)]
+        figures[f"off-plane-{plane.short(condition)}"] = (
+            f"{condition}: distance off the plane and spread in it (truth 0.577), by what the network predicts.",
+            plot.scatter_tradeoff(points, "off the plane (rms)", "spread in the plane"),
+        )
+    table = table_of(
+        rows,
+        {"training data": "condition", "network predicts": "written", "objective": "method"},
+        {"off the plane": "off_support_rms", "spread": "spread", "sliced W2": "sliced_wasserstein"},
+        f"The push has gate {plane.GATED['gate']:g}, k {plane.GATED['k']:g}, r {plane.GATED['r']:g} everywhere. ddpm stands for plain "
+        "training. Sampler: ddpm, and euler for rectified flow and EDM.",
+    )
+    lead = (
+        "No published counterpart: the paper trains networks that predict noise. The rule is the same for all (equivariance of "
+        "eps is invariance of the denoised image), and the push is measured in eps units, so that gate, k and r need not be "
+        "chosen anew."
+    )
+    return Findings(lead, claims, rows, figures, [table])

@@ -1,0 +1,259 @@
+"""Every objective on the same dirt with the same compute: ours, ``auto``, and the rivals of other papers.
+
+Compute-matched: an objective whose step costs c ddpm steps (:meth:`atdm.objective.Loss.passes`) makes 1/c of the steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from ..auto import GATE, quiet_std
+from ..config import ObjectiveConfig
+from ..corrupt import corrupt
+from ..errors import unknown
+from ..train import Settings
+from . import butterflies, digits, pictures, plane
+from .common import (
+    AUTO,
+    DDPM,
+    Claim,
+    Findings,
+    Job,
+    Method,
+    Outcome,
+    Recipe,
+    Row,
+    by_scale,
+    draw,
+    evaluate,
+    mean_over_seeds,
+    number,
+    open_data,
+    part,
+    process_of,
+    published,
+    row,
+    table_of,
+    train,
+    values_of,
+)
+from .pool import Tell
+
+SHARES, STDS = (0.3, 0.6, 0.9, 1.0), (0.05, 0.1, 0.2)
+STANDARD = (0.9, 0.2)  # where the shares and the stds cross
+STOPS = (0.3, 0.5)  # noise levels at which the sampling of ddpm is also stopped; what suits is not known without labels
+METHODS = {
+    m.objective.name: m
+    for m in (
+        DDPM,
+        published("robust_rand"),
+        published("robust_adv"),
+        AUTO,
+        *(
+            Method(name, ObjectiveConfig(name))
+            for name in ("input_perturbation", "pseudo_huber", "free", "ambient", "ambient_blind", "sure")
+        ),
+    )
+}
+TOLD = ("ambient", "sure")  # know the noise of every item
+IMAGES_ONLY = ("ambient_blind",)
+PHOTOS = "photos on a subspace"
+BENCHMARKS = ("digits", "plane")
+OTHER_DIRT = {
+    "digits": {
+        "salt and pepper": "salt_pepper:share=0.9,rate=0.1",
+        "outlier images": "outliers:share=0.1",
+        "JPEG": "jpeg:share=0.9,quality=10",
+        "missing patches": "patch:share=0.5,size=0.4",
+    },
+    "plane": {"10 % outliers": "outliers:share=0.1"},
+    PHOTOS: {},
+}
+
+
+def noise(share: float, std: float) -> tuple[str, str]:
+    """A condition and its corruption."""
+    return f"{share:.0%} noise {std:g}", f"gaussian:share={share:g},std={std:g}"
+
+
+def conditions(benchmark: str, scale: str) -> dict[str, str]:
+    """The dirt of a benchmark."""
+    grid = [(p, s) for p in SHARES for s in STDS]
+    line = [(p, s) for p, s in grid if p == STANDARD[0] or (s == STANDARD[1] and p != 0.6)]
+    few = [STANDARD, (1.0, STANDARD[1])]
+    chosen = by_scale(scale, few, line if benchmark == "digits" else few, grid)
+    other = {} if scale == "smoke" else OTHER_DIRT[benchmark]
+    return {"clean": "none", **dict(noise(p, s) for p, s in chosen), **other}
+
+
+def recipe(benchmark: str, scale: str, data: str | None) -> Recipe:
+    """Data, network and training of a benchmark."""
+    if benchmark == "plane":
+        base = plane.recipe(scale)
+        return (
+            base
+            if scale != "cpu"
+            else dataclasses.replace(
+                base, settings=Settings(3000, 256, decay="cosine", ema=0.995), samples=2000, sampling_steps=250
+            )
+        )
+    if benchmark == PHOTOS:
+        return butterflies.recipe(scale, data)
+    return digits.recipe(scale, steps=1500, samples=500, sampling_steps=125)
+
+
+def options(benchmark: str, scale: str) -> dict[str, Any]:
+    """What a job of a benchmark knows beside its recipe."""
+    return {"benchmark": benchmark} | (butterflies.options(scale) if benchmark == PHOTOS else {})
+
+
+def jobs(scale: str, seeds: Sequence[int], data: str | None, methods: Sequence[str] = tuple(METHODS)) -> list[Job]:
+    """Every method under every condition.
+
+    Args:
+        data: one of ``BENCHMARKS``, or photos to be projected onto a subspace; None: all benchmarks.
+        methods: of ``METHODS``; ddpm, which the others are matched to, is always there.
+
+    Raises:
+        UserError: an unknown method.
+    """
+    for name in methods:
+        if name not in METHODS:
+            raise unknown("objective to compare", name, METHODS)
+    chosen = [METHODS[name] for name in dict.fromkeys(["ddpm", *methods])]
+    own = data if data in BENCHMARKS else PHOTOS
+    benchmarks = [own] if data else by_scale(scale, BENCHMARKS[:1], BENCHMARKS, BENCHMARKS)
+    return [
+        Job(recipe(benchmark, scale, data), method, condition, corruption, seed, options(benchmark, scale))
+        for seed in seeds
+        for benchmark in benchmarks
+        for condition, corruption in conditions(benchmark, scale).items()
+        for method in chosen
+        if not (benchmark == "plane" and method.label in IMAGES_ONLY)
+    ]
+
+
+def work(job: Job, tell: Tell) -> Outcome:
+    """Train with the compute of the recipe's ddpm steps, sample, measure; of ddpm also what stopping early returns."""
+    dataset = butterflies.linearized(job) if job.options["benchmark"] == PHOTOS else open_data(job)
+    dirty, _ = corrupt(dataset.x, job.corruption, job.seed)
+    method = job.method.fitted(dirty)
+    cost = method.build(process_of(job), job.seed).passes()["floor_over_ddpm"]
+    steps = max(1, round(job.settings.steps / cost))
+    own = dataclasses.replace(job.recipe, settings=dataclasses.replace(job.recipe.settings, steps=steps))
+    trained = train(dataclasses.replace(job, method=method, recipe=own), part(tell, 0, 0.8), dataset)
+    stops: dict[str, float | None] = {job.label: None}
+    if job.label == "ddpm":
+        stops |= {f"ddpm, stopped at {stop:g}": stop for stop in STOPS}
+        stops |= {"ddpm, stopped by auto": max(GATE * quiet_std(dirty), 1e-6)}
+    rows = []
+    for place, (label, stop) in enumerate(stops.items()):
+        inner = part(tell, 0.8 + 0.2 * place / len(stops), 0.8 + 0.2 * (place + 1) / len(stops))
+        samples = draw(trained, inner, stop_ratio=stop)
+        values = evaluate(trained, samples) | {"cost": cost, "benchmark": job.options["benchmark"]}
+        rows.append(row(trained, samples, values, stop_ratio=stop) | {"method": label})
+    return Outcome(job, rows)
+
+
+def keys(rows: Sequence[Row]) -> tuple[str, str]:
+    """What measures dirt, and what measures the distance from clean data, in the rows of a benchmark."""
+    dirt = next(k for k in ("off_support_rms", "never_varying_noise", "noise_std") if k in rows[0])
+    distance = next((k for k in rows[0] if k.startswith("frechet_")), "sliced_wasserstein")
+    return dirt, distance
+
+
+def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
+    """A table and a figure for each benchmark; whether ``auto`` is harmless where there is no dirt, and worth it where there is."""
+    rows = [r for o in outcomes for r in o.rows]
+    figures, tables, claims = {}, [], []
+    for benchmark in values_of(rows, "benchmark"):
+        own = [r for r in rows if r["benchmark"] == benchmark]
+        dirt, distance = keys(own)
+        columns = {
+            "dirt left": dirt,
+            "distance from clean": distance,
+            "spread": "spread",
+            "step cost": "cost",
+            "steps": "training_steps",
+        }
+        columns = {head: key for head, key in columns.items() if any(key in r for r in own)}
+        tables.append(
+            table_of(
+                own, {"training data": "condition", "objective": "method"}, columns,
+                f"{benchmark}: {words(dirt)}; {words(distance)}. Lower is better. Step cost: floor, over ddpm's. "
+                f"{', '.join(TOLD)} are told the noise of every item.",
+            )
+        )  # fmt: skip
+        for title, key in (("dirt", dirt), ("distance", distance)):
+            panels = {}
+            for name, values in (("share", SHARES), ("std", STDS)):
+                at = {v: noise(*cross(name, v))[0] for v in values}
+                at = {v: condition for v, condition in at.items() if any(r["condition"] == condition for r in own)}
+                if len(at) > 1:
+                    panels[f"{name} of the noise"] = {
+                        method: ([*at], [mean_over_seeds(own, key, condition=c, method=method) for c in at.values()])
+                        for method in values_of(own, "method")
+                    }
+            if panels:
+                figures[f"{benchmark}-{title}"] = (
+                    f"{benchmark}: {words(key)} against share (at std {STANDARD[1]:g}) and std (at {STANDARD[0]:.0%}) of the noise.",
+                    pictures.curve_panels(panels, "share, std", words(key)),
+                )
+        claims += judged(own, benchmark, dirt, distance)
+    lead = (
+        "No published counterpart: the paper compares with plain ddpm only. Here its objectives, ours with gate and strength "
+        "chosen from the data (auto), and rivals of other papers learn from the same dirty data with the same compute: whose "
+        "step costs c ddpm steps makes 1/c of them. Some are told the noise of every item. The rival that costs nothing is "
+        "ddpm whose sampling stops at a noise level; which level suits is known with hindsight only, or taken from auto."
+    )
+    return Findings(lead, claims, rows, figures, tables)
+
+
+def cross(name: str, value: float) -> tuple[float, float]:
+    """Share and std of a point of the cross."""
+    return (value, STANDARD[1]) if name == "share" else (STANDARD[0], value)
+
+
+def words(key: str) -> str:
+    """A key of a row in words."""
+    return {"off_support_rms": "distance off the support (rms)", "sliced_wasserstein": "sliced W2 distance"}.get(
+        key, key.replace("_", " ")
+    )
+
+
+def judged(rows: Sequence[Row], benchmark: str, dirt: str, distance: str) -> list[Claim]:
+    """What the table says of ``auto``."""
+    if AUTO.label not in values_of(rows, "method"):
+        return []
+
+    def of(method: str, condition: str, key: str) -> float:
+        return mean_over_seeds(rows, key, method=method, condition=condition)
+
+    plain, ours = of("ddpm", "clean", distance), of(AUTO.label, "clean", distance)
+    claims = [
+        Claim(
+            f"{benchmark}, clean: auto is within 1.1 times ddpm's {words(distance)}",
+            ours <= 1.1 * plain,
+            f"auto {number(ours)}, ddpm {number(plain)}: {number(ours / plain)} times",
+        )
+    ]
+    for condition in [c for c in values_of(rows, "condition") if c != "clean"]:
+        for key in (dirt, distance):
+            own = of(AUTO.label, condition, key)
+            for name, others in (
+                ("robust_adv as published", ["robust_adv"]),
+                ("ddpm stopped early", [m for m in values_of(rows, "method") if "stopped" in m]),
+            ):
+                known = {m: of(m, condition, key) for m in others if m in values_of(rows, "method")}
+                if known:
+                    best = min(known, key=lambda m: known[m])
+                    claims.append(
+                        Claim(
+                            f"{benchmark}, {condition}: auto has at most the {words(key)} of {name}",
+                            own <= known[best],
+                            f"auto {number(own)}, {best} {number(known[best])}",
+                        )
+                    )
+    return claims

@@ -1,0 +1,140 @@
+"""Training on items whose Gaussian noise is known (Ambient): each trains only above its own noise level, with the exact correction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import UserError
+from ..levels import estimated_levels
+from ..process import Process
+from .terms import Draws, Predict, Rival, Terms, item_mean, per_item
+
+
+@dataclass(frozen=True)
+class Ambient(Rival):
+    """Denoise to the clean item through what the network must then say of the noisy one.
+
+    Of ``y = x_0 + s n`` with s known, states ``x_t = alpha_t y + kappa sigma_t z`` with ``kappa^2 = 1 - (alpha_t s / sigma_t)^2``
+    are noised clean items of timestep t wherever ``sigma_t / alpha_t > s``, and
+    ``E[y | x_t] = (1 - s^2 alpha_t^2 / sigma_t^2) E[x_0 | x_t] + s^2 alpha_t^2 / sigma_t^2  x_t / alpha_t``
+    (Daras 2024, arXiv 2404.10177: Tweedie's formula twice). Written for the noise z that was added to y, the network's own eps is to be
+    scaled by kappa: the loss is ``||kappa eps_theta(x_t, t) - z||^2``, as in the authors' training of epsilon networks, and
+    ddpm's where s = 0. t is drawn as always, given that it is above the level (Daras 2025, arXiv 2506.10038).
+    Noise that is not Gaussian counts as part of the item. Below the lowest level of the data nothing is learned: the
+    consistency term that the paper adds there is not part of this.
+    """
+
+    needs_levels = True
+
+    def own(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    ) -> dict[str, Tensor]:
+        return {"beta": 1 - torch.rand(shape[0], generator=stream, device=device)}
+
+    def terms(
+        self,
+        predict: Predict,
+        x0: Float[Tensor, "batch *dims"],
+        t: Int[Tensor, "batch"],
+        draws: Draws,
+        levels: Float[Tensor, "batch"] | None,
+    ) -> Terms:
+        s = self.levels_of(x0, levels)
+        if draws.beta is None:
+            raise UserError("The draws are of another loss. Expected those of this loss's own draw().")
+        t = above(self.process, s, t, draws.beta)
+        x_t, kappa = noised(self.process, x0, s, t, draws.noise)
+        eps = self.process.to_eps(predict(x_t, t), x_t, t)
+        squared = item_mean((per_item(kappa, eps) * eps - draws.noise).square())
+        return Terms.unpushed(t, squared * self.process.eps_weight(t))
+
+    def levels_of(
+        self, x0: Float[Tensor, "batch *dims"], levels: Float[Tensor, "batch"] | None
+    ) -> Float[Tensor, "batch"]:
+        """The standard deviation of the noise in each item."""
+        return known(levels)
+
+
+@dataclass(frozen=True)
+class AmbientBlind(Ambient):
+    """:class:`Ambient` that is told no level and estimates that of each image from the image (Donoho & Johnstone 1994).
+
+    Args:
+        floor: images with less noise than this count as clean (data units): fine detail looks like a little noise.
+    """
+
+    floor: float = 0.03
+    needs_levels = False
+
+    def __post_init__(self) -> None:
+        if not self.floor >= 0:
+            raise UserError(f"floor of the noise levels is {self.floor}. Expected a number >= 0, such as 0.03.")
+
+    def require_items(self, item_shape: tuple[int, ...]) -> None:
+        if len(item_shape) != 3:
+            raise UserError(
+                "ambient_blind estimates noise from the differences of neighbouring pixels, and the data are vectors. "
+                "Expected images, or ambient, which is told the noise."
+            )
+
+    def levels_of(
+        self, x0: Float[Tensor, "batch *dims"], levels: Float[Tensor, "batch"] | None
+    ) -> Float[Tensor, "batch"]:
+        self.require_items(tuple(x0.shape[1:]))
+        found = estimated_levels(x0)
+        return torch.where(found < self.floor, torch.zeros_like(found), found)
+
+
+def known(levels: Float[Tensor, "batch"] | None) -> Float[Tensor, "batch"]:
+    """The levels.
+
+    Raises:
+        UserError: nobody gave them.
+    """
+    if levels is None:
+        raise UserError(
+            "The loss needs the noise level of each item and got none. "
+            "Expected levels=, a standard deviation for each item of the batch."
+        )
+    return levels
+
+
+def first_above(process: Process, levels: Float[Tensor, "batch"]) -> Int[Tensor, "batch"]:
+    """The first timestep of each item with ``sigma_t / alpha_t >= s``; the last one where none has."""
+    ratios = process.ratio(torch.arange(process.steps, device=levels.device))
+    first = torch.searchsorted(ratios, levels.to(ratios.dtype)).clamp(max=process.steps - 1)
+    return torch.where(levels > 0, first, 0)
+
+
+def above(
+    process: Process, levels: Float[Tensor, "batch"], t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]
+) -> Int[Tensor, "batch"]:
+    """The drawn timesteps moved to where the process would have drawn them given that they are above the levels.
+
+    t and a uniform ``beta`` in (0, 1] make a uniform number of [0, 1), which is inverted on the timesteps that are left.
+    """
+    chances = torch.full((process.steps,), 1 / process.steps) if process.chances is None else process.chances
+    below = (
+        torch.cat([chances.new_zeros(1), chances]).double().cumsum(0).to(t.device)
+    )  # how often an earlier one is drawn
+    first = first_above(process, levels)
+    u = below[t] + (1 - beta.double()) * (below[t + 1] - below[t])
+    u = below[first] + u * (below[-1] - below[first])
+    moved = torch.searchsorted(below, u, right=True) - 1
+    return torch.where(first > 0, torch.maximum(moved, first).clamp(max=process.steps - 1), t)
+
+
+def noised(
+    process: Process,
+    y: Float[Tensor, "batch *dims"],
+    levels: Float[Tensor, "batch"],
+    t: Int[Tensor, "batch"],
+    z: Float[Tensor, "batch *dims"],
+) -> tuple[Float[Tensor, "batch *dims"], Float[Tensor, "batch"]]:
+    """States of timesteps t above the levels, made of items that hold noise already; and ``kappa``, the share they lacked."""
+    kappa = (1 - (levels / process.ratio(t)).square()).clamp_min(0).sqrt()
+    return process.mix(y, per_item(kappa, z) * z, t), kappa

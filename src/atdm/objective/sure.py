@@ -1,0 +1,84 @@
+"""SURE-Score: the network denoises the noisy items by Stein's unbiased risk estimate, and learns the score of what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import UserError
+from .ambient import first_above, known
+from .terms import Draws, Predict, Rival, Terms, counted, item_mean, per_item
+
+
+@dataclass(frozen=True)
+class Sure(Rival):
+    """Denoising score matching on ``D(y)``, plus ``weight`` times SURE of ``D(y)`` (Aali 2023, arXiv 2305.01166).
+
+    Of ``y = x_0 + s n`` the network's own denoiser at the noise level s gives ``D(y)``, and
+    ``SURE = ||D(y) - y||^2 + 2 s^2 div_y D(y) - s^2 d`` has the expectation of ``||D(y) - x_0||^2`` (Stein 1981). The
+    denoising term is ddpm's with ``D(y)`` for x_0; its gradient reaches D, as in the authors' training of one network.
+    The divergence is that of Ramani 2008: ``b . (D(y + step b) - D(y)) / step`` with a random ``b ~ N(0, I)``. Items
+    without noise are ddpm's. Both terms are means over dimensions.
+
+    Args:
+        weight: of SURE, in data units, beside the denoising term in units of the output. The authors instead raise the
+            weight of the denoising term by the epoch; the constant is open.
+        step: of the finite difference, data units.
+    """
+
+    weight: float = 1.0
+    step: float = 1e-3
+    needs_levels = True
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise UserError(f"weight of SURE is {self.weight}. Expected a number >= 0, such as 1.")
+        if not self.step > 0:
+            raise UserError(f"step of SURE is {self.step}. Expected a number > 0, such as 0.001.")
+
+    def passes(self) -> dict[str, float]:
+        return counted(3, 3)
+
+    def own(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    ) -> dict[str, Tensor]:
+        return {"start": torch.randn(shape, generator=stream, device=device)}
+
+    def terms(
+        self,
+        predict: Predict,
+        x0: Float[Tensor, "batch *dims"],
+        t: Int[Tensor, "batch"],
+        draws: Draws,
+        levels: Float[Tensor, "batch"] | None,
+    ) -> Terms:
+        process, s = self.process, known(levels)
+        denoised, sure = self.denoise(predict, x0, s, draws.extra)
+        output = predict(process.mix(denoised, draws.noise, t), t)
+        residual = output - process.target(denoised, draws.noise, t)
+        plain = Terms.unpushed(t, item_mean(residual.square()) * process.output_weight(t))
+        return replace(plain, regularizer=sure, weight=torch.full_like(sure, self.weight, requires_grad=False))
+
+    def denoise(
+        self,
+        predict: Predict,
+        y: Float[Tensor, "batch *dims"],
+        levels: Float[Tensor, "batch"],
+        probe: Float[Tensor, "batch *dims"],
+    ) -> tuple[Float[Tensor, "batch *dims"], Float[Tensor, "batch"]]:
+        """``D(y)`` at the items' own noise levels, and its SURE; of clean items y itself, and 0."""
+        process, t = self.process, first_above(self.process, levels)
+
+        def denoiser(y: Tensor) -> Tensor:
+            x = process.alpha(t, y) * y
+            return process.to_x0(predict(x, t), x, t)
+
+        denoised = denoiser(y)
+        moved = denoiser(y + self.step * probe)
+        divergence = item_mean(probe * (moved - denoised)) / self.step
+        variance, noisy = levels.square(), levels > 0
+        sure = item_mean((denoised - y).square()) + 2 * variance * divergence - variance
+        return torch.where(per_item(noisy, y), denoised, y), torch.where(noisy, sure, torch.zeros_like(sure))

@@ -1,0 +1,214 @@
+"""What every training loss shares: the randomness of a batch, the named terms of the loss, and the class itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from ..errors import UserError
+from ..nets import call
+from ..process import Process
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The randomness of one batch; ``t`` may be on the CPU while the rest is elsewhere.
+
+    Args:
+        t, noise: what all losses draw alike under one seed.
+        beta: a number in (0, 1] of the loss's own, None where it needs none.
+        start: something of the items' shape of the loss's own (where a push starts, more noise); None likewise.
+    """
+
+    t: Int[Tensor, "batch"]
+    noise: Float[Tensor, "batch *dims"]
+    beta: Float[Tensor, "batch"] | None = None
+    start: Float[Tensor, "batch *dims"] | None = None
+
+    def __getitem__(self, rows: slice) -> Draws:
+        return Draws(*(None if d is None else d[rows] for d in (self.t, self.noise, self.beta, self.start)))  # type: ignore[arg-type]
+
+    @property
+    def extra(self) -> Float[Tensor, "batch *dims"]:
+        """``start``, where a loss cannot do without.
+
+        Raises:
+            UserError: they were drawn for another loss.
+        """
+        if self.start is None:
+            raise UserError("The draws are of another loss. Expected those of this loss's own draw().")
+        return self.start
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Named terms of the loss, one value per sample. The push terms are zero where no push was made."""
+
+    t: Int[Tensor, "batch"]
+    denoise: Float[Tensor, "batch"]  # units of the output (a score's: eps units)
+    regularizer: Float[Tensor, "batch"]  # before the weight: eps units of a push; another loss's second term
+    weight: Float[Tensor, "batch"]  # lambda_t of a push, in the units of the denoising term
+    pushed: Bool[Tensor, "batch"]
+    radius: Float[Tensor, "batch"]  # noise units
+    delta_rms: Float[Tensor, "batch"]  # noise units
+    at_radius: Float[Tensor, "batch"]  # share of the ball's constraint that binds
+
+    @classmethod
+    def unpushed(cls, t: Int[Tensor, "batch"], denoise: Float[Tensor, "batch"]) -> Terms:
+        """The terms of a loss that only denoises."""
+        zero = torch.zeros_like(denoise, requires_grad=False)
+        return cls(t, denoise, zero, zero, torch.zeros_like(t, dtype=torch.bool), zero, zero, zero)
+
+    @property
+    def loss(self) -> Float[Tensor, "batch"]:
+        """``denoise + lambda_t regularizer``; reduce it with ``.mean()``."""
+        return self.denoise + self.weight * self.regularizer
+
+
+class Loss(ABC):
+    """A training loss. Subclasses are frozen dataclasses with a process, their constants and the seed of their own stream.
+
+    Attributes:
+        replays: optimizer steps on each batch; :meth:`again` gives the randomness of the next one.
+        needs_levels: whether it must be told the noise that each item holds already.
+    """
+
+    process: Process
+    seed: int
+    _streams: dict[torch.device, torch.Generator]
+    replays: int = 1
+    needs_levels: bool = False
+
+    def draw(
+        self,
+        shape: torch.Size | tuple[int, ...],
+        device: torch.device | str = "cpu",
+        generator: torch.Generator | None = None,
+        push_generator: torch.Generator | None = None,
+        t_generator: torch.Generator | None = None,
+    ) -> Draws:
+        """The randomness for a batch of ``shape``: t and noise from ``generator``, the rest from the loss's own stream.
+
+        So every loss sees the same timesteps and noise under the same seed. t comes from ``t_generator`` where one
+        is given; drawn on the CPU, it tells which rows a gate pushes without waiting for an accelerator.
+        """
+        device = torch.device(device)
+        t = self.process.draw(shape[0], t_generator or generator)
+        noise = torch.randn(shape, generator=generator, device=device)
+        stream = push_generator or self._streams.setdefault(device, torch.Generator(device).manual_seed(self.seed))
+        return Draws(t, noise, **self.own(t, tuple(shape), device, stream))
+
+    def own(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    ) -> dict[str, Tensor]:
+        """What the loss itself draws for these timesteps: ``beta``, ``start``, both or neither."""
+        return {}
+
+    def again(self, draws: Draws) -> Draws:
+        """The randomness of the next step on the same batch, after a backward pass of the last."""
+        return draws
+
+    def require_items(self, item_shape: tuple[int, ...]) -> None:
+        """Refuse items that the loss cannot learn from (:class:`~atdm.errors.UserError`)."""
+        return
+
+    @abstractmethod
+    def passes(self) -> dict[str, float]:
+        """Network passes per sample of a training step, and the floor of its cost over ddpm's that they imply.
+
+        A forward pass counts 1, a backward pass 2, a backward pass to the input alone 1; pushed timesteps count by share.
+        Networks without dropout; see docs/performance.md.
+        """
+
+    @abstractmethod
+    def __call__(
+        self,
+        model: Callable[..., Any],
+        x0: Float[Tensor, "batch *dims"],
+        *,
+        draws: Draws | None = None,
+        generator: torch.Generator | None = None,
+        levels: Float[Tensor, "batch"] | None = None,
+        **conditioning: Any,
+    ) -> Terms:
+        """The terms for images ``x0`` (in [-1, 1]) or vectors, as training sees them.
+
+        Args:
+            model: any ``model(x, t, **conditioning)`` that returns a tensor or a diffusers output and treats each sample
+                by itself (so no batch normalization): passes may be stacked into one batch.
+            draws: the randomness; drawn here with ``generator`` (None: torch's global stream) when not given.
+            levels: standard deviation of the Gaussian noise in each item; losses that know nothing of it take no notice.
+            conditioning: passed to the model; tensors with one row per sample follow their samples.
+        """
+
+
+@dataclass(frozen=True)
+class Rival(Loss):
+    """A loss from another paper, on the same path as ours: same process, batches, timesteps and noise."""
+
+    process: Process
+    seed: int = field(default=0, kw_only=True)
+    _streams: dict[torch.device, torch.Generator] = field(
+        default_factory=dict, init=False, repr=False, compare=False, kw_only=True
+    )
+
+    def passes(self) -> dict[str, float]:
+        return counted(1, 1)
+
+    def __call__(
+        self,
+        model: Callable[..., Any],
+        x0: Float[Tensor, "batch *dims"],
+        *,
+        draws: Draws | None = None,
+        generator: torch.Generator | None = None,
+        levels: Float[Tensor, "batch"] | None = None,
+        **conditioning: Any,
+    ) -> Terms:
+        draws = draws or self.draw(x0.shape, x0.device, generator)
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            return full(call(model, x_t, self.process.time(t), **conditioning))
+
+        return self.terms(predict, x0, draws.t.to(x0.device, non_blocking=True), draws, levels)
+
+    @abstractmethod
+    def terms(
+        self,
+        predict: Predict,
+        x0: Float[Tensor, "batch *dims"],
+        t: Int[Tensor, "batch"],
+        draws: Draws,
+        levels: Float[Tensor, "batch"] | None,
+    ) -> Terms:
+        """The terms where ``predict(x_t, t)`` is the network's output; see :meth:`Loss.__call__`."""
+
+
+def counted(forwards: float, backwards: float, input_backwards: float = 0.0) -> dict[str, float]:
+    """What :meth:`Loss.passes` returns for so many passes."""
+    floor = (forwards + 2 * backwards + input_backwards) / 3
+    named = {"forwards": forwards, "backwards": backwards, "input_backwards": input_backwards}
+    return {**named, "floor_over_ddpm": floor}
+
+
+def full(output: Tensor) -> Tensor:
+    """A network's output in at least single precision."""
+    return output if output.dtype == torch.float64 else output.float()
+
+
+def item_mean(values: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
+    """The mean over an item's dimensions."""
+    return values.flatten(1).mean(1)
+
+
+def per_item(values: Shaped[Tensor, "batch"], like: Float[Tensor, "batch *dims"]) -> Tensor:
+    """One value per item, shaped to broadcast against ``like``."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))

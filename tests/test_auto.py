@@ -1,0 +1,111 @@
+"""Gate and strength chosen from the data: the quiet directions against known truth, and the runs they lead to."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from atdm.auto import GATE, LENGTH, constants, quiet_std
+from atdm.config import ObjectiveConfig, TrainConfig
+from atdm.corrupt import corrupt
+from atdm.data import load
+from atdm.errors import UserError
+from atdm.objective import Objective
+from atdm.process import Process
+from atdm.run import build, train
+
+
+def plane(dirt: str) -> torch.Tensor:
+    return corrupt(load("plane:n=4000", seed=0).x, dirt, 0)[0]
+
+
+@pytest.mark.parametrize(("share", "std"), [(0.3, 0.1), (0.9, 0.05), (0.9, 0.2), (1.0, 0.2)])
+@pytest.mark.parametrize("data", ["plane:n=4000", "digits:subspace=16"])
+def test_noise_on_a_share_of_the_items_shows_where_the_data_are_quiet(data, share, std):
+    x = corrupt(load(data, seed=0).x, f"gaussian:share={share},std={std}", 0)[0]
+    assert quiet_std(x) == pytest.approx(math.sqrt(share) * std, rel=0.08)
+
+
+def test_clean_data_on_a_subspace_are_quiet():
+    assert quiet_std(plane("none")) < 1e-3
+    assert quiet_std(load("digits:subspace=16", seed=0).x) < 1e-3
+
+
+def test_outliers_show_by_their_spread_over_the_cube():
+    side = 2.0
+    dirty = plane(f"outliers:share=0.1,low={-side},high={side}")
+    # One coordinate of a uniform draw from a cube has variance side^2 / 3, in any direction.
+    assert quiet_std(dirty) == pytest.approx(math.sqrt(0.1 * side**2 / 3), rel=0.1)
+
+
+def test_images_are_looked_at_channel_by_channel():
+    """Dirt that is alike in all channels leaves their differences alone, and must count all the same."""
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.rand(400, 3, 1, 1, generator=generator).expand(400, 3, 16, 16)
+    grain = 0.2 * torch.randn(400, 1, 16, 16, generator=generator)
+    assert quiet_std(smooth + grain) == pytest.approx(0.2, rel=0.05)
+    assert quiet_std(smooth.contiguous()) < 1e-6
+
+
+def test_directions_and_their_variance_come_from_different_halves():
+    """On the same half the least of many directions would look quieter than it is."""
+    x = torch.randn(300, 100, generator=torch.Generator().manual_seed(0))
+    assert quiet_std(x) == pytest.approx(1.0, rel=0.1)
+
+
+def test_too_few_items_to_tell():
+    with pytest.raises(UserError, match="at least 16"):
+        quiet_std(torch.zeros(15, 3))
+
+
+def test_the_push_has_one_length_whatever_the_dimension():
+    for d in (3, 64, 768):
+        x = torch.randn(100, d, generator=torch.Generator().manual_seed(0))
+        chosen = constants(x)
+        r = float(chosen["radius"].split("=")[1])
+        assert r * math.sqrt(d) == pytest.approx(LENGTH, rel=1e-3)
+        assert chosen["gate"] == pytest.approx(GATE * quiet_std(x), rel=1e-2)
+
+
+def config(tmp_path, **options) -> TrainConfig:
+    values = {"data": "plane:n=500", "net": "mlp:width=16", "steps": 12, "batch_size": 64, "save_every": 6, "seed": 3}
+    return TrainConfig(**{"out": str(tmp_path / "run"), **values, **options})
+
+
+def weights(steps) -> list[torch.Tensor]:
+    *_, last = steps
+    return [p.detach().clone() for p in last.state.ema.parameters()]
+
+
+def test_on_clean_data_auto_is_ddpm_to_the_bit(tmp_path):
+    auto = config(tmp_path / "a", objective=ObjectiveConfig("auto"))
+    plain = config(tmp_path / "b", objective=ObjectiveConfig("ddpm"))
+    assert all(torch.equal(a, b) for a, b in zip(weights(train(auto)), weights(train(plain)), strict=True))
+
+
+def test_a_run_tells_and_stores_what_auto_chose_and_resumes(tmp_path):
+    dirty = config(tmp_path, objective=ObjectiveConfig("auto"), corrupt="gaussian:share=0.9,std=0.2")
+    told: list[str] = []
+    whole = weights(train(dirty, tell=told.append))
+    assert any("objective auto" in note and "gate 0.3" in note for note in told)
+    stored = json.loads((tmp_path / "run" / "objective.json").read_text())
+    assert stored["name"] == "robust_adv"
+    assert stored["gate"] == pytest.approx(GATE * math.sqrt(0.9) * 0.2, rel=0.15)
+    again = config(tmp_path / "c", objective=ObjectiveConfig("auto"), corrupt="gaussian:share=0.9,std=0.2")
+    for step in train(again):
+        if step.index == 7:
+            break
+    assert all(torch.equal(a, b) for a, b in zip(whole, weights(train(again)), strict=True))
+
+
+def test_auto_needs_data():
+    with pytest.raises(UserError, match="chosen from training data"):
+        ObjectiveConfig("auto").build(Process.linear())
+
+
+def test_a_run_of_auto_is_described_by_what_it_chose(tmp_path):
+    parts = build(config(tmp_path, objective=ObjectiveConfig("auto"), corrupt="outliers:share=0.1"))
+    assert isinstance(parts.objective, Objective)
+    assert parts.objective.gate == parts.chosen.gate
+    assert parts.objective.perturbation.norm == "l2"
