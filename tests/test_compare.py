@@ -348,3 +348,34 @@ def test_mistakes_of_features(capsys, tmp_path, monkeypatch):
         assert code == 2
         assert sentence in err
     assert not list(tmp_path.iterdir())
+
+
+def test_objectives_are_trained_alike_and_put_in_one_table(capsys, tmp_path):
+    words = ["compare", "--train", "ddpm,auto,input_perturbation", "--data", "digits", "--scale", "smoke"]
+    code, out, err = atdm(capsys, *words, "--out", tmp_path / "table.md", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    methods = {row["method"] for row in found["rows"]}
+    assert {"ddpm", "robust_adv auto", "input_perturbation", "ddpm, stopped at 0.5"} <= methods
+    for row in found["rows"]:  # compute-matched: steps times their cost are those of ddpm
+        assert row["training_steps"] * row["cost"] == pytest.approx(30, abs=row["cost"])
+    clean = {row["method"]: row["checkpoint"] for row in found["rows"] if row["condition"] == "clean"}
+    assert len(set(clean.values())) >= 2
+    text = (tmp_path / "table.md").read_text()
+    assert "| clean | input_perturbation |" in text
+    assert "dirt left" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--train", "ddpm,abient"], "ambient"),
+        (["a.json", "--train", "ddpm"], "one of them"),
+        (["--train", "ddpm", "--seeds", "0"], "seeds is 0"),
+        (["--train", "ddpm", "--scale", "huge"], "smoke"),
+    ],
+)
+def test_mistakes_in_what_is_to_be_trained(capsys, words, says):
+    code, _, err = atdm(capsys, "compare", *words)
+    assert code == 2
+    assert says in err

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -46,6 +46,18 @@ class Table:
         for column in (*self.best, *self.units):
             if column not in self.columns:
                 raise unknown("column", column, self.columns)
+
+
+def markdown(table: Table) -> str:
+    """The table in Markdown, with its caption below."""
+    cells = [[show(tuple(c) if isinstance(c, list) else c) for c in row] for row in table.rows]
+    numeric = [all(not isinstance(row[i], str) for row in table.rows) for i in range(len(table.columns))]
+    lines = [_line(table.columns), _line("---:" if n else "---" for n in numeric), *map(_line, cells)]
+    return "\n".join(lines) + (f"\n\n{table.caption}" if table.caption else "")
+
+
+def _line(cells: Iterable[Any]) -> str:
+    return f"| {' | '.join(str(c).replace('|', '/') for c in cells)} |"
 
 
 @dataclass(frozen=True)

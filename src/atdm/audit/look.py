@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..source import Source
@@ -143,9 +143,8 @@ def _images(source: Source, broken: tuple[str, ...], progress: Progress | None) 
     pooled = float(np.prod(shape[1:]) / np.prod(thumbs.shape[2:]))
     estimate = meter.judge(levels, replaced == 0)
     outliers = image_outliers(thumbs, estimate.stds / pooled**0.5, pooled)
-    alone = np.isin(np.arange(n), [i for i, why in outliers.why.items() if why == ALONE])
     duplicates = image_duplicates(thumbs, estimate.stds / pooled**0.5)
-    if alone.any():  # noise with nothing under it is an outlier, no noisy image
+    if (alone := _alone(outliers, n)).any():
         estimate = meter.judge(levels, (replaced == 0) & ~alone)
     return Audit(n, shape, estimate, replaced, outliers, duplicates, broken, sample.std().item())
 
@@ -159,9 +158,16 @@ def _whole(source: Source, broken: tuple[str, ...]) -> Audit:
     each = np.zeros(len(x)) if estimate is None else estimate.stds
     if x.dim() == 4:
         outliers, duplicates = image_outliers(x, each), image_duplicates(x, each)
+        if (alone := _alone(outliers, len(x))).any():
+            estimate = whole_estimate(x, ~alone)
     else:
         outliers, duplicates = vector_outliers(flat), vector_duplicates(flat)
     return Audit(len(x), source.item_shape, estimate, np.zeros(len(x)), outliers, duplicates, broken, scale)
+
+
+def _alone(outliers: Outliers, n: int) -> Bool[np.ndarray, "n"]:
+    """Noise with nothing under it is an outlier, no noisy image."""
+    return np.isin(np.arange(n), [i for i, why in outliers.why.items() if why == ALONE])
 
 
 def _rows(source: Source, rows: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ width 0 since one process made them all noisy alike. Expectation maximization, o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from jaxtyping import Float
 
 STEP = 0.05  # of the grid, in log units
 LOW, HIGH = np.log(0.003), np.log(2.0)
-SEEN = 0.02  # smallest noise std that is called noise: two and a half steps of 8 bits
+SEEN = 0.035  # smallest noise std that is called noise: texture and the levels of JPEG and blur come up to it
 ROUNDING = 1 / 255  # levels below the step of 8 bits are all alike
 COARSE = (0.1, 0.45)  # widths of log sigma
 FINE = (0.0, 0.1, 0.2, 0.45)
@@ -74,10 +75,10 @@ def fit(levels: Float[np.ndarray, "n"], tau: float, usual: float) -> Noise:
     place = np.clip(np.round((logs - LOW) / STEP), 0, len(GRID) - 1).astype(int)
     error = round(max(float(np.hypot(tau, 0.015)), 0.6 * STEP), 3)
     em = _Em(np.bincount(place, minlength=len(GRID)).astype(float), error, float(np.log(usual)))
-    null = em.run(0, 0.0, noisy=False)
-    coarse = max(em.run(index, width) for width in COARSE for index in range(0, len(SIGMAS), 2))
+    null = em.run([(0, 0.0)], noisy=False)
+    coarse = em.run([(place, width) for width in COARSE for place in range(0, len(SIGMAS), 2)])
     near = range(max(0, coarse.place - 2), min(len(SIGMAS), coarse.place + 3))
-    best = max(em.run(index, width) for width in FINE for index in near)
+    best = em.run([(place, width) for width in FINE for place in near])
     gain = (best.score - null.score) / len(levels)
     if best.score - null.score < 2 * np.log(len(levels)):
         nothing = np.zeros(len(levels))
@@ -126,8 +127,8 @@ def _weights(index: int, width: float) -> Float[np.ndarray, "sigmas"]:
     return weights / weights.sum()
 
 
-def _background(density: Float[np.ndarray, "levels"]) -> Float[np.ndarray, "levels"]:
-    return (1 - BACKGROUND) * density + BACKGROUND / len(density)
+def _background(density: Float[np.ndarray, "*laws levels"]) -> Float[np.ndarray, "*laws levels"]:
+    return (1 - BACKGROUND) * density + BACKGROUND / density.shape[-1]
 
 
 class _Em:
@@ -138,42 +139,50 @@ class _Em:
         self.kernels, self.clean = _kernels(error)
         self.usual = usual
 
-    def run(self, index: int, width: float, noisy: bool = True) -> _Model:
-        """The share and the hump of content for one law of sigma."""
-        kernel = np.tensordot(_weights(index, width), self.kernels, 1)
-        share = 0.5 if noisy else 0.0
-        content, prior = _two_piece(self.usual, 0.5, 0.5), 0.0
+    def run(self, laws: Sequence[tuple[int, float]], noisy: bool = True) -> _Model:
+        """The best of some laws of sigma (place and width), each with its own share and hump of content."""
+        kernel = np.tensordot(np.stack([_weights(*law) for law in laws]), self.kernels, 1)
+        share = np.full((len(laws), 1), 0.5 if noisy else 0.0)
+        start = np.full((len(laws), 1), self.usual), np.full((len(laws), 1), 0.5), np.full((len(laws), 1), 0.5)
+        content, prior = _two_piece(*start), np.zeros(len(laws))
         for _ in range(ROUNDS):
-            dirty = kernel @ content
-            ratio = self.counts / ((1 - share) * _background(self.clean @ content) + share * dirty).clip(1e-300)
+            dirty = (kernel @ content[:, :, None])[:, :, 0]
+            ratio = self.counts / ((1 - share) * _background(content @ self.clean.T) + share * dirty).clip(1e-300)
             from_clean = (1 - share) * (1 - BACKGROUND) * (ratio @ self.clean)
-            found = content * (from_clean + share * (ratio @ kernel))
-            share *= float(dirty @ ratio) / self.counts.sum()
+            found = content * (from_clean + share * (ratio[:, None] @ kernel)[:, 0])
+            share = share * (dirty * ratio).sum(1, keepdims=True) / self.counts.sum()
             content, prior = self._hump(found)
-        mixed = (1 - share) * _background(self.clean @ content) + share * (kernel @ content)
-        score = float(self.counts @ np.log(mixed.clip(1e-300))) + prior - SPARED * width
-        return _Model(score, index, width, share, content)
+        dirty = (kernel @ content[:, :, None])[:, :, 0]
+        mixed = (1 - share) * _background(content @ self.clean.T) + share * dirty
+        score = np.log(mixed.clip(1e-300)) @ self.counts + prior - SPARED * np.array([width for _, width in laws])
+        best = int(score.argmax())
+        return _Model(float(score[best]), *laws[best], float(share[best, 0]), content[best])
 
-    def _hump(self, weights: Float[np.ndarray, "contents"]) -> tuple[Float[np.ndarray, "contents"], float]:
+    def _hump(
+        self, weights: Float[np.ndarray, "laws contents"]
+    ) -> tuple[Float[np.ndarray, "laws contents"], Float[np.ndarray, "laws"]]:
         """The likeliest two-piece normal for contents of these weights (John 1982), and its log prior."""
-        total = max(float(weights.sum()), 1e-12)
-        left, right = _squares(weights), _squares(weights[::-1])[::-1]
+        total = weights.sum(1, keepdims=True).clip(1e-12)
+        left, right = _squares(weights), _squares(weights[:, ::-1])[:, ::-1]
         both = np.cbrt(left) + np.cbrt(right)
         lower = np.sqrt(np.cbrt(left) ** 2 * both / total).clip(NARROWEST, WIDEST)
         upper = np.sqrt(np.cbrt(right) ** 2 * both / total).clip(NARROWEST, WIDEST)
         prior = -0.5 * STRENGTH * self.counts.sum() * ((GRID - self.usual) / SPREAD) ** 2
         score = -total * np.log(lower + upper) - 0.5 * (left / lower**2 + right / upper**2) + prior
-        best = int(score.argmax())
-        return _two_piece(GRID[best], lower[best], upper[best]), float(prior[best])
+        best = score.argmax(1)[:, None]
+        sides = (np.take_along_axis(side, best, 1) for side in (lower, upper))
+        return _two_piece(GRID[best], *sides), prior[best[:, 0]]
 
 
-def _squares(weights: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
+def _squares(weights: Float[np.ndarray, "laws m"]) -> Float[np.ndarray, "laws m"]:
     """For each place of the grid the weighted squared distances of all that is below it."""
-    at = np.arange(len(weights)) * STEP
-    zero, one, two = (np.cumsum(weights * at**k) for k in range(3))
+    at = np.arange(weights.shape[1]) * STEP
+    zero, one, two = (np.cumsum(weights * at**k, axis=1) for k in range(3))
     return (at**2 * zero - 2 * at * one + two).clip(min=0)
 
 
-def _two_piece(mode: float, lower: float, upper: float) -> Float[np.ndarray, "contents"]:
+def _two_piece(
+    mode: Float[np.ndarray, "laws 1"], lower: Float[np.ndarray, "laws 1"], upper: Float[np.ndarray, "laws 1"]
+) -> Float[np.ndarray, "laws contents"]:
     density = np.exp(-0.5 * ((GRID - mode) / np.where(mode > GRID, lower, upper)) ** 2)
-    return density / density.sum()
+    return density / density.sum(1, keepdims=True)

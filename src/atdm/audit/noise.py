@@ -90,15 +90,19 @@ def _fitted(levels: Float[np.ndarray, "n"], tau: float, usual: float, use: Bool[
     return replace(noise, share=float(noise.share * use.mean()), posterior=posterior, per_image=each)
 
 
-def whole_estimate(x: Float[Tensor, "n *item"]) -> Estimate | None:
-    """The noise of vectors, and of images too small for patches; None where it cannot be told from content."""
+def whole_estimate(x: Float[Tensor, "n *item"], use: Bool[np.ndarray, "n"] | None = None) -> Estimate | None:
+    """The noise of vectors, and of images too small for patches; None where it cannot be told from content.
+
+    Args:
+        use: as of :meth:`Meter.judge`; None: all.
+    """
     flat = x.flatten(1)
     scale = flat.std(0).square().mean().sqrt().item()
     unit = 1.0 if x.dim() == 4 else max(2 * scale, 1e-12)  # thresholds of noise are for data of std 0.5
     told = thin_levels(flat / unit)
     if told is None:
         return None
-    found = mixture.fit(told[0], told[1], THIN_USUAL)
+    found = _fitted(told[0], told[1], THIN_USUAL, np.ones(len(x), dtype=bool) if use is None else use)
     std = None if found.std is None else found.std * unit
     found = replace(found, std=std, per_image=found.per_image * unit, content=found.content * unit)
     return Estimate(found, False, told[0] * unit)

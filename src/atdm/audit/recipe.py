@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ..config import ObjectiveConfig, TrainConfig
@@ -10,8 +9,6 @@ from .look import Audit
 
 DUPLICATED = 0.005  # share of near duplicates from which on they are mentioned
 MATTERS = 0.02  # share of noisy items or outliers from which on the push is recommended
-GATE = 2.5  # of images, in stds of the noise; with k 10 it left least noise where both were compared (recipes/cifar10-cpu.yaml)
-HIGHEST = 0.5  # gate for images, whose content has a std of about 0.5
 SMALL = 12  # sides below this are for an MLP
 
 
@@ -28,14 +25,12 @@ def recommend(base: TrainConfig, found: Audit, cuda: bool) -> tuple[TrainConfig,
     outliers = len(found.outliers.why) / found.items
     noisy, far = std if share >= MATTERS else None, vectors and outliers >= MATTERS
     if noisy is not None or far:
-        gate, k, why = _gate(noisy, found.scale, vectors, found.item_shape)
-        radius = 3 if vectors else 1
-        values["objective"] = ObjectiveConfig(
-            "robust_adv", f"constant:r={radius}", f"relative:k={k}", "l2", kappa=math.inf, gate=gate
-        )
+        values["objective"] = ObjectiveConfig("auto")
         dirt = [] if noisy is None else [f"{share:.0%} of the items carry noise of std {noisy:.2g}"]
         dirt += [f"{outliers:.0%} of the items lie far from the others"] if far else []
-        reasons = [f"objective robust_adv: {', and '.join(dirt)}.", why]
+        reasons = [
+            f"objective auto: {', and '.join(dirt)}. It takes gate and strength from the directions in which the data vary least."
+        ]
         reasons.append(
             "Train a twin with --objective.name ddpm, too: sampled with --stop_ratio near the noise it is the rival that costs nothing."
         )
@@ -63,22 +58,6 @@ def _by_hand(found: Audit) -> list[str]:
     if found.broken:
         out.append(f"skip_broken: {len(found.broken):,} of the files cannot be read.")
     return out
-
-
-def _gate(std: float | None, scale: float, vectors: bool, shape: tuple[int, ...]) -> tuple[float, int, str]:
-    if vectors:
-        gate = float(f"{0.85 * scale:.2g}")
-        return gate, 5, f"gate {gate}: just below the std of the data, {scale:.2g}, as in recipes/plane-outliers.yaml."
-    assert std is not None
-    if min(shape[1:]) < SMALL:
-        gate = float(f"{std:.2g}")
-        return gate, 5, f"gate {gate}: the std of the noise, as in recipes/digits.yaml."
-    gate = float(f"{min(GATE * std, HIGHEST):.2g}")
-    return (
-        gate,
-        10,
-        f"gate {gate}: {GATE:g} times the std of the noise, at most {HIGHEST:g} (recipes/cifar10-cpu.yaml).",
-    )
 
 
 def _size(shape: tuple[int, ...], items: int, cuda: bool) -> tuple[str, int, int, dict[str, Any], str]:

@@ -1,4 +1,4 @@
-"""``atdm compare``: measured runs side by side, ranked where their numbers were made alike."""
+"""``atdm compare``: measured runs side by side, ranked where their numbers were made alike; or objectives, trained alike."""
 
 from __future__ import annotations
 
@@ -7,22 +7,38 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .common import make_parser, print_table
+from .common import make_parser, print_table, progress_bar
 
 
 def run(words: list[str]) -> int:
     parser = make_parser("compare")
     parser.add_argument(
-        "results", nargs="+", help="files that atdm evaluate --out wrote, or run folders with a metrics.json"
+        "results", nargs="*", help="files that atdm evaluate --out wrote, or run folders with a metrics.json"
     )
     parser.add_argument(
         "--unranked", action="store_true", help="list numbers that were made differently, with what differs, unranked"
     )
+    parser.add_argument(
+        "--train",
+        type=str | None,
+        default=None,
+        help="instead of results: objectives joined by commas, trained on the same dirt with the same compute; or all",
+    )
+    parser.add_argument(
+        "--data",
+        type=str | None,
+        default=None,
+        help="of --train: digits, plane, or photos to project; default: both toys",
+    )
+    parser.add_argument("--scale", type=str, default="cpu", help="of --train: smoke, cpu or paper")
+    parser.add_argument("--seeds", type=int, default=1, help="of --train: how many")
     parser.add_argument("--out", type=str | None, default=None, help="write the table to this .md file")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     if given.out and Path(given.out).suffix != ".md":
         raise UserError(f"Cannot write the table to '{given.out}'. Expected NAME.md.")
+    if given.train is not None:
+        return _trained(given)
     from .. import metrics
     from ..files import atomic
 
@@ -50,6 +66,41 @@ def run(words: list[str]) -> int:
         print(note)
     if given.out:
         print(f"The table is in {given.out}.")
+    return 0
+
+
+def _trained(given: Any) -> int:
+    """Train the objectives and print one table per benchmark."""
+    from ..experiments import pool, rivals
+    from ..files import atomic
+    from ..report import markdown
+
+    if given.results:
+        raise UserError("Got results and --train. Expected one of them: what was measured, or what is to be trained.")
+    if given.seeds < 1:
+        raise UserError(f"seeds is {given.seeds}. Expected at least 1.")
+    methods = [*rivals.METHODS] if given.train == "all" else given.train.split(",")
+    jobs = rivals.jobs(given.scale, range(given.seeds), given.data, methods)
+    with progress_bar(given.json) as bar:
+        task = bar.add_task("compare", total=None, note="")
+        work = pool.work_through(rivals.work, jobs)
+        while True:
+            try:
+                done, total, label = next(work)
+            except StopIteration as end:
+                found = rivals.findings(given.scale, end.value)
+                break
+            bar.update(task, completed=round(done), total=max(1, round(total)), note=label)
+    text = "\n\n".join([*map(markdown, found.tables), found.paragraph(given.scale)])
+    if given.out:
+        with atomic(Path(given.out)) as scratch:
+            scratch.write_text(text)
+    if given.json:
+        print(json.dumps({"rows": found.rows, "claims": [vars(claim) for claim in found.claims]}))
+        return 0
+    print(text)
+    if given.out:
+        print(f"The tables are in {given.out}.")
     return 0
 
 

@@ -162,9 +162,11 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         )
         for kind in ["clean", *values_of([r for r in own if r["kind"] not in ("noise", "clean")], "kind")]:
             found = max(r["found_share"] or 0.0 for r in own if r["kind"] == kind)
-            what = "a clean set" if kind == "clean" else kind
+            what = "clean images" if kind == "clean" else kind
             claims.append(
-                Claim(f"{name}: {what} is not called Gaussian noise", found <= POINTS, f"{number(found)} % called so")
+                Claim(
+                    f"{name}: no Gaussian noise is seen in {what}", found <= POINTS, f"{number(found)} % called noisy"
+                )
             )
         claims += [
             Claim(

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..checkpoint import atomic
 from ..errors import UserError
-from ..report import show
+from ..report import Table, markdown
 from . import EXPERIMENTS
 
 PIXELS = 1000  # width of a picture
@@ -54,7 +54,7 @@ def write_page(folder: Path, page: Path) -> list[str]:
             small = page.parent / "images" / f"{name}-{title}.png"
             _shrink(folder / name / f"{title}.png", small)
             parts.append(f"![{caption}](images/{small.name})\n\n*{caption}*")
-        parts += [_table(t) for t in numbers["tables"]]
+        parts += [markdown(Table(t["columns"], t["rows"], t["caption"])) for t in numbers["tables"]]
         parts.append(_made(numbers["provenance"]))
     with atomic(page) as scratch:
         scratch.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -79,17 +79,6 @@ def _made(provenance: Mapping[str, Any]) -> str:
         f"trainings in {provenance['cpu seconds']:.0f} seconds of {provenance['device']}; atdm {provenance['atdm']}, "
         f"torch {provenance['torch']}."
     )
-
-
-def _table(table: Mapping[str, Any]) -> str:
-    cells = [[show(tuple(c) if isinstance(c, list) else c) for c in row] for row in table["rows"]]
-    numeric = [all(not isinstance(row[i], str) for row in table["rows"]) for i in range(len(table["columns"]))]
-    lines = [_line(table["columns"]), _line("---:" if n else "---" for n in numeric), *map(_line, cells)]
-    return "\n".join(lines) + (f"\n\n{table['caption']}" if table["caption"] else "")
-
-
-def _line(cells: Any) -> str:
-    return f"| {' | '.join(str(c).replace('|', '/') for c in cells)} |"
 
 
 def _shrink(picture: Path, small: Path) -> None:

@@ -45,7 +45,7 @@ SHARES, STDS = (0.3, 0.6, 0.9, 1.0), (0.05, 0.1, 0.2)
 STANDARD = (0.9, 0.2)  # where the shares and the stds cross
 STOPS = (0.3, 0.5)  # noise levels at which the sampling of ddpm is also stopped; what suits is not known without labels
 METHODS = {
-    m.label: m
+    m.objective.name: m
     for m in (
         DDPM,
         published("robust_rand"),
