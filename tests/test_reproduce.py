@@ -101,12 +101,13 @@ def test_the_page_shows_every_experiment_with_small_pictures(smoke):
 @pytest.mark.parametrize("scale", ["cpu", "paper"])
 def test_larger_scales_compare_ddpm_with_the_rest_under_the_same_dirt(name, scale):
     todo = module_of(name).jobs(scale, [0, 1], None)
-    todo = [
-        job for job in todo if isinstance(job, Job)
-    ]  # those of images are runs (tests/test_images.py), audit trains none
+    todo = [job for job in todo if isinstance(job, Job)]  # not runs (images, in tests/test_images.py) nor audits
+
+    def alike(job):
+        return job.condition, job.seed, job.recipe.data, job.recipe.process
+
     for job in todo:
-        same = lambda j: (j.condition, j.seed, j.recipe.data, j.recipe.process)  # noqa: E731
-        twins = [j for j in todo if same(j) == same(job)]
+        twins = [j for j in todo if alike(j) == alike(job)]
         assert [j.label for j in twins].count("ddpm") == 1
         assert len({j.label for j in twins}) == len(twins)
         assert {j.corruption for j in twins} == {job.corruption}
