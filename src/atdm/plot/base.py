@@ -1,0 +1,143 @@
+"""What all figures share: colours that belong to names, frames and axes, and files."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Sized
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import matplotlib.cm
+import matplotlib.colors
+import matplotlib.patches
+import matplotlib.ticker
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..errors import UserError
+
+COLOURS: dict[str, str] = {
+    "ddpm": "#4d4d4d",
+    "inv_adv": "#d55e00",
+    "inv_rand": "#e69f00",
+    "robust_rand": "#56b4e9",
+    "robust_adv": "#0072b2",
+    "early stop": "#009e73",
+    "input_perturbation": "#a6761d",
+    "pseudo_huber": "#8b3a8b",
+    "ambient": "#117733",
+    "ambient_blind": "#6b8e23",
+    "sure": "#5b7083",
+    "free": "#c2185b",
+}
+OTHER_COLOURS = ("#cc79a7", "#8c6d31", "#7b6fd0", "#2f7f7f", "#b8a400", "#a03050")
+INK, FAINT = "#222222", "#dddddd"
+DISTANCE = ListedColormap(matplotlib.colormaps["plasma"](np.linspace(0, 0.86, 256)), "distance")  # its end is too pale
+DPI = 140
+MOST_PICTURE = 5.0  # inches of height for the samples of a run
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+Log = Literal["", "x", "y", "xy"]
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name: the fixed one of the objective it is or begins with, or else the next free one."""
+    found: dict[str, str] = {}
+    free = 0
+    for name in dict.fromkeys(names):
+        own = [key for key in COLOURS if name == key or name.startswith((f"{key} ", f"{key},", f"{key}:"))]
+        if own and COLOURS[own[0]] not in found.values():
+            found[name] = COLOURS[own[0]]
+        else:
+            found[name] = OTHER_COLOURS[free % len(OTHER_COLOURS)]
+            free += 1
+    return found
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+def frame(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Any]]:
+    """A figure in inches and its axes, row by row."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, list(axes.flat)
+
+
+def drop(axes: list[Any], n: int) -> list[Any]:
+    """The first ``n`` axes, after the rest were taken out of the figure."""
+    for axis in axes[n:]:
+        axis.remove()
+    return axes[:n]
+
+
+def dress(axis: Axes, x_label: str = "", y_label: str = "", title: str = "", log: str = "") -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color("#888888")
+    axis.tick_params(colors=INK, labelsize=9, color="#888888")
+    axis.set_axisbelow(True)
+    axis.grid(color=FAINT, linewidth=0.6)
+    axis.set_xlabel(x_label, fontsize=10, color=INK)
+    axis.set_ylabel(y_label, fontsize=10, color=INK)
+    head(axis, title)
+    for side, edge in (("x", axis.xaxis), ("y", axis.yaxis)):
+        if side in log:
+            axis.set(**{f"{side}scale": "log"})
+            low, high = sorted(axis.get_xlim() if side == "x" else axis.get_ylim())
+            subs = (1, 2, 5) if high / low < 300 else (1,)
+            edge.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
+            edge.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
+            edge.set_minor_formatter(matplotlib.ticker.NullFormatter())
+
+
+def head(axis: Any, title: str, **options: Any) -> None:
+    axis.set_title(title, fontsize=10.5, color=INK, loc=options.pop("loc", "left"), **options)
+
+
+def legend(axis: Any, **options: Any) -> None:
+    axis.legend(fontsize=9, frameon=False, labelcolor=INK, **options)
+
+
+def need(panels: Sized, what: str) -> None:
+    if not panels:
+        raise UserError(f"There are no {what} to draw. Expected at least one.")
+
+
+def array(x: Tensor) -> np.ndarray:
+    return x.detach().float().cpu().numpy()
+
+
+# --- out --------------------------------------------------------------------------------------------------------------
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write ``NAME.png`` or ``NAME.svg``; the file appears whole or not at all.
+
+    Raises:
+        UserError: another ending.
+    """
+    path = Path(path)
+    kind = path.suffix.lstrip(".")
+    if kind not in ("png", "svg"):
+        raise UserError(f"Cannot write a figure to '{path}'. Expected NAME.png or NAME.svg.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        whole = Path(folder) / path.name
+        whole.write_bytes(_bytes(figure, kind))
+        os.replace(whole, path)
+    return path
+
+
+def data_uri(figure: Figure, dpi: int = DPI) -> str:
+    """The figure as a PNG inside a ``data:`` address, for pages without other files."""
+    return "data:image/png;base64," + base64.b64encode(_bytes(figure, "png", dpi)).decode()
+
+
+def _bytes(figure: Figure, kind: str, dpi: int = DPI) -> bytes:
+    buffer = io.BytesIO()
+    # The same figure gives the same bytes: no date, and identifiers that are not random.
+    with matplotlib.rc_context({"svg.hashsalt": "atdm"}):
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return buffer.getvalue()

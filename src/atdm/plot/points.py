@@ -1,0 +1,265 @@
+"""Points, trajectories and vector fields: data in the plane and in space."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import matplotlib
+import matplotlib.cm
+import matplotlib.colors
+import matplotlib.patches
+import matplotlib.ticker
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.colors import Colormap, LogNorm, Normalize
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..errors import UserError
+from ..metrics.exact import HasDistance
+from .base import (
+    COLOURS,
+    DISTANCE,
+    INK,
+    array,
+    colours,
+    dress,
+    drop,
+    frame,
+    head,
+    need,
+)
+
+
+def points3d(
+    panels: Mapping[str, Float[Tensor, "_ 3"]],
+    truth: HasDistance | None = None,
+    limits: tuple[float, float] | None = None,
+    most: int = 3000,
+) -> Figure:
+    """Clouds of points in 3-D, seen along their support and coloured by the distance from it.
+
+    Args:
+        panels: training data first, then samples by name; the first one sets the view.
+        truth: knows the distance; without it each panel has the colour of its name.
+        limits: of every axis; default: what holds nearly all of the first panel. Titles say how many lie outside.
+        most: points drawn in a panel.
+    """
+    need(panels, "panels")
+    first = _finite(next(iter(panels.values())))
+    low, high = limits or _cube(first)
+    space = _Space(
+        list(panels), (low, high), _view(first), truth, panels.values(), "distance from the support (data units)"
+    )
+    for axis, (name, x) in zip(space.axes, panels.items(), strict=True):
+        inside = _finite(x)
+        inside = inside[((inside >= low) & (inside <= high)).all(1)]
+        outside = len(x) - len(inside)
+        head(axis, name + _outside(outside, len(x)), loc="center", y=0.98)
+        shown = inside[:most]
+        space.cloud(axis, name, shown, s=3, linewidths=0, alpha=0.7, rasterized=True)
+    return space.figure
+
+
+def trajectories3d(
+    panels: Mapping[str, Float[Tensor, "_ _ 3"]],
+    truth: HasDistance | None = None,
+    limits: tuple[float, float] | None = None,
+    most: int = 60,
+) -> Figure:
+    """Reverse trajectories in 3-D: a thin line an item from its grey start to a dot at its end.
+
+    Args:
+        panels: states ``[steps, n, 3]`` by the name of the objective.
+        truth: colours the ends by their distance from the support, and sets the view if it can be sampled.
+        limits: of every axis; default: what holds 99 % of the states of each panel. Lines are cut there.
+        most: items drawn in a panel.
+    """
+    need(panels, "panels")
+    ends = {name: x[-1] for name, x in panels.items()}
+    if limits is None:
+        states = torch.cat([_finite(x.flatten(0, 1)).abs().flatten()[:1_000_000] for x in panels.values()])
+        reach = 1.1 * states.quantile(0.995).item() if len(states) else 1.0
+        limits = (-reach, reach)
+    low, high = limits
+    sampled = getattr(truth, "sample", None)
+    support = sampled(2000, torch.Generator().manual_seed(0)) if sampled else _finite(next(iter(ends.values())))
+    label = "distance of the end from the support (data units)"
+    space = _Space(list(panels), limits, _view(support), truth, ends.values(), label)
+    for axis, (name, x) in zip(space.axes, panels.items(), strict=True):
+        paths = x[:, :most].float().clone()
+        paths[~((paths >= low) & (paths <= high)).all(2)] = math.nan
+        for path in array(paths).swapaxes(0, 1):
+            axis.plot(*path.T, color=space.palette[name], linewidth=0.6, alpha=0.45)
+        axis.scatter(*array(paths[0]).T, s=5, color="#999999", linewidths=0, alpha=0.8, depthshade=False)
+        end = paths[-1][paths[-1].isfinite().all(1)]
+        space.cloud(axis, name, end, s=16, linewidths=0.4, edgecolors="white", zorder=3)
+        head(axis, name, loc="center", y=0.98)
+    return space.figure
+
+
+def scatter(x: Float[Tensor, "n d"], reference: Float[Tensor, "m d"] | None = None, most: int = 4000) -> Figure:
+    """Samples that are points of the plane or of space, over clean data in grey.
+
+    Raises:
+        UserError: points of another dimension.
+    """
+    if x.shape[1] not in (2, 3):
+        raise UserError(f"Cannot draw points of {x.shape[1]} dimensions. Expected 2 or 3.")
+    clouds = [("reference", reference, "#bbbbbb")] if reference is not None else []
+    clouds.append(("samples", x, COLOURS["robust_adv"]))
+    base = _finite(clouds[0][1])
+    if x.shape[1] == 3:
+        figure, axes = _panels3d(1, _cube(base), _view(base))
+    else:
+        figure, axes = frame(5, 4.6)
+        dress(axes[0], "$x_1$", "$x_2$")
+        axes[0].set_aspect("equal")
+        axes[0].set(xlim=_cube(base), ylim=_cube(base))
+    low, high = _cube(base)
+    for name, cloud, colour in clouds:
+        points = _finite(cloud)
+        points = points[((points >= low) & (points <= high)).all(1)]
+        outside = len(cloud) - len(points)
+        options = {"depthshade": False} if x.shape[1] == 3 else {}
+        label = name + _outside(outside, len(cloud))
+        axes[0].scatter(
+            *array(points[:most]).T,
+            s=5,
+            color=colour,
+            alpha=0.6,
+            linewidths=0,
+            label=label,
+            rasterized=True,
+            **options,
+        )
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False, markerscale=2)
+    return figure
+
+
+def score_fields(fields: Mapping[str, tuple[Float[Tensor, "_ 2"], Float[Tensor, "_ 2"]]], title: str = "") -> Figure:
+    """Vector fields side by side: arrows of one length along each vector, coloured by its magnitude on a shared scale.
+
+    Args:
+        fields: points and vectors by name, the ground truth first. The first one sets the scale.
+    """
+    need(fields, "fields")
+    magnitudes = [array(v.norm(dim=1)) for _, v in fields.values()]
+    finite = magnitudes[0][np.isfinite(magnitudes[0]) & (magnitudes[0] > 0)]
+    low, high = (np.quantile(finite, [0.02, 0.98]).tolist()) if len(finite) else (0.0, 1.0)
+    norm = LogNorm(low, high) if low > 0 and high / low > 20 else Normalize(0, high)
+    columns = min(4, len(fields))
+    rows = math.ceil(len(fields) / columns)
+    figure, axes = frame(2.9 * columns + 0.9, 3.0 * rows + 0.3, rows, columns, sharex=True, sharey=True)
+    for axis, (name, (at, vectors)), size in zip(axes, fields.items(), magnitudes, strict=False):
+        unit = array(vectors) / np.maximum(size, 1e-12)[:, None]
+        x = array(at)
+        span = max(np.ptp(x[:, 0]), np.ptp(x[:, 1]), 1e-6)
+        per_unit = math.sqrt(max(len(x), 1)) / span * 1.15  # arrows a little shorter than a cell of a square lattice
+        size = np.clip(size, norm.vmin, None)
+        arrows = {"angles": "xy", "scale_units": "xy", "scale": per_unit, "pivot": "mid"}
+        arrows |= {"units": "xy", "width": 0.13 / per_unit, "headwidth": 3, "headlength": 3.2, "headaxislength": 2.8}
+        axis.quiver(x[:, 0], x[:, 1], unit[:, 0], unit[:, 1], size, cmap=DISTANCE, norm=norm, **arrows)
+        dress(axis, title=name)
+        axis.grid(False)
+        axis.set_aspect("equal")
+    _bar(figure, drop(axes, len(fields)), norm, DISTANCE, "magnitude (1 / data units)")
+    if title:
+        figure.suptitle(title, fontsize=11.5, color=INK)
+    return figure
+
+
+def _outside(n: int, of: int) -> str:
+    """What a title says about points that are not drawn."""
+    percent = float(f"{100 * n / of:.2g}")
+    return f" ({percent:g} % outside)" if n else ""
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x[x.isfinite().all(1)].float().cpu()
+
+
+def _cube(x: Tensor) -> tuple[float, float]:
+    """One range for all axes that holds nearly all of ``x`` with a margin."""
+    if not len(x):
+        return -1.0, 1.0
+    low, high = np.quantile(array(x), [0.0005, 0.9995]).tolist()
+    margin = 0.08 * max(high - low, 1e-3)
+    return low - margin, high + margin
+
+
+def _view(x: Tensor) -> tuple[float, float]:
+    """Elevation and azimuth (degrees) that look almost along the flattest plane of ``x``: what lies off it shows."""
+    if len(x) < 3:
+        return 20.0, -60.0
+    _, _, directions = np.linalg.svd(array(x - x.mean(0)), full_matrices=False)
+    normal = directions[2]
+    if math.hypot(normal[0], normal[1]) < 0.1:
+        return 8.0, -60.0
+    return 12.0, math.degrees(math.atan2(-normal[0], normal[1])) + 14
+
+
+class _Space:
+    """Panels of space that share limits and view, and one colour for a distance from the support where it is known."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        limits: tuple[float, float],
+        view: tuple[float, float],
+        truth: HasDistance | None,
+        clouds: Iterable[Tensor],
+        label: str,
+    ) -> None:
+        self.figure, self.axes = _panels3d(len(names), limits, view)
+        self.truth, self.palette = truth, colours(names)
+        self.norm = _distance_norm(clouds, truth)
+        if truth is not None:
+            _bar(self.figure, self.axes, self.norm, DISTANCE, label)
+
+    def cloud(self, axis: Any, name: str, x: Float[Tensor, "n 3"], **style: Any) -> None:
+        """Points in the colour of their distance from the support, or of their name."""
+        colour: dict[str, Any] = {"color": self.palette[name]}
+        if self.truth is not None:
+            colour = {"c": array(self.truth.distance(x)), "cmap": DISTANCE, "norm": self.norm}
+        axis.scatter(*array(x).T, depthshade=False, **style, **colour)
+
+
+def _panels3d(n: int, limits: tuple[float, float], view: tuple[float, float]) -> tuple[Figure, list[Any]]:
+    columns = n if n <= 4 else math.ceil(n / math.ceil(n / 4))
+    rows = math.ceil(n / columns)
+    width = {1: 4.6, 2: 3.8, 3: 3.3}.get(columns, 2.6)
+    figure, axes = frame(width * columns + 0.9, (width + 0.2) * rows, rows, columns, subplot_kw={"projection": "3d"})
+    for axis in axes:
+        axis.set(xlim=limits, ylim=limits, zlim=limits)
+        axis.set_box_aspect((1, 1, 1), zoom=1.05)
+        axis.view_init(*view)
+        axis.set_proj_type("ortho")
+        axis.computed_zorder = False  # what is drawn later lies on top
+        for edge in (axis.xaxis, axis.yaxis, axis.zaxis):
+            edge.set_pane_color((1, 1, 1, 0))
+            edge.line.set_color("#aaaaaa")
+            edge._axinfo["grid"].update(color="#e6e6e6", linewidth=0.5)
+            edge.set_major_locator(matplotlib.ticker.MaxNLocator(3))
+        axis.tick_params(labelsize=7, colors="#666666", pad=-3)
+    return figure, drop(axes, n)
+
+
+def _distance_norm(clouds: Iterable[Tensor], truth: HasDistance | None) -> Normalize:
+    """From the support to the distance that 98 % of the points of the typical cloud stay below."""
+    if truth is None:
+        return Normalize(0, 1)
+    distances = [truth.distance(_finite(x)).quantile(0.98).item() for x in clouds if len(_finite(x))]
+    return Normalize(0, max(statistics.median_high(distances), 1e-6) if distances else 1)
+
+
+def _bar(figure: Figure, axes: list[Any], norm: Normalize, colormap: Colormap, label: str) -> None:
+    shown = matplotlib.cm.ScalarMappable(norm, colormap)
+    bar = figure.colorbar(shown, ax=axes, extend="max", shrink=0.75, aspect=25, pad=0.02)
+    bar.set_label(label, fontsize=9, color=INK)
+    bar.ax.tick_params(labelsize=8, colors=INK)
+    bar.outline.set_visible(False)
