@@ -88,11 +88,10 @@ def constants(x: Float[Tensor, "n *item"]) -> dict[str, Any]:
 
 def told(chosen: ObjectiveConfig) -> str:
     """What :func:`constants` chose, as a sentence."""
-    assert chosen.gate is not None
-    quiet = chosen.gate / GATE
+    quiet = (chosen.gate or 0.0) / GATE
     if quiet < 1e-3:
         return "objective auto: there are directions in which the data do not vary at all, so there is no dirt to push: ddpm."
     return (
-        f"objective auto: where the data vary least their std is {quiet:.3g}. robust_adv with gate {chosen.gate:g}, "
+        f"objective auto: where the data vary least their std is {quiet:.3g}. robust_adv with gate {chosen.gate or 0.0:g}, "
         f"weight {chosen.weight}, radius {chosen.radius}, l2, in one of {chosen.every} steps."
     )

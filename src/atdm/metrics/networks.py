@@ -13,6 +13,7 @@ import importlib
 import pickle
 import socket
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,16 +79,16 @@ class Network(nn.Module):
 
 
 @dataclass(frozen=True)
-class NetworkFeatures:
+class NetworkFeatures(ABC):
     """What builds the feature space of a network, once. Subclasses are registered in ``FEATURES``."""
 
+    @abstractmethod
     def load(self) -> FeatureSpace:
         """Load package and weights.
 
         Raises:
             UserError: one of them is missing: says what to fetch and how to give a local file.
         """
-        raise NotImplementedError
 
     @cached_property
     def space(self) -> FeatureSpace:
