@@ -109,3 +109,27 @@ def test_a_run_of_auto_is_described_by_what_it_chose(tmp_path):
     assert isinstance(parts.objective, Objective)
     assert parts.objective.gate == parts.chosen.gate
     assert parts.objective.perturbation.norm == "l2"
+
+
+def test_a_late_start_leaves_the_first_steps_to_ddpm(tmp_path):
+    pushing = ObjectiveConfig(start=0.5)
+    assert TrainConfig(objective=pushing, steps=11).settings().regularize_from == 6
+    steps = list(train(config(tmp_path, objective=pushing)))
+    assert [bool(step.terms.pushed.any()) for step in steps] == [False] * 6 + [True] * 6
+    whole = ObjectiveConfig().cost(Process.linear())
+    assert pushing.cost(Process.linear()) == pytest.approx((1 + whole) / 2)
+    assert whole == pytest.approx(8 / 3)
+
+
+def test_a_run_that_starts_late_cannot_be_made_longer(tmp_path):
+    """The first push would come at another step than in a run of that length."""
+    short = config(tmp_path, objective=ObjectiveConfig(start=0.5))
+    list(train(short))
+    with pytest.raises(UserError, match="its steps is 12"):
+        list(train(config(tmp_path, objective=ObjectiveConfig(start=0.5), steps=20)))
+
+
+@pytest.mark.parametrize("start", [-0.1, 1.0])
+def test_a_start_is_a_share_of_the_training(start):
+    with pytest.raises(UserError, match=r"\[0, 1\)"):
+        ObjectiveConfig(start=start)

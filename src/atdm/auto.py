@@ -25,7 +25,8 @@ QUIET = 0.1  # share of the directions that count as quiet
 GATE = 2.0  # quiet stds
 K = 5.0  # relative weight
 LENGTH = 5.0  # of the push, noise units, however many dimensions there are
-EVERY = 4  # steps for one with a push: no worse on plane and digits than one in every step, at a fraction of the cost
+EVERY = 2  # steps for one with a push, and
+START = 0.5  # of the training is ddpm's: the denoiser that is made to agree with itself should first be a good one
 
 
 def quiet_std(x: Float[Tensor, "n *item"], seed: int = 0) -> float:
@@ -71,7 +72,8 @@ def constants(x: Float[Tensor, "n *item"]) -> dict[str, Any]:
     """The options of ``robust_adv`` (:class:`atdm.config.ObjectiveConfig`) for training data ``x``.
 
     The gated relative push along the l2 gradient: gate ``2 quiet_std``, weight ``relative:k=5``, and a push of 5 noise units
-    in all, that is ``r = 5 / sqrt(d)``: far enough to leave the data, near enough for the network to know its surroundings. One step in four makes a push.
+    in all, that is ``r = 5 / sqrt(d)``: far enough to leave the data, near enough for the network to know its surroundings. The first half of the training is ddpm's; then one
+    step in two makes a push.
     """
     std, d = quiet_std(x[:ITEMS]), math.prod(x.shape[1:])
     return {
@@ -82,6 +84,7 @@ def constants(x: Float[Tensor, "n *item"]) -> dict[str, Any]:
         "steps": 1,
         "kappa": math.inf,
         "every": EVERY,
+        "start": START,
         "gate": max(float(f"{GATE * std:.3g}"), 1e-6),  # below the first sigma_t / alpha_t nothing is pushed
     }
 
@@ -93,5 +96,6 @@ def told(chosen: ObjectiveConfig) -> str:
         return "objective auto: there are directions in which the data do not vary at all, so there is no dirt to push: ddpm."
     return (
         f"objective auto: where the data vary least their std is {quiet:.3g}. robust_adv with gate {chosen.gate or 0.0:g}, "
-        f"weight {chosen.weight}, radius {chosen.radius}, l2, in one of {chosen.every} steps."
+        f"weight {chosen.weight}, radius {chosen.radius}, l2, in one of {chosen.every} steps after {chosen.start:.0%} of the "
+        "training."
     )

@@ -105,7 +105,7 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
     """Measure every contestant; see :class:`Options`.
 
     Returns:
-        ``ratio`` (a step's time over ddpm's), ``samples_per_second`` (by the wall), ``peak_memory`` (bytes of tensors: weights,
+        ``ratio`` (a step's time over ddpm's; of ``auto`` on average over a training, of which a part is ddpm's), ``samples_per_second`` (by the wall), ``peak_memory`` (bytes of tensors: weights,
         average and optimizer, and the most that a step adds to them), ``passes`` and ``floor`` of the objectives, and
         ``provenance``.
     """
@@ -139,11 +139,15 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
         progress(f"{len(times['ddpm'])} rounds")
     plain = times["ddpm"]
     passes = {name: objective.passes() for name, objective in objectives.items()}
+    ratios = {n: statistics.median(a / b for a, b in zip(t, plain, strict=True)) for n, t in times.items()}
+    floors = {n: p.pop("floor_over_ddpm") for n, p in passes.items()}
+    for costs in (ratios, floors):  # auto pushes in the last part of the training only
+        costs[AUTO] = 1 + (costs[AUTO] - 1) * (1 - auto.START)
     return {
-        "ratio": {n: statistics.median(a / b for a, b in zip(t, plain, strict=True)) for n, t in times.items()},
+        "ratio": ratios,
         "samples_per_second": {n: options.batch_size / statistics.median(w) for n, w in waits.items()},
         "peak_memory": sizes,
-        "floor": {n: p.pop("floor_over_ddpm") for n, p in passes.items()},
+        "floor": floors,
         "passes": passes,
         "provenance": _provenance(options, device, len(plain), turn, time.perf_counter() - begin),
     }

@@ -29,6 +29,7 @@ class ObjectiveConfig:
         ascent: what the attack raises.
         detach_target: stop the gradient through the clean prediction in the target.
         every: push in one of so many steps, with so many times the weight.
+        start: share of the training before the first push; 0.5 makes the first half that of ddpm.
     """
 
     name: str = "robust_adv"
@@ -41,6 +42,20 @@ class ObjectiveConfig:
     ascent: Literal["prediction", "residual"] = "prediction"
     detach_target: bool = False
     every: int = 1
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < 1:
+            raise UserError(f"start is {self.start:g}. Expected a share of the training in [0, 1), such as 0.5.")
+
+    def first_step(self, steps: int) -> int:
+        """The first of ``steps`` optimizer steps in which something may be pushed."""
+        return round(self.start * steps)
+
+    def cost(self, process: Any) -> float:
+        """Floor of the cost of a step over ddpm's, on average over the training."""
+        pushing = self.build(process).passes()["floor_over_ddpm"]
+        return 1 + (pushing - 1) * (1 - self.start)
 
     def fitted(self, x: Any) -> ObjectiveConfig:
         """These options, with ``auto`` replaced by what it chooses for training data ``x`` (:mod:`atdm.auto`)."""
@@ -111,7 +126,6 @@ class TrainConfig:
         accumulate: micro-batches per optimizer step.
         precision: mixed precision.
         flip: mirror images at random.
-        regularize_from: first step with the regularizer.
         channels_last: keep images and weights with the channels innermost; faster convolutions on many devices.
         compile: compile the network with torch.compile; where that fails, training says so and goes on without.
         gradient_checkpointing: compute activations again in the backward pass: less memory, more time; U-Nets only.
@@ -153,7 +167,6 @@ class TrainConfig:
     accumulate: int = 1
     precision: Literal["no", "fp16", "bf16"] = "no"
     flip: bool = False
-    regularize_from: int = 0
     channels_last: bool = False
     compile: bool = False
     gradient_checkpointing: bool = False
@@ -195,11 +208,13 @@ class TrainConfig:
         return {name: getattr(self, name) for name in self.READING}
 
     def settings(self) -> Any:
-        """The part of the options that steers optimization."""
+        """The part of the options that steers optimization; of ``auto`` before it has chosen, without its late start."""
         from .train import Settings
 
-        names = [f.name for f in dataclasses.fields(Settings)]
-        return Settings(**{n: getattr(self, n) for n in names})
+        names = [f.name for f in dataclasses.fields(Settings) if hasattr(self, f.name)]
+        return Settings(
+            **{n: getattr(self, n) for n in names}, regularize_from=self.objective.first_step(self.steps)
+        )
 
     def build_process(self) -> Any:
         """The forward process."""
@@ -218,7 +233,8 @@ class TrainConfig:
         Raises:
             UserError: names the first option that differs and both values.
         """
-        free = set(self.FREE) if self.decay == "constant" else set(self.FREE) - {"steps"}
+        longer = self.decay == "constant" and self.objective.start == 0 and self.objective.name != "auto"
+        free = set(self.FREE) if longer else set(self.FREE) - {"steps"}
         defaults = _flat(type(self)().as_dict())  # for options that were not there yet
         for key, value in _flat(self.as_dict()).items():
             before = _flat(stored).get(key, defaults[key])

@@ -100,7 +100,7 @@ def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:
     """What the run will cost: parameters, floating point operations, and seconds from timing a few samples here."""
     shape = parts.dataset.item_shape
     per_item = flops(parts.net, shape)
-    counted = parts.objective.passes()
+    counted = parts.objective.passes() | {"floor_over_ddpm": parts.chosen.cost(parts.objective.process)}
     few = int(min(config.batch_size, max(2, 2e9 // max(1, per_item))))
     trial = Objective("ddpm", parts.objective.process)
     x = parts.source.first(few)
@@ -152,7 +152,7 @@ def train(
         tell(note)
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
     main = accelerator.is_main_process
-    settings = config.settings()
+    settings = dataclasses.replace(config, objective=parts.chosen).settings()
     state = State.create(parts.net, settings)
     if main:
         folder.mkdir(parents=True, exist_ok=True)

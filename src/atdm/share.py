@@ -58,7 +58,6 @@ def export(
         "data": _public(config["data"]),
         "corruption added": config["corrupt"],
         "objective": _objective(_chosen(run, config)),
-        "regularized from step": config["regularize_from"] or None,
         "network": f"{config['net']}, {count_parameters(network):,} parameters, items of shape {list(shape)}",
         "started from": config["init"] and _public(config["init"]),
         "process": f"{config['process']}, {process.steps} timesteps, predicts {process.prediction}",

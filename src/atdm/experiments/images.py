@@ -65,8 +65,7 @@ class Job:
         """Seconds on one core, roughly."""
         if self.config.data == "digits":
             return 2.0
-        objective = self.config.objective.build(self.config.build_process(), 0)
-        return 60 + 0.17 * self.config.steps * objective.passes()["floor_over_ddpm"]
+        return 60 + 0.4 * self.config.steps * self.config.objective.cost(self.config.build_process())
 
     def __str__(self) -> str:
         return f"{SETS[self.set]}, {self.condition}, {self.method}"

@@ -140,7 +140,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     dataset = butterflies.linearized(job) if job.options["benchmark"] == PHOTOS else open_data(job)
     dirty, _ = corrupt(dataset.x, job.corruption, job.seed)
     method = job.method.fitted(dirty)
-    cost = method.build(process_of(job), job.seed).passes()["floor_over_ddpm"]
+    cost = method.objective.cost(process_of(job))
     steps = max(1, round(job.settings.steps / cost))
     own = dataclasses.replace(job.recipe, settings=dataclasses.replace(job.recipe.settings, steps=steps))
     trained = train(dataclasses.replace(job, method=method, recipe=own), part(tell, 0, 0.8), dataset)

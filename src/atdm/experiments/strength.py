@@ -67,17 +67,15 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     seen: list[tuple[Any, int]] = []
 
     def add(name: str, sweep: str, value: str, method: Method, seed: int, late: float = 0.0) -> None:
-        settings = dataclasses.replace(recipe.settings, regularize_from=round(late * recipe.settings.steps))
-        own = Method(name, method.objective)
-        kept = dataclasses.replace(recipe, settings=settings)
+        own = Method(name, dataclasses.replace(method.objective, start=late))
         places = [(sweep, value)]
-        key = (dataclasses.astuple(method.objective), late, seed)
+        key = (dataclasses.astuple(own.objective), seed)
         for i, (other, _) in enumerate(seen):
             if other == key:
                 todo[i].options["places"].append((sweep, value))
                 return
         seen.append((key, seed))
-        todo.append(Job(kept, own, condition, digits.NOISE[condition], seed, {"places": places}))
+        todo.append(Job(recipe, own, condition, digits.NOISE[condition], seed, {"places": places}))
 
     chosen = sweeps()
     if scale == "smoke":
@@ -105,13 +103,12 @@ def work(job: Job, tell: Tell) -> Outcome:
     trained = train(job, part(tell, 0, 0.9))
     samples = draw(trained, part(tell, 0.9, 1))
     values = evaluate(trained, samples)
-    pushed = 1 - job.settings.regularize_from / job.settings.steps
-    cost = 1 + pushed * (job.method.build(process_of(job), job.seed).passes()["floor_over_ddpm"] - 1)
+    cost = job.method.objective.cost(process_of(job))
     rows = [
         row(
             trained,
             samples,
-            {**values, "sweep": sweep, "value": value, "cost": cost, "regularize_from": job.settings.regularize_from},
+            {**values, "sweep": sweep, "value": value, "cost": cost},
         )
         for sweep, value in job.options["places"]
     ]
