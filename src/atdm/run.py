@@ -58,7 +58,7 @@ def build(config: TrainConfig, progress: Callable[[int, int], None] | None = Non
     objective = chosen.build(process, config.seed)
     dataset = load(config.data, **config.reading(), progress=progress)
     parts = parse_corruption(config.corrupt)
-    std = _stored_levels(dataset) if objective.needs_levels else None
+    std = _stored_levels(dataset) if objective.levels_from == "truth" else None
     source = Source(dataset.items, parts, config.seed, config.corrupt_fresh, config.flip, dataset.window, std)
     if automatic:
         chosen = config.objective.fitted(source.some(auto.ITEMS))

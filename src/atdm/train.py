@@ -269,13 +269,14 @@ def fit(
     model, _ = accelerator.prepare(state.model, state.optimizer)
     update = Update(model, state.optimizer, accelerator, settings.grad_clip, settings.compile)
     plain = Objective("ddpm", objective.process)
-    if objective.needs_levels and not isinstance(data, Source):
+    if objective.levels_from == "truth" and not isinstance(data, Source):
         raise UserError(
             f"{type(objective).__name__} needs the noise level of each item, and a tensor tells none. "
             "Expected Source(Floats(data), std=levels)."
         )
     source = (data if isinstance(data, Source) else Source(Floats(data))).prepared()
     objective.require_items(source.item_shape)
+    gauge = source.gauge() if objective.levels_from == "items" else None
     order = Order(len(source), settings.batch_size, settings.seed)
     mine = torch.arange(settings.batch_size).reshape(settings.accumulate, world, micro)[:, rank].flatten()
     batches = feed(
@@ -295,8 +296,9 @@ def fit(
             group["lr"] = settings.lr_at(step)
         batch = next(batches).to(device, non_blocking=True)  # the rows of this process
         levels: list[Tensor | None] = [None] * settings.accumulate
-        if loss_of.needs_levels:
-            told = source.levels(order[step][mine], order.epochs(step)[mine])
+        if loss_of.levels_from is not None:
+            rows = order[step][mine]
+            told = gauge.stds(batch, rows) if gauge else source.levels(rows, order.epochs(step)[mine])
             levels = [*told.to(device, non_blocking=True).split(micro)]
         draws = loss_of.draw(
             (settings.batch_size, *source.item_shape),
