@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__, metrics, plot, report
-from ..checkpoint import atomic, weights_hash
 from ..config import ObjectiveConfig
 from ..corrupt import corrupt
 from ..data import Dataset, load
 from ..data.items import Floats
 from ..errors import unknown
+from ..files import atomic
 from ..levels import truth_levels
-from ..nets import build_net
+from ..nets import build_net, weights_hash
 from ..objective import Loss
 from ..process import PROCESSES, Process
 from ..sample import sample_paths

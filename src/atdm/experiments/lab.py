@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from .. import metrics
 from ..attack import ATTACKS, GOALS, Finding, Victim, check_seeds, damage_curve, doubt, summarize
-from ..checkpoint import load_pipeline, read_config, weights_hash
+from ..checkpoint import load_pipeline, read_config
 from ..config import ObjectiveConfig, TrainConfig
 from ..corrupt import parse_corruption
 from ..data import Dataset, load
 from ..errors import UserError
 from ..metrics import Memorization, memorization
-from ..nets import count_parameters, flops, item_shape
+from ..nets import count_parameters, flops, item_shape, weights_hash
 from ..process import Process
 from ..run import read_log
 from ..sample import open_solver, sample

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from .. import plot
 from ..attack import Search, bootstrap
-from ..checkpoint import weights_hash
 from ..data import Dataset
+from ..nets import weights_hash
 from ..purify import ImageAttack, Purifier, adversaries, answers, doubt_purifier, purify, with_robust
 from . import digits, pictures
 from .common import (
