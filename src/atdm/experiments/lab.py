@@ -30,9 +30,9 @@ from ..run import read_log
 from ..sample import open_solver, sample
 from ..source import Source
 from ..spec import build
-from .common import Row, part, reference_of
 from .memorize import OTHER
-from .pool import Progress, Tell, work_through
+from .pool import Progress, Tell, part, work_through
+from .rows import Row, reference_of
 
 SAMPLERS = ("ddpm", "ddim")
 MOST_TRAINING = 5000  # training items among which nearest neighbours are looked for
