@@ -439,8 +439,10 @@ def test_what_cannot_be_known_is_refused(tmp_path, generator):
         run.build(config(tmp_path, objective=ObjectiveConfig("ambient_blind")))
     small = Source(Floats(pictures(100, 8)))
     state = State.create(build_net("mlp:width=16", (1, 8, 8)), Settings())
-    with pytest.raises(UserError, match=r"100 items .* cannot be told from content"):
-        next(fit(AmbientBlind(PROCESS), state, small, Settings(batch_size=8)))
+    with pytest.warns(UserWarning, match=r"100 items .* cannot be told from content.* count as clean"):
+        blind = next(fit(AmbientBlind(PROCESS), state, small, Settings(batch_size=8))).terms
+    state = State.create(build_net("mlp:width=16", (1, 8, 8)), Settings())
+    assert torch.equal(blind.t, next(fit(Objective("ddpm", PROCESS), state, small, Settings(batch_size=8))).terms.t)
     with pytest.raises(UserError, match="got none"):
         Ambient(PROCESS)(lambda x, t: x, x)
     state = State.create(build_net("mlp:width=16", (3,)), Settings())

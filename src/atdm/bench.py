@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__, auto
-from .data.items import Floats, every
+from .data.items import Floats
 from .errors import UserError, unknown
 from .nets import NETS, build_net, call, count_parameters, flops
 from .objective import KINDS, RIVALS, Loss, Objective
@@ -150,7 +150,7 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
 
 
 def _objectives(process: Process, options: Options) -> dict[str, Loss]:
-    """Ours, ``auto`` and, if asked for, the rivals that can learn from such items."""
+    """Ours, ``auto`` and, if asked for, the rivals that can learn from items of that shape."""
     push, r = Perturbation("l2", steps=1, kappa=math.inf), auto.LENGTH / math.sqrt(math.prod(options.item_shape()))
     objectives: dict[str, Loss] = {name: Objective(name, process) for name in KINDS}
     objectives[AUTO] = Objective(
@@ -160,17 +160,8 @@ def _objectives(process: Process, options: Options) -> dict[str, Loss]:
         with suppress(UserError):
             loss = rival(process)
             loss.require_items(options.item_shape())
-            if loss.levels_from == "items":
-                _source(options).gauge()
             objectives[name] = loss
     return objectives
-
-
-def _source(options: Options) -> Source:
-    """Items that are noise, and are said to hold some."""
-    n = 8 * options.batch_size
-    x = torch.randn(n, *options.item_shape(), generator=torch.Generator().manual_seed(0))
-    return Source(Floats(x), std=torch.full((n,), 0.2))
 
 
 @dataclass(frozen=True)
@@ -187,13 +178,15 @@ def _loops(options: Options, objectives: dict[str, Loss], device: torch.device) 
     def alone() -> Accelerator:  # its own gradient scaler for each
         return Accelerator(mixed_precision=options.precision, cpu=device.type == "cpu")
 
-    source = _source(options)
+    shape = options.item_shape()
+    data = torch.randn(8 * options.batch_size, *shape, generator=torch.Generator().manual_seed(0))
     switches = {name: getattr(options, name) for name in ("channels_last", "compile", "gradient_checkpointing")}
+    source = Source(Floats(data), std=torch.full((len(data),), 0.2))
     settings = Settings(steps=10**9, batch_size=options.batch_size, lr=1e-4, **switches)
 
     def fresh() -> State:
         torch.manual_seed(0)
-        return State.create(build_net(options.net, source.item_shape).to(device), settings)
+        return State.create(build_net(options.net, shape).to(device), settings)
 
     loops = {}
     for name, objective in objectives.items():
@@ -202,7 +195,7 @@ def _loops(options: Options, objectives: dict[str, Loss], device: torch.device) 
     net = fresh().model
     if options.compile:
         net.compile()
-    loops[EXAMPLE] = example(net, every(source.items), options.batch_size, alone())
+    loops[EXAMPLE] = example(net, data, options.batch_size, alone())
     return loops
 
 

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from .data.items import Floats
 from .errors import UserError
+from .noise import Gauge
 from .objective import Loss, Objective, Terms
 from .source import Source, feed, workers_for
 from .update import Part, Update, checkpoint_activations
@@ -276,7 +278,7 @@ def fit(
         )
     source = (data if isinstance(data, Source) else Source(Floats(data))).prepared()
     objective.require_items(source.item_shape)
-    gauge = source.gauge() if objective.levels_from == "items" else None
+    gauge = _gauge(source) if objective.levels_from == "items" else None
     order = Order(len(source), settings.batch_size, settings.seed)
     mine = torch.arange(settings.batch_size).reshape(settings.accumulate, world, micro)[:, rank].flatten()
     batches = feed(
@@ -298,7 +300,10 @@ def fit(
         levels: list[Tensor | None] = [None] * settings.accumulate
         if loss_of.levels_from is not None:
             rows = order[step][mine]
-            told = gauge.stds(batch, rows) if gauge else source.levels(rows, order.epochs(step)[mine])
+            if loss_of.levels_from == "truth":
+                told = source.levels(rows, order.epochs(step)[mine])
+            else:
+                told = gauge.stds(batch, rows) if gauge else torch.zeros(len(batch))
             levels = [*told.to(device, non_blocking=True).split(micro)]
         draws = loss_of.draw(
             (settings.batch_size, *source.item_shape),
@@ -335,6 +340,15 @@ def fit(
             objective.process.steps,
         )
         clock = time.perf_counter()
+
+
+def _gauge(source: Source) -> Gauge | None:
+    """What tells the noise of the items; None, said aloud, where it cannot be told from content."""
+    try:
+        return source.gauge()
+    except UserError as problem:
+        warnings.warn(f"{problem} All items count as clean.", stacklevel=3)
+        return None
 
 
 def _detach(terms: Terms) -> Terms:
