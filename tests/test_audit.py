@@ -11,9 +11,7 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from atdm.audit import audit, estimate_noise, mixture, noise_levels, noise_stds
-from atdm.audit.levels import LEAST
-from atdm.audit.pixels import replaced_share
+from atdm.audit import audit
 from atdm.audit.recipe import recommend
 from atdm.cli import main
 from atdm.config import TrainConfig
@@ -21,6 +19,9 @@ from atdm.corrupt import corrupt
 from atdm.data import load
 from atdm.data.items import Floats
 from atdm.errors import UserError
+from atdm.noise import Gauge, estimate_noise, mixture, noise_levels, noise_stds
+from atdm.noise.filters import LEAST
+from atdm.noise.pixels import replaced_share
 from atdm.source import Source
 
 
@@ -79,6 +80,23 @@ def test_each_image_is_given_its_own_std(photos):
     assert ((told > 0) == truth.dirty).mean() > 0.97
     both = (told > 0) & truth.dirty
     assert np.median(np.abs(told[both] / true[both] - 1)) < 0.06
+
+
+@pytest.mark.parametrize("data", ["photos", "digits", "vectors"])
+def test_a_gauge_tells_of_batches_what_the_set_shows(photos, data):
+    rng = torch.Generator().manual_seed(0)
+    vectors = 7 * torch.randn(400, 6, generator=rng) @ torch.linalg.qr(torch.randn(40, 40, generator=rng)).Q[:6]
+    clean = {"photos": photos, "digits": load("digits").x, "vectors": vectors}[data]
+    dirty, truth = corrupt(clean, f"gaussian:share=0.5,std={1 if data == 'vectors' else 0.2}", 1)
+    rows = torch.arange(len(dirty))
+    gauge = Gauge.fit(dirty, rows)
+    parts = torch.randperm(len(dirty), generator=rng).split(50)
+    assert torch.equal(
+        torch.cat([gauge.stds(dirty[part], rows[part]) for part in parts]), noise_stds(dirty)[torch.cat(parts)]
+    )
+    some = torch.randperm(len(dirty), generator=rng)[: int(0.9 * len(dirty))]
+    seen = Gauge.fit(dirty[some], some).stds(dirty, rows) > 0
+    assert (seen.numpy() == truth.dirty).mean() > 0.95
 
 
 def test_levels_are_the_std_of_noise_over_nothing():

@@ -9,7 +9,7 @@ import pytest
 
 from atdm.config import TrainConfig, recipe
 from atdm.errors import UserError
-from atdm.experiments import common, images
+from atdm.experiments import images, reproduce
 
 SETS = ["cifar10", "celeba", "bedroom", "imagenet64"]
 
@@ -57,7 +57,7 @@ def test_a_folder_without_the_sets_is_refused(tmp_path):
 def test_a_smoke_run_writes_numbers_and_grids(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(images, "CONDITIONS", {"noise 0.2": "gaussian:share=0.9,std=0.2"})
-    list(common.run("images", tmp_path / "out", "smoke"))
+    list(reproduce.run("images", tmp_path / "out", "smoke"))
     found = json.loads((tmp_path / "out" / "numbers.json").read_text())
     assert {r["method"] for r in found["rows"]} >= {"ddpm", "robust_adv", "ddpm, stopped at 0.3"}
     for row in found["rows"]:
@@ -67,7 +67,7 @@ def test_a_smoke_run_writes_numbers_and_grids(tmp_path, monkeypatch):
     assert isinstance(images.smoke(), TrainConfig)
     # What is there is not trained again.
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("state.safetensors")}
-    list(common.run("images", tmp_path / "again", "smoke"))
+    list(reproduce.run("images", tmp_path / "again", "smoke"))
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("state.safetensors")} == before
     again = json.loads((tmp_path / "again" / "numbers.json").read_text())
     values = [[(r["method"], r["noise_std"]) for r in n["rows"]] for n in (found, again)]

@@ -18,19 +18,10 @@ from atdm.cli import main
 from atdm.data import load
 from atdm.errors import UserError
 from atdm.experiments import EXPERIMENTS, module_of, pool
-from atdm.experiments.common import (
-    DDPM,
-    Claim,
-    Findings,
-    Job,
-    at_most,
-    cell,
-    mean_over_seeds,
-    part,
-    published,
-    recommended,
-    table_of,
-)
+from atdm.experiments.findings import Claim, Findings, at_most
+from atdm.experiments.pool import part
+from atdm.experiments.rows import cell, mean_over_seeds, table_of
+from atdm.experiments.training import DDPM, Job, published, recommended
 from atdm.process import Process
 
 PROVENANCE = ("checkpoint", "weights", "sampler", "steps", "seed", "samples", "reference", "reference_hash", "corrupt")
@@ -289,7 +280,7 @@ def test_the_same_seed_gives_the_same_classifier_and_it_has_learned():
 
 
 def test_the_gain_over_ddpm_is_paired_item_by_item():
-    from atdm.experiments.common import Outcome
+    from atdm.experiments.findings import Outcome
 
     purification = module_of("purification")
     todo = [job for seed in (0, 1) for job in purification.jobs("smoke", [seed], None)]
@@ -363,7 +354,7 @@ def test_progress_of_a_part_lies_within_it():
 
 
 def test_a_job_trains_on_its_own_dirt_with_its_own_seed():
-    from atdm.experiments.common import draw, train
+    from atdm.experiments.training import draw, train
 
     plane = module_of("trajectories").plane
     jobs = [Job(plane.recipe("smoke"), DDPM, *plane.OUTLIERS, seed) for seed in (0, 0, 1)]

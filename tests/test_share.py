@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from atdm import checkpoint, run, share
 from atdm.config import ObjectiveConfig, TrainConfig
 from atdm.errors import UserError
+from atdm.nets import weights_hash
 from atdm.sample import block_size, generators, sample
 
 # What the card of an image model tells a person to do, in a program that must not know atdm.
@@ -98,7 +99,7 @@ def test_the_weights_asked_for_are_the_weights_given(digits, tmp_path, weights, 
 
 
 def test_the_card_tells_data_dirt_objective_and_numbers_with_their_origin(digits, tmp_path):
-    made = checkpoint.weights_hash(checkpoint.load_pipeline(digits)[0])
+    made = weights_hash(checkpoint.load_pipeline(digits)[0])
     row = {"metric": "noise_std", "value": 0.123456, "sampler": "ddpm", "steps": 250, "seed": 7, "features": None}
     row |= {"reference": "/home/somebody/secret/photos", "checkpoint": made}
     rows = [row, {**row, "metric": "frechet_pixels", "value": None}, {**row, "value": 9.0, "checkpoint": "0" * 16}]

@@ -6,7 +6,6 @@ and JSON) and ``model/``, a diffusers pipeline of the averaged weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import torch
 import yaml
 
 from . import hub
-from .errors import UserError
+from .errors import UserError, first_line
 from .files import TEMPORARY, atomic, remove
 from .process import Process
 from .schedulers import pipeline_scheduler
@@ -174,7 +173,7 @@ def load_pipeline(folder: Path | str) -> tuple[nn.Module, Process, bool]:
         with _quiet():
             pipeline = DDPMPipeline.from_pretrained(path)
     except Exception as problem:  # diffusers, safetensors and torch each raise their own
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        reason = first_line(problem)
         raise UserError(f"{folder} does not open as a diffusers pipeline of a U-Net: {reason}") from problem
     scheduler = pipeline.scheduler
     process = Process.from_scheduler(scheduler)
@@ -200,12 +199,3 @@ def load_weights(run: Path, model: nn.Module, part: Literal["ema", "model"]) -> 
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError, RuntimeError) as problem:
         raise UserError(f"Cannot read the checkpoint {found}: {problem}") from problem
     return step
-
-
-def weights_hash(model: nn.Module) -> str:
-    """The first 16 hex digits of SHA-256 over the named weights: which model made a number."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -21,3 +21,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
     """The error for a name that is not one of the ``valid`` names of its ``kind``."""
     return UserError(f"Unknown {kind} '{name}'. {nearest(name, valid)}")
+
+
+def first_line(problem: Exception) -> str:
+    """What a problem of another library says, in a line."""
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, first_line
 
 NEEDED = ["*.json", "*.safetensors"]
 UNNEEDED = ["*.fp16.*", "*non_ema*"]
@@ -50,5 +50,5 @@ def fetch(name: str) -> Path:
             "Expected a folder, or a Hub name such as google/ddpm-cifar10-32 (log in first where it is private)."
         ) from problem
     except Exception as problem:  # the HTTP client and the operating system each raise their own
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        reason = first_line(problem)
         raise UserError(f"Cannot download '{name}' from the Hugging Face Hub: {reason}") from problem

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import UserError
+from .errors import UserError, first_line
 
 
 class Latents:
@@ -47,9 +47,9 @@ class Latents:
         try:
             return cls(AutoencoderKL.from_pretrained(source, subfolder=subfolder))
         except Exception as problem:  # diffusers, safetensors and the Hub client each raise their own
-            reason = str(problem).strip().splitlines() or [type(problem).__name__]
+            reason = first_line(problem)
             raise UserError(
-                f"Cannot load an autoencoder from '{source}': {reason[0]} "
+                f"Cannot load an autoencoder from '{source}': {reason} "
                 "Expected a folder or Hub name of a diffusers AutoencoderKL."
             ) from problem
 

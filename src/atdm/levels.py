@@ -1,4 +1,4 @@
-"""How much Gaussian noise each item holds (standard deviation, data units): as its corruption says, or as an image shows."""
+"""How much Gaussian noise each item holds (standard deviation, data units), as its corruption says."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .corrupt import Corruption, Gaussian, Truth, stream
-
-NORMAL_MAD = 0.6745  # median of |N(0, 1)|
 
 
 def drawn_levels(parts: tuple[Corruption, ...], seed: int, indices: list[int], epochs: list[int]) -> Float[Tensor, "b"]:
@@ -35,13 +33,3 @@ def truth_levels(truth: Truth) -> Float[Tensor, "n"]:
         if part.split("_")[0] == "gaussian":
             variance += np.nan_to_num(values["std"]) ** 2
     return torch.from_numpy(np.sqrt(variance)).float()
-
-
-def estimated_levels(items: Float[Tensor, "n c h w"]) -> Float[Tensor, "n"]:
-    """The noise of each image from its finest diagonal details: ``median |d| / 0.6745`` (Donoho & Johnstone 1994).
-
-    d are the Haar coefficients of all 2x2 squares, of which flat areas, ramps and straight edges along the axes leave
-    nothing. Fine texture counts as noise.
-    """
-    d = (items[..., :-1, :-1] - items[..., :-1, 1:] - items[..., 1:, :-1] + items[..., 1:, 1:]) / 2
-    return d.flatten(1).abs().median(1).values / NORMAL_MAD

@@ -18,8 +18,9 @@ from .config import ObjectiveConfig, TrainConfig
 from .corrupt import Truth, parse_corruption, truth_of
 from .data import Dataset, load
 from .errors import UserError
+from .files import atomic
 from .levels import truth_levels
-from .nets import build_net, count_parameters, flops, load_net
+from .nets import build_net, count_parameters, flops, load_net, weights_hash
 from .nets.mlp import MLP
 from .objective import Loss, Objective
 from .sample import sample, save_samples
@@ -58,7 +59,7 @@ def build(config: TrainConfig, progress: Callable[[int, int], None] | None = Non
     objective = chosen.build(process, config.seed)
     dataset = load(config.data, **config.reading(), progress=progress)
     parts = parse_corruption(config.corrupt)
-    std = _stored_levels(dataset) if objective.needs_levels else None
+    std = _stored_levels(dataset) if objective.levels_from == "truth" else None
     source = Source(dataset.items, parts, config.seed, config.corrupt_fresh, config.flip, dataset.window, std)
     if automatic:
         chosen = config.objective.fitted(source.some(auto.ITEMS))
@@ -158,7 +159,7 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.clean(folder)
         checkpoint.write_config(folder, config.as_dict())
-        with checkpoint.atomic(folder / "objective.json") as scratch:
+        with atomic(folder / "objective.json") as scratch:
             scratch.write_text(json.dumps(dataclasses.asdict(parts.chosen), indent=1))
         parts.truth.save(folder / "truth.npz")
     accelerator.wait_for_everyone()
@@ -192,7 +193,7 @@ def train(
     if config.metrics != "none":
         rows = _measure(config, parts, state, spaces, accelerator)
         if main:
-            with checkpoint.atomic(folder / "metrics.json") as scratch:
+            with atomic(folder / "metrics.json") as scratch:
                 scratch.write_text(json.dumps({"rows": rows, "summary": metrics.over_seeds(rows)}, indent=1))
     accelerator.wait_for_everyone()
 
@@ -224,7 +225,7 @@ def _measure(
         config.data,
         metrics.content_hash(reference),
         model=config.out,
-        checkpoint=checkpoint.weights_hash(state.ema),
+        checkpoint=weights_hash(state.ema),
         weights="ema",
         **sampling,
     )
@@ -269,7 +270,7 @@ class _Log:
                 for line in path.read_text().splitlines(True)
                 if line.endswith("\n") and json.loads(line)["step"] <= done
             ]
-            with checkpoint.atomic(path) as scratch:
+            with atomic(path) as scratch:
                 scratch.write_text("".join(kept))
         self.lines = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)

@@ -13,9 +13,10 @@ import yaml
 from . import __version__, checkpoint, hub
 from .corrupt import Truth
 from .data import DATASETS
-from .errors import UserError, unknown
+from .errors import UserError, first_line, unknown
+from .files import atomic
 from .metrics import metric
-from .nets import count_parameters, item_shape
+from .nets import count_parameters, item_shape, weights_hash
 from .schedulers import NATIVE
 
 WEIGHTS = ("ema", "raw")
@@ -49,7 +50,7 @@ def export(
     config = checkpoint.read_config(run)
     network, process, clip = checkpoint.load_pipeline(run)
     step = checkpoint.load_weights(run, network, "ema" if weights == "ema" else "model")
-    made = checkpoint.weights_hash(network)
+    made = weights_hash(network)
     rows = _rows(run, numbers)
     fitting = [row for row in rows if row.get("checkpoint") == made]
     shape = item_shape(network)
@@ -66,7 +67,7 @@ def export(
         "hash of the weights": made,
         "seed": config["seed"],
     }
-    with checkpoint.atomic(out) as scratch:
+    with atomic(out) as scratch:
         checkpoint.write_pipeline(scratch, network, process, clip)
         if picture:
             (scratch / "samples.png").write_bytes(picture.read_bytes())
@@ -136,7 +137,7 @@ def push(folder: Path, name: str, private: bool = False) -> str:
             repo_id=name, folder_path=str(folder), commit_message=f"Diffusion model trained with atdm {__version__}"
         )
     except Exception as problem:  # the Hub's refusals, the HTTP client and the operating system each raise their own
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        reason = first_line(problem)
         raise UserError(
             f"Cannot push to '{name}': {reason} The folder {folder} is complete; 'hf upload {name} {folder}' sends it."
         ) from problem

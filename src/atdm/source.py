@@ -23,8 +23,10 @@ from .corrupt import Corruption, corrupt_rows, require_fit
 from .data.items import Floats, Items, every
 from .errors import UserError
 from .levels import drawn_levels
+from .noise import Gauge
 
 RESIDENT = 256 * 2**20  # bytes of items that are prepared once and kept in memory
+GAUGED = 4096  # items that a gauge of their noise is fitted to
 
 
 @runtime_checkable
@@ -116,8 +118,19 @@ class Source:
 
     def some(self, count: int) -> Float[Tensor, "b *item"]:
         """So many items of epoch 0 drawn at random, or all: what a look at the data is taken from."""
-        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed))[:count]
+        chosen = self._chosen(count)
         return self.batch(chosen, torch.zeros_like(chosen))
+
+    def gauge(self) -> Gauge:
+        """What tells the noise of the items of a batch from these themselves.
+
+        Raises:
+            UserError: there is no telling noise from content in such data.
+        """
+        return Gauge.fit(self.some(GAUGED), self._chosen(GAUGED))
+
+    def _chosen(self, count: int) -> Int[Tensor, "b"]:
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed))[:count]
 
     def save(self, path: Path) -> None:
         """Write all items as of epoch 0 to an .npz (float32 array ``samples``), a few at a time."""

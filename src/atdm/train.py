@@ -10,6 +10,7 @@ import copy
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from .data.items import Floats
 from .errors import UserError
+from .noise import Gauge
 from .objective import Loss, Objective, Terms
 from .source import Source, feed, workers_for
 from .update import Part, Update, checkpoint_activations
@@ -269,13 +271,14 @@ def fit(
     model, _ = accelerator.prepare(state.model, state.optimizer)
     update = Update(model, state.optimizer, accelerator, settings.grad_clip, settings.compile)
     plain = Objective("ddpm", objective.process)
-    if objective.needs_levels and not isinstance(data, Source):
+    if objective.levels_from == "truth" and not isinstance(data, Source):
         raise UserError(
             f"{type(objective).__name__} needs the noise level of each item, and a tensor tells none. "
             "Expected Source(Floats(data), std=levels)."
         )
     source = (data if isinstance(data, Source) else Source(Floats(data))).prepared()
     objective.require_items(source.item_shape)
+    gauge = _gauge(source) if objective.levels_from == "items" else None
     order = Order(len(source), settings.batch_size, settings.seed)
     mine = torch.arange(settings.batch_size).reshape(settings.accumulate, world, micro)[:, rank].flatten()
     batches = feed(
@@ -295,8 +298,12 @@ def fit(
             group["lr"] = settings.lr_at(step)
         batch = next(batches).to(device, non_blocking=True)  # the rows of this process
         levels: list[Tensor | None] = [None] * settings.accumulate
-        if loss_of.needs_levels:
-            told = source.levels(order[step][mine], order.epochs(step)[mine])
+        if loss_of.levels_from is not None:
+            rows = order[step][mine]
+            if loss_of.levels_from == "truth":
+                told = source.levels(rows, order.epochs(step)[mine])
+            else:
+                told = gauge.stds(batch, rows) if gauge else torch.zeros(len(batch))
             levels = [*told.to(device, non_blocking=True).split(micro)]
         draws = loss_of.draw(
             (settings.batch_size, *source.item_shape),
@@ -333,6 +340,15 @@ def fit(
             objective.process.steps,
         )
         clock = time.perf_counter()
+
+
+def _gauge(source: Source) -> Gauge | None:
+    """What tells the noise of the items; None, said aloud, where it cannot be told from content."""
+    try:
+        return source.gauge()
+    except UserError as problem:
+        warnings.warn(f"{problem} All items count as clean.", stacklevel=3)
+        return None
 
 
 def _detach(terms: Terms) -> Terms:

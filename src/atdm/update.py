@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
+from .errors import UserError, first_line
 from .objective import Draws, Loss, Terms
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Update:
             return self._backward(loss_of, parts, seed)
         except Exception as problem:  # compilers fail in many ways, and some only when a new shape comes
             warnings.warn(
-                f"torch.compile cannot compile this network here ({_first_line(problem)}); training goes on without it.",
+                f"torch.compile cannot compile this network here ({first_line(problem)[:200]}); training goes on without it.",
                 stacklevel=2,
             )
             self.compiled = False
@@ -129,8 +129,3 @@ def checkpoint_activations(model: nn.Module) -> None:
             f"The network {type(model).__name__} has no gradient checkpointing. Expected a U-Net of diffusers, "
             "or gradient_checkpointing off; accumulate also saves memory."
         ) from None
-
-
-def _first_line(problem: Exception) -> str:
-    lines = [line for line in str(problem).splitlines() if line.strip()]
-    return (lines[0] if lines else type(problem).__name__)[:200]

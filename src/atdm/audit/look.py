@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..noise import Estimate
+from ..noise.estimate import SAMPLE, PatchMeter, by_patches, spread, whole_estimate
+from ..noise.mixture import SEEN
+from ..noise.pixels import replaced_share
 from ..source import Source
-from . import mixture
 from .duplicates import Duplicates, image_duplicates, vector_duplicates
-from .levels import LEAST
-from .noise import SAMPLE, Estimate, Meter, spread, whole_estimate
 from .outliers import ALONE, Outliers, image_outliers, shrink, vector_outliers
-from .pixels import replaced_share
 
 CHUNK = 256
 NAMED = 100  # items of each kind that are named
@@ -103,7 +103,7 @@ class Audit:
             "quantiles": _quantiles(each[each > 0]),
             "level_quantiles": _quantiles(self.estimate.levels),
             "clean_level": noise.content,
-            "smallest": mixture.SEEN,
+            "smallest": SEEN,
         }
 
 
@@ -121,20 +121,17 @@ def audit(source: Source, broken: tuple[str, ...] = (), progress: Progress | Non
         broken: names of files that could not be read.
         progress: called with how many items were read, and of how many.
     """
-    shape = source.item_shape
-    if len(shape) == 1 or min(shape[1:]) < LEAST:
-        return _whole(source, broken)
-    return _images(source, broken, progress)
+    return _images(source, broken, progress) if by_patches(source.item_shape) else _whole(source, broken)
 
 
 def _images(source: Source, broken: tuple[str, ...], progress: Progress | None) -> Audit:
     n, shape = len(source), source.item_shape
     sample = _rows(source, spread(n, SAMPLE))
-    meter = Meter.fit(sample)
+    meter = PatchMeter.fit(sample)
     measured, small, hit = [], [], []
     for rows in torch.arange(n).split(CHUNK):
         x = _rows(source, rows)
-        measured.append(meter.levels(x))
+        measured.append(meter.levels(x, rows))
         hit.append(replaced_share(x))
         small.append(shrink(x))
         if progress:

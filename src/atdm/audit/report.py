@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from .. import plot
-from ..checkpoint import atomic
 from ..config import TrainConfig
+from ..files import atomic
 from ..run import build, estimate
 from ..source import Source
 from . import sheet

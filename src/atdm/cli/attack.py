@@ -121,8 +121,8 @@ def _victim(given: Any, model: str, goal: Any, at: set[int] | None, reference: A
     import torch
 
     from ..attack import Victim
-    from ..checkpoint import load_pipeline, weights_hash
-    from ..nets import item_shape
+    from ..checkpoint import load_pipeline
+    from ..nets import item_shape, weights_hash
     from ..schedulers import default_sampler
 
     net, process, clip = load_pipeline(model)

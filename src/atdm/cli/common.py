@@ -120,8 +120,8 @@ def draw(given: Any, target: Path | None = None) -> tuple[Any, dict[str, Any]]:
     import torch
     from accelerate import Accelerator
 
-    from ..checkpoint import load_pipeline, load_weights, weights_hash
-    from ..nets import item_shape
+    from ..checkpoint import load_pipeline, load_weights
+    from ..nets import item_shape, weights_hash
     from ..sample import check_target, sample
     from ..schedulers import default_sampler
 

@@ -27,8 +27,8 @@ def run(words: list[str]) -> int:
     parser.add_argument("--out", type=str, required=True, help="folder for samples.npz, a preview and truth.npz")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
-    from ..checkpoint import atomic
     from ..data import load
+    from ..files import atomic
     from ..poison import parse_poison
     from ..sample import save_samples
 
@@ -82,9 +82,9 @@ def _poisoned(given: Any, how: Any, dataset: Any) -> tuple[Any, Any]:
     """The same of poisoned items."""
     import torch
 
-    from ..checkpoint import load_pipeline, weights_hash
+    from ..checkpoint import load_pipeline
     from ..data.items import Floats
-    from ..nets import item_shape
+    from ..nets import item_shape, weights_hash
     from ..poison import poison
     from ..source import Source
 

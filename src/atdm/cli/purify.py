@@ -30,10 +30,10 @@ def run(words: list[str]) -> int:
     given = parser.parse_args(words)
     import torch
 
-    from ..checkpoint import load_pipeline, weights_hash
+    from ..checkpoint import load_pipeline
     from ..corrupt import corrupt
     from ..data import load
-    from ..nets import item_shape
+    from ..nets import item_shape, weights_hash
     from ..purify import Purifier, purify
     from ..sample import save_samples
     from ..schedulers import default_sampler

@@ -52,14 +52,14 @@ def run(words: list[str]) -> int:
         takes = ", ".join(name for name, e in EXPERIMENTS.items() if e.data is not None)
         raise UserError(f"The experiment {given.name} is about its own data. Expected no --data, or one of {takes}.")
 
-    from ..experiments import common
+    from ..experiments.reproduce import run as reproduce
 
     out, numbers = Path(given.out), {}
     for name in names:
         data = given.data if name in takers else None
         with progress_bar(given.json) as bar:
             task = bar.add_task(name, total=None, note="")
-            for done, total, label in common.run(
+            for done, total, label in reproduce(
                 name, out / name, given.scale, range(given.seed, given.seed + given.seeds), data
             ):
                 bar.update(task, completed=round(done), total=max(1, round(total)), note=label)

@@ -14,11 +14,21 @@ SCALES = {
 }
 
 
+def by_scale(scale: str, smoke: Any, cpu: Any, paper: Any) -> Any:
+    """The one for this scale."""
+    choices = {"smoke": smoke, "cpu": cpu, "paper": paper}
+    if scale not in choices:
+        raise unknown("scale", scale, SCALES)
+    return choices[scale]
+
+
 class Entry(NamedTuple):
     """An experiment that ``atdm reproduce`` runs.
 
     Args:
-        module: in this package; it has ``jobs``, ``work`` and ``findings`` (see :mod:`.common`).
+        module: in this package; it has ``jobs(scale, seeds, data)``, ``work(job, tell)``, which runs in a process of its own
+            and returns an :class:`~.findings.Outcome`, and ``findings(scale, outcomes)``, which makes figures, tables and
+            claims of them.
         summary: one line.
         data: the data set it takes by default where another can be given; None where the experiment is about its data.
     """

@@ -10,29 +10,11 @@ from typing import Any
 from .. import plot
 from ..attack import ATTACKS, GOALS, Search, Victim, check_seeds, damage_curve, doubt, random, summarize
 from ..spec import build
-from . import digits, plane
-from .common import (
-    DDPM,
-    Claim,
-    Findings,
-    Job,
-    Outcome,
-    Row,
-    Trained,
-    by_scale,
-    first_seed,
-    mean_over_seeds,
-    number,
-    part,
-    published,
-    recommended,
-    reference_of,
-    row,
-    table_of,
-    train,
-    values_of,
-)
-from .pool import Tell
+from . import by_scale, digits, plane
+from .findings import Claim, Findings, Outcome, first_seed
+from .pool import Tell, part
+from .rows import Row, mean_over_seeds, number, reference_of, row, table_of, values_of
+from .training import DDPM, Job, Trained, published, recommended, train
 
 BUDGETS = (0.0, 0.01, 0.03, 0.1, 0.3)
 IMAGE_BUDGETS = (0.0, 0.001, 0.003, 0.01, 0.03)  # more dimensions to push in

@@ -18,9 +18,11 @@ from ..data.items import Floats
 from ..metrics import content_hash
 from ..report import Table
 from ..source import Source
-from .common import Claim, Findings, Row, by_scale, cell, number, table_of, values_of
+from . import by_scale
+from .findings import Claim, Findings
 from .images import SETS, folder_below
 from .pool import Tell
+from .rows import Row, cell, number, table_of, values_of
 
 SHARES, STDS = (0.3, 0.6, 0.9), (0.05, 0.1, 0.2)
 POINTS, PERCENT = 5.0, 15.0  # errors of the share and of the std that count as agreement

@@ -15,32 +15,11 @@ from ..data.items import Floats
 from ..data.subspace import Subspace
 from ..metrics import psnr
 from ..train import Settings, Step
-from . import BUTTERFLIES
-from .common import (
-    AUTO,
-    DDPM,
-    Claim,
-    Findings,
-    Job,
-    Outcome,
-    Recipe,
-    Trained,
-    at_most,
-    by_scale,
-    draw,
-    evaluate,
-    first_seed,
-    mean_over_seeds,
-    number,
-    part,
-    process_of,
-    published,
-    row,
-    table_of,
-    train,
-    values_of,
-)
-from .pool import Tell
+from . import BUTTERFLIES, by_scale
+from .findings import Claim, Findings, Outcome, at_most, first_seed
+from .pool import Tell, part
+from .rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .training import AUTO, DDPM, Job, Recipe, Trained, draw, process_of, published, train
 
 GRAY = torch.tensor([0.299, 0.587, 0.114])  # of ITU-R BT.601
 CONDITIONS = {"clean": "none", "noise 0.1": "gaussian:share=0.9,std=0.1", "noise 0.2": "gaussian:share=0.9,std=0.2"}

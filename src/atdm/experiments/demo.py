@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__, metrics
-from ..checkpoint import atomic, weights_hash
 from ..corrupt import corrupt
 from ..data import Dataset, load
-from ..nets import build_net, call
+from ..files import atomic
+from ..nets import build_net, call, weights_hash
 from ..objective import Objective
 from ..perturb import ConstantRadius, Perturbation, PublishedRadius, PublishedWeight, RelativeWeight
 from ..process import Process

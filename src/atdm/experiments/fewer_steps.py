@@ -5,27 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from . import digits, pictures
-from .common import (
-    DDPM,
-    Claim,
-    Findings,
-    Job,
-    Outcome,
-    by_scale,
-    draw,
-    evaluate,
-    mean_over_seeds,
-    number,
-    part,
-    published,
-    recommended,
-    row,
-    table_of,
-    train,
-    values_of,
-)
-from .pool import Tell
+from . import by_scale, digits, pictures
+from .findings import Claim, Findings, Outcome
+from .pool import Tell, part
+from .rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .training import DDPM, Job, draw, published, recommended, train
 
 STEPS = (1000, 500, 300, 100, 50, 20, 10)
 SAMPLERS = ("ddpm", "ddim")

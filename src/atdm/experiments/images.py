@@ -16,15 +16,17 @@ from torch import Tensor, nn
 
 from .. import metrics, plot
 from .. import run as runs
-from ..checkpoint import load_pipeline, weights_hash
+from ..checkpoint import load_pipeline
 from ..config import ObjectiveConfig, TrainConfig, recipe
 from ..data import load
 from ..errors import UserError
-from ..nets import call
+from ..nets import call, weights_hash
 from ..process import Process
 from ..sample import sample_paths
-from .common import Claim, Findings, Row, at_most, by_scale, mean_over_seeds, part, table_of, values_of
-from .pool import Tell
+from . import by_scale
+from .findings import Claim, Findings, at_most
+from .pool import Tell, part
+from .rows import Row, mean_over_seeds, table_of, values_of
 
 SETS = {"cifar10": "CIFAR-10", "celeba": "CelebA", "bedroom": "bedrooms"}
 CONDITIONS = {

@@ -18,21 +18,21 @@ from torch import Tensor, nn
 
 from .. import metrics
 from ..attack import ATTACKS, GOALS, Finding, Victim, check_seeds, damage_curve, doubt, summarize
-from ..checkpoint import load_pipeline, read_config, weights_hash
+from ..checkpoint import load_pipeline, read_config
 from ..config import ObjectiveConfig, TrainConfig
 from ..corrupt import parse_corruption
 from ..data import Dataset, load
 from ..errors import UserError
 from ..metrics import Memorization, memorization
-from ..nets import count_parameters, flops, item_shape
+from ..nets import count_parameters, flops, item_shape, weights_hash
 from ..process import Process
 from ..run import read_log
 from ..sample import open_solver, sample
 from ..source import Source
 from ..spec import build
-from .common import Row, part, reference_of
 from .memorize import OTHER
-from .pool import Progress, Tell, work_through
+from .pool import Progress, Tell, part, work_through
+from .rows import Row, reference_of
 
 SAMPLERS = ("ddpm", "ddim")
 MOST_TRAINING = 5000  # training items among which nearest neighbours are looked for

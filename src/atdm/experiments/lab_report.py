@@ -14,8 +14,8 @@ from .. import __version__, metrics, plot, report
 from ..data import load
 from ..report import Section, Table
 from . import pictures
-from .common import Row, finite, reference_of
 from .lab import SAMPLERS, Outcome
+from .rows import Row, finite, reference_of
 
 IMAGES, FEW_IMAGES, PAIRS = 36, 16, 6
 NOTED = ("off_support_rms", "outlier_share", "spread_ratio", "mode_mass_error", "never_varying_noise", "noise_std")

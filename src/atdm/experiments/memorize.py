@@ -12,30 +12,11 @@ from ..data import Dataset
 from ..data.items import Floats
 from ..metrics import Memorization, memorization
 from ..train import Settings
-from . import digits
-from .common import (
-    DDPM,
-    Claim,
-    Findings,
-    Job,
-    Outcome,
-    Recipe,
-    by_scale,
-    draw,
-    evaluate,
-    first_seed,
-    mean_over_seeds,
-    number,
-    open_data,
-    part,
-    published,
-    recommended,
-    row,
-    table_of,
-    train,
-    values_of,
-)
-from .pool import Tell
+from . import by_scale, digits
+from .findings import Claim, Findings, Outcome, first_seed
+from .pool import Tell, part
+from .rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .training import DDPM, Job, Recipe, draw, open_data, published, recommended, train
 
 PAIRS = 6
 CONDITIONS = {"clean": "none", "noise 0.2": digits.NOISE["noise 0.2"]}

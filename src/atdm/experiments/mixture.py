@@ -15,32 +15,11 @@ from ..perturb import RelativeWeight
 from ..process import Process
 from ..sample import sample
 from ..train import Settings
-from . import pictures
-from .common import (
-    DDPM,
-    Claim,
-    Findings,
-    Job,
-    Method,
-    Outcome,
-    Recipe,
-    Row,
-    by_scale,
-    draw,
-    evaluate,
-    first_seed,
-    mean_over_seeds,
-    number,
-    part,
-    published,
-    recommended,
-    reference_of,
-    row,
-    table_of,
-    train,
-    values_of,
-)
-from .pool import Tell
+from . import by_scale, pictures
+from .findings import Claim, Findings, Outcome, first_seed
+from .pool import Tell, part
+from .rows import Row, evaluate, mean_over_seeds, number, reference_of, row, table_of, values_of
+from .training import DDPM, Job, Method, Recipe, draw, published, recommended, train
 
 GAUSSIAN = ("one Gaussian", "mixture:modes=1,radius=0,std=0.5", "none")
 BALANCED = ("8 equal modes", "mixture:modes=8,std=0.1", "none")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import atomic
 from ..errors import UserError
+from ..files import atomic
 from ..report import Table, markdown
 from . import EXPERIMENTS
 

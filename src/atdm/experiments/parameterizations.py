@@ -9,27 +9,11 @@ from .. import plot
 from ..process import PROCESSES
 from ..schedulers import default_sampler
 from ..spec import build
-from . import plane
-from .common import (
-    DDPM,
-    Claim,
-    Findings,
-    Job,
-    Outcome,
-    at_most,
-    by_scale,
-    draw,
-    evaluate,
-    mean_over_seeds,
-    number,
-    part,
-    recommended,
-    row,
-    table_of,
-    train,
-    values_of,
-)
-from .pool import Tell
+from . import by_scale, plane
+from .findings import Claim, Findings, Outcome, at_most
+from .pool import Tell, part
+from .rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .training import DDPM, Job, draw, recommended, train
 
 WRITTEN = {
     "noise (epsilon)": "linear",

@@ -27,6 +27,11 @@ class Job(Protocol):
         ...
 
 
+def part(tell: Tell, begin: float, end: float) -> Tell:
+    """``tell`` for a piece of the work that goes from ``begin`` to ``end``."""
+    return lambda share: tell(begin + (end - begin) * share)
+
+
 J = TypeVar("J", bound=Job)
 R = TypeVar("R")
 

@@ -12,30 +12,14 @@ from torch import Tensor, nn
 
 from .. import plot
 from ..attack import Search, bootstrap
-from ..checkpoint import weights_hash
 from ..data import Dataset
+from ..nets import weights_hash
 from ..purify import ImageAttack, Purifier, adversaries, answers, doubt_purifier, purify, with_robust
-from . import digits, pictures
-from .common import (
-    DDPM,
-    Claim,
-    Findings,
-    Job,
-    Outcome,
-    Row,
-    by_scale,
-    first_seed,
-    mean_over_seeds,
-    number,
-    part,
-    recommended,
-    reference_of,
-    row,
-    table_of,
-    train,
-    values_of,
-)
-from .pool import Tell
+from . import by_scale, digits, pictures
+from .findings import Claim, Findings, Outcome, first_seed
+from .pool import Tell, part
+from .rows import Row, mean_over_seeds, number, reference_of, row, table_of, values_of
+from .training import DDPM, Job, recommended, train
 
 CONDITIONS = {"clean": "none", "noise 0.2": digits.NOISE["noise 0.2"]}
 NOISE = 0.3  # sigma_t/alpha_t that inputs are diffused to

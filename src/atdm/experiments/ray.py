@@ -10,8 +10,10 @@ import torch
 from .. import plot, report
 from ..perturb import PublishedRadius, PublishedWeight
 from ..process import PROCESSES, Process
-from .common import Claim, Findings, Job, Outcome, Row, number
+from .findings import Claim, Findings, Outcome
 from .pool import Tell
+from .rows import Row, number
+from .training import Job
 
 OMEGAS = (0.5, 1.0, 2.0, 4.0)
 AT = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)

@@ -14,32 +14,11 @@ from ..config import ObjectiveConfig
 from ..corrupt import corrupt
 from ..errors import unknown
 from ..train import Settings
-from . import butterflies, digits, pictures, plane
-from .common import (
-    AUTO,
-    DDPM,
-    Claim,
-    Findings,
-    Job,
-    Method,
-    Outcome,
-    Recipe,
-    Row,
-    by_scale,
-    draw,
-    evaluate,
-    mean_over_seeds,
-    number,
-    open_data,
-    part,
-    process_of,
-    published,
-    row,
-    table_of,
-    train,
-    values_of,
-)
-from .pool import Tell
+from . import butterflies, by_scale, digits, pictures, plane
+from .findings import Claim, Findings, Outcome
+from .pool import Tell, part
+from .rows import Row, evaluate, mean_over_seeds, number, row, table_of, values_of
+from .training import AUTO, DDPM, Job, Method, Recipe, draw, open_data, process_of, published, train
 
 SHARES, STDS = (0.3, 0.6, 0.9, 1.0), (0.05, 0.1, 0.2)
 STANDARD = (0.9, 0.2)  # where the shares and the stds cross

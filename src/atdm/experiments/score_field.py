@@ -12,28 +12,12 @@ from .. import metrics, plot
 from ..data import load
 from ..nets import call
 from ..process import Process
-from . import plane
-from .common import (
-    DDPM,
-    Claim,
-    Findings,
-    Job,
-    Outcome,
-    Row,
-    Trained,
-    by_scale,
-    first_seed,
-    mean_over_seeds,
-    number,
-    part,
-    published,
-    recommended,
-    row,
-    table_of,
-    train,
-)
-from .pool import Tell
+from . import by_scale, plane
+from .findings import Claim, Findings, Outcome, first_seed
+from .pool import Tell, part
+from .rows import Row, mean_over_seeds, number, row, table_of
 from .smoothness import Smoothness, as_model, below, smoothness
+from .training import DDPM, Job, Trained, published, recommended, train
 
 FIELD_T = 120  # sigma/alpha is about 0.4: the data's outline shows and the noise still matters
 ERROR_T = (20, 50, 100, 150, 200, 300, 400, 600, 800, 999)

@@ -9,29 +9,11 @@ from functools import partial
 from typing import Any
 
 from .. import plot
-from . import digits
-from .common import (
-    DDPM,
-    Claim,
-    Findings,
-    Job,
-    Method,
-    Outcome,
-    by_scale,
-    draw,
-    evaluate,
-    first_seed,
-    mean_over_seeds,
-    number,
-    part,
-    process_of,
-    published,
-    recommended,
-    row,
-    table_of,
-    train,
-)
-from .pool import Tell
+from . import by_scale, digits
+from .findings import Claim, Findings, Outcome, first_seed
+from .pool import Tell, part
+from .rows import evaluate, mean_over_seeds, number, row, table_of
+from .training import DDPM, Job, Method, draw, process_of, published, recommended, train
 
 STRONG = 3.0  # lambda of the sweeps of omega and floor: at 0.3 they would show little
 LATE = (0.5, 0.75, 0.9)  # share of the training after which the push begins

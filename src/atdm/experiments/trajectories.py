@@ -10,24 +10,10 @@ from .. import plot
 from ..data import load
 from ..metrics import diverged_share
 from . import plane
-from .common import (
-    Claim,
-    Findings,
-    Job,
-    Outcome,
-    at_most,
-    evaluate,
-    first_seed,
-    mean_over_seeds,
-    number,
-    part,
-    paths,
-    row,
-    table_of,
-    train,
-    values_of,
-)
-from .pool import Tell
+from .findings import Claim, Findings, Outcome, at_most, first_seed
+from .pool import Tell, part
+from .rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .training import Job, paths, train
 
 FAR = 3.0  # times the largest clean coordinate: a sample beyond it left the data altogether
 SHOWN = 30  # noise levels at which trajectories are kept

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
-import pickle
 import socket
 import urllib.request
 from abc import ABC, abstractmethod
@@ -27,9 +26,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from ..errors import UserError, nearest
+from ..errors import UserError, first_line, nearest
+from ..nets import weights_hash
 from ..sample import to_uint8
 from .features import FeatureSpace
+from .weights import fitting, package, read_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -229,7 +230,7 @@ def timm_space(name: str, file: str | None, size: int | None, title: str, spec: 
             where = f"https://huggingface.co/{source}/resolve/main/model.safetensors" if source else "its weights"
             raise UserError(
                 f"The weights of {title} are not in the cache of the Hugging Face Hub and cannot be downloaded "
-                f"({_first_line(problem)}). Fetch {where} where there is a connection, and give {spec}file=PATH."
+                f"({first_line(problem)}). Fetch {where} where there is a connection, and give {spec}file=PATH."
             ) from problem
     wanted = timm.data.resolve_model_data_config(model)
     model.eval()
@@ -351,10 +352,6 @@ class Session(nn.Module):
         return features.mean((2, 3)) if features.dim() == 4 else features.flatten(1)
 
 
-def _first_line(problem: Exception) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-
-
 def _short(value: Tensor) -> str:
     numbers = [f"{v:.4g}" for v in value.flatten().tolist()]
     return numbers[0] if len(set(numbers)) == 1 else f"({', '.join(numbers)})"
@@ -369,66 +366,3 @@ def rgb(x: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n 3 h w"]:
     if x.shape[1] not in (1, 3):
         raise UserError(f"A feature network takes no images of {x.shape[1]} channels. Expected 1 or 3.")
     return x.expand(-1, 3, -1, -1)
-
-
-def package(module: str, name: str, features: str) -> Any:
-    """An optional package.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as problem:
-        raise UserError(
-            f"The feature space '{features}' needs the package {name} ({problem}). "
-            f"Expected: pip install {name}, or pip install 'atdm[metrics]' for all feature networks."
-        ) from problem
-
-
-def read_weights(path: Path, network: str) -> dict[str, Tensor]:
-    """Named weights from ``.safetensors`` or a PyTorch file, which is read without running code in it.
-
-    Raises:
-        UserError: there is no such file, or it holds no weights.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise UserError(f"There is no file {path} with the weights of {network}. Expected .safetensors, .pth or .pt.")
-    try:
-        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except pickle.UnpicklingError as problem:  # torch's sentence advises to run the code in it
-        raise UserError(
-            f"{path} holds more than weights, or none. Expected the weights of {network} alone."
-        ) from problem
-    except (OSError, RuntimeError, EOFError, SafetensorError) as problem:
-        raise UserError(f"Cannot read weights of {network} from {path}: {_first_line(problem)}") from problem
-    while isinstance(found, dict) and (inner := next((k for k in ("state_dict", "model") if k in found), None)):
-        found = found[inner]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise UserError(f"{path} holds no weights of {network}. Expected a dictionary of named tensors.")
-    return found
-
-
-def fitting(path: Path, network: str, build: Callable[[], Any]) -> Any:
-    """What ``build`` returns.
-
-    Raises:
-        UserError: the weights in ``path`` are those of another network.
-    """
-    try:
-        return build()
-    except (RuntimeError, KeyError, AttributeError) as problem:
-        first = " ".join(str(problem).split())[:300]
-        raise UserError(f"The weights in {path} are not those of {network}: {first}") from problem
-
-
-def weights_hash(network: nn.Module) -> str:
-    """16 hex digits of the SHA-256 of the named weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

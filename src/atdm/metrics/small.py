@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files import atomic
+from ..nets import weights_hash
 from ..sample import to_uint8
 from .features import FeatureSpace
-from .networks import NetworkFeatures, fitting, weights_hash
+from .networks import NetworkFeatures
+from .weights import fitting
 
 WIDTHS = (16, 32, 64, 128)
 TEMPERATURE = 0.2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import hub, spec
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .unet import CelebA64, Cifar10, Digits, Tiny
 
 
@@ -106,9 +107,9 @@ def _load(folder: Path, source: str | Path, subfolder: str | None) -> nn.Module:
     except UserError:
         raise
     except Exception as problem:  # diffusers, safetensors and the Hub client each raise their own
-        reason = str(problem).strip().splitlines() or [type(problem).__name__]
+        reason = first_line(problem)
         raise UserError(
-            f"Cannot load a network from '{source}': {reason[0]} "
+            f"Cannot load a network from '{source}': {reason} "
             "Expected a diffusers pipeline or model folder with config.json and weights, or a Hub name."
         ) from problem
 
@@ -141,6 +142,15 @@ def item_shape(net: nn.Module) -> tuple[int, ...]:
 def count_parameters(net: nn.Module) -> int:
     """How many numbers the network learns."""
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+def weights_hash(network: nn.Module) -> str:
+    """16 hex digits of the SHA-256 of the named weights: which model made a number."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UserError
-from ..levels import estimated_levels
+from ..noise.filters import THIN
 from ..process import Process
-from .terms import Draws, Predict, Rival, Terms, item_mean, per_item
+from .terms import Draws, LevelsFrom, Predict, Rival, Terms, item_mean, per_item
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Ambient(Rival):
     consistency term that the paper adds there is not part of this.
     """
 
-    needs_levels = True
+    levels_from: ClassVar[LevelsFrom] = "truth"
 
     def own(
         self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
@@ -43,7 +45,7 @@ class Ambient(Rival):
         draws: Draws,
         levels: Float[Tensor, "batch"] | None,
     ) -> Terms:
-        s = self.levels_of(x0, levels)
+        s = known(levels)
         if draws.beta is None:
             raise UserError("The draws are of another loss. Expected those of this loss's own draw().")
         t = above(self.process, s, t, draws.beta)
@@ -52,41 +54,20 @@ class Ambient(Rival):
         squared = item_mean((per_item(kappa, eps) * eps - draws.noise).square())
         return Terms.unpushed(t, squared * self.process.eps_weight(t))
 
-    def levels_of(
-        self, x0: Float[Tensor, "batch *dims"], levels: Float[Tensor, "batch"] | None
-    ) -> Float[Tensor, "batch"]:
-        """The standard deviation of the noise in each item."""
-        return known(levels)
-
 
 @dataclass(frozen=True)
 class AmbientBlind(Ambient):
-    """:class:`Ambient` that is told no level and estimates that of each image from the image (Donoho & Johnstone 1994).
+    """:class:`Ambient` that is not told the levels: they are estimated from the items (:mod:`atdm.noise`)."""
 
-    Args:
-        floor: images with less noise than this count as clean (data units): fine detail looks like a little noise.
-    """
-
-    floor: float = 0.03
-    needs_levels = False
-
-    def __post_init__(self) -> None:
-        if not self.floor >= 0:
-            raise UserError(f"floor of the noise levels is {self.floor}. Expected a number >= 0, such as 0.03.")
+    levels_from: ClassVar[LevelsFrom] = "items"
 
     def require_items(self, item_shape: tuple[int, ...]) -> None:
-        if len(item_shape) != 3:
+        if math.prod(item_shape) < THIN:
             raise UserError(
-                "ambient_blind estimates noise from the differences of neighbouring pixels, and the data are vectors. "
-                "Expected images, or ambient, which is told the noise."
+                f"ambient_blind estimates noise along the directions in which the data vary least, and vectors of "
+                f"{math.prod(item_shape)} values have none for sure. Expected items of {THIN} values or more, or ambient, "
+                "which is told the noise."
             )
-
-    def levels_of(
-        self, x0: Float[Tensor, "batch *dims"], levels: Float[Tensor, "batch"] | None
-    ) -> Float[Tensor, "batch"]:
-        self.require_items(tuple(x0.shape[1:]))
-        found = estimated_levels(x0)
-        return torch.where(found < self.floor, torch.zeros_like(found), found)
 
 
 def known(levels: Float[Tensor, "batch"] | None) -> Float[Tensor, "batch"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .ambient import first_above, known
-from .terms import Draws, Predict, Rival, Terms, counted, item_mean, per_item
+from .terms import Draws, LevelsFrom, Predict, Rival, Terms, counted, item_mean, per_item
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Sure(Rival):
 
     weight: float = 1.0
     step: float = 1e-3
-    needs_levels = True
+    levels_from: ClassVar[LevelsFrom] = "truth"
 
     def __post_init__(self) -> None:
         if not self.weight >= 0:

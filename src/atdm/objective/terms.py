@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -16,6 +16,7 @@ from ..nets import call
 from ..process import Process
 
 Predict = Callable[[Tensor, Tensor], Tensor]
+LevelsFrom = Literal["truth", "items"] | None
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,15 @@ class Loss(ABC):
 
     Attributes:
         replays: optimizer steps on each batch; :meth:`again` gives the randomness of the next one.
-        needs_levels: whether it must be told the noise that each item holds already.
+        levels_from: where the noise that each item holds already is to come from: the truth about the data, or an estimate
+            from the items (:class:`atdm.noise.Gauge`); None: it need not be told.
     """
 
     process: Process
     seed: int
     _streams: dict[torch.device, torch.Generator]
     replays: int = 1
-    needs_levels: bool = False
+    levels_from: ClassVar[LevelsFrom] = None
 
     def draw(
         self,

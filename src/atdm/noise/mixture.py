@@ -9,12 +9,12 @@ width 0 since one process made them all noisy alike. Expectation maximization, o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 STEP = 0.05  # of the grid, in log units
 LOW, HIGH = np.log(0.003), np.log(2.0)
@@ -41,19 +41,36 @@ class Noise:
         share: of images that are noisy.
         std: of the noise among them (median); None where no image is noisy.
         width: std of the log of the noise std among them; 0 where all are noisy alike.
-        posterior: for each image how likely it is noisy.
-        per_image: the noise std of each image, were it noisy.
         content: the level of a typical clean image of the set: noise much below it cannot be told.
         gain: log likelihood per image over that of a clean set.
+        chance: how likely an image of each level of the grid is noisy.
+        sigma: the noise std of an image of each level of the grid, were it noisy.
+        unit: data units of a level of 1 on the grid.
     """
 
     share: float
     std: float | None
     width: float
-    posterior: Float[np.ndarray, "n"]
-    per_image: Float[np.ndarray, "n"]
     content: float
     gain: float
+    chance: Float[np.ndarray, "levels"]
+    sigma: Float[np.ndarray, "levels"]
+    unit: float = 1.0
+
+    def stds(self, levels: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+        """The noise std of images of these levels; 0 where they are more likely clean."""
+        logs = _logs(levels / self.unit)
+        each = np.exp(np.interp(logs, GRID, np.log(self.sigma))) * self.unit
+        return np.where(self.chance[_places(logs)] > 0.5, each, 0.0)
+
+    def over(self, share: float) -> Noise:
+        """The same for a larger set, of which the images looked at were this share and the others are not noisy."""
+        return replace(self, share=self.share * share)
+
+    def scaled(self, unit: float) -> Noise:
+        """The same for data of which the levels were divided by ``unit``."""
+        std = None if self.std is None else self.std * unit
+        return replace(self, std=std, content=self.content * unit, unit=self.unit * unit)
 
 
 class _Model(NamedTuple):
@@ -71,8 +88,7 @@ def fit(levels: Float[np.ndarray, "n"], tau: float, usual: float) -> Noise:
         tau: std of the log of the level of an image of pure noise.
         usual: the level that clean sets of this kind have; decides where the levels alone cannot.
     """
-    logs = np.log(np.hypot(levels, ROUNDING))
-    place = np.clip(np.round((logs - LOW) / STEP), 0, len(GRID) - 1).astype(int)
+    place = _places(_logs(levels))
     error = round(max(float(np.hypot(tau, 0.015)), 0.6 * STEP), 3)
     em = _Em(np.bincount(place, minlength=len(GRID)).astype(float), error, float(np.log(usual)))
     null = em.run([(0, 0.0)], noisy=False)
@@ -81,8 +97,7 @@ def fit(levels: Float[np.ndarray, "n"], tau: float, usual: float) -> Noise:
     best = em.run([(place, width) for width in FINE for place in near])
     gain = (best.score - null.score) / len(levels)
     if best.score - null.score < 2 * np.log(len(levels)):
-        nothing = np.zeros(len(levels))
-        return Noise(0.0, None, 0.0, nothing, nothing, _median(GRID, null.content), gain)
+        return Noise(0.0, None, 0.0, _median(GRID, null.content), gain, np.zeros(len(GRID)), np.exp(GRID))
     kernels, clean = _kernels(error)
     given = kernels @ best.content  # of levels, for each sigma
     dirty = best.share * _weights(best.place, best.width) @ given
@@ -95,11 +110,20 @@ def fit(levels: Float[np.ndarray, "n"], tau: float, usual: float) -> Noise:
         share=float(noisy.sum() / len(levels)),
         std=_median(log_sigma[order], noisy[order]),
         width=best.width,
-        posterior=posterior[place],
-        per_image=np.exp(np.interp(logs, GRID, log_sigma)),
         content=_median(GRID, best.content),
         gain=gain,
+        chance=posterior,
+        sigma=np.exp(log_sigma),
     )
+
+
+def _logs(levels: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    return np.log(np.hypot(levels, ROUNDING))
+
+
+def _places(logs: Float[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """The nearest places of the grid."""
+    return np.clip(np.round((logs - LOW) / STEP), 0, len(GRID) - 1).astype(int)
 
 
 def _median(logs: Float[np.ndarray, "m"], weights: Float[np.ndarray, "m"]) -> float:

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -80,7 +79,7 @@ class Probe:
         out = []
         size = self.filters.shape[-1]
         for part in x.split(64):
-            energy = nn.functional.conv2d(part, self.filters).square().mean(1).flatten(1)
+            energy = nn.functional.conv2d(part, self.filters.to(x.device)).square().mean(1).flatten(1)
             level = _quantile(energy, torch.ones_like(energy, dtype=torch.bool)).sqrt() / self.gain
             extreme = nn.functional.avg_pool2d(part, size, 1).abs().amax(1).flatten(1)
             limit = torch.maximum(1 - 2 * level, _quantile(extreme, torch.ones_like(extreme, dtype=torch.bool), 0.125))
@@ -100,25 +99,45 @@ def central(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c s t"]:
     return x[:, :, top : top + WINDOW, left : left + WINDOW]
 
 
-def thin_levels(x: Float[Tensor, "n d"]) -> tuple[Float[np.ndarray, "n"], float] | None:
-    """The same for whole items: root mean square along those directions in which the set is thin, and its tau.
+@dataclass(frozen=True)
+class Thin:
+    """The same for whole items: those directions in which the set is thin.
 
-    Each half of the set is measured along the directions that the other half gave: its own would look too thin.
+    Each half of the set (even and odd indices) is measured along the directions that the other half gave: its own would look
+    too thin.
 
-    Returns:
-        None where the items are too few or have no direction that is thin.
+    Args:
+        means, bases: of the even and of the odd items; the directions are columns.
+        tau: as a probe's.
     """
-    n, d = x.shape
-    if d < THIN or n < 8 * d:
-        return None
-    out = torch.zeros(n)
-    kept = d // 4
-    for half in (0, 1):
-        other = x[1 - half :: 2]
-        mean = other.mean(0)
-        variance, basis = torch.linalg.eigh((other - mean).double().T @ (other - mean).double() / len(other))
-        std = variance.clamp(min=0).sqrt()
-        if std[: d // 4].mean() > 0.5 * std.square().mean().sqrt():
+
+    means: tuple[Float[Tensor, "d"], Float[Tensor, "d"]]
+    bases: tuple[Float[Tensor, "d k"], Float[Tensor, "d k"]]
+    tau: float
+
+    @classmethod
+    def fit(cls, x: Float[Tensor, "n d"], rows: Int[Tensor, "n"]) -> Thin | None:
+        """Directions for a set; None where the items are too few or have no direction that is thin."""
+        n, d = x.shape
+        if d < THIN or n < 8 * d:
             return None
-        out[half::2] = ((x[half::2] - mean) @ basis[:, :kept].float()).square().mean(1).sqrt()
-    return out.double().numpy(), float((2 * kept) ** -0.5)
+        kept = d // 4
+        means, bases = [], []
+        for half in (0, 1):
+            own = x[rows % 2 == half]
+            mean = own.mean(0)
+            variance, basis = torch.linalg.eigh((own - mean).double().T @ (own - mean).double() / len(own))
+            std = variance.clamp(min=0).sqrt()
+            if std[:kept].mean() > 0.5 * std.square().mean().sqrt():
+                return None
+            means.append(mean)
+            bases.append(basis[:, :kept].float())
+        return cls((means[0], means[1]), (bases[0], bases[1]), (2 * kept) ** -0.5)
+
+    def levels(self, x: Float[Tensor, "n d"], rows: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """Root mean square of each item along the thin directions of the other half."""
+        even, odd = (
+            ((x - mean.to(x.device)) @ basis.to(x.device)).square().mean(1).sqrt()
+            for mean, basis in zip(self.means, self.bases, strict=True)
+        )
+        return torch.where(rows.to(x.device) % 2 == 0, odd, even)

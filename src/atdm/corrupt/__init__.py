@@ -1,0 +1,31 @@
+"""Dirt with a known truth: seeded corruptions, pure per item, that record which items they touched and how."""
+
+from .apply import (
+    PLACES,
+    corrupt,
+    corrupt_item,
+    corrupt_rows,
+    describe_corruption,
+    parse_corruption,
+    require_fit,
+    stream,
+    truth_of,
+)
+from .kinds import CORRUPTIONS, Corruption, Gaussian
+from .truth import Truth
+
+__all__ = [
+    "CORRUPTIONS",
+    "PLACES",
+    "Corruption",
+    "Gaussian",
+    "Truth",
+    "corrupt",
+    "corrupt_item",
+    "corrupt_rows",
+    "describe_corruption",
+    "parse_corruption",
+    "require_fit",
+    "stream",
+    "truth_of",
+]

@@ -1,0 +1,157 @@
+"""Corruptions by spec, joined and done to the items of a data set, each with its own randomness.
+
+The randomness of item i depends on (seed, i) alone, or (seed, i, epoch) where dirt is fresh in every epoch, so any item
+by itself comes out as it does in the whole set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .. import spec as specs
+from ..errors import UserError
+from .kinds import CORRUPTIONS, Corruption
+from .truth import Truth
+
+
+def parse_corruption(spec: str) -> tuple[Corruption, ...]:
+    """The parts of a spec: ``gaussian:share=0.9,std=0.2``, several joined by '+'; ``none`` is no part.
+
+    Raises:
+        UserError: an unknown corruption or option, or a value out of range.
+    """
+    words = re.split(r"\+(?!\d)", spec)  # 1e+0 is a number
+    if any(word.strip().partition(":")[0] == "poison" for word in words):
+        raise UserError(
+            "Poison is made against a model, too slowly to be made on the fly. Make the set first (atdm corrupt --data DATA "
+            "--corrupt poison:model=FOLDER --out dirty), then learn from it (--data dirty/samples.npz)."
+        )
+    parts = tuple(specs.build("corruption", word, CORRUPTIONS) for word in words if word.strip() != "none")
+    if len(parts) > PLACES:
+        raise UserError(f"The corruption has {len(parts)} parts. Expected at most {PLACES}.")
+    return parts
+
+
+def describe_corruption(parts: tuple[Corruption, ...]) -> str:
+    """The spec that :func:`parse_corruption` reads back."""
+    return "+".join(specs.describe(_name(p), p) for p in parts) or "none"
+
+
+def _name(part: Corruption) -> str:
+    return next(name for name, kind in CORRUPTIONS.items() if kind is type(part))
+
+
+class _Streams(threading.local):
+    """A generator for each (seed, item, part, epoch), by moving one Philox there: building one takes far longer."""
+
+    def __init__(self) -> None:
+        self.bits = np.random.Philox(0)
+        self.rng = np.random.Generator(self.bits)
+        self.state: Any = np.random.Philox(key=0).state
+
+    def at(self, seed: int, index: int, place: int, epoch: int) -> np.random.Generator:
+        self.state["state"]["key"][:] = seed & (2**64 - 1), index * PLACES + place
+        self.state["state"]["counter"][3] = epoch
+        self.bits.state = self.state
+        return self.rng
+
+
+PLACES = 64  # parts a corruption can have
+_streams = _Streams()
+
+
+def stream(seed: int, index: int, place: int, epoch: int = 0) -> np.random.Generator:
+    """The source of randomness of item ``index`` for the part at ``place`` of a corruption; the next call moves it on."""
+    return _streams.at(seed, index, place, epoch)
+
+
+def corrupt_item(
+    x: Float[Tensor, "*item"], parts: tuple[Corruption, ...], seed: int, index: int, epoch: int = 0
+) -> tuple[Float[Tensor, "*item"], list[dict[str, Any] | None]]:
+    """Item ``index`` of a data set as training sees it, and what each part drew for it (None: untouched).
+
+    Args:
+        epoch: dirt that is fresh in every epoch counts them; fixed dirt is that of epoch 0.
+    """
+    out, hits = _damaged(x.numpy(), parts, seed, index, epoch)
+    untouched = all(hit is None for hit in hits)
+    return (x if untouched else torch.from_numpy(np.ascontiguousarray(out))), hits
+
+
+def corrupt_rows(
+    x: Float[Tensor, "b *item"], parts: tuple[Corruption, ...], seed: int, indices: list[int], epochs: list[int]
+) -> None:
+    """:func:`corrupt_item` of many rows, in place: ``x[row]`` is item ``indices[row]`` as of epoch ``epochs[row]``."""
+    rows = x.numpy()
+    for row, index, epoch in zip(rows, indices, epochs, strict=True):
+        row[...] = _damaged(row, parts, seed, index, epoch)[0]
+
+
+def _damaged(x: Any, parts: tuple[Corruption, ...], seed: int, index: int, epoch: int) -> tuple[Any, list[Any]]:
+    hits: list[dict[str, Any] | None] = []
+    for place, part in enumerate(parts):
+        rng = stream(seed, index, place, epoch)
+        hits.append(drawn := part.draw(x.shape, rng) if rng.random() < part.share else None)
+        if drawn is not None:
+            x = part.damage(x, drawn, rng)
+    return x, hits
+
+
+def require_fit(parts: tuple[Corruption, ...], shape: tuple[int, ...]) -> None:
+    """Refuse corruptions that items of this shape cannot have.
+
+    Raises:
+        UserError: one of the parts is for images, and the items are vectors.
+    """
+    for part in parts:
+        if part.images_only and len(shape) != 3:
+            raise UserError(
+                f"The corruption '{describe_corruption((part,))}' is for images. "
+                f"Expected one of {', '.join(n for n, k in CORRUPTIONS.items() if not k.images_only)} for vectors."
+            )
+
+
+def truth_of(spec: str, items: int, shape: tuple[int, ...], seed: int = 0) -> Truth:
+    """The truth about ``items`` items of that shape, known before any of them is read.
+
+    Raises:
+        UserError: the spec is wrong or does not fit the data.
+    """
+    parts = parse_corruption(spec)
+    require_fit(parts, shape)
+    names = [_name(part) for part in parts]
+    touched, details = np.zeros((len(parts), items), dtype=bool), {}
+    for place, part in enumerate(parts):
+        values = {key: np.full(items, np.nan) for key in part.draw(shape, stream(seed, 0, place))}
+        for index in range(items):
+            rng = stream(seed, index, place)
+            if rng.random() < part.share:
+                touched[place, index] = True
+                for key, value in part.draw(shape, rng).items():
+                    values[key][index] = np.sum(value)  # of a mask: how many
+        nth = names[: place + 1].count(names[place])
+        details[names[place] if nth == 1 else f"{names[place]}_{nth}"] = values
+    about = {"items": items, "parts": [dataclasses.asdict(p) | {"kind": n} for p, n in zip(parts, names, strict=True)]}
+    return Truth(touched, describe_corruption(parts), seed, about, details)
+
+
+def corrupt(x: Float[Tensor, "n *item"], spec: str, seed: int = 0) -> tuple[Float[Tensor, "n *item"], Truth]:
+    """A corrupted copy of a data set and the truth about it.
+
+    Raises:
+        UserError: the spec is wrong or does not fit the data (images only), or the data hold NaN.
+    """
+    if not bool(x.isfinite().all()):
+        raise UserError("The data hold values that are not finite. Expected numbers.")
+    truth = truth_of(spec, len(x), tuple(x.shape[1:]), seed)
+    parts, out = parse_corruption(spec), x.clone()
+    corrupt_rows(out, parts, seed, [*range(len(x))], [0] * len(x))
+    return out, truth

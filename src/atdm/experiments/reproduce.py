@@ -1,0 +1,57 @@
+"""Does an experiment: its jobs on the machine's cores, what was found, and files."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from .. import __version__
+from . import entry, module_of
+from .findings import Findings, write
+from .pool import Progress, work_through, workers
+
+
+def run(
+    name: str, out: Path, scale: str = "cpu", seeds: Sequence[int] = (0,), data: str | None = None
+) -> Iterator[Progress]:
+    """Do an experiment and write figures, ``numbers.json``, ``paragraph.md`` and ``report.html`` to the folder ``out``.
+
+    Yields:
+        ``(done, all, label)``, done and all in rough seconds of one core.
+
+    Raises:
+        UserError: an unknown name or scale, or data that cannot be used.
+    """
+    module, about, begin = module_of(name), entry(name), (time.perf_counter(), _cpu_seconds())
+    todo = module.jobs(scale, seeds, data)
+    outcomes = yield from work_through(module.work, todo)
+    total = sum(job.cost for job in todo)
+    yield total, total, "figures"
+    found: Findings = module.findings(scale, outcomes)
+    provenance = {
+        "experiment": name,
+        "scale": scale,
+        "seeds": list(seeds),
+        "atdm": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "jobs": len(todo),
+        "workers": workers(len(todo)),
+        "data": data,
+        "seconds in all": round(time.perf_counter() - begin[0], 1),
+        "cpu seconds": round(_cpu_seconds() - begin[1], 1),
+    }
+    write(found, name, about.summary, scale, provenance, out)
+    yield total, total, "report"
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those it started that ended."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system

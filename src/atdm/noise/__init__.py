@@ -1,0 +1,5 @@
+"""How much Gaussian noise each item of a set holds, from the items alone, and which share of the set is noisy."""
+
+from .estimate import Estimate, Gauge, estimate_noise, noise_levels, noise_stds
+
+__all__ = ["Estimate", "Gauge", "estimate_noise", "noise_levels", "noise_stds"]

@@ -1,0 +1,231 @@
+"""Noise of a set and of each of its items: levels measured, and the mixture that tells noise from content."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..errors import UserError
+from . import mixture
+from .filters import LEAST, Probe, Thin, central
+from .mixture import Noise
+from .pixels import replaced_share
+
+USUAL = {3: 0.006, 1: 0.02}  # level of clean photographs by channels, as CIFAR-10 has it
+THIN_USUAL = 0.01
+COMMON_GAIN = 0.1  # log likelihood per image from which on gray noise in color images is believed
+SAMPLE = 512  # images that the filters are fitted to
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The noise of a set.
+
+    Args:
+        noise: its law: share, std, and the noise std by level.
+        common: the noise is the same in all color channels, as after JPEG.
+        levels: measured for each item, of its noise and of content that looks like it.
+        stds: noise std of each item; 0 where it is more likely clean.
+    """
+
+    noise: Noise
+    common: bool
+    levels: Float[np.ndarray, "n"]
+    stds: Float[np.ndarray, "n"]
+
+
+class Meter(ABC):
+    """Measures the items of a set in one or more ways, and says what the levels mean."""
+
+    @abstractmethod
+    def levels(self, x: Float[Tensor, "n *item"], rows: Int[Tensor, "n"]) -> Float[Tensor, "ways n"]:
+        """Level of each item, in each way.
+
+        Args:
+            rows: indices of the items in the set.
+        """
+
+    @abstractmethod
+    def judge(self, levels: Float[Tensor, "ways n"], use: Bool[np.ndarray, "n"]) -> Estimate:
+        """What the levels of a set say.
+
+        Args:
+            use: items that can be clean or carry Gaussian noise; the others are neither, and get no noise.
+        """
+
+
+@dataclass(frozen=True)
+class PatchMeter(Meter):
+    """Looks at patches of images with filters of the set, and at color images in gray, too."""
+
+    probes: Sequence[Probe]
+
+    @classmethod
+    def fit(cls, sample: Float[Tensor, "n c h w"]) -> PatchMeter:
+        """Filters for the set that ``sample`` is from, which may be noisy.
+
+        Raises:
+            UserError: the images are too small.
+        """
+        sample = central(sample)
+        gray = [Probe.fit(sample.mean(1, keepdim=True))] if sample.shape[1] == 3 else []
+        return cls([Probe.fit(sample), *gray])
+
+    def levels(self, x: Float[Tensor, "n c h w"], rows: Int[Tensor, "n"]) -> Float[Tensor, "probes n"]:
+        x = central(x)
+        gray = [probe.levels(x.mean(1, keepdim=True)) for probe in self.probes[1:]]
+        return torch.stack([self.probes[0].levels(x), *gray])
+
+    def judge(self, levels: Float[Tensor, "probes n"], use: Bool[np.ndarray, "n"]) -> Estimate:
+        each = levels.double().cpu().numpy()
+        found = [
+            _law(row, probe.tau, USUAL[probe.filters.shape[1]], use)
+            for row, probe in zip(each, self.probes, strict=True)
+        ]
+        common = len(found) == 2 and found[0].std is None and found[1].std is not None and found[1].gain > COMMON_GAIN
+        return _estimate(found[int(common)], common, each[int(common)], use)
+
+
+@dataclass(frozen=True)
+class WholeMeter(Meter):
+    """Looks at whole items along directions in which the set is thin: vectors, and images too small for patches.
+
+    Args:
+        unit: what levels are divided by: thresholds of noise are for data of std 0.5.
+    """
+
+    thin: Thin
+    unit: float
+
+    @classmethod
+    def fit(cls, x: Float[Tensor, "n *item"], rows: Int[Tensor, "n"]) -> WholeMeter | None:
+        """Directions for a set; None where noise cannot be told from content."""
+        flat = x.flatten(1)
+        unit = 1.0 if x.dim() == 4 else max(2 * flat.std(0).square().mean().sqrt().item(), 1e-12)
+        thin = Thin.fit(flat / unit, rows)
+        return None if thin is None else cls(thin, unit)
+
+    def levels(self, x: Float[Tensor, "n *item"], rows: Int[Tensor, "n"]) -> Float[Tensor, "1 n"]:
+        return self.thin.levels(x.flatten(1) / self.unit, rows)[None] * self.unit
+
+    def judge(self, levels: Float[Tensor, "1 n"], use: Bool[np.ndarray, "n"]) -> Estimate:
+        each = levels[0].double().cpu().numpy()
+        return _estimate(_law(each / self.unit, self.thin.tau, THIN_USUAL, use).scaled(self.unit), False, each, use)
+
+
+def _law(levels: Float[np.ndarray, "n"], tau: float, usual: float, use: Bool[np.ndarray, "n"]) -> Noise:
+    """The mixture over the items in use, as that of all of them."""
+    return (
+        mixture.fit(levels[use], tau, usual).over(float(use.mean())) if use.any() else mixture.fit(levels, tau, usual)
+    )
+
+
+def _estimate(noise: Noise, common: bool, levels: Float[np.ndarray, "n"], use: Bool[np.ndarray, "n"]) -> Estimate:
+    return Estimate(noise, common, levels, np.where(use | ~use.any(), noise.stds(levels), 0.0))
+
+
+def by_patches(item_shape: Sequence[int]) -> bool:
+    """Whether items of this shape are images large enough to be looked at in patches."""
+    return len(item_shape) == 3 and min(item_shape[1:]) >= LEAST
+
+
+def whole_estimate(x: Float[Tensor, "n *item"], use: Bool[np.ndarray, "n"] | None = None) -> Estimate | None:
+    """The noise of vectors, and of images too small for patches; None where it cannot be told from content.
+
+    Args:
+        use: as of :meth:`Meter.judge`, and the others would bend the directions that are thin; None: all.
+    """
+    use = np.ones(len(x), bool) if use is None else use
+    rows, used = torch.arange(len(x)), torch.from_numpy(use)
+    meter = WholeMeter.fit(x[used], rows[used])
+    return None if meter is None else meter.judge(meter.levels(x, rows), use)
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """Tells the noise std of any item of a set of which it has seen some.
+
+    Args:
+        noise: the law of the set.
+        way: which of the meter's levels it is for.
+    """
+
+    meter: Meter
+    noise: Noise
+    way: int
+
+    @classmethod
+    def fit(cls, x: Float[Tensor, "n *item"], rows: Int[Tensor, "n"] | None = None) -> Gauge:
+        """From items of the set, clean and noisy ones in any mixture.
+
+        Args:
+            rows: their indices in the set, at random or all; None: they are the set.
+
+        Raises:
+            UserError: there is no telling noise from content in such data.
+        """
+        return _look(x, rows)[0]
+
+    def stds(self, x: Float[Tensor, "n *item"], rows: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """Std of the Gaussian noise of each item; 0 where it looks clean.
+
+        Args:
+            rows: indices of the items in the set.
+        """
+        levels = self.meter.levels(x, rows)[self.way].double().cpu().numpy()
+        found = torch.from_numpy(self.noise.stds(levels)).float().to(x.device)
+        return found if isinstance(self.meter, WholeMeter) else found * (replaced_share(x) == 0)
+
+
+def _look(x: Float[Tensor, "n *item"], rows: Int[Tensor, "n"] | None = None) -> tuple[Gauge, Estimate]:
+    rows = torch.arange(len(x)) if rows is None else rows
+    patches = by_patches(x.shape[1:])
+    meter: Meter | None = PatchMeter.fit(x[spread(len(x), SAMPLE)]) if patches else WholeMeter.fit(x, rows)
+    if meter is None:
+        raise UserError(
+            f"In {len(x)} items of shape {list(x.shape[1:])} noise cannot be told from content. Expected images of "
+            f"{LEAST}x{LEAST} or larger, or many items of many values that vary together."
+        )
+    use = (replaced_share(x) == 0).cpu().numpy() if patches else np.ones(len(x), bool)
+    found = meter.judge(meter.levels(x, rows), use)
+    return Gauge(meter, found.noise, int(found.common)), found
+
+
+def estimate_noise(x: Float[Tensor, "n *item"]) -> Estimate:
+    """The noise of a set that is in memory.
+
+    Raises:
+        UserError: there is no telling noise from content in such data.
+    """
+    return _look(x)[1]
+
+
+def noise_levels(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n"]:
+    """Level of each image of a set in [-1, 1]: the root of the squares of its noise std and of the texture that looks like it.
+
+    Raises:
+        UserError: the images are smaller than 12x12.
+    """
+    return Probe.fit(central(images[spread(len(images), SAMPLE)])).levels(central(images))
+
+
+def noise_stds(x: Float[Tensor, "n *item"]) -> Float[Tensor, "n"]:
+    """Std of the Gaussian noise of each item of a set: texture is taken off, and items that look clean have 0.
+
+    Which items look clean depends on the set: texture differs between sets, and is alike within one.
+
+    Raises:
+        UserError: there is no telling noise from content in such data.
+    """
+    return torch.from_numpy(estimate_noise(x).stds).float()
+
+
+def spread(n: int, most: int) -> Tensor:
+    """At most so many of n indices, evenly spread."""
+    return torch.linspace(0, n - 1, min(n, most)).long()
