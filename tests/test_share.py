@@ -37,7 +37,14 @@ def trained(out, **changes):
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     # Trained long enough that samples do not all leave the range in which images are compared.
-    longer = {"steps": 160, "objective": ObjectiveConfig(start=0.99), "batch_size": 16, "lr": 3e-3, "ema": 0.9, "save_every": 160}
+    longer = {
+        "steps": 160,
+        "objective": ObjectiveConfig(start=0.99),
+        "batch_size": 16,
+        "lr": 3e-3,
+        "ema": 0.9,
+        "save_every": 160,
+    }
     return trained(tmp_path_factory.mktemp("runs") / "digits", **longer)
 
 

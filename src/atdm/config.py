@@ -212,9 +212,7 @@ class TrainConfig:
         from .train import Settings
 
         names = [f.name for f in dataclasses.fields(Settings) if hasattr(self, f.name)]
-        return Settings(
-            **{n: getattr(self, n) for n in names}, regularize_from=self.objective.first_step(self.steps)
-        )
+        return Settings(**{n: getattr(self, n) for n in names}, regularize_from=self.objective.first_step(self.steps))
 
     def build_process(self) -> Any:
         """The forward process."""

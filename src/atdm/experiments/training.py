@@ -119,7 +119,7 @@ class Job:
     def cost(self) -> float:
         """Seconds on one core, roughly."""
         auto = self.method.objective.name == "auto"  # what it chooses is not known yet
-        floor = 1.3 if auto else self.method.build(Process.linear(), 0).passes()["floor_over_ddpm"]
+        floor = 1.3 if auto else self.method.objective.cost(Process.linear())
         return 1 + 1.3 * self.settings.steps * self.recipe.step_seconds * floor
 
     def __str__(self) -> str:
@@ -165,14 +165,16 @@ def train(
     process = process_of(job)
     dirty, truth = corrupt(dataset.x, job.corruption, job.seed)
     job = dataclasses.replace(job, method=job.method.fitted(dirty))
+    first = job.method.objective.first_step(job.settings.steps)
+    settings = dataclasses.replace(job.settings, regularize_from=first)
     source = Source(Floats(dirty), std=truth_levels(truth))
     torch.manual_seed(job.seed)
     net = build_net(job.recipe.net, dataset.item_shape).to("cuda" if torch.cuda.is_available() else "cpu")
-    state = State.create(net, job.settings)
+    state = State.create(net, settings)
     begin = time.perf_counter()
-    for step in fit(job.method.build(process, job.seed), state, source, job.settings):
+    for step in fit(job.method.build(process, job.seed), state, source, settings):
         if step.index % 20 == 0:
-            tell(step.index / job.settings.steps)
+            tell(step.index / settings.steps)
         if watch is not None:
             watch(step)
     return Trained(job, state.ema.eval(), process, dataset, dirty, time.perf_counter() - begin)
