@@ -1,5 +1,6 @@
 """Gate and strength chosen from the data: the quiet directions against known truth, and the runs they lead to."""
 
+import dataclasses
 import json
 import math
 
@@ -109,6 +110,17 @@ def test_a_run_of_auto_is_described_by_what_it_chose(tmp_path):
     assert isinstance(parts.objective, Objective)
     assert parts.objective.gate == parts.chosen.gate
     assert parts.objective.perturbation.norm == "l2"
+
+
+def test_auto_can_be_told_to_push_harder():
+    x = plane("gaussian:share=0.9,std=0.2")
+    usual, harder = (ObjectiveConfig(name).fitted(x) for name in ("auto", "auto:k=5"))
+    assert harder.weight == "relative:k=5"
+    assert dataclasses.replace(harder, weight=usual.weight) == usual
+    with pytest.raises(UserError, match="has no option 'gate'"):
+        ObjectiveConfig("auto:gate=1").fitted(x)
+    with pytest.raises(UserError, match="positive"):
+        ObjectiveConfig("auto:k=0").fitted(x)
 
 
 def test_a_late_start_leaves_the_first_steps_to_ddpm(tmp_path):

@@ -68,18 +68,26 @@ def _patches(x: Float[Tensor, "n channels height width"], generator: torch.Gener
     )
 
 
-def constants(x: Float[Tensor, "n *item"]) -> dict[str, Any]:
+def constants(x: Float[Tensor, "n *item"], k: float = K) -> dict[str, Any]:
     """The options of ``robust_adv`` (:class:`atdm.config.ObjectiveConfig`) for training data ``x``.
 
-    The gated relative push along the l2 gradient: gate ``2 quiet_std``, weight ``relative:k=5``, and a push of 5 noise units
-    in all, that is ``r = 5 / sqrt(d)``: far enough to leave the data, near enough for the network to know its surroundings. The first half of the training is ddpm's; then one
-    step in two makes a push.
+    The gated relative push along the l2 gradient: gate ``2 quiet_std``, and a push of 5 noise units in all, that is
+    ``r = 5 / sqrt(d)``: far enough to leave the data, near enough for the network to know its surroundings. The first half
+    of the training is ddpm's; then one step in two makes a push.
+
+    Args:
+        k: relative weight; more leaves less dirt, less stays closer to the data.
+
+    Raises:
+        UserError: too few items, or a weight that is not positive.
     """
+    if not k > 0:
+        raise UserError(f"The k of objective auto is {k:g}. Expected a positive weight, such as {K:g}.")
     std, d = quiet_std(x[:ITEMS]), math.prod(x.shape[1:])
     return {
         "name": "robust_adv",
         "radius": f"constant:r={LENGTH / math.sqrt(d):.4g}",
-        "weight": f"relative:k={K:g}",
+        "weight": f"relative:k={k:g}",
         "norm": "l2",
         "steps": 1,
         "kappa": math.inf,

@@ -17,7 +17,7 @@ class ObjectiveConfig:
     """What the regularizer does.
 
     Args:
-        name: auto (robust_adv with gate and strength chosen from the data), ddpm, robust_rand, robust_adv, inv_rand or
+        name: auto (robust_adv with gate and strength chosen from the data; auto:k=5 pushes harder), ddpm, robust_rand, robust_adv, inv_rand or
             inv_adv; or a rival with its constants, which like auto takes none of the options below:
             input_perturbation:gamma=0.1, pseudo_huber:c=0.1, ambient, ambient_blind, sure or free:radius=0.1.
         radius: how far to push, in noise units: published:omega=2,floor=8/255,beta=uniform or constant:r=1.
@@ -57,13 +57,21 @@ class ObjectiveConfig:
         pushing = self.build(process).passes()["floor_over_ddpm"]
         return 1 + (pushing - 1) * (1 - self.start)
 
+    @property
+    def automatic(self) -> bool:
+        """Whether the data are to choose."""
+        from .spec import parse_spec
+
+        return parse_spec(self.name)[0] == "auto"
+
     def fitted(self, x: Any) -> ObjectiveConfig:
         """These options, with ``auto`` replaced by what it chooses for training data ``x`` (:mod:`atdm.auto`)."""
-        if self.name != "auto":
+        if not self.automatic:
             return self
         from .auto import constants
+        from .spec import build
 
-        return ObjectiveConfig(**constants(x))
+        return ObjectiveConfig(**build("objective", self.name, {"auto": constants}, x=x))
 
     def build(self, process: Any, seed: int = 0) -> Any:
         """The objective for ``process``."""
@@ -72,7 +80,7 @@ class ObjectiveConfig:
         from .spec import build, parse_spec
 
         name, options = parse_spec(self.name)
-        if name == "auto":
+        if self.automatic:
             raise UserError("The objective auto is chosen from training data. Expected fitted(x) before build().")
         if name not in KINDS:
             return build("objective", self.name, OBJECTIVES, process=process, seed=seed)
@@ -231,7 +239,7 @@ class TrainConfig:
         Raises:
             UserError: names the first option that differs and both values.
         """
-        longer = self.decay == "constant" and self.objective.start == 0 and self.objective.name != "auto"
+        longer = self.decay == "constant" and self.objective.start == 0 and not self.objective.automatic
         free = set(self.FREE) if longer else set(self.FREE) - {"steps"}
         defaults = _flat(type(self)().as_dict())  # for options that were not there yet
         for key, value in _flat(self.as_dict()).items():

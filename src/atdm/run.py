@@ -53,7 +53,7 @@ def build(config: TrainConfig, progress: Callable[[int, int], None] | None = Non
         UserError: a part of the configuration cannot be used.
     """
     config.settings()
-    process, chosen, automatic = config.build_process(), config.objective, config.objective.name == "auto"
+    process, chosen, automatic = config.build_process(), config.objective, config.objective.automatic
     if automatic:
         chosen = ObjectiveConfig("ddpm")  # until the data are there to choose by
     objective = chosen.build(process, config.seed)

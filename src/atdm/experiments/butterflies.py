@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import plot
+from ..config import ObjectiveConfig
 from ..data import Dataset, load
 from ..data.items import Floats
 from ..data.subspace import Subspace
@@ -19,7 +20,7 @@ from . import BUTTERFLIES, by_scale
 from .findings import Claim, Findings, Outcome, at_most, first_seed
 from .pool import Tell, part
 from .rows import evaluate, mean_over_seeds, number, row, table_of, values_of
-from .training import AUTO, DDPM, Job, Recipe, Trained, draw, process_of, published, train
+from .training import AUTO, DDPM, Job, Method, Recipe, Trained, draw, process_of, published, train
 
 GRAY = torch.tensor([0.299, 0.587, 0.114])  # of ITU-R BT.601
 CONDITIONS = {"clean": "none", "noise 0.1": "gaussian:share=0.9,std=0.1", "noise 0.2": "gaussian:share=0.9,std=0.2"}
@@ -65,18 +66,20 @@ def options(scale: str) -> dict[str, Any]:
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """Every method on clean and noisy photos; invariance at two strengths."""
+    harder = Method("robust_adv auto, k 5", ObjectiveConfig("auto:k=5"))
     everything = [
         DDPM,
         published("robust_rand"),
         published("robust_adv"),
         AUTO,
+        harder,
         published("inv_adv", 0.3, "inv_adv, lambda 0.3"),
         published("inv_adv", 0.03, "inv_adv, lambda 0.03"),
     ]
-    few = [DDPM, published("robust_adv"), AUTO]
+    few = [DDPM, published("robust_adv"), AUTO, harder]
     plans = by_scale(
         scale,
-        {"noise 0.1": [DDPM, AUTO, everything[4]]},
+        {"noise 0.1": [DDPM, AUTO, everything[-1]]},
         {"clean": few, "noise 0.1": everything, "noise 0.2": few},
         dict.fromkeys(CONDITIONS, everything),
     )

@@ -118,8 +118,7 @@ class Job:
     @property
     def cost(self) -> float:
         """Seconds on one core, roughly."""
-        auto = self.method.objective.name == "auto"  # what it chooses is not known yet
-        floor = 1.3 if auto else self.method.objective.cost(Process.linear())
+        floor = 1.3 if self.method.objective.automatic else self.method.objective.cost(Process.linear())
         return 1 + 1.3 * self.settings.steps * self.recipe.step_seconds * floor
 
     def __str__(self) -> str:
