@@ -180,3 +180,13 @@ def test_log_has_both_terms_by_quartile(tmp_path):
         assert {f"denoise/q{q}", f"regularizer/q{q}"} <= line.keys()
     assert {"share_at_radius", "delta_rms", "gradient_norm", "samples_per_second"} <= line.keys()
     assert line["loss"] == pytest.approx(line["denoise"] + line["regularizer"], rel=1e-4)
+
+
+def test_the_cost_is_told_in_processor_time_of_the_quickest_trial(tmp_path, monkeypatch):
+    """Against a clock by which the trials take 3, 2 and 4 seconds."""
+    parts = run.build(config(tmp_path, objective=ObjectiveConfig("robust_rand")))
+    clock = iter([0.0, 3.0, 3.0, 5.0, 5.0, 9.0])
+    monkeypatch.setattr(run.time, "thread_time", lambda: next(clock))
+    told = run.estimate(config(tmp_path), parts)
+    assert told["seconds_on_this_cpu"] == pytest.approx(2 * 24 * told["floor_over_ddpm"])
+    assert told["floor_over_ddpm"] == 2

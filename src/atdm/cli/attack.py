@@ -122,17 +122,13 @@ def _victim(given: Any, model: str, goal: Any, at: set[int] | None, reference: A
 
     from ..attack import Victim
     from ..checkpoint import load_pipeline
-    from ..nets import item_shape, weights_hash
+    from ..nets import item_shape, require_shape, weights_hash
     from ..schedulers import default_sampler
 
     net, process, clip = load_pipeline(model)
     given.sampler = given.sampler or default_sampler(process)
     shape = item_shape(net)
-    if tuple(reference.shape[1:]) != shape:
-        raise UserError(
-            f"{model} makes items of shape {list(shape)} and the reference has {list(reference.shape[1:])}. "
-            "Expected the same; --image_size resizes the reference."
-        )
+    require_shape(net, model, reference.shape[1:], "the reference")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sampling = {
         "sampler": given.sampler,

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import TrainConfig
 from ..errors import UserError
-from .common import decoding, make_parser, print_table, progress_bar
+from .common import decoding, make_parser, print_table, progress_bar, require_fixed_crop
 
 FILES = ("audit.json", "recipe.yaml", "sheet.png")
 
@@ -40,8 +40,7 @@ def run(words: list[str]) -> int:
     others = {f.name for f in folder.iterdir()} - set(FILES) if folder.is_dir() else {folder.name} & {folder.is_file()}
     if folder.is_file() or others:
         raise UserError(f"{folder} holds other files. Expected a new or empty folder, or an earlier audit's.")
-    if given.crop == "random":
-        raise UserError("A random crop is drawn anew in training. Expected center or none.")
+    require_fixed_crop(given.crop)
     base = TrainConfig(
         out="runs/audited",
         skip_broken=True,

@@ -80,6 +80,16 @@ def _explain(message: str, parser: Any) -> str:
     return text
 
 
+def require_fixed_crop(crop: str) -> None:
+    """Refuse a crop that only training can make.
+
+    Raises:
+        UserError: it is random.
+    """
+    if crop == "random":
+        raise UserError("A random crop is drawn anew in training. Expected center or none.")
+
+
 def clean_data(given: Any) -> Any:
     """The data set of ``--data``, or that of the run before corruption; ``given.data`` then names it."""
     from ..checkpoint import read_config

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import TrainConfig
 from ..errors import UserError
-from .common import decoding, make_parser, progress_bar
+from .common import decoding, make_parser, progress_bar, require_fixed_crop
 
 
 def run(words: list[str]) -> int:
@@ -35,8 +35,7 @@ def run(words: list[str]) -> int:
     folder = Path(given.out)
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise UserError(f"{folder} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
-    if given.crop == "random":
-        raise UserError("A random crop is drawn anew in training. Expected center or none.")
+    require_fixed_crop(given.crop)
     poisoner = parse_poison(given.corrupt)
     with progress_bar(given.json) as bar:
         how = {name: given[name] for name in TrainConfig.READING}
@@ -84,16 +83,12 @@ def _poisoned(given: Any, how: Any, dataset: Any) -> tuple[Any, Any]:
 
     from ..checkpoint import load_pipeline
     from ..data.items import Floats
-    from ..nets import item_shape, weights_hash
+    from ..nets import require_shape, weights_hash
     from ..poison import poison
     from ..source import Source
 
     net, process, _ = load_pipeline(how.model)
-    if item_shape(net) != dataset.item_shape:
-        raise UserError(
-            f"The surrogate {how.model} works on items of shape {list(item_shape(net))} and the data have "
-            f"{list(dataset.item_shape)}. Expected the same; --image_size resizes the data."
-        )
+    require_shape(net, f"The surrogate {how.model}", dataset.item_shape, given.data)
     net = net.to("cuda" if torch.cuda.is_available() else "cpu")
     with progress_bar(given.json) as bar:
         task = bar.add_task("poisoning", total=len(dataset.items), note="")

@@ -118,13 +118,14 @@ def _samples(given: Any, dataset: Any, reference: Any) -> tuple[Any, Any, list[A
     """Samples, how they were made, and what was measured on the model itself."""
     from .. import metrics
     from ..checkpoint import load_pipeline, load_weights
+    from ..nets import require_shape
 
     compared = {"reference": given.data, "reference_hash": metrics.content_hash(reference)}
     if given.samples is not None:
         samples = _stored(given.samples)
         return samples, metrics.Provenance(len(samples), model=given.samples, **compared), []
     net, process, _ = load_pipeline(given.model)
-    _same_shape(net, reference)
+    require_shape(net, given.model, reference.shape[1:], "the reference")
     own = (Path(given.model) / "config.yaml").is_file()
     if given.weights == "raw" and own:
         load_weights(Path(given.model), net, "model")
@@ -139,18 +140,6 @@ def _samples(given: Any, dataset: Any, reference: Any) -> tuple[Any, Any, list[A
         **made,
     )
     return samples, provenance, extra
-
-
-def _same_shape(net: Any, reference: Any) -> None:
-    from ..nets import item_shape
-
-    shape = list(item_shape(net))
-    if shape != list(reference.shape[1:]):
-        hint = f" --image_size {shape[-1]} crops images." if len(shape) == 3 else ""
-        raise UserError(
-            f"The model draws items of shape {shape}; those of the reference are {list(reference.shape[1:])}. "
-            f"Expected the same shape.{hint}"
-        )
 
 
 def _stored(path: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..errors import UserError
 from .common import make_parser
 
 
@@ -33,7 +32,7 @@ def run(words: list[str]) -> int:
     from ..checkpoint import load_pipeline
     from ..corrupt import corrupt
     from ..data import load
-    from ..nets import item_shape, weights_hash
+    from ..nets import require_shape, weights_hash
     from ..purify import Purifier, purify
     from ..sample import save_samples
     from ..schedulers import default_sampler
@@ -42,11 +41,7 @@ def run(words: list[str]) -> int:
     x, _ = corrupt(dataset.x, given.corrupt, given.seed)
     net, process, clip = load_pipeline(given.model)
     given.sampler = given.sampler or default_sampler(process)
-    if item_shape(net) != dataset.item_shape:
-        raise UserError(
-            f"{given.model} works on items of shape {list(item_shape(net))} and the data have {list(dataset.item_shape)}. "
-            "Expected the same; --image_size resizes the data."
-        )
+    require_shape(net, given.model, dataset.item_shape, given.data)
     purifier = Purifier(
         net.to("cuda" if torch.cuda.is_available() else "cpu"),
         process,

@@ -24,7 +24,7 @@ from ..corrupt import parse_corruption
 from ..data import Dataset, load
 from ..errors import UserError
 from ..metrics import Memorization, memorization
-from ..nets import count_parameters, flops, item_shape, weights_hash
+from ..nets import count_parameters, flops, item_shape, require_shape, weights_hash
 from ..process import Process
 from ..run import read_log
 from ..sample import open_solver, sample
@@ -160,11 +160,7 @@ def jobs(
     costs = {}
     for model in models:
         net, process, _ = load_pipeline(model)
-        if item_shape(net) != shape:
-            raise UserError(
-                f"{model} makes items of shape {list(item_shape(net))} and the reference {data} has {list(shape)}. "
-                "Expected the same; --image_size resizes the reference."
-            )
+        require_shape(net, model, shape, f"the reference {data}")
         for sampler, steps in {*product(SAMPLERS, plan.steps), ("ddim", plan.attacked_steps)}:
             open_solver(net, process, (1, *shape), generator=torch.Generator(), sampler=sampler, steps=steps)
         costs[model] = _seconds(net, plan)

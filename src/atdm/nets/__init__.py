@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,23 @@ def item_shape(net: nn.Module) -> tuple[int, ...]:
     config: Any = net.config
     size = config["sample_size"]
     return (config["in_channels"], *((size, size) if isinstance(size, int) else tuple(size or ())))
+
+
+def require_shape(net: nn.Module, model: str, shape: Sequence[int], data: str) -> None:
+    """Refuse data that a diffusers model is not for.
+
+    Args:
+        model, data: what sentences call them.
+
+    Raises:
+        UserError: the model is for items of another shape.
+    """
+    own = list(item_shape(net))
+    if own != list(shape):
+        hint = f" --image_size {own[-1]} crops images." if len(own) == 3 else ""
+        raise UserError(
+            f"{model} is for items of shape {own}, and those of {data} are {list(shape)}. Expected the same shape.{hint}"
+        )
 
 
 def count_parameters(net: nn.Module) -> int:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UserError
-from .terms import Draws, Predict, Rival, Terms, item_mean
+from .terms import Draws, Noisier, Predict, Terms, item_mean
 
 
 @dataclass(frozen=True)
-class InputPerturbation(Rival):
+class InputPerturbation(Noisier):
     """``||eps_theta(alpha_t x_0 + sigma_t (eps + gamma xi), t) - eps||^2`` with ``xi ~ N(0, I)`` (Ning 2023, arXiv 2301.11706; as in the authors' code).
 
     The target stays that of ``eps``, so a linear-Gaussian optimum is that of noise of variance ``1 + gamma^2``.
@@ -27,11 +26,6 @@ class InputPerturbation(Rival):
     def __post_init__(self) -> None:
         if not self.gamma >= 0:
             raise UserError(f"gamma of the input perturbation is {self.gamma}. Expected a number >= 0, such as 0.1.")
-
-    def own(
-        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
-    ) -> dict[str, Tensor]:
-        return {"start": torch.randn(shape, generator=stream, device=device)}
 
     def terms(
         self,

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..errors import UserError
 from .ambient import first_above, known
-from .terms import Draws, LevelsFrom, Predict, Rival, Terms, counted, item_mean, per_item
+from .terms import Draws, LevelsFrom, Noisier, Predict, Terms, counted, item_mean, per_item
 
 
 @dataclass(frozen=True)
-class Sure(Rival):
+class Sure(Noisier):
     """Denoising score matching on ``D(y)``, plus ``weight`` times SURE of ``D(y)`` (Aali 2023, arXiv 2305.01166).
 
     Of ``y = x_0 + s n`` the network's own denoiser at the noise level s gives ``D(y)``, and
@@ -42,11 +42,6 @@ class Sure(Rival):
 
     def passes(self) -> dict[str, float]:
         return counted(3, 3)
-
-    def own(
-        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
-    ) -> dict[str, Tensor]:
-        return {"start": torch.randn(shape, generator=stream, device=device)}
 
     def terms(
         self,

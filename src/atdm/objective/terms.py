@@ -194,6 +194,16 @@ class Rival(Loss):
         """The terms where ``predict(x_t, t)`` is the network's output; see :meth:`Loss.__call__`."""
 
 
+@dataclass(frozen=True)
+class Noisier(Rival):
+    """A rival that draws more noise of the items' shape than all losses do: ``draws.extra``."""
+
+    def own(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    ) -> dict[str, Tensor]:
+        return {"start": torch.randn(shape, generator=stream, device=device)}
+
+
 def counted(forwards: float, backwards: float, input_backwards: float = 0.0) -> dict[str, float]:
     """What :meth:`Loss.passes` returns for so many passes."""
     floor = (forwards + 2 * backwards + input_backwards) / 3
