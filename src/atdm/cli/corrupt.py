@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import TrainConfig
 from ..errors import UserError
-from .common import decoding, make_parser, progress_bar
+from .common import make_parser, preparing, progress_bar
 
 
 def run(words: list[str]) -> int:
@@ -40,7 +40,7 @@ def run(words: list[str]) -> int:
     poisoner = parse_poison(given.corrupt)
     with progress_bar(given.json) as bar:
         how = {name: given[name] for name in TrainConfig.READING}
-        dataset = load(given.data, **how, progress=decoding(bar))
+        dataset = load(given.data, **how, progress=preparing(bar))
     source, truth = _poisoned(given, poisoner, dataset) if poisoner else _corrupted(given, dataset)
     with atomic(folder) as scratch:
         scratch.mkdir()

@@ -117,14 +117,16 @@ def _check(given: Any) -> None:
 def _samples(given: Any, dataset: Any, reference: Any) -> tuple[Any, Any, list[Any]]:
     """Samples, how they were made, and what was measured on the model itself."""
     from .. import metrics
-    from ..checkpoint import load_pipeline, load_weights
+    from ..checkpoint import load_latents, load_pipeline, load_weights
+    from ..nets import item_shape
 
     compared = {"reference": given.data, "reference_hash": metrics.content_hash(reference)}
     if given.samples is not None:
         samples = _stored(given.samples)
         return samples, metrics.Provenance(len(samples), model=given.samples, **compared), []
-    net, process, _ = load_pipeline(given.model)
-    _same_shape(net, reference)
+    net, process, _ = load_pipeline(given.model, latent=True)
+    latents, shape = load_latents(given.model), item_shape(net)
+    _require_shape(shape if latents is None else latents.image_shape(shape), reference)
     own = (Path(given.model) / "config.yaml").is_file()
     if given.weights == "raw" and own:
         load_weights(Path(given.model), net, "model")
@@ -141,14 +143,11 @@ def _samples(given: Any, dataset: Any, reference: Any) -> tuple[Any, Any, list[A
     return samples, provenance, extra
 
 
-def _same_shape(net: Any, reference: Any) -> None:
-    from ..nets import item_shape
-
-    shape = list(item_shape(net))
-    if shape != list(reference.shape[1:]):
+def _require_shape(shape: tuple[int, ...], reference: Any) -> None:
+    if shape != tuple(reference.shape[1:]):
         hint = f" --image_size {shape[-1]} crops images." if len(shape) == 3 else ""
         raise UserError(
-            f"The model draws items of shape {shape}; those of the reference are {list(reference.shape[1:])}. "
+            f"The model draws items of shape {list(shape)}; those of the reference are {list(reference.shape[1:])}. "
             f"Expected the same shape.{hint}"
         )
 
