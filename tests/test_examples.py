@@ -1,5 +1,6 @@
 """The examples do what they say."""
 
+import copy
 import importlib.util
 from pathlib import Path
 
@@ -23,29 +24,31 @@ def test_text_to_image_learns(capsys):
     assert "samples [3, 3, 16, 16]" in capsys.readouterr().out
 
 
-def test_only_the_adapter_of_a_lora_learns_and_is_saved(tmp_path):
+def test_only_the_adapters_of_a_lora_learn_and_are_saved(tmp_path, capsys):
     pytest.importorskip("peft")
-    from peft import LoraConfig, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
 
     module = example("lora")
-    before = module.network().state_dict()
-    made = []
-    original = module.network
-    module.network = lambda: made.append(original()) or made[-1]
-    path = module.main(str(tmp_path), 3)
-    trained = made[0].state_dict()
-    for name, value in before.items():  # peft renames the layers it wraps
-        now = trained.get(name, trained.get(f"{name.rsplit('.', 1)[0]}.base_layer.{name.rsplit('.', 1)[1]}"))
-        assert torch.equal(now, value), name
-    saved = load_file(path)
-    assert all("lora_" in name for name in saved)
-    assert any("lora_B" in name and value.abs().sum() > 0 for name, value in saved.items()), "lora_B begins at zero"
-    # The saved adapter on the untouched network is the trained one.
-    again = original().requires_grad_(False)
-    again.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    set_peft_model_state_dict(again, saved)
-    inputs = (torch.randn(2, 1, 8, 8), torch.tensor([5, 500]))
-    given = {"encoder_hidden_states": torch.zeros(2, 1, 8), "class_labels": torch.tensor([0, 1])}
-    with torch.no_grad():
-        outputs = [net(*inputs, **given).sample for net in (again, made[0])]
-    torch.testing.assert_close(*outputs)
+    made, original = [], module.fit
+    module.fit = lambda unet, *others: made.append(unet) or original(unet, *others)
+    paths = module.main(str(tmp_path), 2, 3)
+    base, *adapted = made
+    assert [path.parent.name for path in paths] == ["ddpm", "robust_adv"]
+    out = capsys.readouterr().out
+    assert all(f"LoRA, {path.parent.name}" in out for path in paths)
+    text = torch.zeros(2, 1, 8)
+    inputs = (torch.randn(2, 1, 8, 8), torch.tensor([5, 50]), text)
+    for path, unet in zip(paths, adapted, strict=True):
+        trained = unet.state_dict()
+        for name, value in base.state_dict().items():  # peft renames the layers it wraps
+            now = trained.get(name, trained.get(f"{name.rsplit('.', 1)[0]}.base_layer.{name.rsplit('.', 1)[1]}"))
+            assert torch.equal(now, value), name
+        saved = load_file(path)
+        assert all("lora_" in name for name in saved)
+        assert any("lora_B" in name and value.abs().sum() > 0 for name, value in saved.items()), "lora_B begins at zero"
+        # The saved adapter on the untouched network is the trained one.
+        again = copy.deepcopy(base)
+        again.add_adapter(module.LORA)
+        set_peft_model_state_dict(again, saved)
+        with torch.no_grad():
+            torch.testing.assert_close(again(*inputs).sample, unet(*inputs).sample)

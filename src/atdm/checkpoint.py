@@ -1,7 +1,8 @@
 """Run folders: atomic checkpoints, exact resume, and export as a diffusers pipeline. No pickle anywhere.
 
 A run folder holds ``config.yaml``, ``log.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/step-NNNNNNNN/`` (safetensors
-and JSON) and ``model/``, a diffusers pipeline of the averaged weights.
+and JSON) and ``model/``, a diffusers pipeline of the averaged weights; of a run on latents also ``latents-HASH.npy``, what
+the autoencoder with that hash made of the images.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import yaml
 from . import hub
 from .errors import UserError, first_line
 from .files import TEMPORARY, atomic, remove
+from .latent import Latents
 from .process import Process
 from .schedulers import pipeline_scheduler
 
@@ -105,24 +107,29 @@ def load(checkpoint: Path, state: State) -> None:
         raise UserError(f"The checkpoint {checkpoint} does not fit the network: {problem}") from problem
 
 
-def export(folder: Path, model: nn.Module, process: Process, clip_sample: bool) -> None:
+def export(folder: Path, model: nn.Module, process: Process, clip_sample: bool, latents: Latents | None = None) -> None:
     """Write ``model`` as the folder of a diffusers pipeline, atomically.
 
     It is a ``DDPMPipeline``, of EDM a ``ConsistencyModelPipeline``: that one scales what the network sees. Their own
     ``__call__`` samples what diffusers has a word for; a network that predicts a score needs :func:`atdm.sample.sample`.
+    With ``latents`` it is an ``LDMPipeline``, which decodes what it draws, and whose sampler is ddim: it gives no generator
+    to the steps.
     """
     with atomic(folder) as scratch:
-        write_pipeline(scratch, model, process, clip_sample)
+        write_pipeline(scratch, model, process, clip_sample, latents)
 
 
-def write_pipeline(folder: Path, model: nn.Module, process: Process, clip_sample: bool) -> None:
+def write_pipeline(
+    folder: Path, model: nn.Module, process: Process, clip_sample: bool, latents: Latents | None = None
+) -> None:
     """:func:`export` into a folder that is already a scratch folder of :func:`atomic`."""
-    from diffusers import ConsistencyModelPipeline, DDPMPipeline
+    from diffusers import ConsistencyModelPipeline, DDPMPipeline, LDMPipeline
 
     model.to(memory_format=torch.contiguous_format)  # all that safetensors writes
     kind = ConsistencyModelPipeline if process.family == "edm" else DDPMPipeline
+    scheduler = pipeline_scheduler(process, clip_sample, deterministic=latents is not None)
     with _quiet():
-        pipeline: Any = kind(model, pipeline_scheduler(process, clip_sample))
+        pipeline: Any = kind(model, scheduler) if latents is None else LDMPipeline(latents.vae, model, scheduler)
     pipeline.save_pretrained(folder)
 
 
@@ -142,16 +149,53 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_pipeline(folder: Path | str) -> tuple[nn.Module, Process, bool]:
+def load_pipeline(folder: Path | str, *, latent: bool = False) -> tuple[nn.Module, Process, bool]:
     """The network, its process and whether samples are clipped to [-1, 1], from any diffusers pipeline folder or run.
 
+    Args:
+        latent: open also a network that works on latents; :func:`load_latents` opens its autoencoder.
+
     Raises:
-        UserError: there is no pipeline at ``folder``.
+        UserError: there is no pipeline at ``folder``, or one of latents that was not asked for.
     """
     from diffusers import DDPMPipeline
 
     from .nets import mlp  # noqa: F401  (diffusers opens a pipeline of ours once this is imported)
 
+    path = _pipeline_folder(folder)
+    if not latent and _is_latent(path):
+        raise UserError(
+            f"{folder} is a latent diffusion model, and this works on pixels. Expected a model of pixels; train, sample, "
+            "evaluate, show and export take latent ones."
+        )
+    try:
+        with _quiet():
+            pipeline = DDPMPipeline.from_pretrained(path)
+    except Exception as problem:  # diffusers, safetensors and torch each raise their own
+        raise UserError(
+            f"{folder} does not open as a diffusers pipeline of a U-Net: {first_line(problem)}"
+        ) from problem
+    scheduler = pipeline.scheduler
+    process = Process.from_scheduler(scheduler)
+    return pipeline.unet.eval(), process, bool(scheduler.config.get("clip_sample", process.family == "vp"))
+
+
+def load_latents(folder: Path | str) -> Latents | None:
+    """The autoencoder behind which the network of a pipeline or run works; None: it works on pixels or vectors.
+
+    Raises:
+        UserError: there is no pipeline at ``folder``, or its autoencoder is no ``AutoencoderKL``.
+    """
+    path = _pipeline_folder(folder)
+    return Latents.load(path) if _is_latent(path) else None
+
+
+def _is_latent(pipeline: Path) -> bool:
+    return "vqvae" in json.loads((pipeline / "model_index.json").read_text())  # the word of LDMPipeline
+
+
+def _pipeline_folder(folder: Path | str) -> Path:
+    """The folder with ``model_index.json`` of a run, a pipeline, or a name on the Hub."""
     path = Path(folder)
     if not path.exists():
         if not hub.is_name(folder):
@@ -169,15 +213,7 @@ def load_pipeline(folder: Path | str) -> tuple[nn.Module, Process, bool]:
         raise UserError(
             f"{folder} holds no diffusers pipeline. Expected a run folder with model/, or a folder with model_index.json."
         )
-    try:
-        with _quiet():
-            pipeline = DDPMPipeline.from_pretrained(path)
-    except Exception as problem:  # diffusers, safetensors and torch each raise their own
-        reason = first_line(problem)
-        raise UserError(f"{folder} does not open as a diffusers pipeline of a U-Net: {reason}") from problem
-    scheduler = pipeline.scheduler
-    process = Process.from_scheduler(scheduler)
-    return pipeline.unet.eval(), process, bool(scheduler.config.get("clip_sample", process.family == "vp"))
+    return path
 
 
 def load_weights(run: Path, model: nn.Module, part: Literal["ema", "model"]) -> int:

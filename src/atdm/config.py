@@ -120,6 +120,8 @@ class TrainConfig:
         workers: processes that prepare batches ahead; 0: none; null: what the device and the data need.
         net: network, such as mlp:width=128, digits, tiny, cifar10 or celeba64; auto: mlp for vectors, tiny for images.
         init: start from this diffusers U-Net or pipeline (folder or Hub name) instead of a fresh network.
+        vae: train on latents: encode the images once, after the corruption, by this frozen diffusers AutoencoderKL
+            (folder or Hub name; of a pipeline its vae); samples are decoded. Null: on pixels.
         process: forward process: linear, cosine, flow or edm, with options such as cosine:prediction=v_prediction (epsilon,
             sample, v_prediction, score, flow or edm), flow:shift=3 or edm:sigma_data=0.5.
         objective: what the regularizer does.
@@ -145,7 +147,7 @@ class TrainConfig:
             metrics.json (what is missing is told before training); none measures nothing.
         metrics_samples: how many samples to draw for them.
         clip_sample: clip the denoised image to [-1, 1] at every sampling step, as the pipeline then does; null: yes for
-            U-Nets, which need it while they are far from converged, but not of flow and edm, whose samplers cannot.
+            U-Nets on pixels, which need it while they are far from converged, but not of flow and edm, whose samplers cannot.
         keep: how many checkpoints to keep.
         threads: CPU threads; 0 leaves it to torch.
     """
@@ -162,6 +164,7 @@ class TrainConfig:
     workers: int | None = None
     net: str = "auto"
     init: str | None = None
+    vae: str | None = None
     process: str = "linear"
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     steps: int = 4000

@@ -5,14 +5,21 @@ Source: Rombach et al. 2022 (arXiv 2112.10752), section 3.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from . import hub
 from .errors import UserError, first_line
+from .source import Source
+
+AT_ONCE = 16  # images through the autoencoder
+INSIDE = ("vqvae", "vae")  # where pipelines of diffusers keep it: that of LDMPipeline, those of all others
 
 
 class Latents:
@@ -34,23 +41,34 @@ class Latents:
         config: Any = self.vae.config
         self.scale = float(config["scaling_factor"])
         self.shift = float(config.get("shift_factor") or 0.0)
+        self.factor = 2 ** (len(config["block_out_channels"]) - 1)  # by which it divides sides
 
     @classmethod
     def load(cls, source: str | Path, subfolder: str | None = None) -> Latents:
-        """From a folder or a name on the Hub.
+        """From a folder or a name on the Hub, in safetensors; of a pipeline or a run its autoencoder.
+
+        Args:
+            subfolder: where in ``source`` it is; by default it is looked for.
 
         Raises:
             UserError: no autoencoder opens there.
         """
-        from diffusers import AutoencoderKL
-
+        path = Path(source) / "model" if (Path(source) / "model" / "model_index.json").is_file() else Path(source)
+        where: Any = path if path.exists() else source
+        if not path.exists() and not hub.is_name(source):
+            raise UserError(
+                f"There is no folder '{source}'. Expected a folder of a diffusers AutoencoderKL, or a Hub name such as "
+                "stabilityai/sd-vae-ft-mse."
+            )
+        if subfolder is None and path.is_dir():
+            subfolder = next((name for name in INSIDE if (path / name / "config.json").is_file()), None)
         try:
-            return cls(AutoencoderKL.from_pretrained(source, subfolder=subfolder))
+            return cls(_open(where, subfolder))
         except Exception as problem:  # diffusers, safetensors and the Hub client each raise their own
             reason = first_line(problem)
             raise UserError(
                 f"Cannot load an autoencoder from '{source}': {reason} "
-                "Expected a folder or Hub name of a diffusers AutoencoderKL."
+                "Expected a folder or Hub name of a diffusers AutoencoderKL, its weights in safetensors."
             ) from problem
 
     @torch.no_grad()
@@ -64,24 +82,109 @@ class Latents:
 
     @torch.no_grad()
     def decode(
-        self, latents: Float[Tensor, "batch latent h w"], batch_size: int = 64
+        self, latents: Float[Tensor, "batch latent h w"], batch_size: int = AT_ONCE
     ) -> Float[Tensor, "batch channels height width"]:
         """The images, ``batch_size`` at a time, on the device of ``latents``."""
         z = latents / self.scale + self.shift
-        parts = [self.vae.decode(part.to(self.vae.device, self.vae.dtype)).sample for part in z.split(batch_size)]
-        return torch.cat(parts).float().to(latents.device)
+        parts = (self.vae.decode(part.to(self.vae.device, self.vae.dtype)).sample for part in z.split(batch_size))
+        return torch.cat([part.float().to(latents.device) for part in parts])
 
-    def shape_of(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    def shape_of(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
         """The shape of the latents of images ``(channels, height, width)``.
 
         Raises:
-            UserError: the sides are not divisible by what the autoencoder divides them by.
+            UserError: not images, not as many channels as the autoencoder takes, or sides that are not divisible by
+                what it divides them by.
         """
-        factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
-        _, height, width = image_shape
+        wanted, factor = self.vae.config["in_channels"], self.factor
+        if len(image_shape) != 3:
+            raise UserError(
+                f"The autoencoder is for images; the items have shape {list(image_shape)}. Expected images."
+            )
+        channels, height, width = image_shape
+        if channels != wanted:
+            raise UserError(f"The autoencoder takes images of {wanted} channels; these have {channels}.")
         if height % factor or width % factor:
             raise UserError(
                 f"The autoencoder divides sides by {factor}; the images have {height}x{width} pixels. "
                 f"Expected sides divisible by {factor}."
             )
         return (self.vae.config["latent_channels"], height // factor, width // factor)
+
+    def image_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the images that latents of ``shape`` decode to."""
+        return (self.vae.config["out_channels"], *(self.factor * side for side in shape[1:]))
+
+
+def _open(source: str | Path, subfolder: str | None) -> Any:
+    """The ``AutoencoderKL`` there, or in the ``vae/`` of a pipeline on the Hub."""
+    from diffusers import AutoencoderKL
+
+    try:
+        config = AutoencoderKL.load_config(source, subfolder=subfolder)
+    except OSError:
+        if subfolder is not None or Path(source).exists():
+            raise
+        return _open(source, "vae")
+    if config.get("_class_name") != "AutoencoderKL":  # diffusers would make one of any configuration
+        raise UserError(f"There is a {config.get('_class_name', 'model without a class name')}.")
+    return AutoencoderKL.from_pretrained(source, subfolder=subfolder, use_safetensors=True)
+
+
+class Encoded:
+    """The items of a source as latents (the modes of their posteriors), encoded when they are asked for.
+
+    Args:
+        source: images; what is done to them must be the same in every epoch, for latents are encoded once.
+
+    Raises:
+        UserError: the autoencoder does not take the images, or they change from epoch to epoch.
+    """
+
+    def __init__(self, source: Source, latents: Latents) -> None:
+        changing = {
+            "flip": source.flip,
+            "crop random": source.window is not None,
+            "corrupt_fresh": source.fresh and bool(source.corruption),
+        }
+        if any(changing.values()):
+            named = " and ".join(name for name, is_set in changing.items() if is_set)
+            raise UserError(
+                f"With an autoencoder each image is encoded once, so it cannot change from epoch to epoch: {named}. "
+                "Expected no flip, a crop of center or none, and a corruption that is fixed to the item."
+            )
+        self.source, self.latents = source, latents
+        self.item_shape = latents.shape_of(source.item_shape)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b latent h w"]:
+        parts = [
+            self.latents.encode(self.source.batch(rows, torch.zeros_like(rows))).cpu()
+            for rows in indices.split(AT_ONCE)
+        ]
+        return torch.cat(parts)
+
+    def save(self, path: Path, progress: Callable[[int, int], None] | None = None) -> None:
+        """Write all latents to an .npy file, a few at a time.
+
+        Args:
+            progress: called with how many are done, and of how many.
+
+        Raises:
+            UserError: a latent is not finite.
+        """
+        with open(path, "wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(self), *self.item_shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for rows in torch.arange(len(self)).split(AT_ONCE):
+                z = self[rows]
+                if not bool(z.isfinite().all()):
+                    raise UserError(
+                        f"The autoencoder makes latents that are not finite of the items {int(rows[0])} to "
+                        f"{int(rows[-1])}. Expected one whose weights work in float32."
+                    )
+                file.write(z.numpy().astype("<f4").tobytes())
+                if progress:
+                    progress(int(rows[-1]) + 1, len(self))

@@ -17,8 +17,10 @@ from . import auto, checkpoint, metrics
 from .config import ObjectiveConfig, TrainConfig
 from .corrupt import Truth, parse_corruption, truth_of
 from .data import Dataset, load
+from .data.items import Items, Mapped
 from .errors import UserError
 from .files import atomic
+from .latent import Encoded, Latents
 from .levels import truth_levels
 from .nets import build_net, count_parameters, flops, load_net, weights_hash
 from .nets.mlp import MLP
@@ -39,8 +41,13 @@ class Parts:
     net: nn.Module
     objective: Loss
     chosen: ObjectiveConfig  # the objective's options; of auto, those it chose
+    latents: Latents | None  # the autoencoder in front; None: the network works on the items themselves
     clip: bool  # sampling clips denoised items to [-1, 1]
     notes: tuple[str, ...]  # sentences on what was converted, skipped or chosen
+
+    def decoded(self, drawn: Tensor) -> Tensor:
+        """Samples of the network as items of the data set."""
+        return drawn if self.latents is None else self.latents.decode(drawn)
 
 
 def build(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Parts:
@@ -57,10 +64,18 @@ def build(config: TrainConfig, progress: Callable[[int, int], None] | None = Non
     if automatic:
         chosen = ObjectiveConfig("ddpm")  # until the data are there to choose by
     objective = chosen.build(process, config.seed)
+    if config.vae and objective.levels_from == "truth":
+        raise UserError(
+            f"The objective {config.objective.name} is told the noise of pixels, and the autoencoder makes something else "
+            "of it. Expected an objective that is told nothing, or no vae."
+        )
+    latents = Latents.load(config.vae) if config.vae else None
     dataset = load(config.data, **config.reading(), progress=progress)
     parts = parse_corruption(config.corrupt)
     std = _stored_levels(dataset) if objective.levels_from == "truth" else None
     source = Source(dataset.items, parts, config.seed, config.corrupt_fresh, config.flip, dataset.window, std)
+    if latents is not None:
+        source = Source(_encoded(source, latents, Path(config.out)), seed=config.seed)
     if automatic:
         chosen = config.objective.fitted(source.some(auto.ITEMS))
         objective = chosen.build(process, config.seed)
@@ -68,11 +83,59 @@ def build(config: TrainConfig, progress: Callable[[int, int], None] | None = Non
     truth = truth_of(config.corrupt, len(source), tuple(dataset.items.item_shape), config.seed)
     torch.manual_seed(config.seed)
     name = config.net if config.net != "auto" else ("mlp" if dataset.kind == "vector" else "tiny")
-    net = load_net(config.init, dataset.item_shape) if config.init else build_net(name, dataset.item_shape)
-    clips = objective.process.family == "vp" and dataset.kind == "image" and not isinstance(net, MLP)
+    net = load_net(config.init, source.item_shape) if config.init else build_net(name, source.item_shape)
+    bounded = dataset.kind == "image" and latents is None
+    clips = objective.process.family == "vp" and bounded and not isinstance(net, MLP)
     clip = clips if config.clip_sample is None else config.clip_sample
     notes = (*dataset.notes, *([auto.told(chosen)] if automatic else []))
-    return Parts(dataset, source, truth, net, objective, chosen, clip, notes)
+    return Parts(dataset, source, truth, net, objective, chosen, latents, clip, notes)
+
+
+def _encoded(source: Source, latents: Latents, folder: Path) -> Items:
+    """The latents of ``source``: those kept in the run folder, or encoded when they are asked for.
+
+    Raises:
+        UserError: the folder keeps latents of another autoencoder or of other items.
+    """
+    fresh, path = Encoded(source, latents), _latents_file(folder, latents)
+    others = [kept.name for kept in folder.glob("latents-*.npy") if kept != path]
+    if others:
+        raise UserError(
+            f"{folder} keeps {others[0]}, and the autoencoder now has the hash {path.stem.partition('-')[2]}: "
+            "it is not the one the run began with. Expected that one, or another --out."
+        )
+    if not path.is_file():
+        return fresh
+    kept = Mapped(path)
+    if (len(kept), *kept.item_shape) != (len(fresh), *fresh.item_shape):
+        raise UserError(
+            f"{path} holds {len(kept)} latents of shape {list(kept.item_shape)}, and the data now give {len(fresh)} of "
+            f"{list(fresh.item_shape)}. Expected the data the run began with, or another --out."
+        )
+    return kept
+
+
+def _latents_file(folder: Path, latents: Latents) -> Path:
+    return folder / f"latents-{weights_hash(latents.vae)}.npy"
+
+
+def _with_latents_kept(
+    parts: Parts, folder: Path, device: torch.device, progress: Callable[[int, int], None] | None
+) -> Parts:
+    """The parts with all latents in a file of the run folder, encoded once, by whichever process comes first."""
+    from filelock import FileLock
+
+    if parts.latents is None:
+        return parts
+    parts.latents.vae.to(device)
+    if not isinstance(encoded := parts.source.items, Encoded):
+        return parts
+    path = _latents_file(folder, parts.latents)
+    with FileLock(folder / ".latents.lock"):
+        if not path.is_file():
+            with checkpoint.atomic(path) as scratch:
+                encoded.save(scratch, progress)
+    return dataclasses.replace(parts, source=dataclasses.replace(parts.source, items=Mapped(path)))
 
 
 def _stored_levels(dataset: Dataset) -> Tensor | None:
@@ -103,7 +166,7 @@ def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:
     Timed is the processor time of this thread, which has its share in all that several threads do: other programs on a busy
     machine do not count.
     """
-    shape = parts.dataset.item_shape
+    shape = parts.source.item_shape
     per_item = flops(parts.net, shape)
     counted = parts.objective.passes() | {"floor_over_ddpm": parts.chosen.cost(parts.objective.process)}
     few = int(min(config.batch_size, max(2, 2e9 // max(1, per_item))))
@@ -167,6 +230,7 @@ def train(
             scratch.write_text(json.dumps(dataclasses.asdict(parts.chosen), indent=1))
         parts.truth.save(folder / "truth.npz")
     accelerator.wait_for_everyone()
+    parts = _with_latents_kept(parts, folder, accelerator.device, progress)
     if (found := checkpoint.latest(folder)) is not None:
         checkpoint.load(found, state)
     log = _Log(folder, state.step) if main else None
@@ -192,7 +256,7 @@ def train(
             log.close()
     if main:
         state.ema.eval()
-        checkpoint.export(folder / "model", state.ema, parts.objective.process, clip_sample=parts.clip)
+        checkpoint.export(folder / "model", state.ema, parts.objective.process, parts.clip, parts.latents)
         _picture(folder, state.step, parts, state)
     if config.metrics != "none":
         rows = _measure(config, parts, state, spaces, accelerator)
@@ -221,7 +285,8 @@ def _measure(
         "clip_sample": parts.clip,
     }
     options: dict[str, Any] = {"batch_size": 256, "accelerator": accelerator}
-    drawn = sample(state.ema.eval(), process, config.metrics_samples, parts.dataset.item_shape, **options, **sampling)
+    drawn = sample(state.ema.eval(), process, config.metrics_samples, parts.source.item_shape, **options, **sampling)
+    drawn = parts.decoded(drawn)
     dataset = parts.dataset
     reference = dataset.test if dataset.test is not None else dataset.x
     provenance = metrics.Provenance(
@@ -245,12 +310,13 @@ def _picture(folder: Path, step: int, parts: Parts, state: State) -> None:
             state.ema,
             parts.objective.process,
             64 if parts.dataset.kind == "image" else 1000,
-            parts.dataset.item_shape,
+            parts.source.item_shape,
             sampler=default_sampler(parts.objective.process, "ddpm"),
-            steps=100,
+            steps=min(100, parts.objective.process.steps),
             seed=0,
             clip_sample=parts.clip,
         )
+        drawn = parts.decoded(drawn)
     target = folder / "samples" / f"step-{step:08d}.png"
     target.parent.mkdir(exist_ok=True)
     if parts.dataset.kind == "image":

@@ -132,14 +132,15 @@ def _speaking(process: Process, prediction: str) -> Process:
     return process if process.prediction == prediction else dataclasses.replace(process, prediction=prediction)
 
 
-def pipeline_scheduler(process: Process, clip_sample: bool) -> Any:
+def pipeline_scheduler(process: Process, clip_sample: bool, deterministic: bool = False) -> Any:
     """The scheduler that a diffusers pipeline of a network for ``process`` holds; :meth:`Process.from_scheduler` reads it.
 
-    A prediction that diffusers has no word for is written down all the same: its pipelines then refuse to sample.
+    Of a variance-preserving process it is that of ``ddpm``, or of ``ddim`` where no noise may enter on the way. A prediction that diffusers has no word for is written down all the same: its pipelines then refuse to sample.
     """
     import diffusers
 
-    names = {"vp": "DDPMScheduler", "flow": "FlowMatchEulerDiscreteScheduler", "edm": "EDMEulerScheduler"}
+    preserving = "DDIMScheduler" if deterministic else "DDPMScheduler"
+    names = {"vp": preserving, "flow": "FlowMatchEulerDiscreteScheduler", "edm": "EDMEulerScheduler"}
     config = process.scheduler_config(clip_sample)
     kind = getattr(diffusers, names[process.family])
     accepted = inspect.signature(kind.__init__).parameters

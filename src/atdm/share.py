@@ -15,8 +15,10 @@ from .corrupt import Truth
 from .data import DATASETS
 from .errors import UserError, first_line, unknown
 from .files import atomic
+from .latent import Latents
 from .metrics import metric
 from .nets import count_parameters, item_shape, weights_hash
+from .process import Process
 from .schedulers import NATIVE
 
 WEIGHTS = ("ema", "raw")
@@ -48,7 +50,8 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
     config = checkpoint.read_config(run)
-    network, process, clip = checkpoint.load_pipeline(run)
+    network, process, clip = checkpoint.load_pipeline(run, latent=True)
+    latents = checkpoint.load_latents(run)
     step = checkpoint.load_weights(run, network, "ema" if weights == "ema" else "model")
     made = weights_hash(network)
     rows = _rows(run, numbers)
@@ -61,6 +64,7 @@ def export(
         "objective": _objective(_chosen(run, config)),
         "network": f"{config['net']}, {count_parameters(network):,} parameters, items of shape {list(shape)}",
         "started from": config["init"] and _public(config["init"]),
+        "autoencoder": config.get("vae") and _public(config["vae"]),
         "process": f"{config['process']}, {process.steps} timesteps, predicts {process.prediction}",
         "steps": f"{step:,} of batch {config['batch_size']}, learning rate {config['lr']:g}",
         "weights": f"averaged (decay {config['ema']:g})" if weights == "ema" else "raw, not averaged",
@@ -68,7 +72,7 @@ def export(
         "seed": config["seed"],
     }
     with atomic(out) as scratch:
-        checkpoint.write_pipeline(scratch, network, process, clip)
+        checkpoint.write_pipeline(scratch, network, process, clip, latents)
         if picture:
             (scratch / "samples.png").write_bytes(picture.read_bytes())
         card = _card(
@@ -78,7 +82,10 @@ def export(
             picture="samples.png" if picture else None,
             stock=len(shape) == 3 and process.prediction in NATIVE[process.family],
             family=process.family,
-            opens="ConsistencyModelPipeline" if process.family == "edm" else "DDPMPipeline",
+            opens=_opens(process, latents),
+            latent=latents is not None,
+            by_hand=latents is not None and (process.family == "flow" or latents.shift != 0 or shape[1] != shape[2]),
+            decoding=_decoding(latents),
             prediction=process.prediction,
             own_class=type(network).__name__ == "MLP",
             where=name or out.name,
@@ -155,6 +162,19 @@ def _card(**parts: Any) -> str:
     return environment.from_string(template).render(**parts)
 
 
+def _opens(process: Process, latents: Latents | None) -> str:
+    if latents is not None:
+        return "LDMPipeline"
+    return "ConsistencyModelPipeline" if process.family == "edm" else "DDPMPipeline"
+
+
+def _decoding(latents: Latents | None) -> str:
+    """What the autoencoder is to decode, in terms of ``latents``."""
+    if latents is None:
+        return ""
+    return f"latents / {latents.scale:g}" + (f" + {latents.shift:g}" if latents.shift else "")
+
+
 def _front(config: Mapping[str, Any], licence: str, stock: bool) -> str:
     """The YAML that the Hub reads."""
     front: dict[str, Any] = {"license": licence, "library_name": "diffusers"}
@@ -173,7 +193,8 @@ def _lead(config: Mapping[str, Any], images: bool) -> str:
     how = "without a regularizer (plain DDPM)" if name == "ddpm" else f"with the regularizer `{name}`"
     dirt = "" if config["corrupt"] == "none" else f", corrupted by `{config['corrupt']}`"
     what = "images" if images else "vectors"
-    return f"A diffusion model of {what}, trained {how} on `{_public(config['data'])}`{dirt}."
+    kind = "latent diffusion" if config.get("vae") else "diffusion"
+    return f"A {kind} model of {what}, trained {how} on `{_public(config['data'])}`{dirt}."
 
 
 def _chosen(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:

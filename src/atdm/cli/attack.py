@@ -128,7 +128,7 @@ def _victim(given: Any, model: str, goal: Any, at: set[int] | None, reference: A
     net, process, clip = load_pipeline(model)
     given.sampler = given.sampler or default_sampler(process)
     shape = item_shape(net)
-    require_shape(net, model, reference.shape[1:], "the reference")
+    require_shape(item_shape(net), model, reference.shape[1:], "the reference")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sampling = {
         "sampler": given.sampler,

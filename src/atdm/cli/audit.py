@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import TrainConfig
 from ..errors import UserError
-from .common import decoding, make_parser, print_table, progress_bar, require_fixed_crop
+from .common import make_parser, preparing, print_table, progress_bar, require_fixed_crop
 
 FILES = ("audit.json", "recipe.yaml", "sheet.png")
 
@@ -48,7 +48,7 @@ def run(words: list[str]) -> int:
     )
     parts = parse_corruption(given.corrupt)
     with progress_bar(given.json) as bar:
-        dataset = load(given.data, **base.reading(), progress=decoding(bar))
+        dataset = load(given.data, **base.reading(), progress=preparing(bar))
         source = Source(dataset.items, parts, given.seed)
         task = bar.add_task("looking", total=len(source), note="")
         found = audit(source, dataset.broken, lambda done, total: bar.update(task, completed=done, total=total))

@@ -130,17 +130,18 @@ def draw(given: Any, target: Path | None = None) -> tuple[Any, dict[str, Any]]:
     import torch
     from accelerate import Accelerator
 
-    from ..checkpoint import load_pipeline, load_weights
+    from ..checkpoint import load_latents, load_pipeline, load_weights
     from ..nets import item_shape, weights_hash
     from ..sample import check_target, sample
     from ..schedulers import default_sampler
 
-    net, process, clip = load_pipeline(given.model)
+    net, process, clip = load_pipeline(given.model, latent=True)
+    latents, shape = load_latents(given.model), item_shape(net)
     given.sampler = given.sampler or default_sampler(process, "ddpm")
     if getattr(given, "weights", None) == "raw":
         load_weights(Path(given.model), net, "model")
     if target is not None:
-        check_target(target, item_shape(net))
+        check_target(target, shape if latents is None else latents.image_shape(shape))
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     with progress_bar(not is_main()) as bar:
         task = bar.add_task("sampling", total=None, note="")
@@ -148,7 +149,7 @@ def draw(given: Any, target: Path | None = None) -> tuple[Any, dict[str, Any]]:
             net.to(accelerator.device),
             process,
             given.n,
-            item_shape(net),
+            shape,
             batch_size=given.batch_size,
             sampler=given.sampler,
             steps=given.steps,
@@ -159,6 +160,9 @@ def draw(given: Any, target: Path | None = None) -> tuple[Any, dict[str, Any]]:
             accelerator=accelerator,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+        if latents is not None:
+            latents.vae.to(accelerator.device)
+            drawn = latents.decode(drawn)
     made = {
         "checkpoint": weights_hash(net),
         "sampler": given.sampler,
@@ -191,13 +195,13 @@ def progress_bar(hidden: bool) -> Any:
     return Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), disable=hidden)
 
 
-def decoding(bar: Any) -> Any:
-    """A callback that shows the decoding of images on ``bar`` from when it begins until it ends."""
+def preparing(bar: Any) -> Any:
+    """A callback that shows the decoding or encoding of images on ``bar`` from when it begins until it ends."""
     tasks: list[Any] = []
 
     def show(done: int, total: int) -> None:
         if not tasks:
-            tasks.append(bar.add_task("decoding images", total=total, note=""))
+            tasks.append(bar.add_task("preparing images", total=total, note=""))
         bar.update(tasks[0], completed=done, total=total)
         if done >= total:
             bar.remove_task(tasks.pop())

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import TrainConfig
 from ..errors import UserError
-from .common import decoding, make_parser, progress_bar, require_fixed_crop
+from .common import make_parser, preparing, progress_bar, require_fixed_crop
 
 
 def run(words: list[str]) -> int:
@@ -39,7 +39,7 @@ def run(words: list[str]) -> int:
     poisoner = parse_poison(given.corrupt)
     with progress_bar(given.json) as bar:
         how = {name: given[name] for name in TrainConfig.READING}
-        dataset = load(given.data, **how, progress=decoding(bar))
+        dataset = load(given.data, **how, progress=preparing(bar))
     source, truth = _poisoned(given, poisoner, dataset) if poisoner else _corrupted(given, dataset)
     with atomic(folder) as scratch:
         scratch.mkdir()
@@ -83,12 +83,12 @@ def _poisoned(given: Any, how: Any, dataset: Any) -> tuple[Any, Any]:
 
     from ..checkpoint import load_pipeline
     from ..data.items import Floats
-    from ..nets import require_shape, weights_hash
+    from ..nets import item_shape, require_shape, weights_hash
     from ..poison import poison
     from ..source import Source
 
     net, process, _ = load_pipeline(how.model)
-    require_shape(net, f"The surrogate {how.model}", dataset.item_shape, given.data)
+    require_shape(item_shape(net), f"The surrogate {how.model}", dataset.item_shape, given.data)
     net = net.to("cuda" if torch.cuda.is_available() else "cpu")
     with progress_bar(given.json) as bar:
         task = bar.add_task("poisoning", total=len(dataset.items), note="")

@@ -117,15 +117,17 @@ def _check(given: Any) -> None:
 def _samples(given: Any, dataset: Any, reference: Any) -> tuple[Any, Any, list[Any]]:
     """Samples, how they were made, and what was measured on the model itself."""
     from .. import metrics
-    from ..checkpoint import load_pipeline, load_weights
-    from ..nets import require_shape
+    from ..checkpoint import load_latents, load_pipeline, load_weights
+    from ..nets import item_shape, require_shape
 
     compared = {"reference": given.data, "reference_hash": metrics.content_hash(reference)}
     if given.samples is not None:
         samples = _stored(given.samples)
         return samples, metrics.Provenance(len(samples), model=given.samples, **compared), []
-    net, process, _ = load_pipeline(given.model)
-    require_shape(net, given.model, reference.shape[1:], "the reference")
+    net, process, _ = load_pipeline(given.model, latent=True)
+    latents, shape = load_latents(given.model), item_shape(net)
+    drawn = shape if latents is None else latents.image_shape(shape)
+    require_shape(drawn, given.model, reference.shape[1:], "the reference")
     own = (Path(given.model) / "config.yaml").is_file()
     if given.weights == "raw" and own:
         load_weights(Path(given.model), net, "model")

@@ -32,7 +32,7 @@ def run(words: list[str]) -> int:
     from ..checkpoint import load_pipeline
     from ..corrupt import corrupt
     from ..data import load
-    from ..nets import require_shape, weights_hash
+    from ..nets import item_shape, require_shape, weights_hash
     from ..purify import Purifier, purify
     from ..sample import save_samples
     from ..schedulers import default_sampler
@@ -41,7 +41,7 @@ def run(words: list[str]) -> int:
     x, _ = corrupt(dataset.x, given.corrupt, given.seed)
     net, process, clip = load_pipeline(given.model)
     given.sampler = given.sampler or default_sampler(process)
-    require_shape(net, given.model, dataset.item_shape, given.data)
+    require_shape(item_shape(net), given.model, dataset.item_shape, given.data)
     purifier = Purifier(
         net.to("cuda" if torch.cuda.is_available() else "cpu"),
         process,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ObjectiveConfig, TrainConfig, recipe_file
-from .common import decoding, is_main, make_parser, print_table, progress_bar
+from .common import is_main, make_parser, preparing, print_table, progress_bar
 
 AGAIN = 1.0  # seconds within which a signal is the same wish: a launcher passes on what the terminal sent to all
 
@@ -84,7 +84,7 @@ def run(words: list[str]) -> int:
             if is_main():
                 bar.console.print(note, markup=False, highlight=False, soft_wrap=True)
 
-        for last in runs.train(config, stop, tell, decoding(bar)):
+        for last in runs.train(config, stop, tell, preparing(bar)):
             bar.update(task, completed=last.index)
             if last.index % 10 == 0:  # reading the loss waits for the device
                 loss = last.terms.loss.mean().item()

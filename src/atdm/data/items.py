@@ -1,4 +1,4 @@
-"""Clean items by index: floats in memory, or ``uint8`` pixels that stay on disk until they are asked for."""
+"""Items by index: floats in memory, or floats and ``uint8`` pixels that stay on disk until they are asked for."""
 
 from __future__ import annotations
 
@@ -47,6 +47,24 @@ class Floats:
 
     def __getitem__(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
         return self.x[indices]
+
+
+class Mapped:
+    """Floats mapped from an .npy file, which another process then maps for itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.floats = np.load(path, mmap_mode="r")
+        self.item_shape = tuple(self.floats.shape[1:])
+
+    def __reduce__(self) -> tuple[type[Mapped], tuple[Path]]:
+        return Mapped, (self.path,)
+
+    def __len__(self) -> int:
+        return len(self.floats)
+
+    def __getitem__(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
+        return torch.from_numpy(self.floats[indices.numpy()])
 
 
 class Pixels:

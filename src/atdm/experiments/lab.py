@@ -160,7 +160,7 @@ def jobs(
     costs = {}
     for model in models:
         net, process, _ = load_pipeline(model)
-        require_shape(net, model, shape, f"the reference {data}")
+        require_shape(item_shape(net), model, shape, f"the reference {data}")
         for sampler, steps in {*product(SAMPLERS, plan.steps), ("ddim", plan.attacked_steps)}:
             open_solver(net, process, (1, *shape), generator=torch.Generator(), sampler=sampler, steps=steps)
         costs[model] = _seconds(net, plan)

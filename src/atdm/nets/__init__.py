@@ -139,20 +139,20 @@ def item_shape(net: nn.Module) -> tuple[int, ...]:
     return (config["in_channels"], *((size, size) if isinstance(size, int) else tuple(size or ())))
 
 
-def require_shape(net: nn.Module, model: str, shape: Sequence[int], data: str) -> None:
+def require_shape(own: Sequence[int], model: str, shape: Sequence[int], data: str) -> None:
     """Refuse data that a diffusers model is not for.
 
     Args:
+        own: shape of the model's items.
         model, data: what sentences call them.
 
     Raises:
         UserError: the model is for items of another shape.
     """
-    own = list(item_shape(net))
-    if own != list(shape):
+    if list(own) != list(shape):
         hint = f" --image_size {own[-1]} crops images." if len(own) == 3 else ""
         raise UserError(
-            f"{model} is for items of shape {own}, and those of {data} are {list(shape)}. Expected the same shape.{hint}"
+            f"{model} is for items of shape {list(own)}, and those of {data} are {list(shape)}. Expected the same shape.{hint}"
         )
 
 
