@@ -90,7 +90,7 @@ def test_a_gauge_tells_of_batches_what_the_set_shows(photos, data):
     dirty, truth = corrupt(clean, f"gaussian:share=0.5,std={1 if data == 'vectors' else 0.2}", 1)
     rows = torch.arange(len(dirty))
     gauge = Gauge.fit(dirty, rows)
-    parts = torch.randperm(len(dirty), generator=rng).split(50)
+    parts = torch.randperm(len(dirty), generator=rng).split(200)
     assert torch.equal(
         torch.cat([gauge.stds(dirty[part], rows[part]) for part in parts]), noise_stds(dirty)[torch.cat(parts)]
     )
