@@ -223,7 +223,8 @@ def judged(rows: Sequence[Row], benchmark: str, dirt: str, distance: str) -> lis
             own = of(AUTO.label, condition, key)
             for name, others in (
                 ("robust_adv as published", ["robust_adv"]),
-                ("ddpm stopped early", [m for m in values_of(rows, "method") if "stopped" in m]),
+                ("ddpm stopped at the gate of auto", ["ddpm, stopped by auto"]),
+                ("ddpm stopped where it is best in hindsight", [f"ddpm, stopped at {stop:g}" for stop in STOPS]),
             ):
                 known = {m: of(m, condition, key) for m in others if m in values_of(rows, "method")}
                 if known:
