@@ -7,6 +7,7 @@ trained again, and what was interrupted goes on.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,20 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                     words = key.replace("_", " ")
                     claims.append(
                         at_most(f"{title}: {words} at most half of ddpm's", *pair, 0.5, ("robust_adv", "ddpm"))
+                    )
+                    clean = of(key, method="ddpm", set=name, condition="clean")
+                    if not math.isnan(
+                        clean
+                    ):  # how far a network that short of converged is from clean images in any case
+                        beyond = (pair[0] - clean, pair[1] - clean)
+                        title_beyond = f"{title}: {words} beyond that of ddpm on clean images at most half of ddpm's"
+                        claims.append(at_most(title_beyond, *beyond, 0.5, ("robust_adv", "ddpm")))
+            elif condition == "clean":
+                for key in frechets:
+                    pair = (of(key, method="robust_adv", **at), of(key, method="ddpm", **at))
+                    words = key.replace("_", " ")
+                    claims.append(
+                        at_most(f"{title}: {words} within 1.1 times ddpm's", *pair, 1.1, ("robust_adv", "ddpm"))
                     )
             if condition != "clean":
                 claims += [_beats_stopping(rows, key, at, title) for key in ("noise_std", frechets[-1])]
