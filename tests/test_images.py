@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from atdm.config import TrainConfig, recipe
 from atdm.errors import UserError
@@ -27,7 +28,8 @@ def test_each_recipe_has_its_twins(name):
     assert full.image_size == quick.image_size
     assert small.objective == quick.objective
     for config in (full, small, quick):
-        config.objective.build(config.build_process())
+        config.objective.fitted(torch.randn(32, 3, 8, 8)).build(config.build_process())
+    assert small.objective.automatic
 
 
 def test_an_unknown_recipe_names_the_nearest():
@@ -37,13 +39,19 @@ def test_an_unknown_recipe_names_the_nearest():
 
 def test_every_set_and_condition_has_both_models_alike():
     todo = images.jobs("cpu", [0], None)
-    assert len(todo) == 2 * len(images.SETS) * len(images.CONDITIONS)
+    places = {(job.set, job.condition) for job in todo}
+    assert len(todo) == 2 * len(places)
+    # Each set with each dirt, but for dirt on half of the images, which one set has.
+    assert len(places) == len(images.SETS) * 3 + 2
+    assert {s for s, condition in places if condition.startswith("half")} == {"cifar10"}
+    whole = {(job.set, job.condition) for job in images.jobs("paper", [0], None)}
+    assert len(whole) == len(images.SETS) * len(images.CONDITIONS)
     by_place = {}
     for job in todo:
         by_place.setdefault((job.set, job.condition), []).append(job.config)
     for plain, robust in by_place.values():
         assert plain.objective.name == "ddpm"
-        assert robust.objective.name == "robust_adv"
+        assert robust.objective.name == "auto:k=5"
         for field in ("data", "corrupt", "net", "steps", "batch_size", "lr", "seed", "image_size", "limit"):
             assert getattr(plain, field) == getattr(robust, field)
     assert len({job.config.out for job in todo}) == len(todo)
