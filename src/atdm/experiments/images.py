@@ -216,6 +216,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     for name in sets:
         for condition in conditions:
             at = {"set": name, "condition": condition}
+            if not any(r["set"] == name and r["condition"] == condition for r in rows):
+                continue
             title = f"{SETS[name]}, {condition}"
             if condition == "noise 0.2":
                 noise = (of("noise_std", method="robust_adv", **at), of("noise_std", method="ddpm", **at))
