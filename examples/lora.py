@@ -3,7 +3,7 @@
 A small U-Net first learns the digits 0 to 4, clean. Then two LoRAs are fine-tuned on the digits 5 to 9, of which 90 %
 carry Gaussian noise of std 0.3: one with ``ddpm``, one with ``robust_adv``. Printed is how much noise their samples hold.
 
-Needs peft (``pip install "atdm[examples]"``). About a minute on one core: ``python examples/lora.py [FOLDER]``.
+Needs peft (``pip install "atdm[examples]"``). One or two minutes on one core: ``python examples/lora.py [FOLDER]``.
 """
 
 import copy

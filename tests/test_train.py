@@ -190,3 +190,10 @@ def test_the_cost_is_told_in_processor_time_of_the_quickest_trial(tmp_path, monk
     told = run.estimate(config(tmp_path), parts)
     assert told["seconds_on_this_cpu"] == pytest.approx(2 * 24 * told["floor_over_ddpm"])
     assert told["floor_over_ddpm"] == 2
+
+
+@pytest.mark.parametrize("index", ["", "{", "[1]"])
+def test_a_broken_pipeline_folder_is_told(tmp_path, index):
+    (tmp_path / "model_index.json").write_text(index)
+    with pytest.raises(UserError, match=r"model_index\.json|does not open"):
+        checkpoint.load_pipeline(tmp_path)

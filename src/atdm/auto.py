@@ -99,11 +99,12 @@ def constants(x: Float[Tensor, "n *item"], k: float = K) -> dict[str, Any]:
 
 def told(chosen: ObjectiveConfig) -> str:
     """What :func:`constants` chose, as a sentence."""
-    quiet = (chosen.gate or 0.0) / GATE
+    gate = chosen.gate or 0.0
+    quiet = gate / GATE
     if quiet < 1e-3:
         return "objective auto: there are directions in which the data do not vary at all, so there is no dirt to push: ddpm."
     return (
-        f"objective auto: where the data vary least their std is {quiet:.3g}. robust_adv with gate {chosen.gate or 0.0:g}, "
+        f"objective auto: where the data vary least their std is {quiet:.3g}. robust_adv with gate {gate:g}, "
         f"weight {chosen.weight}, radius {chosen.radius}, l2, in one of {chosen.every} steps after {chosen.start:.0%} of the "
         "training."
     )

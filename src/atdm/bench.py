@@ -105,8 +105,9 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
     """Measure every contestant; see :class:`Options`.
 
     Returns:
-        ``ratio`` (a step's time over ddpm's; of ``auto`` on average over a training, of which a part is ddpm's), ``samples_per_second`` (by the wall), ``peak_memory`` (bytes of tensors: weights,
-        average and optimizer, and the most that a step adds to them), ``passes`` and ``floor`` of the objectives, and
+        ``ratio`` (a step's time over ddpm's) and ``floor`` (what the passes imply for it), of ``auto`` on average over a
+        training, of which a part is ddpm's; ``passes`` of a step that may push; ``samples_per_second`` of such steps, by the
+        wall; ``peak_memory`` (bytes of tensors: weights, average and optimizer, and the most that a step adds to them); and
         ``provenance``.
     """
     begin = time.perf_counter()

@@ -191,7 +191,12 @@ def load_latents(folder: Path | str) -> Latents | None:
 
 
 def _is_latent(pipeline: Path) -> bool:
-    return "vqvae" in json.loads((pipeline / "model_index.json").read_text())  # the word of LDMPipeline
+    try:
+        return "vqvae" in json.loads((pipeline / "model_index.json").read_text())  # the word of LDMPipeline
+    except (OSError, ValueError) as problem:
+        raise UserError(
+            f"Cannot read {pipeline / 'model_index.json'}: {first_line(problem)}. Expected what diffusers writes."
+        ) from problem
 
 
 def _pipeline_folder(folder: Path | str) -> Path:

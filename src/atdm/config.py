@@ -29,7 +29,7 @@ class ObjectiveConfig:
         ascent: what the attack raises.
         detach_target: stop the gradient through the clean prediction in the target.
         every: push in one of so many steps, with so many times the weight.
-        start: share of the training before the first push; 0.5 makes the first half that of ddpm.
+        start: share of the training before the first push, or before a rival's own loss; 0.5 makes the first half ddpm's.
     """
 
     name: str = "robust_adv"

@@ -49,7 +49,8 @@ class _Moved:
         return self  # type: ignore[return-value]
 
     def __call__(self, seen: Float[Tensor, "batch *dims"], beside: Float[Tensor, "batch *dims"] | None) -> Tensor:
-        assert beside is not None  # both kinds compare
+        if beside is None:
+            raise UserError("This goal compares with what was never pushed. Expected what is seen beside it.")
         return (seen - beside).square().flatten(1).mean(1)
 
 

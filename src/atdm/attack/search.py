@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -82,7 +83,7 @@ class Search:
             draw_start: draws a uniform point of the *unit* ball for each item.
             r: radius in noise units.
         """
-        best: Found | None = None
+        tries = []
         for _ in range(self.restarts):
             start = draw_start()
             delta = _per_item(r, start) * start if self.start == "random" else torch.zeros_like(start)
@@ -94,10 +95,8 @@ class Search:
                 delta = push.step(delta, gradient, r)
             with torch.no_grad():
                 reached = torch.stack([gain(delta, draw) for draw in range(self.draws)]).mean(0)
-            found = Found(delta, reached, idle)
-            best = found if best is None else _better(best, found)
-        assert best is not None  # there is at least one restart
-        return best
+            tries.append(Found(delta, reached, idle))
+        return reduce(_better, tries)
 
     def _gradient(self, gain: Gain, delta: Tensor) -> Tensor:
         """Averaged over draws; zero for items where it is not finite."""

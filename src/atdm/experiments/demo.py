@@ -28,31 +28,25 @@ from ..process import Process
 from ..sample import sample_paths
 from ..train import Settings, State, fit
 from .pool import Progress, Tell, work_through, workers
+from .training import Recipe
 
 CORRUPTIONS = {"outliers": "outliers:share=0.1", "noise": "gaussian:share=0.9,std=0.2", "clean": "none"}
 
 
-@dataclass(frozen=True)
-class Experiment:
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Recipe):
     """One data set, how long a network is trained on it and how it is sampled.
 
     Args:
         gate, k, radius: the recommended setting (METHOD section 9): gate at the noise level where the data's own
             directions are decided, strength of the relative weight, radius in noise units.
         stop: noise level at which the early-stopped DDPM stops.
-        step_seconds: of a ddpm step on one core, roughly: for the progress bar.
     """
 
-    data: str
-    net: str
-    settings: Settings
-    samples: int
-    sampling_steps: int
     gate: float
     k: float
     radius: float
     stop: float
-    step_seconds: float
 
 
 _MLP = "mlp:width=256,depth=3,residual=true"
