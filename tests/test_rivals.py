@@ -14,6 +14,7 @@ from atdm.corrupt import corrupt, parse_corruption
 from atdm.data import load
 from atdm.data.items import Floats
 from atdm.errors import UserError
+from atdm.experiments import rivals
 from atdm.levels import drawn_levels, truth_levels
 from atdm.nets import build_net
 from atdm.objective import (
@@ -450,3 +451,20 @@ def test_what_cannot_be_known_is_refused(tmp_path, generator):
         next(fit(Sure(PROCESS), state, x, Settings(batch_size=8)))
     with pytest.raises(UserError, match="another loss"):
         InputPerturbation(PROCESS)(lambda x, t: x, x, draws=Objective("ddpm", PROCESS).draw(x.shape))
+
+
+def test_methods_to_compare_take_options():
+    harder, rival = (rivals.method_of(spec) for spec in ("auto:k=5", "pseudo_huber:c=0.2"))
+    assert (harder.label, harder.objective.name) == ("robust_adv auto:k=5", "auto:k=5")
+    assert (rival.label, rival.objective.name) == ("pseudo_huber:c=0.2",) * 2
+    for job in rivals.jobs("smoke", [0], "digits", ["auto:k=5"]):
+        assert job.method in (rivals.METHODS["ddpm"], harder)
+    for wrong, said in (
+        ("auto:gate=1", "no option 'gate'"),
+        ("auto:k=-1", "positive"),
+        ("autos", "Did you mean 'auto'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            rivals.method_of(wrong)
+    with pytest.raises(UserError, match="one by one"):
+        rivals.method_of("robust_adv:gate=1")

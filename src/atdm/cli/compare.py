@@ -22,7 +22,7 @@ def run(words: list[str]) -> int:
         "--train",
         type=str | None,
         default=None,
-        help="instead of results: objectives joined by commas, trained on the same dirt with the same compute; or all",
+        help="instead of results: objectives joined by commas, such as ddpm,auto,auto:k=5, trained on the same dirt with the same compute; or all",
     )
     parser.add_argument(
         "--data",

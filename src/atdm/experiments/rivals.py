@@ -9,10 +9,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ..auto import GATE, quiet_std
 from ..config import ObjectiveConfig
 from ..corrupt import corrupt
 from ..errors import unknown
+from ..process import Process
+from ..spec import parse_spec
 from ..train import Settings
 from . import butterflies, by_scale, digits, pictures, plane
 from .findings import Claim, Findings, Outcome
@@ -93,15 +97,12 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None, methods: Sequence[s
 
     Args:
         data: one of ``BENCHMARKS``, or photos to be projected onto a subspace; None: all benchmarks.
-        methods: of ``METHODS``; ddpm, which the others are matched to, is always there.
+        methods: of ``METHODS``, with options of their own or without; ddpm, which the others are matched to, is always there.
 
     Raises:
         UserError: an unknown method.
     """
-    for name in methods:
-        if name not in METHODS:
-            raise unknown("objective to compare", name, METHODS)
-    chosen = [METHODS[name] for name in dict.fromkeys(["ddpm", *methods])]
+    chosen = [method_of(name) for name in dict.fromkeys(["ddpm", *methods])]
     own = data if data in BENCHMARKS else PHOTOS
     benchmarks = [own] if data else by_scale(scale, BENCHMARKS[:1], BENCHMARKS, BENCHMARKS)
     return [
@@ -110,8 +111,24 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None, methods: Sequence[s
         for benchmark in benchmarks
         for condition, corruption in conditions(benchmark, scale).items()
         for method in chosen
-        if not (benchmark == "plane" and method.label in IMAGES_ONLY)
+        if not (benchmark == "plane" and parse_spec(method.objective.name)[0] in IMAGES_ONLY)
     ]
+
+
+def method_of(spec: str) -> Method:
+    """A method by name; ``auto`` and rivals take options, as in ``auto:k=5``.
+
+    Raises:
+        UserError: an unknown name or option.
+    """
+    name, options = parse_spec(spec)
+    if name not in METHODS:
+        raise unknown("objective to compare", name, METHODS)
+    if not options:
+        return METHODS[name]
+    config = ObjectiveConfig(spec)
+    config.fitted(torch.eye(16)).build(Process.linear())  # refuses what is no option
+    return Method(spec.replace("auto", AUTO.label, 1) if config.automatic else spec, config)
 
 
 def work(job: Job, tell: Tell) -> Outcome:
