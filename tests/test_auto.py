@@ -89,10 +89,12 @@ def test_a_run_tells_and_stores_what_auto_chose_and_resumes(tmp_path):
     dirty = config(tmp_path, objective=ObjectiveConfig("auto"), corrupt="gaussian:share=0.9,std=0.2")
     told: list[str] = []
     whole = weights(train(dirty, tell=told.append))
-    assert any("objective auto" in note and "gate 0.3" in note for note in told)
+    note = next(note for note in told if "objective auto" in note)
     stored = json.loads((tmp_path / "run" / "objective.json").read_text())
     assert stored["name"] == "robust_adv"
     assert stored["gate"] == pytest.approx(GATE * math.sqrt(0.9) * 0.2, rel=0.15)
+    assert f"gate {stored['gate']:g}," in note
+    assert f"--stop_ratio {stored['gate'] / 2:.3g}" in note
     again = config(tmp_path / "c", objective=ObjectiveConfig("auto"), corrupt="gaussian:share=0.9,std=0.2")
     for step in train(again):
         if step.index == 7:

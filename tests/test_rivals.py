@@ -468,3 +468,25 @@ def test_methods_to_compare_take_options():
             rivals.method_of(wrong)
     with pytest.raises(UserError, match="one by one"):
         rivals.method_of("robust_adv:gate=1")
+
+
+def test_auto_is_judged_in_both_numbers_at_once():
+    """Less dirt in one way to sample and less distance in the other is not better than one rival."""
+
+    def row(method, dirt, distance, condition="dirty"):
+        return {"method": method, "condition": condition, "noise_std": dirt, "frechet_pixels": distance}
+
+    rows = [
+        row("ddpm", 0, 1.0, "clean"),
+        row("robust_adv auto", 0, 1.2, "clean"),
+        row("ddpm", 9, 9),
+        row("ddpm, stopped at 0.3", 0.2, 1.3),
+        row("ddpm, stopped at 0.5", 0.15, 1.25),
+        row("robust_adv auto", 0.3, 1.2),
+        row("robust_adv auto, stopped at half its gate", 0.1, 1.3),
+        row("robust_adv", 0.3, 1.2),
+    ]
+    found = {claim.statement: claim.holds for claim in rivals.judged(rows, "photos", "noise_std", "frechet_pixels")}
+    assert [holds for text, holds in found.items() if "clean" in text.split(":")[0]] == [False]  # 1.2 times ddpm's
+    by_rival = {text.split(" as ")[-1]: holds for text, holds in found.items() if "dirty" in text}
+    assert by_rival == {"ddpm, stopped at 0.3": True, "ddpm, stopped at 0.5": False, "published": True}
