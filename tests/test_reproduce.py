@@ -225,14 +225,25 @@ def test_linearized_photos_lie_on_the_subspace_and_held_out_ones_too():
 def test_a_sweep_shares_the_setting_it_has_in_common_with_another():
     strength = module_of("strength")
     todo = strength.jobs("cpu", [0], None)
-    places = [place for job in todo for place in job.options["places"]]
-    wanted = {(sweep, value) for sweep, settings in strength.sweeps().items() for value, _ in settings}
+    places = [(job.condition, *place) for job in todo for place in job.options["places"]]
+    wanted = {("noise 0.2", sweep, value) for sweep, settings in strength.sweeps().items() for value, _ in settings}
     assert wanted <= set(places)
     assert len(places) == len(set(places))
-    shared = [job for job in todo if len(job.options["places"]) > 1]
+    shared = [job for job in todo if len(job.options["places"]) > 1 and job.condition == "noise 0.2"]
     assert sorted({s for s, _ in job.options["places"]} for job in shared if job.method.objective.gate) == [
         {"every", "k", "radius", "gate"}
     ]
+
+
+def test_the_front_holds_what_nothing_beats_in_both_numbers():
+    points = [
+        ("a", "s", 1.0, 0.5),
+        ("b", "s", 1.1, 0.2),
+        ("c", "s", 1.2, 0.3),
+        ("d", "s", 1.0, 0.6),
+        ("e", "t", 1.1, 0.2),
+    ]
+    assert [p[0] for p in module_of("strength").front(points)] == ["a", "b", "e"]
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------
