@@ -13,7 +13,7 @@ from ..data import Dataset
 from ..data.items import Floats
 from ..metrics import Memorization, memorization
 from ..train import Settings
-from . import by_scale, digits
+from . import by_scale, digits, pictures
 from .findings import Claim, Findings, Outcome, first_seed
 from .pool import Tell, part
 from .rows import evaluate, mean_over_seeds, number, row, table_of, values_of
@@ -84,21 +84,19 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     rows = [r for o in outcomes for r in o.rows]
     shown = first_seed(outcomes)
     frechet = digits.frechet_key(rows[0])
-    figures, claims = {}, []
+    panels: dict[str, dict[str, pictures.Curve]] = {}
+    pairs, claims = {}, []
     for condition in values_of(rows, "condition"):
         own, short = [o for o in shown if o.job.condition == condition], condition.replace(", ", "-").replace(" ", "-")
         found: dict[str, Memorization] = {o.job.label: o.tensors["found"] for o in own}
-        lines = {"held out": _shares(found["ddpm"].background)} | {m: _shares(f.similarity) for m, f in found.items()}
-        figures[f"similarity-{short}"] = (
-            f"{condition}: share of samples that are closer to a training image than this; held-out images are the background.",
-            plot.curves(lines, "cosine similarity to the nearest training image", "share that is closer"),
-        )
+        panels[condition] = {"held out": _shares(found["ddpm"].background)}
+        panels[condition] |= {m: _shares(f.similarity) for m, f in found.items()}
         for o in (o for o in own if o.job.options["smallest"]):
             name = o.job.label.replace(" ", "-")
-            pairs = o.tensors["found"].pairs(PAIRS)
-            figures[f"pairs-{short}-{name}"] = (
+            closest = o.tensors["found"].pairs(PAIRS)
+            pairs[f"pairs-{short}-{name}"] = (
                 f"{condition}, {o.job.label}: the closest pairs, sample (left) and training image (right).",
-                plot.pairs(o.tensors["samples"], o.tensors["train"], pairs, o.tensors["found"].similarity),
+                plot.pairs(o.tensors["samples"], o.tensors["train"], closest, o.tensors["found"].similarity),
             )
 
         def of(method: str, key: str, condition: str = condition) -> float:
@@ -149,10 +147,14 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         "are similar anyway, so beside each model stands the background: how similar held-out images are to the training "
         "images. The smallest training set is one that ddpm copies."
     )
-    return Findings(lead, claims, rows, figures, [table])
+    similarity = (
+        "Share of samples that are closer to a training image than this; held-out images are the background.",
+        pictures.curve_panels(panels, "cosine similarity to the nearest training image", "share that is closer"),
+    )
+    return Findings(lead, claims, rows, {"similarity": similarity, **pairs}, [table])
 
 
-def _shares(values: torch.Tensor) -> tuple[list[float], list[float]]:
+def _shares(values: Tensor) -> pictures.Curve:
     """Each value, from the smallest, and the share of the values that is larger."""
     ordered = values.sort().values
     return ordered.tolist(), (1 - torch.arange(1, len(ordered) + 1) / len(ordered)).tolist()

@@ -64,7 +64,8 @@ def curve_panels(
         for name, (x, y) in lines.items():
             if bands is not None:
                 axis.fill_between(x, *bands[title][name], color=palette[name], alpha=0.15, linewidth=0)
-            axis.plot(x, y, color=palette[name], marker="o", markersize=4, linewidth=1.5, label=name)
+            marker = "o" if len(x) <= 30 else ""
+            axis.plot(x, y, color=palette[name], marker=marker, markersize=4, linewidth=1.5, label=name)
         for side in log:
             axis.set(**{f"{side}scale": "log"})
             edge = axis.xaxis if side == "x" else axis.yaxis
