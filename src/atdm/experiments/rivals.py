@@ -196,7 +196,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                         for method in values_of(own, "method")
                     }
             if panels:
-                figures[f"{benchmark}-{title}"] = (
+                figures[f"{benchmark.replace(' ', '-')}-{title}"] = (
                     f"{benchmark}: {words(key)} against share (at std {STANDARD[1]:g}) and std (at {STANDARD[0]:.0%}) of the noise.",
                     pictures.curve_panels(panels, "share, std", words(key)),
                 )
