@@ -107,5 +107,5 @@ def told(chosen: ObjectiveConfig) -> str:
     return (
         f"objective auto: where the data vary least their std is {quiet:.3g}. robust_adv with gate {gate:g}, "
         f"weight {chosen.weight}, radius {chosen.radius}, l2, in one of {chosen.every} steps after {chosen.start:.0%} of the "
-        f"training. Sampling with --stop_ratio {STOP * gate:.3g}, half the gate, leaves less dirt."
+        f"training. If the dirt is noise, sampling with --stop_ratio {STOP * gate:.3g}, half the gate, leaves less of it."
     )
