@@ -80,7 +80,7 @@ def curve_panels(
         list(handles.values()),
         list(handles),
         loc="outside lower center",
-        ncols=min(4, len(handles)),
+        ncols=min(2 * min(2, len(panels)), len(handles)),  # each panel is as wide as two names
         fontsize=9,
         frameon=False,
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .. import plot
 from ..auto import GATE, STOP, quiet_std
 from ..config import ObjectiveConfig
 from ..corrupt import corrupt
@@ -27,7 +28,8 @@ from .training import AUTO, DDPM, Job, Method, Recipe, draw, open_data, process_
 SHARES, STDS = (0.3, 0.6, 0.9, 1.0), (0.05, 0.1, 0.2)
 STANDARD = (0.9, 0.2)  # where the shares and the stds cross
 STOPS = (0.3, 0.5)  # noise levels at which the sampling of ddpm is also stopped; what suits is not known without labels
-HALF = ", stopped at half its gate"
+STOPPED = ", stopped "
+HALF = f"{STOPPED}at half its gate"
 METHODS = {
     m.objective.name: m
     for m in (
@@ -143,8 +145,8 @@ def work(job: Job, tell: Tell) -> Outcome:
     trained = train(dataclasses.replace(job, method=method, recipe=own), part(tell, 0, 0.8), dataset)
     stops: dict[str, float | None] = {job.label: None}
     if job.label == "ddpm":
-        stops |= {f"ddpm, stopped at {stop:g}": stop for stop in STOPS}
-        stops |= {"ddpm, stopped by auto": max(GATE * quiet_std(dirty), 1e-6)}
+        stops |= {f"ddpm{STOPPED}at {stop:g}": stop for stop in STOPS}
+        stops |= {f"ddpm{STOPPED}by auto": max(GATE * quiet_std(dirty), 1e-6)}
     elif job.method.objective.automatic:
         stops |= {f"{job.label}{HALF}": max(STOP * (method.objective.gate or 0.0), 1e-6)}
     rows = []
@@ -166,9 +168,9 @@ def keys(rows: Sequence[Row]) -> tuple[str, str]:
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """A table and a figure for each benchmark; whether ``auto`` is harmless where there is no dirt, and worth it where there is."""
     rows = [r for o in outcomes for r in o.rows]
-    figures, tables, claims = {}, [], []
+    tradeoffs, curves, tables, claims = {}, {}, [], []
     for benchmark in values_of(rows, "benchmark"):
-        own = [r for r in rows if r["benchmark"] == benchmark]
+        own, name = [r for r in rows if r["benchmark"] == benchmark], benchmark.replace(" ", "-")
         dirt, distance = keys(own)
         columns = {
             "dirt left": dirt,
@@ -185,18 +187,24 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                 f"{', '.join(TOLD)} are told the noise of every item.",
             )
         )  # fmt: skip
+        condition = noise(*STANDARD)[0]
+        tradeoffs[f"{name}-tradeoff"] = (
+            f"{benchmark}, {condition}: what is left of the dirt and the distance from clean data, towards the lower left is "
+            "better; ddpm and auto with the levels at which their sampling stops.",
+            tradeoff([r for r in own if r["condition"] == condition], dirt, distance),
+        )
         for title, key in (("dirt", dirt), ("distance", distance)):
             panels = {}
-            for name, values in (("share", SHARES), ("std", STDS)):
-                at = {v: noise(*cross(name, v))[0] for v in values}
+            for what, values in (("share", SHARES), ("std", STDS)):
+                at = {v: noise(*cross(what, v))[0] for v in values}
                 at = {v: condition for v, condition in at.items() if any(r["condition"] == condition for r in own)}
-                if len(at) > 1:
-                    panels[f"{name} of the noise"] = {
+                if len(at) > 2:
+                    panels[f"{what} of the noise"] = {
                         method: ([*at], [mean_over_seeds(own, key, condition=c, method=method) for c in at.values()])
                         for method in values_of(own, "method")
                     }
             if panels:
-                figures[f"{benchmark.replace(' ', '-')}-{title}"] = (
+                curves[f"{name}-{title}"] = (
                     f"{benchmark}: {words(key)} against share (at std {STANDARD[1]:g}) and std (at {STANDARD[0]:.0%}) of the noise.",
                     pictures.curve_panels(panels, "share, std", words(key)),
                 )
@@ -209,7 +217,19 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         "sampled to the end, and stopped at half its gate; one of the two has to be at least as good as a rival in both "
         "numbers: what is left of the dirt / distance from clean data."
     )
-    return Findings(lead, claims, rows, figures, tables)
+    return Findings(lead, claims, rows, tradeoffs | curves, tables)
+
+
+def tradeoff(rows: Sequence[Row], dirt: str, distance: str) -> plot.Figure:
+    """A marker for each method; those of one network, sampled to the end and stopped ever earlier, are joined."""
+    stops = {r["method"]: r["stop_ratio"] or 0.0 for r in rows}
+    networks = list(dict.fromkeys(method.split(STOPPED)[0] for method in stops))
+    points = []
+    for network in networks:
+        for method in sorted((m for m in stops if m.split(STOPPED)[0] == network), key=lambda m: stops[m]):
+            dirty, far = (mean_over_seeds(rows, key, method=method) for key in (dirt, distance))
+            points.append((method.partition(STOPPED)[2], network, dirty, far))
+    return plot.scatter_tradeoff(points, words(dirt), words(distance))
 
 
 def cross(name: str, value: float) -> tuple[float, float]:
@@ -246,7 +266,7 @@ def judged(rows: Sequence[Row], benchmark: str, dirt: str, distance: str) -> lis
             f"auto {number(ours)}, ddpm {number(plain)}: {number(ours / plain)} times",
         )
     ]
-    rivals = [m for m in values_of(rows, "method") if m == "robust_adv" or m.startswith("ddpm, stopped")]
+    rivals = [m for m in values_of(rows, "method") if m == "robust_adv" or m.startswith(f"ddpm{STOPPED}")]
     for condition in [c for c in values_of(rows, "condition") if c != "clean"]:
         ways = {"auto": both(AUTO.label, condition), "stopped": both(AUTO.label + HALF, condition)}
         for rival in rivals:
