@@ -117,36 +117,36 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         points += [(v, name, of(name, v, dirt), of(name, v, frechet)) for name in names for v in lines.get(name, [])]
         return plot.scatter_tradeoff(points, "residual noise (lower is better)", "Frechet distance (lower is better)")
 
-    figures = {
-        "published": ("Published radius and weight: lambda, omega, floor.", tradeoff(["lambda", "omega", "floor"])),
-        "recommended": ("Gated relative push: k, radius, gate.", tradeoff(["k", "radius", "gate"])),
-        "fine-tuning": (
-            "The push only in the last part of training.",
-            tradeoff(["late, recommended", "late, published", "auto"]),
-        ),
-    }
     turned = [name for name in lines if name != "none"]
     cheap = [(v, name, of(name, v, "cost"), of(name, v, dirt)) for name in turned for v in lines[name]]
-    figures["cost"] = (
-        "Residual noise against the cost of a step (floor, over ddpm's): towards the lower left is better.",
-        plot.scatter_tradeoff([("", "ddpm", 1.0, plain[dirt]), *cheap], "step cost over ddpm's", "residual noise"),
-    )
     price = {
         (name, v): of(name, v, frechet, CLEAN) / of("none", "", frechet, CLEAN)
         for name in ON_CLEAN
         for v in lines.get(name, [])
     }
-    figures["penalty"] = (
-        "What a setting costs on clean digits, against what it leaves of the noise: towards the lower left is better.",
-        plot.scatter_tradeoff(
-            [
-                ("", "ddpm", plain[dirt], 1.0),
-                *((v, name, of(name, v, dirt), times) for (name, v), times in price.items()),
-            ],
-            "residual noise, trained on noisy digits",
-            "Frechet distance over ddpm's, trained on clean digits",
+    figures = {
+        "recommended": ("Gated relative push: k, radius, gate.", tradeoff(["k", "radius", "gate"])),
+        "cost": (
+            "Residual noise against the cost of a step (floor, over ddpm's): towards the lower left is better.",
+            plot.scatter_tradeoff([("", "ddpm", 1.0, plain[dirt]), *cheap], "step cost over ddpm's", "residual noise"),
         ),
-    )
+        "penalty": (
+            "What a setting costs on clean digits, against what it leaves of the noise: towards the lower left is better.",
+            plot.scatter_tradeoff(
+                [
+                    ("", "ddpm", plain[dirt], 1.0),
+                    *((v, name, of(name, v, dirt), times) for (name, v), times in price.items()),
+                ],
+                "residual noise, trained on noisy digits",
+                "Frechet distance over ddpm's, trained on clean digits",
+            ),
+        ),
+        "published": ("Published radius and weight: lambda, omega, floor.", tradeoff(["lambda", "omega", "floor"])),
+        "fine-tuning": (
+            "The push only in the last part of training.",
+            tradeoff(["late, recommended", "late, published", "auto"]),
+        ),
+    }
     claims = [
         Claim(
             f"on clean digits every setting along {name} stays within 1.1 times ddpm's Frechet distance",
@@ -231,14 +231,10 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     )
     ends = ", ".join(f"{name} {v} ({number(cost)} times, {number(noise)})" for v, name, cost, noise in front(cheap))
     note = f"The Pareto front of step cost (over ddpm's) and residual noise: {ends}."
-    first = ("recommended", "cost", "penalty")  # pages show three
-    ordered = {name: figures[name] for name in (*first, *(name for name in figures if name not in first))}
-    return Findings(lead, claims, rows, ordered, [table], [note])
+    return Findings(lead, claims, rows, figures, [table], [note])
 
 
 def front(points: Sequence[tuple[str, str, float, float]]) -> list[tuple[str, str, float, float]]:
     """The points that no other is below in both numbers, by the first of the two."""
-    ahead = [
-        p for p in points if not any(o[2] <= p[2] and o[3] <= p[3] and (o[2], o[3]) != (p[2], p[3]) for o in points)
-    ]
+    ahead = [p for p in points if not any(o[2] <= p[2] and o[3] <= p[3] and o[2:] != p[2:] for o in points)]
     return sorted(dict.fromkeys(ahead), key=lambda p: p[2:])
