@@ -246,7 +246,7 @@ def test_the_front_holds_what_nothing_beats_in_both_numbers():
     assert [p[0] for p in module_of("strength").front(points)] == ["a", "b", "e"]
 
 
-def test_auto_is_held_against_a_push_in_every_step_and_against_clean_ddpm():
+def test_auto_is_held_against_a_push_in_every_step_and_against_clean_ddpm(monkeypatch):
     """Rows of all settings at cpu scale, made up: auto leaves 1 % more noise at a tenth more cost, and 20 % more on clean data."""
     strength = module_of("strength")
     outcomes = []
@@ -258,7 +258,11 @@ def test_auto_is_held_against_a_push_in_every_step_and_against_clean_ddpm():
         made |= {"method": job.label, "sliced_wasserstein": 0.0, "seconds": 1.0}
         rows = [{**made, "sweep": sweep, "value": value} for sweep, value in job.options["places"]]
         outcomes.append(Outcome(job, rows, {"samples": torch.zeros(4, 1, 8, 8), "dirty": torch.zeros(4, 1, 8, 8)}))
+    drawn = []
+    monkeypatch.setattr(strength.plot, "scatter_tradeoff", lambda points, *labels: drawn.append(points))
     found = strength.findings("cpu", outcomes)
+    along = [value for value, sweep, *_ in drawn[0] if sweep == "gate"]
+    assert along == ["0.1", "0.2", "0.4", "0.8"], "a curve runs along its dial"
     holds = {claim.statement: claim.holds for claim in found.claims}
     assert holds[
         "auto:k=5 costs at most 1.2 times ddpm and leaves at most 1.05 times the noise of a push in every step"

@@ -106,6 +106,9 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     for r in (r for r in rows if r["condition"] == DIRTY):
         if r["value"] not in lines.setdefault(r["sweep"], []):
             lines[r["sweep"]].append(r["value"])
+    for name, settings in sweeps().items():  # a setting that several sweeps share came first
+        if name in lines:
+            lines[name] = [value for value, _ in settings if value in lines[name]]
 
     def of(sweep: str, value: str, key: str, condition: str = DIRTY) -> float:
         return mean_over_seeds(rows, key, sweep=sweep, value=value, condition=condition)
