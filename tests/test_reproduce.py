@@ -258,8 +258,8 @@ def test_auto_is_held_against_a_push_in_every_step_and_against_clean_ddpm(monkey
         made |= {"method": job.label, "sliced_wasserstein": 0.0, "seconds": 1.0}
         rows = [{**made, "sweep": sweep, "value": value} for sweep, value in job.options["places"]]
         outcomes.append(Outcome(job, rows, {"samples": torch.zeros(4, 1, 8, 8), "dirty": torch.zeros(4, 1, 8, 8)}))
-    drawn = []
-    monkeypatch.setattr(strength.plot, "scatter_tradeoff", lambda points, *labels: drawn.append(points))
+    drawn, real = [], strength.plot.scatter_tradeoff
+    monkeypatch.setattr(strength.plot, "scatter_tradeoff", lambda p, *labels: drawn.append(p) or real(p, *labels))
     found = strength.findings("cpu", outcomes)
     along = [value for value, sweep, *_ in drawn[0] if sweep == "gate"]
     assert along == ["0.1", "0.2", "0.4", "0.8"], "a curve runs along its dial"
