@@ -62,10 +62,12 @@ def test_a_smoke_run_writes_numbers_and_grids(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     list(reproduce.run("images", tmp_path / "out", "smoke"))
     found = json.loads((tmp_path / "out" / "numbers.json").read_text())
-    assert {r["method"] for r in found["rows"]} >= {"ddpm", "robust_adv", "ddpm, stopped at 0.3"}
+    assert {r["method"] for r in found["rows"]} >= {"ddpm", "robust_adv", "ddpm, stopped at 0.3", images.REAL}
     for row in found["rows"]:
-        assert row["checkpoint"]
+        assert row["method"] == images.REAL or row["checkpoint"]
         assert math.isfinite(row["noise_std"])
+    (real,) = (r for r in found["rows"] if r["method"] == images.REAL)
+    assert all(real["frechet_patches"] < r["frechet_patches"] for r in found["rows"] if r is not real)
     assert (tmp_path / "out" / "cifar10-noise-0.2.png").is_file()
     assert isinstance(images.smoke(), TrainConfig)
     # What is there is not trained again.

@@ -48,7 +48,7 @@ def run(words: list[str]) -> int:
     )
     parts = parse_corruption(given.corrupt)
     with progress_bar(given.json) as bar:
-        dataset = load(given.data, **base.reading(), progress=preparing(bar))
+        dataset = load(given.data, **base.reading(), hold_out=False, progress=preparing(bar))
         source = Source(dataset.items, parts, given.seed)
         task = bar.add_task("looking", total=len(source), note="")
         found = audit(source, dataset.broken, lambda done, total: bar.update(task, completed=done, total=total))

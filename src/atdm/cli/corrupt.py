@@ -39,7 +39,7 @@ def run(words: list[str]) -> int:
     poisoner = parse_poison(given.corrupt)
     with progress_bar(given.json) as bar:
         how = {name: given[name] for name in TrainConfig.READING}
-        dataset = load(given.data, **how, progress=preparing(bar))
+        dataset = load(given.data, **how, hold_out=False, progress=preparing(bar))
     source, truth = _poisoned(given, poisoner, dataset) if poisoner else _corrupted(given, dataset)
     with atomic(folder) as scratch:
         scratch.mkdir()

@@ -37,7 +37,7 @@ def run(words: list[str]) -> int:
     from ..sample import save_samples
     from ..schedulers import default_sampler
 
-    dataset = load(given.data, seed=given.seed, image_size=given.image_size, limit=given.limit)
+    dataset = load(given.data, seed=given.seed, image_size=given.image_size, limit=given.limit, hold_out=False)
     x, _ = corrupt(dataset.x, given.corrupt, given.seed)
     net, process, clip = load_pipeline(given.model)
     given.sampler = given.sampler or default_sampler(process)

@@ -146,6 +146,7 @@ def load(
     limit: int | None = None,
     skip_broken: bool = False,
     cache: bool = True,
+    hold_out: bool = True,
     progress: Progress | None = None,
 ) -> Dataset:
     """The data set a spec names: ``plane:n=5000``, ``digits:subspace=16``, a folder, ``photos/*.parquet``, ``hub:name=...``.
@@ -154,9 +155,11 @@ def load(
         seed: of the draws of a toy and of the held-out split of the digits.
         image_size: side to resize and crop images to; None keeps their size.
         crop: how images become square: ``center``, ``random`` or ``none`` (:class:`~atdm.data.decode.Framing`).
-        limit: use so many items; of images a choice by ``seed``, for files are often sorted by class.
+        limit: use so many items; of images a choice by ``seed``, for files are often sorted by class. Images that this
+            leaves out are held out, at most as many.
         skip_broken: leave unreadable images out instead of stopping.
         cache: keep decoded images in a file that is mapped, not in memory.
+        hold_out: read held-out images, too; without them reading is quicker.
         progress: called while images are decoded, with how many are done and of how many.
 
     Raises:
@@ -187,19 +190,32 @@ def load(
         listing = images.from_hub(source.name, source.split, source.column)
     else:
         listing = images.from_torchvision(source.name, source.root, source.split, source.download)
-    how: dict[str, Any] = {"limit": limit, "skip_broken": skip_broken, "seed": seed, "cache": cache}
-    items, notes, broken = read(listing, framing, progress=progress, **how)
+    listing, rest = images.split(listing, limit, seed)
+    how: dict[str, Any] = {"skip_broken": skip_broken, "cache": cache, "progress": progress}
+    items, notes, broken = read(listing, framing, **how)
     if len(items) < 2:
         raise UserError(f"{spec} holds {len(items)} image. Expected at least 2.")
     held = None
-    if held_out:
-        held, more, _ = read(held_out, framing, progress=progress, **how)
+    if hold_out and (held_out := _held_out(held_out, rest, limit, seed)):
+        held, more, _ = read(held_out, framing, **how)
         notes += tuple(f"Held out: {note}" for note in more)
         if held.item_shape != items.item_shape:
             raise UserError(
                 f"Items are {list(items.item_shape)}, held-out items {list(held.item_shape)}. Expected one shape."
             )
     return Dataset(items, "image", spec, held_out=held, notes=notes, broken=broken, window=framing.window)
+
+
+def _held_out(
+    test: images.Listing | None, rest: images.Listing | None, limit: int | None, seed: int
+) -> images.Listing | None:
+    """Of the images named as held out, and then of those that ``limit`` left out, at most ``limit``."""
+    if test is None:  # a handful of images would be a poor measure
+        return images.split(rest, limit, seed)[0] if rest and rest.count >= (limit or 0) else None
+    test, _ = images.split(test, limit, seed)
+    if rest is None or limit is None or test.count == limit:
+        return test
+    return images.joined(test, images.split(rest, limit - test.count, seed)[0])
 
 
 def _source(spec: str) -> Any:

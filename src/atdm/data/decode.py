@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from ..errors import UserError, unknown
 from .items import Pixels
@@ -129,9 +128,7 @@ def read(
     listing: Listing,
     framing: Framing,
     *,
-    limit: int | None = None,
     skip_broken: bool = False,
-    seed: int = 0,
     cache: bool = True,
     progress: Progress | None = None,
 ) -> Read:
@@ -140,7 +137,6 @@ def read(
     Args:
         listing: what there is.
         framing: size and crop.
-        limit: use so many of them, chosen by ``seed``: files are often sorted by class.
         skip_broken: leave out what cannot be decoded.
         cache: keep the pixels in a file under :func:`cache_folder` and map it, instead of keeping them in memory.
         progress: called with how many are done, and of how many.
@@ -151,12 +147,8 @@ def read(
     Raises:
         UserError: an unreadable image, mixed sizes without a size, no image left, or no room for the cache.
     """
-    chosen: Any = range(listing.count)
-    if limit is not None and limit < listing.count:
-        order = torch.randperm(listing.count, generator=torch.Generator().manual_seed(seed))
-        chosen = order[:limit].sort().values.tolist()
     tally = Tally()
-    chunks = _decoded(listing, chosen, framing, skip_broken, tally, progress)
+    chunks = _decoded(listing, framing, skip_broken, tally, progress)
     if not cache:
         pixels = np.concatenate([*chunks])
         return Read(
@@ -166,14 +158,13 @@ def read(
         )
     from filelock import FileLock
 
-    picked = [limit, seed] if limit is not None and limit < listing.count else None
-    key = json.dumps([VERSION, listing.key, asdict(framing), picked, skip_broken])
+    key = json.dumps([VERSION, listing.key, asdict(framing), skip_broken])
     path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # several processes of one run want the same file
             if (found := _cached(path)) is None:
-                _write(path, chunks, tally, len(chosen))
+                _write(path, chunks, tally, listing.count)
                 found = _cached(path)
     except OSError as problem:
         why = "is full" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else f"cannot be written ({problem.strerror})"
@@ -257,7 +248,7 @@ def _sync(file: Any) -> None:
 
 
 def _decoded(
-    listing: Listing, chosen: Any, framing: Framing, skip_broken: bool, tally: Tally, progress: Progress | None
+    listing: Listing, framing: Framing, skip_broken: bool, tally: Tally, progress: Progress | None
 ) -> Iterator[np.ndarray]:
     """RGB pixels ``[k, 3, h, w]`` a few images at a time, decoded on all cores; ``tally`` keeps the count."""
     from PIL import Image
@@ -271,8 +262,8 @@ def _decoded(
 
     Image.init()  # loads Pillow's decoders, which is not for threads
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        for at in range(0, len(chosen), AT_ONCE):
-            part = chosen[at : at + AT_ONCE]
+        for at in range(0, listing.count, AT_ONCE):
+            part = range(at, min(at + AT_ONCE, listing.count))
             chunk = []
             for index, result in zip(part, pool.map(one, part), strict=True):
                 if isinstance(result, Exception):
@@ -287,7 +278,7 @@ def _decoded(
                     raise _mixed(tally.first, listing.name(index), pixels.shape)
                 chunk.append(pixels)
             if progress:
-                progress(at + len(part), len(chosen))
+                progress(part.stop, listing.count)
             if chunk:
                 yield np.stack(chunk)
     if not tally.items:

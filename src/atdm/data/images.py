@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import UserError, nearest
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -33,6 +35,46 @@ class Listing:
     name: Callable[[int], str]
     content: Callable[[int], Any]
     key: str
+
+
+def split(listing: Listing, n: int | None, seed: int) -> tuple[Listing, Listing | None]:
+    """``n`` of the images, and those left out; all of them, and None, where there are no more.
+
+    Args:
+        n: how many, chosen by ``seed``: files are often sorted by class.
+    """
+    if n is None or n >= listing.count:
+        return listing, None
+    order = torch.randperm(listing.count, generator=torch.Generator().manual_seed(seed))
+    chosen, rest = (part.sort().values.tolist() for part in (order[:n], order[n:]))
+    return _part(listing, chosen, n, seed, "chosen"), _part(listing, rest, n, seed, "left out")
+
+
+def _part(listing: Listing, rows: list[int], *facts: object) -> Listing:
+    def name(index: int) -> str:
+        return listing.name(rows[index])
+
+    def content(index: int) -> Any:
+        return listing.content(rows[index])
+
+    return Listing(len(rows), name, content, _key(listing.key, *facts))
+
+
+def joined(first: Listing, second: Listing) -> Listing:
+    """The images of both, one listing after the other."""
+
+    def place(index: int) -> tuple[Listing, int]:
+        return (first, index) if index < first.count else (second, index - first.count)
+
+    def name(index: int) -> str:
+        listing, own = place(index)
+        return listing.name(own)
+
+    def content(index: int) -> Any:
+        listing, own = place(index)
+        return listing.content(own)
+
+    return Listing(first.count + second.count, name, content, _key(first.key, second.key))
 
 
 def _key(*facts: object) -> str:
