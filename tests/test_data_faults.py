@@ -116,6 +116,49 @@ def test_a_limit_takes_from_all_classes(tmp_path):
     assert torch.equal(few.x, load(str(tmp_path), limit=10).x)
 
 
+def pixels_of(x):
+    return {tuple(item.flatten().tolist()) for item in x}
+
+
+def test_what_a_limit_leaves_out_is_held_out(tmp_path):
+    for i in range(20):
+        photo(i, 8).save(tmp_path / f"{i}.png")
+    everything = pixels_of(load(str(tmp_path)).x)
+    assert len(everything) == 20
+    assert load(str(tmp_path)).test is None
+    few = load(str(tmp_path), limit=8)
+    assert len(few.x) == len(few.test) == 8
+    assert pixels_of(few.x) | pixels_of(few.test) <= everything
+    assert not pixels_of(few.x) & pixels_of(few.test)
+    assert load(str(tmp_path), limit=8, hold_out=False).test is None
+    assert load(str(tmp_path), limit=15).test is None, "5 would be a poor measure of 15"
+
+
+def test_a_color_among_what_a_limit_leaves_out_stops_nothing(tmp_path):
+    for i in range(6):
+        Image.new("L", (4, 4), 40 * i).save(tmp_path / f"{i}.png")
+    photo(0, 4).save(tmp_path / "x.png")
+    sets = [load(str(tmp_path), limit=3, seed=seed) for seed in range(8)]
+    gray = [d for d in sets if d.item_shape == (1, 4, 4)]
+    assert any(d.test is None for d in gray)
+    for d in gray:
+        assert (d.test is None) == any("Nothing is held out: items are [1, 4, 4]" in note for note in d.notes)
+
+
+def test_named_held_out_images_come_before_what_a_limit_leaves_out(tmp_path):
+    seen, named = ([photo(i, 8) for i in numbers] for numbers in (range(20), range(20, 25)))
+    for name, photos in (("train", seen), ("test", named)):
+        write_parquet(tmp_path / f"{name}.parquet", [{"bytes": png(p), "path": None} for p in photos])
+    all_named = pixels_of(load(str(tmp_path)).test)
+    assert len(all_named) == 5
+    few = load(str(tmp_path), limit=8)
+    assert len(few.test) == 8
+    assert all_named < pixels_of(few.test)
+    assert not pixels_of(few.x) & pixels_of(few.test)
+    assert pixels_of(load(str(tmp_path), limit=4).test) < all_named
+    assert len(load(str(tmp_path), limit=18).test) == 5 + 2
+
+
 def test_hidden_files_are_no_images_and_odd_paths_are_paths(tmp_path, monkeypatch):
     folder = tmp_path / "my, photos=1"
     folder.mkdir()

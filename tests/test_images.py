@@ -67,7 +67,7 @@ def test_a_smoke_run_writes_numbers_and_grids(tmp_path, monkeypatch):
         assert row["method"] == images.REAL or row["checkpoint"]
         assert math.isfinite(row["noise_std"])
     (real,) = (r for r in found["rows"] if r["method"] == images.REAL)
-    assert all(real["frechet_patches"] < r["frechet_patches"] for r in found["rows"] if r is not real)
+    assert all(real["frechet_patches4"] < r["frechet_patches4"] for r in found["rows"] if r is not real)
     assert (tmp_path / "out" / "cifar10-noise-0.2.png").is_file()
     assert isinstance(images.smoke(), TrainConfig)
     # What is there is not trained again.

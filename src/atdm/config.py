@@ -114,7 +114,7 @@ class TrainConfig:
         corrupt_fresh: draw the dirt anew in every epoch; by default it is fixed to the item.
         image_size: resize and crop images to this many pixels (null: as they are).
         crop: center cuts the middle, random another window each time, none squeezes the whole image into the square.
-        limit: use only the first so many items.
+        limit: use so many items, of images a choice by seed; up to as many of the others are held out.
         skip_broken: count and skip unreadable images instead of stopping.
         cache: decode images once, into a file that is mapped; false keeps them in memory.
         workers: processes that prepare batches ahead; 0: none; null: what the device and the data need.

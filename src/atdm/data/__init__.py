@@ -155,8 +155,8 @@ def load(
         seed: of the draws of a toy and of the held-out split of the digits.
         image_size: side to resize and crop images to; None keeps their size.
         crop: how images become square: ``center``, ``random`` or ``none`` (:class:`~atdm.data.decode.Framing`).
-        limit: use so many items; of images a choice by ``seed``, for files are often sorted by class. Images that this
-            leaves out are held out, at most as many.
+        limit: use so many items; of images a choice by ``seed``, for files are often sorted by class. Up to as many of
+            the other images are held out.
         skip_broken: leave unreadable images out instead of stopping.
         cache: keep decoded images in a file that is mapped, not in memory.
         hold_out: read held-out images, too; without them reading is quicker.
@@ -200,9 +200,10 @@ def load(
         held, more, _ = read(held_out, framing, **how)
         notes += tuple(f"Held out: {note}" for note in more)
         if held.item_shape != items.item_shape:
-            raise UserError(
-                f"Items are {list(items.item_shape)}, held-out items {list(held.item_shape)}. Expected one shape."
-            )
+            shapes = f"items are {list(items.item_shape)}, held-out items {list(held.item_shape)}"
+            if rest is None:
+                raise UserError(f"The {shapes}. Expected one shape.")
+            held, notes = None, (*notes, f"Nothing is held out: {shapes}.")
     return Dataset(items, "image", spec, held_out=held, notes=notes, broken=broken, window=framing.window)
 
 
