@@ -153,7 +153,7 @@ def test_autoattack_is_no_weaker_than_pgd(norm):
     classifier, _, x, y = classifier_of_digits()
     x, y = x[:20], y[:20]
     before = torch.get_rng_state()
-    found = auto_attack(classifier, x, y, 0.15, norm)
+    found = auto_attack(classifier, x, y, 0.15, norm, steps=20)
     assert torch.equal(torch.get_rng_state(), before)
     pushed = (found - x).flatten(1)
     size = pushed.abs().amax(1) if norm == "linf" else pushed.square().mean(1).sqrt()
@@ -167,7 +167,7 @@ def test_autoattack_goes_through_the_purifier():
     classifier, train, x, y = classifier_of_digits()
     x, y = x[:16], y[:16]
     purifier = Purifier(ideal_digits(train, 0.3), LINEAR, 0.3, steps=20)
-    found = robust_accuracy(classifier, purifier, x, y, ImageAttack(0.25, Search(2)), with_auto_attack=True, draws=2)
+    found = robust_accuracy(classifier, purifier, x, y, ImageAttack(0.25, Search(2)), auto_steps=10, draws=2)
     assert found["auto_adaptive"] < found["clean_purified"] - 0.1
     assert found["robust"] == min(found[f"{kind}_{how}"] for kind in ("pgd", "auto") for how in ("unaware", "adaptive"))
 

@@ -41,7 +41,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         "steps": by_scale(scale, 20, 50, 100),
         "draws": by_scale(scale, 2, 4, 16),
         "classifier_steps": by_scale(scale, 20, 400, 1000),
-        "auto_attack": scale != "smoke" and find_spec("torchattacks") is not None,
+        "auto_steps": 100 if scale != "smoke" and find_spec("torchattacks") else 0,
     }
     methods = [DDPM, recommended(**digits.GATED)]
     conditions = {"clean": "none"} if scale == "smoke" else CONDITIONS
@@ -91,10 +91,11 @@ def work(job: Job, tell: Tell) -> Outcome:
     purifier = Purifier(trained.net.requires_grad_(False), trained.process, NOISE, steps=options["steps"])
     about = {"classifier": weights_hash(classifier), "images": len(x), "purifier_noise": purifier.level}
     about |= {"purifier_evaluations": purifier.evaluations, "sampler": "ddim", "steps": options["steps"]}
+    about["auto_attack_steps"] = options["auto_steps"]
     rows, right, shown = [], {}, {}
     for turn, radius in enumerate(options["radii"]):
         attack = ImageAttack(radius, options["search"], job.seed)
-        images = adversaries(classifier, purifier, x, y, attack, options["auto_attack"] and radius == MAIN)
+        images = adversaries(classifier, purifier, x, y, attack, options["auto_steps"] if radius == MAIN else 0)
         found = answers(classifier, purifier, x, y, images, draws=options["draws"], seed=job.seed)
         values: Row = dict(with_robust({name: v.mean().item() for name, v in found.items()}))
         for name, v in found.items():
@@ -208,7 +209,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         for r in rows
         if not r["check"]["ok"]
     ]
-    if scale != "smoke" and not outcomes[0].job.options["auto_attack"]:
+    if scale != "smoke" and not outcomes[0].job.options["auto_steps"]:
         notes.append("AutoAttack was left out: torchattacks is not installed (pip install --no-deps torchattacks).")
     lead = (
         "A diffusion model can clean a classifier's input of adversarial noise: diffuse the input a little and denoise it "
