@@ -288,7 +288,7 @@ def _measure(
     drawn = sample(state.ema.eval(), process, config.metrics_samples, parts.source.item_shape, **options, **sampling)
     drawn = parts.decoded(drawn)
     dataset = parts.dataset
-    reference = dataset.test if dataset.test is not None else dataset.x
+    reference = dataset.reference
     provenance = metrics.Provenance(
         len(drawn),
         config.data,

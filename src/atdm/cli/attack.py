@@ -54,7 +54,7 @@ def run(words: list[str]) -> int:
     goal = build("objective of an attack", given.objective, GOALS)
     TrajectoryAttack(search, goal, 0.0, through=given.through)  # a combination that cannot work is told at once
     dataset = clean_data(given)
-    reference = dataset.test if dataset.test is not None else dataset.x
+    reference = dataset.reference
     goal = goal.fit(reference, dataset.truth)
     victim, checkpoint = _victim(given, given.model, goal, at, reference)
     other = _victim(given, given.undefended, goal, at, reference)[0] if given.undefended else None

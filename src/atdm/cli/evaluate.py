@@ -47,7 +47,7 @@ def run(words: list[str]) -> int:
 
     spaces = metrics.require(given.features)  # what is missing is told before the sampling
     dataset = clean_data(given)
-    reference = dataset.test if dataset.test is not None else dataset.x
+    reference = dataset.reference
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     rows: list[dict[str, Any]] = []
     for seed in seeds:

@@ -29,7 +29,7 @@ def run(words: list[str]) -> int:
     dataset = load(given.data, seed=given.seed, image_size=given.image_size, limit=given.limit)
     if dataset.kind != "image":
         raise UserError(f"{given.data} holds vectors. Expected images: vectors are compared as they are.")
-    images = dataset.test if dataset.test is not None else dataset.x
+    images = dataset.reference
     network, loss = metrics.new_small(images, given.seed), 0.0
     with progress_bar(given.json) as bar:
         task = bar.add_task("features", total=given.steps, note="")

@@ -75,6 +75,11 @@ class Dataset:
         """All held-out items in memory, cut likewise."""
         return None if self.held_out is None else every(self.held_out, self.window)
 
+    @property
+    def reference(self) -> Float[Tensor, "m *item"]:
+        """The clean items that samples are compared with: held-out ones where there are any, else all."""
+        return self.x if self.test is None else self.test
+
 
 @dataclass(frozen=True)
 class Digits:

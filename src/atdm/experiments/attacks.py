@@ -13,7 +13,7 @@ from ..spec import build
 from . import by_scale, digits, plane
 from .findings import Claim, Findings, Outcome, first_seed
 from .pool import Tell, part
-from .rows import Row, mean_over_seeds, number, reference_of, row, table_of, values_of
+from .rows import Row, mean_over_seeds, number, row, table_of, values_of
 from .training import DDPM, Job, Trained, published, recommended, train
 
 BUDGETS = (0.0, 0.01, 0.03, 0.1, 0.3)
@@ -56,7 +56,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     trained = train(job, part(tell, 0, 0.3))
     twin = job.label != "ddpm"
     plain = train(dataclasses.replace(job, method=DDPM), part(tell, 0.3, 0.4)) if twin else None
-    reference, truth, options = reference_of(trained.dataset), trained.dataset.truth, job.options
+    reference, truth, options = trained.dataset.reference, trained.dataset.truth, job.options
     search: Search = build("attack", options["attack"], ATTACKS)
     victim = _victim(trained)
     sampling_seeds = [job.seed + i for i in range(options["sampling_seeds"])]
@@ -86,7 +86,7 @@ def work(job: Job, tell: Tell) -> Outcome:
 
 def _victim(trained: Trained) -> Victim:
     options = trained.job.options
-    reference, truth = reference_of(trained.dataset), trained.dataset.truth
+    reference, truth = trained.dataset.reference, trained.dataset.truth
     goal = build("objective of an attack", options["goal"], GOALS).fit(reference, truth)
     device = next(trained.net.parameters()).device
     sampling: dict[str, Any] = {"sampler": "ddim", "steps": options["steps"], "batch_size": 1024, "device": device}

@@ -234,7 +234,7 @@ def denoise(net: nn.Module, process: Process, x: Tensor, t: int) -> Tensor:
 def row(job: Job, setting: str, drawn: Tensor, dataset: Dataset, net: nn.Module, seconds: float) -> dict[str, Any]:
     """One row of ``summary.json``."""
     e = EXPERIMENTS[job.experiment]
-    reference = dataset.test if dataset.test is not None else dataset.x
+    reference = dataset.reference
     values: dict[str, Any] = metrics.evaluate_samples(drawn, reference, dataset.truth, seed=job.seed)
     values.setdefault("off_support_rms", None)
     finite = drawn[drawn.flatten(1).isfinite().all(1)]

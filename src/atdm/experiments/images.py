@@ -139,7 +139,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     net, process, clip = load_pipeline(job.config.out)
     clip = clip and "clip_sample" in build_scheduler(job.sampler, process).config
     dataset = load(job.config.data, **job.config.reading())
-    reference = dataset.x if dataset.test is None else dataset.test
+    reference = dataset.reference
     drawn = draw(net, process, job, clip, dataset.item_shape, part(tell, 0.75, 0.9))
     head = {"set": job.set, "condition": job.condition, "seed": job.seed}
     head |= {"reference": job.config.data, "reference_hash": metrics.content_hash(reference)}

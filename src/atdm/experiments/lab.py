@@ -32,7 +32,7 @@ from ..source import Source
 from ..spec import build
 from .memorize import OTHER
 from .pool import Progress, Tell, part, work_through
-from .rows import Row, reference_of
+from .rows import Row
 
 SAMPLERS = ("ddpm", "ddim")
 MOST_TRAINING = 5000  # training items among which nearest neighbours are looked for
@@ -205,7 +205,7 @@ def _qualities(
     job: Job, net: nn.Module, process: Process, clip: bool, dataset: Dataset, tell: Tell
 ) -> tuple[list[Row], dict[tuple[str, int], Tensor], float]:
     """Rows and samples by sampler and number of steps; and the seconds of a sample at the most steps."""
-    plan, reference = job.plan, reference_of(dataset)
+    plan, reference = job.plan, dataset.reference
     about = {"model": job.model, "checkpoint": weights_hash(net), "reference": job.data, "clip_sample": clip}
     about["reference_hash"] = metrics.content_hash(reference)
     rows, drawn, seconds, done = [], {}, 0.0, 0
@@ -243,7 +243,7 @@ def _attacked(
     job: Job, net: nn.Module, process: Process, clip: bool, dataset: Dataset, tell: Tell
 ) -> tuple[list[dict[str, Any]], list[Finding]]:
     """The damage curve, and what speaks against the attack at its largest budget."""
-    plan, reference = job.plan, reference_of(dataset)
+    plan, reference = job.plan, dataset.reference
     search, worst = build("attack", plan.attack, ATTACKS), max(plan.budgets)
     try:
         goal = build("objective of an attack", "distance", GOALS).fit(reference, dataset.truth)

@@ -15,7 +15,7 @@ from ..data import load
 from ..report import Section, Table
 from . import pictures
 from .lab import SAMPLERS, Outcome
-from .rows import Row, finite, reference_of
+from .rows import Row, finite
 
 IMAGES, FEW_IMAGES, PAIRS = 36, 16, 6
 NOTED = ("off_support_rms", "outlier_share", "spread_ratio", "mode_mass_error", "never_varying_noise", "noise_std")
@@ -25,7 +25,7 @@ UNITS = {"parameters": 1e6, "flops_per_evaluation": 1e6, "flops_per_sample": 1e9
 def write(outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
     """Write the page, and return its numbers."""
     plan, first = outcomes[0].job.plan, outcomes[0].job
-    reference = reference_of(load(first.data, **first.reading))
+    reference = load(first.data, **first.reading).reference
     told: dict[str, Any] = {
         "models": [o.job.label for o in outcomes],
         "rows": [row for o in outcomes for row in o.rows],

@@ -18,7 +18,7 @@ from ..train import Settings
 from . import by_scale, pictures
 from .findings import Claim, Findings, Outcome, first_seed
 from .pool import Tell, part
-from .rows import Row, evaluate, mean_over_seeds, number, reference_of, row, table_of, values_of
+from .rows import Row, evaluate, mean_over_seeds, number, row, table_of, values_of
 from .training import DDPM, Job, Method, Recipe, draw, published, recommended, train
 
 GAUSSIAN = ("one Gaussian", "mixture:modes=1,radius=0,std=0.5", "none")
@@ -106,7 +106,7 @@ def work(job: Job, tell: Tell) -> Outcome:
         "modes_kept": int((masses >= KEPT * truth.weights).sum()),
         "modes": truth.modes,
         "outside_modes": 1 - masses.sum().item(),
-        "std_ratio": std_within(truth, samples) / std_within(truth, reference_of(trained.dataset)),
+        "std_ratio": std_within(truth, samples) / std_within(truth, trained.dataset.reference),
     }
     objective = job.method.build(Process.linear(), job.seed)
     if isinstance(objective, Objective):  # rivals have no closed form here

@@ -18,7 +18,7 @@ from ..purify import ImageAttack, Purifier, adversaries, answers, doubt_purifier
 from . import by_scale, digits, pictures
 from .findings import Claim, Findings, Outcome, first_seed
 from .pool import Tell, part
-from .rows import Row, mean_over_seeds, number, reference_of, row, table_of, values_of
+from .rows import Row, mean_over_seeds, number, row, table_of, values_of
 from .training import DDPM, Job, recommended, train
 
 CONDITIONS = {"clean": "none", "noise 0.2": digits.NOISE["noise 0.2"]}
@@ -86,7 +86,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     trained, options = train(job, part(tell, 0, 0.4)), job.options
     device = next(trained.net.parameters()).device
     classifier = classifier_of(trained.dataset, options["classifier_steps"], job.seed).to(device)
-    x = reference_of(trained.dataset)[: options["images"]].to(device)
+    x = trained.dataset.reference[: options["images"]].to(device)
     y = labels(x.cpu()).to(device)
     purifier = Purifier(trained.net.requires_grad_(False), trained.process, NOISE, steps=options["steps"])
     about = {"classifier": weights_hash(classifier), "images": len(x), "purifier_noise": purifier.level}

@@ -11,16 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from .. import metrics, report
-from ..data import Dataset
 from ..nets import weights_hash
 from .training import Trained
 
 Row = dict[str, Any]
-
-
-def reference_of(dataset: Dataset) -> Tensor:
-    """The clean items that samples are compared with: held-out ones where there are any."""
-    return dataset.x if dataset.test is None else dataset.test
 
 
 def row(trained: Trained, drawn: Tensor | None, values: Mapping[str, Any], /, **about: Any) -> Row:
@@ -31,7 +25,7 @@ def row(trained: Trained, drawn: Tensor | None, values: Mapping[str, Any], /, **
         about: of the provenance, such as another sampler or number of steps.
     """
     job = trained.job
-    reference = reference_of(trained.dataset)
+    reference = trained.dataset.reference
     made = {
         "checkpoint": weights_hash(trained.net),
         "weights": "ema",
@@ -54,7 +48,7 @@ def row(trained: Trained, drawn: Tensor | None, values: Mapping[str, Any], /, **
 
 def evaluate(trained: Trained, samples: Tensor) -> Row:
     """Everything that is known of samples: :func:`atdm.metrics.evaluate_samples`, and the spread along the support."""
-    truth, reference = trained.dataset.truth, reference_of(trained.dataset)
+    truth, reference = trained.dataset.truth, trained.dataset.reference
     features, seed = trained.job.recipe.features, trained.job.seed
     values: Row = dict(metrics.evaluate_samples(samples, reference, truth, features, seed=seed))
     finite = samples[samples.flatten(1).isfinite().all(1)]
