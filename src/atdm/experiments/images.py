@@ -168,7 +168,7 @@ def work(job: Job, tell: Tell) -> Outcome:
         tell(0.9 + 0.1 * (turn + 1) / len(drawn))
     if job.method == "ddpm" and job.condition == "clean":
         some = torch.randperm(len(dataset.x), generator=torch.Generator().manual_seed(job.seed))[: job.samples]
-        rows.append(head | {"method": REAL} | measured(dataset.x[some]))
+        rows.append(head | {"method": REAL} | dict.fromkeys(made) | measured(dataset.x[some]))
     dirty = runs.build(job.config).source.first(16)
     shown = {"clean": reference[:16], "training data": dirty, **{str(stop): x[:16] for stop, x in drawn.items()}}
     return Outcome(job, rows, shown)
