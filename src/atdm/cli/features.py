@@ -30,15 +30,15 @@ def run(words: list[str]) -> int:
     if dataset.kind != "image":
         raise UserError(f"{given.data} holds vectors. Expected images: vectors are compared as they are.")
     images = dataset.reference
-    network, loss = metrics.new_small(images, given.seed), 0.0
+    training = metrics.small_file(path, images, given.data, given.steps, given.batch_size, given.seed)
+    loss = 0.0
     with progress_bar(given.json) as bar:
         task = bar.add_task("features", total=given.steps, note="")
-        for step, loss in metrics.train_small(network, images, given.steps, given.batch_size, seed=given.seed):
+        for step, loss in training:
             bar.update(task, completed=step, note=f"loss {loss:.3f}")
-    notes = {"trained_on": given.data, "images": len(images), "images_hash": metrics.content_hash(images)}
-    metrics.save_small(network, path, {**notes, "steps": given.steps, "seed": given.seed})
     if given.json:
-        print(json.dumps({"file": str(path), "loss": loss, **notes}))
+        learned = {"trained_on": given.data, "images": len(images), "images_hash": metrics.content_hash(images)}
+        print(json.dumps({"file": str(path), "loss": loss} | learned))
     else:
         print(f"The features are in {path}. Next: atdm evaluate RUN --features small:file={path}")
     return 0

@@ -39,7 +39,7 @@ CONDITIONS = {
 }
 STOPS = (0.3, 0.5)  # noise levels at which sampling is also stopped
 REAL = "clean training images"  # in place of samples: what no model can be expected to go below
-# FID of the published evaluation: ddpm, robust_adv (METHOD section 7).
+# FID of the published evaluation: ddpm, robust_adv.
 PUBLISHED_FID = {
     ("cifar10", "clean"): (7.20, 28.68),
     ("cifar10", "noise 0.1"): (58.05, 24.70),
@@ -56,7 +56,8 @@ class Job:
     Args:
         config: of the training.
         samples, steps: drawn from it with ``sampler``.
-        features: feature spaces to measure in, the first of them one that needs no network.
+        features: feature spaces to measure in, beside one that is trained on the held-out images of the set.
+        own_steps: of that training.
     """
 
     config: TrainConfig
@@ -68,6 +69,7 @@ class Job:
     sampler: str
     steps: int
     features: str
+    own_steps: int
 
     @property
     def cost(self) -> float:
@@ -99,6 +101,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     sampler, steps = by_scale(scale, ("ddpm", 5), ("sde-dpm-solver++", 25), ("ddpm", 1000))
     # Distances among the features of a network take longer than all else at scale smoke.
     features = by_scale(scale, "patches", "pixels+efficientnet-lite", "patches+inception")
+    own_steps = by_scale(scale, 5, 300, 300)
     todo = []
     for seed in seeds:
         for condition, corrupt in list(CONDITIONS.items())[: 2 if scale == "smoke" else None]:
@@ -110,7 +113,8 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
                     out = f"runs/images-{scale}/{name}-{condition.replace(' ', '-')}-{method}-{seed}"
                     config = dataclasses.replace(base, out=out, corrupt=corrupt, objective=objective, seed=seed)
                     config = dataclasses.replace(config, metrics="none", sample_every=0)
-                    todo.append(Job(config, name, condition, method, seed, samples, sampler, steps, features))
+                    job = Job(config, name, condition, method, seed, samples, sampler, steps, features, own_steps)
+                    todo.append(job)
     return todo
 
 
@@ -131,15 +135,16 @@ def folder_below(data: str, name: str) -> Path:
 
 def work(job: Job, tell: Tell) -> Outcome:
     """Train or go on, sample once, and measure the samples and what stopping earlier would have returned."""
-    spaces = metrics.require(job.features)  # what is missing is told before the training
+    dataset = load(job.config.data, **job.config.reading())
+    reference = dataset.reference
+    # What is missing is told before the training.
+    spaces = [own_features(job, reference), *metrics.require(job.features)]
     training = part(tell, 0, 0.75)
     for step in runs.train(job.config):
         if step.index % 5 == 0:
             training(step.index / job.config.steps)
     net, process, clip = load_pipeline(job.config.out)
     clip = clip and "clip_sample" in build_scheduler(job.sampler, process).config
-    dataset = load(job.config.data, **job.config.reading())
-    reference = dataset.reference
     drawn = draw(net, process, job, clip, dataset.item_shape, part(tell, 0.75, 0.9))
     head = {"set": job.set, "condition": job.condition, "seed": job.seed}
     head |= {"reference": job.config.data, "reference_hash": metrics.content_hash(reference)}
@@ -172,6 +177,17 @@ def work(job: Job, tell: Tell) -> Outcome:
     dirty = runs.build(job.config).source.first(16)
     shown = {"clean": reference[:16], "training data": dirty, **{str(stop): x[:16] for stop, x in drawn.items()}}
     return Outcome(job, rows, shown)
+
+
+def own_features(job: Job, images: Tensor) -> metrics.Features:
+    """A small network of ``atdm features`` that knows the images of a set at their size; the first job of a set trains it."""
+    name = f"{job.set}-features-{metrics.content_hash(images)}.safetensors"
+    path = Path(job.config.out).with_name(name)
+    if not path.exists():
+        for _ in metrics.small_file(path, images, job.config.data, job.own_steps):
+            pass
+    (space,) = metrics.require(f"small:file={path}")
+    return space
 
 
 def draw(

@@ -44,7 +44,7 @@ from .results import (
     read_rows,
     read_samples,
 )
-from .small import new_small, save_small, train_small
+from .small import small_file
 
 __all__ = [
     "FEATURES",
@@ -79,7 +79,6 @@ __all__ = [
     "neighbours",
     "never_varying",
     "never_varying_noise",
-    "new_small",
     "noise_std",
     "off_support_rms",
     "outlier_share",
@@ -89,11 +88,10 @@ __all__ = [
     "read_samples",
     "require",
     "residual_noise_std",
-    "save_small",
     "score_error",
     "score_errors",
     "sliced_wasserstein",
+    "small_file",
     "spread_ratio",
-    "train_small",
     "wasserstein",
 ]

@@ -21,6 +21,7 @@ from ..nets import weights_hash
 from ..sample import to_uint8
 from .features import FeatureSpace
 from .networks import NetworkFeatures
+from .results import content_hash
 from .weights import fitting
 
 WIDTHS = (16, 32, 64, 128)
@@ -154,6 +155,23 @@ def save_small(network: SmallNetwork, path: Path, notes: dict[str, object]) -> N
     about = {"kind": KIND, "channels": network.channels, "size": network.size, **notes}
     with atomic(path) as scratch:
         save_file(network.state_dict(), scratch, {"about": json.dumps(about)})
+
+
+def small_file(
+    path: Path, images: Float[Tensor, "n c h w"], trained_on: str, steps: int = 300, batch: int = 128, seed: int = 0
+) -> Iterator[tuple[int, float]]:
+    """Train a new network and write it to ``path``, with what it learned from; yields as :func:`train_small` does.
+
+    Args:
+        trained_on: where the images come from, in words or as a spec.
+
+    Raises:
+        UserError: see :func:`new_small`, :func:`train_small` and :func:`save_small`.
+    """
+    network = new_small(images, seed)
+    yield from train_small(network, images, steps, batch, seed=seed)
+    about = {"trained_on": trained_on, "images": len(images), "images_hash": content_hash(images)}
+    save_small(network, path, {**about, "steps": steps, "seed": seed})
 
 
 @dataclass(frozen=True)
