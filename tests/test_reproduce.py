@@ -17,7 +17,7 @@ from PIL import Image
 from atdm.cli import main
 from atdm.data import load
 from atdm.errors import UserError
-from atdm.experiments import EXPERIMENTS, module_of, pool
+from atdm.experiments import EXPERIMENTS, module_of, pool, reproduce, stored
 from atdm.experiments.findings import Claim, Findings, Outcome, at_most
 from atdm.experiments.pool import part
 from atdm.experiments.rows import cell, mean_over_seeds, table_of
@@ -402,3 +402,88 @@ def test_a_job_trains_on_its_own_dirt_with_its_own_seed():
     assert not torch.equal(trained[0].dirty, trained[2].dirty)
     outside = (trained[0].dirty != trained[0].dataset.x).any(1).float().mean()
     assert outside == pytest.approx(0.1, abs=0.05)
+
+
+# --- outcomes that are kept -------------------------------------------------------------------------------------------
+def small_job(**own) -> Job:
+    recipe = module_of("parameterizations").jobs("smoke", [0], None)[0].recipe
+    return Job(recipe, **({"method": DDPM, "condition": "clean", "corruption": "none", "seed": 0} | own))
+
+
+def test_an_outcome_comes_back_as_it_was_kept(tmp_path, generator):
+    job, done = small_job(), []
+    tensors = {"x": torch.randn(3, 4, generator=generator).T, "whole": torch.arange(3)}
+    rows = [{"noise": 0.1 + 0.2, "spread": math.nan, "stop_ratio": None, "about": {"n": 3}}]
+
+    def do(job: Job, tell) -> Outcome:
+        done.append(job)
+        return Outcome(job, rows, tensors)
+
+    stored.work(do, tmp_path, job, lambda share: None)
+    again = stored.work(do, tmp_path, job, lambda share: None)
+    assert len(done) == 1
+    assert again.job == job
+    assert repr(again.rows) == repr(rows)
+    assert all(
+        torch.equal(again.tensors[name], x) and again.tensors[name].dtype == x.dtype for name, x in tensors.items()
+    )
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-4])  # damaged: done again, and mended
+    stored.work(do, tmp_path, job, lambda share: None)
+    stored.work(do, tmp_path, job, lambda share: None)
+    assert len(done) == 2
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"seed": 1},
+        {"corruption": "gaussian:share=0.9,std=0.2"},
+        {"method": recommended(0.5, 5, 3)},
+        {"options": {"a": 1}},
+    ],
+)
+def test_another_job_is_another_outcome(own):
+    assert stored.name_of(small_job()) == stored.name_of(small_job())
+    assert stored.name_of(small_job(**own)) != stored.name_of(small_job())
+
+
+def test_what_is_more_than_tensors_is_done_again(tmp_path):
+    done = []
+
+    def do(job: Job, tell) -> Outcome:
+        done.append(job)
+        return Outcome(job, [], {"found": object()})
+
+    for _ in range(2):
+        stored.work(do, tmp_path, small_job(), lambda share: None)
+    assert len(done) == 2
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_experiment_goes_on_and_takes_in_more_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "workers", lambda jobs: 1)
+    module, done = module_of("parameterizations"), []
+    work = module.work
+
+    def count(job: Job, tell) -> Outcome:
+        if len(done) == 2 and interrupted:
+            raise KeyboardInterrupt
+        done.append(job)
+        return work(job, tell)
+
+    monkeypatch.setattr(module, "work", count)
+    interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        [*reproduce.run("parameterizations", tmp_path, "smoke")]
+    interrupted = False
+    [*reproduce.run("parameterizations", tmp_path, "smoke")]
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    first = numbers["rows"]
+    assert done == module.jobs("smoke", [0], None)
+    assert numbers["provenance"]["of them kept from before"] == 2
+    [*reproduce.run("parameterizations", tmp_path, "smoke", seeds=(0, 1))]
+    assert done == module.jobs("smoke", [0, 1], None)
+    both = json.loads((tmp_path / "numbers.json").read_text())["rows"]
+    assert both[: len(first)] == first
+    assert {r["seed"] for r in both} == {0, 1}

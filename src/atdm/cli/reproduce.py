@@ -15,7 +15,13 @@ def run(words: list[str]) -> int:
     parser = make_parser("reproduce")
     parser.add_argument("name", type=str, nargs="?", help="an experiment, or all; without it, they are listed")
     parser.add_argument("--scale", type=str, default="cpu", help="; ".join(f"{k}: {v}" for k, v in SCALES.items()))
-    parser.add_argument("--out", type=str, default="reproduce", help="each experiment writes to a folder in it")
+    parser.add_argument(
+        "--out",
+        type=str,
+        default="reproduce",
+        help="each experiment writes to a folder in it, and keeps what each training found: an interrupted run goes on, and more "
+        "seeds join those that are there",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--seeds", type=int, default=1, help="how many seeds, from --seed on; tables then give mean ± std"

@@ -74,9 +74,11 @@ def _command(name: str, provenance: Mapping[str, Any]) -> str:
 
 def _made(provenance: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, provenance["seeds"]))
+    kept = provenance.get("of them kept from before", 0)
+    trainings = f"{provenance['jobs']} trainings" + (f" ({kept} of them done before)" if kept else "")
     return (
-        f"Scale {provenance['scale']}, seed{'s' if len(provenance['seeds']) > 1 else ''} {seeds}, {provenance['jobs']} "
-        f"trainings in {provenance['cpu seconds']:.0f} seconds of {provenance['device']}; atdm {provenance['atdm']}, "
+        f"Scale {provenance['scale']}, seed{'s' if len(provenance['seeds']) > 1 else ''} {seeds}, {trainings} "
+        f"in {provenance['cpu seconds']:.0f} seconds of {provenance['device']}; atdm {provenance['atdm']}, "
         f"torch {provenance['torch']}."
     )
 

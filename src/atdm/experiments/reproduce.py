@@ -6,12 +6,13 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from .. import __version__
-from . import entry, module_of
+from . import entry, module_of, stored
 from .findings import Findings, write
 from .pool import Progress, work_through, workers
 
@@ -21,6 +22,9 @@ def run(
 ) -> Iterator[Progress]:
     """Do an experiment and write figures, ``numbers.json``, ``paragraph.md`` and ``report.html`` to the folder ``out``.
 
+    What jobs have found is kept in ``out/jobs`` (:mod:`.stored`), so a run that was interrupted goes on, and more seeds cost only
+    themselves.
+
     Yields:
         ``(done, all, label)``, done and all in rough seconds of one core.
 
@@ -29,7 +33,8 @@ def run(
     """
     module, about, begin = module_of(name), entry(name), (time.perf_counter(), _cpu_seconds())
     todo = module.jobs(scale, seeds, data)
-    outcomes = yield from work_through(module.work, todo)
+    kept = stored.kept(out / "jobs", todo)
+    outcomes = yield from work_through(partial(stored.work, module.work, out / "jobs"), todo)
     total = sum(job.cost for job in todo)
     yield total, total, "figures"
     found: Findings = module.findings(scale, outcomes)
@@ -42,6 +47,7 @@ def run(
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "jobs": len(todo),
+        "of them kept from before": kept,
         "workers": workers(len(todo)),
         "data": data,
         "seconds in all": round(time.perf_counter() - begin[0], 1),
