@@ -19,7 +19,9 @@ INTRODUCTION = """# Reproducing the paper
 
 `atdm reproduce` lists the published results of [arXiv 2505.21742](https://arxiv.org/abs/2505.21742) that have a counterpart
 here, and runs them by name. Each writes figures (PNG and SVG), `numbers.json` (every number with the hash of its weights,
-sampler, steps, seed, samples and reference), `paragraph.md` and a self-contained `report.html`.
+sampler, steps, seed, samples and reference), `paragraph.md` and a self-contained `report.html`. What each training found is kept
+beside them: a run that was interrupted goes on, and more seeds join those that are there. Another version of atdm or torch
+measures anew; so does an empty folder.
 
 ```bash
 atdm reproduce                                   # what there is
