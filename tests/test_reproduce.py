@@ -19,6 +19,7 @@ from atdm.data import load
 from atdm.errors import UserError
 from atdm.experiments import EXPERIMENTS, module_of, pool, reproduce, stored
 from atdm.experiments.findings import Claim, Findings, Outcome, at_most
+from atdm.experiments.page import write_page
 from atdm.experiments.pool import part
 from atdm.experiments.rows import cell, mean_over_seeds, table_of
 from atdm.experiments.training import DDPM, Job, published, recommended
@@ -86,6 +87,26 @@ def test_the_page_shows_every_experiment_with_small_pictures(smoke):
     assert len(pictures) >= len(EXPERIMENTS)
     for picture in pictures:
         assert os.path.getsize(smoke / picture) < 150_000
+
+
+@pytest.mark.parametrize(
+    ("data", "seeds", "words"),
+    [
+        (None, [0], "--scale cpu"),
+        ("plane", [0, 1, 2], "--scale cpu --data plane --seeds 3"),
+        ("/home/me/photos", [4], "--scale cpu --data DATA --seed 4"),
+    ],
+)
+def test_the_page_tells_the_command_but_no_place_on_the_machine(tmp_path, data, seeds, words):
+    (tmp_path / "rivals").mkdir()
+    made = {"scale": "cpu", "seeds": seeds, "data": data, "jobs": 5, "of them kept from before": 2, "cpu seconds": 7.0}
+    numbers = {"figures": {}, "tables": [], "provenance": {**made, "device": "cpu", "atdm": "0", "torch": "2"}}
+    (tmp_path / "rivals" / "numbers.json").write_text(json.dumps(numbers))
+    (tmp_path / "rivals" / "paragraph.md").write_text("What was found.")
+    write_page(tmp_path, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert f"\natdm reproduce rivals {words}\n" in page
+    assert "5 trainings (2 of them done before) in 7 seconds" in page
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -65,8 +65,9 @@ def write_page(folder: Path, page: Path) -> list[str]:
 
 def _command(name: str, provenance: Mapping[str, Any]) -> str:
     seeds, words = provenance["seeds"], [f"atdm reproduce {name} --scale {provenance['scale']}"]
-    if provenance["data"] is not None:
-        words.append("--data DATA")
+    data = provenance["data"]
+    if data is not None:  # a name is shown, a place on the machine that ran it is not
+        words.append(f"--data {data if data.isidentifier() else 'DATA'}")
     if len(seeds) > 1:
         words.append(f"--seeds {len(seeds)}")
     if seeds[0]:
