@@ -474,7 +474,7 @@ def test_auto_is_judged_in_both_numbers_at_once():
     """Less dirt in one way to sample and less distance in the other is not better than one rival."""
 
     def row(method, dirt, distance, condition="dirty"):
-        return {"method": method, "condition": condition, "noise_std": dirt, "frechet_pixels": distance}
+        return {"method": method, "condition": condition, "seed": 0, "noise_std": dirt, "frechet_pixels": distance}
 
     rows = [
         row("ddpm", 0, 1.0, "clean"),
@@ -488,5 +488,25 @@ def test_auto_is_judged_in_both_numbers_at_once():
     ]
     found = {claim.statement: claim.holds for claim in rivals.judged(rows, "photos", "noise_std", "frechet_pixels")}
     assert [holds for text, holds in found.items() if "clean" in text.split(":")[0]] == [False]  # 1.2 times ddpm's
-    by_rival = {text.split(" as ")[-1]: holds for text, holds in found.items() if "dirty" in text}
+    by_rival = {
+        text.split(" as ")[-1].removesuffix(" under every dirt"): holds
+        for text, holds in found.items()
+        if "every" in text
+    }
     assert by_rival == {"ddpm, stopped at 0.3": True, "ddpm, stopped at 0.5": False, "published": True}
+
+
+def test_what_lacks_less_than_the_spread_is_level():
+    def rows(method, values):
+        return [{"method": method, "seed": s, "dirt": v, "far": 1.0} for s, v in enumerate(values)]
+
+    def stand(own, theirs):
+        return rivals.beside([*rows("a", own), *rows("b", theirs)], "a", "b", ("dirt", "far"))
+
+    assert stand([1.0, 3.0, 2.0], [1.1, 3.1, 2.1]) == "ahead"
+    assert stand([1.0, 3.0, 2.0], [1.0, 3.0, 2.0]) == "ahead"
+    # Seed by seed: what differs between seeds alike does not hide a lack.
+    assert stand([1.1, 3.1, 2.1], [1.0, 3.0, 2.1]) == "behind"
+    assert stand([1.3, 2.9, 2.1], [1.0, 3.0, 2.0]) == "level"
+    assert stand([1.1], [1.0]) == "behind"
+    assert stand([], [1.0]) == "behind"

@@ -12,7 +12,7 @@ from torch import nn
 from atdm.errors import UserError
 from atdm.nets import build_net
 from atdm.process import Process
-from atdm.sample import Step, grid, sample, sample_paths, save_samples, to_uint8, trajectory
+from atdm.sample import Step, grid, sample, sample_paths, sample_stops, save_samples, to_uint8, trajectory
 from atdm.schedulers import SAMPLERS, build_scheduler
 
 LINEAR = Process.linear()
@@ -289,6 +289,24 @@ def test_paths_are_the_states_of_the_same_samples(name):
     assert paths[0].std() > paths[1].std() > paths[2].std() > paths[3].std()
     steps = list(trajectory(Ideal(), LINEAR, (2, 3), generator=seeded(), sampler=name, steps=10))
     assert all(torch.equal(a.next, b.x) for a, b in itertools.pairwise(steps))
+
+
+@pytest.mark.parametrize("name", ["ddpm", "heun", "pndm", "sde-dpm-solver++"])
+def test_every_stop_in_one_pass_is_what_sampling_that_stops_there_gives(name):
+    options = {"sampler": name, "steps": 10, "seed": 5}
+    stops = [0.5, None, 2.0, 1e-9]
+    drawn = sample_stops(Ideal(), LINEAR, 200, (3,), stops=stops, batch_size=170, **options)
+    assert drawn.shape == (4, 200, 3)
+    for x, stop in zip(drawn, stops, strict=True):
+        assert torch.equal(x, sample(Ideal(), LINEAR, 200, (3,), stop_ratio=stop, batch_size=170, **options))
+    assert torch.equal(drawn[1], drawn[3])  # no step is below
+    assert not torch.equal(drawn[0], drawn[1])
+    model = Ideal()
+    first = sample_stops(model, LINEAR, 200, (3,), stops=[4.0, 2.0], batch_size=170, **options)
+    assert torch.equal(first[1], drawn[2])
+    whole = Ideal()
+    sample(whole, LINEAR, 200, (3,), batch_size=170, **options)
+    assert 0 < model.calls < whole.calls  # it goes no further than the lowest
 
 
 def test_progress_counts_network_evaluations():

@@ -220,23 +220,71 @@ def sample_paths(
     item_shape: tuple[int, ...],
     *,
     keep: Sequence[int],
-    batch_size: int = 1024,
-    seed: int = 0,
-    conditioning: Mapping[str, Any] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    accelerator: Any = None,
     **options: Any,
 ) -> Float[Tensor, "kept n *item"]:
     """The states before the steps whose indices are in ``keep``, then the samples: those :func:`sample` gives.
 
     Args:
         keep: indices of steps, from 0.
-        accelerator: see :func:`sample`.
-        options: of :func:`trajectory`.
+        options: of :func:`sample`.
 
     Raises:
         UserError: no samples are asked for, or a kept index that no step has.
     """
+
+    last = 0
+
+    def kept(step: Step) -> Iterator[tuple[int, Tensor]]:
+        nonlocal last
+        last = step.index
+        return ((slot, step.x) for slot, index in enumerate(keep) if index == step.index)
+
+    paths, written = _collect(model, process, n, item_shape, len(keep) + 1, kept, **options)
+    if not all(written[:-1]):
+        raise UserError(f"Cannot keep the steps {list(keep)}. Expected indices from 0 to {last}.")
+    return paths
+
+
+def sample_stops(
+    model: Callable[..., Any],
+    process: Process,
+    n: int,
+    item_shape: tuple[int, ...],
+    *,
+    stops: Sequence[float | None],
+    **options: Any,
+) -> Float[Tensor, "stops n *item"]:
+    """For each of ``stops`` the samples that :func:`sample` gives with that ``stop_ratio``, all from one pass.
+
+    Args:
+        stops: noise levels ``sigma_t/alpha_t``; None: to the end.
+        options: of :func:`sample`.
+    """
+    levels = (process.sigmas / process.alphas).tolist()
+
+    def stopped(step: Step) -> Iterator[tuple[int, Tensor]]:
+        return ((s, step.denoised) for s, stop in enumerate(stops) if stop is not None and levels[step.t] < stop)
+
+    last = None if None in stops else min(stop for stop in stops if stop is not None)
+    return _collect(model, process, n, item_shape, len(stops), stopped, stop_ratio=last, **options)[0]
+
+
+def _collect(
+    model: Callable[..., Any],
+    process: Process,
+    n: int,
+    item_shape: tuple[int, ...],
+    slots: int,
+    pick: Callable[[Step], Iterable[tuple[int, Tensor]]],
+    *,
+    batch_size: int = 1024,
+    seed: int = 0,
+    conditioning: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    accelerator: Any = None,
+    **options: Any,
+) -> tuple[Float[Tensor, "slots n *item"], list[bool]]:
+    """What ``pick`` first finds for each slot along the trajectories, the samples where it finds nothing; and where it found."""
     if n < 1 or batch_size < 1:
         raise UserError(f"Asked for {n} samples in batches of {batch_size}. Expected at least 1 of each.")
     block = block_size(item_shape)
@@ -245,7 +293,7 @@ def sample_paths(
     batches = range(math.ceil(blocks / together))
     # Whole batches are shared out: a batch cut in two would be rounded otherwise by the network.
     mine = batches[accelerator.process_index :: accelerator.num_processes] if accelerator is not None else batches
-    paths = torch.zeros(len(keep) + 1, n, *item_shape)
+    found, written = torch.zeros(slots, n, *item_shape), [True] * slots
     for turn, batch in enumerate(mine):
         numbers = range(batch * together, min((batch + 1) * together, blocks))
         start, stop = numbers.start * block, min(numbers.stop * block, n)
@@ -259,19 +307,19 @@ def sample_paths(
             conditioning=None if conditioning is None else {k: _rows(v, rows, n) for k, v in conditioning.items()},
             **options,
         )
+        written = [False] * slots
         for step in steps:
-            for slot, index in enumerate(keep):
-                if index == step.index:
-                    paths[slot, start:stop] = step.x[: stop - start].cpu()
+            for slot, x in pick(step):
+                if not written[slot]:
+                    found[slot, start:stop], written[slot] = x[: stop - start].cpu(), True
             if progress is not None:
                 progress(turn * step.count + step.index + 1, len(mine) * step.count)
-        if not all(0 <= index <= step.index for index in keep):
-            raise UserError(f"Cannot keep the steps {list(keep)}. Expected indices from 0 to {step.index}.")
-        paths[-1, start:stop] = step.next[: stop - start].cpu()
+        for slot in (slot for slot in range(slots) if not written[slot]):
+            found[slot, start:stop] = step.next[: stop - start].cpu()
     if accelerator is not None and accelerator.num_processes > 1:  # a sum with zeros, for each row has one owner
-        for part in paths.flatten(0, 1).split(GATHERED_ROWS):
+        for part in found.flatten(0, 1).split(GATHERED_ROWS):
             part.copy_(accelerator.reduce(part.to(accelerator.device), "sum"))
-    return paths
+    return found, written
 
 
 def block_size(item_shape: tuple[int, ...]) -> int:

@@ -28,7 +28,7 @@ def run(words: list[str]) -> int:
         "--data",
         type=str | None,
         default=None,
-        help="of --train: digits, plane, or photos to project; default: both toys",
+        help="of --train: digits, plane, images, or subspace:IMAGES, which are projected onto a subspace; default: digits and plane",
     )
     parser.add_argument("--scale", type=str, default="cpu", help="of --train: smoke, cpu or paper")
     parser.add_argument("--seeds", type=int, default=1, help="of --train: how many")

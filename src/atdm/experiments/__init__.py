@@ -9,7 +9,7 @@ from ..errors import unknown
 
 SCALES = {
     "smoke": "seconds: everything runs, nothing is learned",
-    "cpu": "minutes to half an hour on two cores",
+    "cpu": "minutes to an hour on two cores",
     "paper": "larger networks and longer training, for a GPU",
 }
 
@@ -53,7 +53,7 @@ EXPERIMENTS: dict[str, Entry] = {
     "fewer-steps": Entry("fewer_steps", "quality against sampling steps, DDPM and DDIM samplers (table)"),
     "images": Entry(
         "images",
-        "CIFAR-10, CelebA and bedrooms, clean and with noise on half or 90 % of them (tables, figure 4)",
+        "CIFAR-10, CelebA and bedrooms, clean and with noise on 90 % of them (tables, figure 4)",
         "the recipes' own",
     ),
     "audit": Entry(

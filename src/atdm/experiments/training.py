@@ -20,7 +20,7 @@ from ..levels import truth_levels
 from ..nets import build_net
 from ..objective import Loss
 from ..process import PROCESSES, Process
-from ..sample import sample_paths
+from ..sample import sample_paths, sample_stops
 from ..source import Source
 from ..spec import build
 from ..train import Settings, State, Step, fit
@@ -184,23 +184,31 @@ def paths(trained: Trained, tell: Tell, keep: Sequence[int] = (), n: int | None 
 
     Args:
         tell: hears the share of the sampling that is done.
-        options: instead of the recipe's; see :func:`atdm.sample.sample_paths`.
+        options: instead of the recipe's; see :func:`atdm.sample.sample`.
     """
-    recipe = trained.job.recipe
-    how: dict[str, Any] = {"sampler": recipe.sampler, "steps": recipe.sampling_steps, "clip_sample": recipe.clip_sample}
-    how["batch_size"] = 1024 if len(trained.dataset.item_shape) == 3 else 4096
-    return sample_paths(
-        trained.net,
-        trained.process,
-        n or recipe.samples,
-        trained.dataset.item_shape,
-        keep=keep,
-        seed=trained.job.seed,
-        progress=lambda done, total: tell(done / total),
-        **(how | options),
-    )
+    return _sampled(sample_paths, trained, tell, n, keep=keep, **options)
+
+
+def draw_stops(trained: Trained, tell: Tell, stops: Sequence[float | None]) -> Tensor:
+    """Samples for each noise level at which to stop, None: to the end; ``[stops, n, *item]``, all of the same trajectories."""
+    return _sampled(sample_stops, trained, tell, None, stops=stops)
 
 
 def draw(trained: Trained, tell: Tell = lambda share: None, n: int | None = None, **options: Any) -> Tensor:
     """Samples ``[n, *item]``."""
     return paths(trained, tell, (), n, **options)[-1]
+
+
+def _sampled(way: Callable[..., Tensor], trained: Trained, tell: Tell, n: int | None, **options: Any) -> Tensor:
+    recipe = trained.job.recipe
+    how: dict[str, Any] = {"sampler": recipe.sampler, "steps": recipe.sampling_steps, "clip_sample": recipe.clip_sample}
+    how["batch_size"] = 1024 if len(trained.dataset.item_shape) == 3 else 4096
+    return way(
+        trained.net,
+        trained.process,
+        n or recipe.samples,
+        trained.dataset.item_shape,
+        seed=trained.job.seed,
+        progress=lambda done, total: tell(done / total),
+        **(how | options),
+    )
