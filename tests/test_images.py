@@ -61,19 +61,19 @@ def test_a_folder_without_the_sets_is_refused(tmp_path):
 def test_a_smoke_run_writes_numbers_and_grids(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     list(reproduce.run("images", tmp_path / "out", "smoke"))
-    found = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    found = json.loads((tmp_path / "out" / "images" / "numbers.json").read_text())
     assert {r["method"] for r in found["rows"]} >= {"ddpm", "robust_adv", "ddpm, stopped at 0.3", images.REAL}
     for row in found["rows"]:
         assert row["method"] == images.REAL or row["checkpoint"]
         assert math.isfinite(row["noise_std"])
     (real,) = (r for r in found["rows"] if r["method"] == images.REAL)
     assert all(real["frechet_patches4"] < r["frechet_patches4"] for r in found["rows"] if r is not real)
-    assert (tmp_path / "out" / "cifar10-noise-0.2.png").is_file()
+    assert (tmp_path / "out" / "images" / "cifar10-noise-0.2.png").is_file()
     assert isinstance(images.smoke(), TrainConfig)
     # What is there is not trained again.
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("state.safetensors")}
     list(reproduce.run("images", tmp_path / "again", "smoke"))
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("state.safetensors")} == before
-    again = json.loads((tmp_path / "again" / "numbers.json").read_text())
+    again = json.loads((tmp_path / "again" / "images" / "numbers.json").read_text())
     values = [[(r["method"], r["noise_std"]) for r in n["rows"]] for n in (found, again)]
     assert values[0] == values[1]

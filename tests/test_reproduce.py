@@ -17,7 +17,7 @@ from PIL import Image
 from atdm.cli import main
 from atdm.data import load
 from atdm.errors import UserError
-from atdm.experiments import EXPERIMENTS, module_of, pool, reproduce, stored
+from atdm.experiments import EXPERIMENTS, folder_of, module_of, pool, reproduce, stored
 from atdm.experiments.findings import Claim, Findings, Outcome, at_most
 from atdm.experiments.page import write_page
 from atdm.experiments.pool import part
@@ -98,15 +98,46 @@ def test_the_page_shows_every_experiment_with_small_pictures(smoke):
     ],
 )
 def test_the_page_tells_the_command_but_no_place_on_the_machine(tmp_path, data, seeds, words):
-    (tmp_path / "rivals").mkdir()
+    place = folder_of("rivals", data)
+    (tmp_path / place).mkdir()
     made = {"scale": "cpu", "seeds": seeds, "data": data, "jobs": 5, "of them kept from before": 2, "cpu seconds": 7.0}
-    numbers = {"figures": {}, "tables": [], "provenance": {**made, "device": "cpu", "atdm": "0", "torch": "2"}}
-    (tmp_path / "rivals" / "numbers.json").write_text(json.dumps(numbers))
-    (tmp_path / "rivals" / "paragraph.md").write_text("What was found.")
+    made |= {"experiment": "rivals", "device": "cpu", "atdm": "0", "torch": "2"}
+    (tmp_path / place / "numbers.json").write_text(json.dumps({"figures": {}, "tables": [], "provenance": made}))
+    (tmp_path / place / "paragraph.md").write_text("What was found.")
     write_page(tmp_path, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     assert f"\natdm reproduce rivals {words}\n" in page
+    assert "/home" not in page
     assert "5 trainings (2 of them done before) in 7 seconds" in page
+
+
+@pytest.mark.parametrize(
+    ("data", "folder"),
+    [
+        (None, "rivals"),
+        ("plane", "rivals-plane"),
+        ("/home/me/my photos/", "rivals-my-photos"),
+        ("subspace:../butterflies", "rivals-subspace-butterflies"),
+        ("photos/*.parquet", "rivals-photos"),
+        ("torchvision:name=CIFAR10,root=data", "rivals-torchvision-CIFAR10"),
+        ("..", "rivals-data"),
+    ],
+)
+def test_results_of_other_data_have_a_folder_of_their_own(data, folder):
+    assert folder_of("rivals", data) == folder
+
+
+def test_the_page_shows_every_data_set_in_the_order_of_the_experiments(tmp_path):
+    for name, data in (("rivals", "plane"), ("ray", None), ("rivals", None)):
+        folder = tmp_path / folder_of(name, data)
+        folder.mkdir()
+        made = {"experiment": name, "scale": "cpu", "seeds": [0], "data": data, "jobs": 1, "cpu seconds": 1.0}
+        made |= {"device": "cpu", "atdm": "0", "torch": "2"}
+        (folder / "numbers.json").write_text(json.dumps({"figures": {}, "tables": [], "provenance": made}))
+        (folder / "paragraph.md").write_text("What was found.")
+    assert write_page(tmp_path, tmp_path / "page.md") == ["ray", "rivals", "rivals-plane"]
+    headings = re.findall(r"^## (.*)$", (tmp_path / "page.md").read_text(), re.MULTILINE)
+    assert headings == ["ray", "rivals", "rivals, plane"]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -499,12 +530,12 @@ def test_an_experiment_goes_on_and_takes_in_more_seeds(tmp_path, monkeypatch):
         [*reproduce.run("parameterizations", tmp_path, "smoke")]
     interrupted = False
     [*reproduce.run("parameterizations", tmp_path, "smoke")]
-    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    numbers = json.loads((tmp_path / "parameterizations" / "numbers.json").read_text())
     first = numbers["rows"]
     assert done == module.jobs("smoke", [0], None)
     assert numbers["provenance"]["of them kept from before"] == 2
     [*reproduce.run("parameterizations", tmp_path, "smoke", seeds=(0, 1))]
     assert done == module.jobs("smoke", [0, 1], None)
-    both = json.loads((tmp_path / "numbers.json").read_text())["rows"]
+    both = json.loads((tmp_path / "parameterizations" / "numbers.json").read_text())["rows"]
     assert both[: len(first)] == first
     assert {r["seed"] for r in both} == {0, 1}

@@ -30,6 +30,7 @@ from atdm.objective import (
 )
 from atdm.objective.ambient import above, first_above
 from atdm.process import Process
+from atdm.sample import save_samples
 from atdm.source import Source
 from atdm.train import Settings, State, fit
 
@@ -510,3 +511,25 @@ def test_what_lacks_less_than_the_spread_is_level():
     assert stand([1.3, 2.9, 2.1], [1.0, 3.0, 2.0]) == "level"
     assert stand([1.1], [1.0]) == "behind"
     assert stand([], [1.0]) == "behind"
+
+
+@pytest.mark.parametrize("prefix", ["", "subspace:"])
+def test_every_method_learns_images_of_a_folder_as_they_are_or_on_a_subspace(tmp_path, prefix):
+    save_samples(pictures(120, 8), tmp_path / "photos")
+    jobs = rivals.jobs("smoke", [0], f"{prefix}{tmp_path}/photos")
+    assert {job.label for job in jobs} == {method.label for method in rivals.METHODS.values()}
+    assert {job.condition for job in jobs} >= {"clean", "90% noise 0.2"}
+    outcomes = [rivals.work(job, lambda share: None) for job in jobs if job.condition != "clean"]
+    rows = [row for outcome in outcomes for row in outcome.rows]
+    assert {row["benchmark"] for row in rows} == {"photos on a subspace" if prefix else "images"}
+    assert rivals.keys(rows)[0] == ("off_support_rms" if prefix else "noise_std")
+    assert {row["reference_items"] for row in rows} == {12 if prefix else 6}  # held out
+    assert rivals.findings("smoke", [*outcomes]).tables
+
+
+def test_stopping_is_the_same_network_seen_earlier():
+    job = next(job for job in rivals.jobs("smoke", [0], "digits") if job.label == "ddpm" and job.condition != "clean")
+    rows = rivals.work(job, lambda share: None).rows
+    assert [row["stop_ratio"] for row in rows][:3] == [None, *rivals.STOPS]
+    assert len({row["checkpoint"] for row in rows}) == 1
+    assert len({row["noise_std"] for row in rows}) > 1

@@ -10,7 +10,7 @@ from .common import make_parser, progress_bar
 
 
 def run(words: list[str]) -> int:
-    from ..experiments import EXPERIMENTS, SCALES, entry
+    from ..experiments import EXPERIMENTS, SCALES, entry, folder_of
 
     parser = make_parser("reproduce")
     parser.add_argument("name", type=str, nargs="?", help="an experiment, or all; without it, they are listed")
@@ -19,7 +19,7 @@ def run(words: list[str]) -> int:
         "--out",
         type=str,
         default="reproduce",
-        help="each experiment writes to a folder in it, and keeps what each training found: an interrupted run goes on, and more "
+        help="each experiment writes to a folder in it, one for each --data, and keeps what each training found: an interrupted run goes on, and more "
         "seeds join those that are there",
     )
     parser.add_argument("--seed", type=int, default=0)
@@ -66,13 +66,14 @@ def run(words: list[str]) -> int:
         with progress_bar(given.json) as bar:
             task = bar.add_task(name, total=None, note="")
             for done, total, label in reproduce(
-                name, out / name, given.scale, range(given.seed, given.seed + given.seeds), data
+                name, out, given.scale, range(given.seed, given.seed + given.seeds), data
             ):
                 bar.update(task, completed=round(done), total=max(1, round(total)), note=label)
-        numbers[name] = json.loads((out / name / "numbers.json").read_text())
+        folder = out / folder_of(name, data)
+        numbers[name] = json.loads((folder / "numbers.json").read_text())
         if not given.json:
-            print(f"{name}\n\n{(out / name / 'paragraph.md').read_text()}")
-            print(f"The report is {out / name / 'report.html'}; figures and numbers.json are beside it.\n")
+            print(f"{name}\n\n{(folder / 'paragraph.md').read_text()}")
+            print(f"The report is {folder / 'report.html'}; figures and numbers.json are beside it.\n")
     if given.page is not None:
         from ..experiments.page import write_page
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -85,6 +86,18 @@ def entry(name: str) -> Entry:
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, [*EXPERIMENTS, "all"])
     return EXPERIMENTS[name]
+
+
+def folder_of(name: str, data: str | None) -> str:
+    """What the folder with its results is called: those of other data have one of their own."""
+    return name if data is None else f"{name}-{label_of(data)}"
+
+
+def label_of(data: str) -> str:
+    """A data set in a word or two, without the place where it is: ``subspace:/mnt/photos/`` is ``subspace-photos``."""
+    kind, _, place = data.rpartition(":")
+    names = [part for part in re.split(r"[/\\=]", place.split(",")[0]) if part and "*" not in part]
+    return re.sub(r"[^\w.]+", "-", "-".join([kind, *names[-1:]])).strip("-.") or "data"
 
 
 def module_of(name: str) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import plot
 from ..config import ObjectiveConfig
-from ..data import Dataset, load
+from ..data import Dataset
 from ..data.items import Floats
 from ..data.subspace import Subspace
 from ..metrics import psnr
@@ -20,11 +20,10 @@ from . import BUTTERFLIES, by_scale
 from .findings import Claim, Findings, Outcome, at_most, first_seed
 from .pool import Tell, part
 from .rows import evaluate, mean_over_seeds, number, row, table_of, values_of
-from .training import AUTO, DDPM, Job, Method, Recipe, Trained, draw, process_of, published, train
+from .training import AUTO, DDPM, Job, Method, Recipe, Trained, draw, open_held_out, process_of, published, train
 
 GRAY = torch.tensor([0.299, 0.587, 0.114])  # of ITU-R BT.601
 CONDITIONS = {"clean": "none", "noise 0.1": "gaussian:share=0.9,std=0.1", "noise 0.2": "gaussian:share=0.9,std=0.2"}
-HELD_OUT = 0.1
 SHOWN = 12
 
 
@@ -93,12 +92,8 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
 
 def linearized(job: Job) -> Dataset:
     """The photos, gray where asked, projected onto the first principal directions of those to train on."""
-    data = load(job.recipe.data, seed=job.seed, image_size=job.recipe.image_size)
-    x, test, k = data.x, data.test, job.options["dimension"]
-    if test is None:
-        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(job.seed))]
-        kept = len(x) - max(2, round(HELD_OUT * len(x)))
-        x, test = x[:kept], x[kept:]
+    data, k = open_held_out(job), job.options["dimension"]
+    x, test = data.x, data.reference
     if job.options["gray"] and x.shape[1] == 3:
         x, test = ((part * GRAY.reshape(1, 3, 1, 1)).sum(1, keepdim=True) for part in (x, test))
     truth = Subspace.fit(x, k)

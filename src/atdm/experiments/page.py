@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import UserError
 from ..files import atomic
 from ..report import Table, markdown
-from . import EXPERIMENTS
+from . import EXPERIMENTS, folder_of, label_of
 
 PIXELS = 1000  # width of a picture
 PICTURES = 3  # of an experiment: the first ones of its figures
@@ -38,29 +38,42 @@ values.
 
 
 def write_page(folder: Path, page: Path) -> list[str]:
-    """Write ``page`` and its ``images`` folder from the results in ``folder``; returns the experiments on it.
+    """Write ``page`` and its ``images`` folder from the results in ``folder``; returns the folders in it that are shown.
 
     Raises:
         UserError: there are no results.
     """
-    names = [name for name in EXPERIMENTS if (folder / name / "numbers.json").is_file()]
-    if not names:
+    results = _results(folder)
+    if not results:
         raise UserError(f"{folder} holds no results. Expected a folder that atdm reproduce wrote.")
     parts = [INTRODUCTION]
-    for name in names:
-        numbers = json.loads((folder / name / "numbers.json").read_text(encoding="utf-8"))
-        parts.append(f"## {name}\n\n{EXPERIMENTS[name].summary[0].upper()}{EXPERIMENTS[name].summary[1:]}.")
+    for place, (name, numbers) in results.items():
+        data = numbers["provenance"]["data"]
+        heading = name if data is None else f"{name}, {label_of(data)}"
+        parts.append(f"## {heading}\n\n{EXPERIMENTS[name].summary[0].upper()}{EXPERIMENTS[name].summary[1:]}.")
         parts.append(f"```bash\n{_command(name, numbers['provenance'])}\n```")
-        parts.append((folder / name / "paragraph.md").read_text(encoding="utf-8").strip())
+        parts.append((folder / place / "paragraph.md").read_text(encoding="utf-8").strip())
         for title, caption in [*numbers["figures"].items()][:PICTURES]:
-            small = page.parent / "images" / f"{name}-{title}.png"
-            _shrink(folder / name / f"{title}.png", small)
+            small = page.parent / "images" / f"{place}-{title}.png"
+            _shrink(folder / place / f"{title}.png", small)
             parts.append(f"![{caption}](images/{small.name})\n\n*{caption}*")
         parts += [markdown(Table(t["columns"], t["rows"], t["caption"])) for t in numbers["tables"]]
         parts.append(_made(numbers["provenance"]))
     with atomic(page) as scratch:
         scratch.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return names
+    return [*results]
+
+
+def _results(folder: Path) -> dict[str, tuple[str, Any]]:
+    """By folder: experiment and numbers; in the order of the experiments, of each its own data first."""
+    found = {}
+    for file in folder.glob("*/numbers.json"):
+        numbers = json.loads(file.read_text(encoding="utf-8"))
+        name = numbers["provenance"]["experiment"]
+        if name in EXPERIMENTS and file.parent.name == folder_of(name, numbers["provenance"]["data"]):
+            found[file.parent.name] = (name, numbers)
+    order = [*EXPERIMENTS]
+    return dict(sorted(found.items(), key=lambda item: (order.index(item[1][0]), item[0])))
 
 
 def _command(name: str, provenance: Mapping[str, Any]) -> str:

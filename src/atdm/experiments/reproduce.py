@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from . import entry, module_of, stored
+from . import entry, folder_of, module_of, stored
 from .findings import Findings, write
 from .pool import Progress, work_through, workers
 
@@ -20,10 +20,10 @@ from .pool import Progress, work_through, workers
 def run(
     name: str, out: Path, scale: str = "cpu", seeds: Sequence[int] = (0,), data: str | None = None
 ) -> Iterator[Progress]:
-    """Do an experiment and write figures, ``numbers.json``, ``paragraph.md`` and ``report.html`` to the folder ``out``.
+    """Do an experiment and write figures, ``numbers.json``, ``paragraph.md`` and ``report.html`` to a folder in ``out``.
 
-    What jobs have found is kept in ``out/jobs`` (:mod:`.stored`), so a run that was interrupted goes on, and more seeds cost only
-    themselves.
+    What jobs have found is kept in ``out/NAME/jobs`` (:mod:`.stored`), so a run that was interrupted goes on, and more seeds cost
+    only themselves.
 
     Yields:
         ``(done, all, label)``, done and all in rough seconds of one core.
@@ -33,8 +33,9 @@ def run(
     """
     module, about, begin = module_of(name), entry(name), (time.perf_counter(), _cpu_seconds())
     todo = module.jobs(scale, seeds, data)
-    kept = stored.kept(out / "jobs", todo)
-    outcomes = yield from work_through(partial(stored.work, module.work, out / "jobs"), todo)
+    store = out / name / "jobs"
+    kept = stored.kept(store, todo)
+    outcomes = yield from work_through(partial(stored.work, module.work, store), todo)
     total = sum(job.cost for job in todo)
     yield total, total, "figures"
     found: Findings = module.findings(scale, outcomes)
@@ -53,7 +54,7 @@ def run(
         "seconds in all": round(time.perf_counter() - begin[0], 1),
         "cpu seconds": round(_cpu_seconds() - begin[1], 1),
     }
-    write(found, name, about.summary, scale, provenance, out)
+    write(found, name, about.summary, scale, provenance, out / folder_of(name, data))
     yield total, total, "report"
 
 

@@ -16,7 +16,6 @@ from .. import plot
 from ..auto import GATE, STOP, quiet_std
 from ..config import ObjectiveConfig
 from ..corrupt import corrupt
-from ..data import Dataset, load
 from ..errors import unknown
 from ..process import Process
 from ..spec import parse_spec
@@ -25,7 +24,7 @@ from . import butterflies, by_scale, digits, pictures, plane
 from .findings import Claim, Findings, Outcome
 from .pool import Tell, part
 from .rows import Row, evaluate, mean_over_seeds, number, row, table_of, values_of
-from .training import AUTO, DDPM, Job, Method, Recipe, draw_stops, process_of, published, train
+from .training import AUTO, DDPM, Job, Method, Recipe, draw_stops, open_held_out, process_of, published, train
 
 SHARES, STDS = (0.3, 0.6, 0.9, 1.0), (0.05, 0.1, 0.2)
 STANDARD = (0.9, 0.2)  # where the shares and the stds cross
@@ -123,14 +122,6 @@ def options(benchmark: str, scale: str) -> dict[str, Any]:
     return {"benchmark": benchmark} | own.get(benchmark, {})
 
 
-def open_images(job: Job) -> Dataset:
-    """The clean data of a job."""
-    if job.options["benchmark"] == PHOTOS:
-        return butterflies.linearized(job)
-    how: dict[str, Any] = {"image_size": job.recipe.image_size, "limit": job.options.get("limit")}
-    return load(job.recipe.data, seed=job.seed, **how)
-
-
 def jobs(scale: str, seeds: Sequence[int], data: str | None, methods: Sequence[str] = tuple(METHODS)) -> list[Job]:
     """Every method under every condition.
 
@@ -174,7 +165,7 @@ def method_of(spec: str) -> Method:
 
 def work(job: Job, tell: Tell) -> Outcome:
     """Train with the compute of the recipe's ddpm steps, sample, measure; of ddpm and ``auto`` also what stopping early returns."""
-    dataset = open_images(job)
+    dataset = butterflies.linearized(job) if job.options["benchmark"] == PHOTOS else open_held_out(job)
     dirty, _ = corrupt(dataset.x, job.corruption, job.seed)
     method = job.method.fitted(dirty)
     cost = method.objective.cost(process_of(job))

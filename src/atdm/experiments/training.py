@@ -26,6 +26,8 @@ from ..spec import build
 from ..train import Settings, State, Step, fit
 from .pool import Tell
 
+HELD_OUT = 0.1
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -145,6 +147,17 @@ def process_of(job: Job) -> Process:
 def open_data(job: Job) -> Dataset:
     """The clean data of a job."""
     return load(job.recipe.data, seed=job.seed, image_size=job.recipe.image_size)
+
+
+def open_held_out(job: Job) -> Dataset:
+    """The clean images of a job, a tenth held out where the set itself holds out none."""
+    limit = job.options.get("limit")
+    data = load(job.recipe.data, seed=job.seed, image_size=job.recipe.image_size, limit=limit)
+    if data.test is not None:
+        return data
+    x = data.x[torch.randperm(len(data.x), generator=torch.Generator().manual_seed(job.seed))]
+    kept = len(x) - max(2, round(HELD_OUT * len(x)))
+    return dataclasses.replace(data, items=Floats(x[:kept]), held_out=Floats(x[kept:]), window=None)
 
 
 def train(
