@@ -59,6 +59,18 @@ def test_smoke_writes_figures_numbers_a_paragraph_and_a_report(smoke, name):
     assert "http" not in page.replace("http://www.w3.org", "").split("</style>")[1].split("data:image")[0]
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_what_every_training_found_is_kept_and_gives_the_same_findings(smoke, name):
+    module, numbers = module_of(name), json.loads((smoke / name / "numbers.json").read_text())
+    todo = [job for job in module.jobs("smoke", [0], None) if isinstance(job, Job)]
+    assert stored.kept(smoke / name / "jobs", todo) == len(todo)
+    outcomes = [stored.read(stored.path_of(smoke / name / "jobs", job), job) for job in todo]
+    if outcomes:
+        found = module.findings("smoke", outcomes)
+        assert [*found.figures] == [*numbers["figures"]]
+        assert [vars(claim) for claim in found.claims] == numbers["claims"]
+
+
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in ("ray", "audit")])
 def test_every_row_says_how_it_was_made(smoke, name):
     rows = json.loads((smoke / name / "numbers.json").read_text())["rows"]
@@ -465,20 +477,22 @@ def small_job(**own) -> Job:
 def test_an_outcome_comes_back_as_it_was_kept(tmp_path, generator):
     job, done = small_job(), []
     tensors = {"x": torch.randn(3, 4, generator=generator).T, "whole": torch.arange(3)}
+    plain = {"curve": [[1, 0.1 + 0.2, math.inf], (True, None, "a")], "by": {0.5: {("a", 1): torch.ones(2)}}, "no": {}}
     rows = [{"noise": 0.1 + 0.2, "spread": math.nan, "stop_ratio": None, "about": {"n": 3}}]
 
     def do(job: Job, tell) -> Outcome:
         done.append(job)
-        return Outcome(job, rows, tensors)
+        return Outcome(job, rows, tensors | plain)
 
     stored.work(do, tmp_path, job, lambda share: None)
     again = stored.work(do, tmp_path, job, lambda share: None)
     assert len(done) == 1
     assert again.job == job
     assert repr(again.rows) == repr(rows)
-    assert all(
-        torch.equal(again.tensors[name], x) and again.tensors[name].dtype == x.dtype for name, x in tensors.items()
-    )
+    for name, x in tensors.items():
+        assert torch.equal(again.tensors[name], x)
+        assert again.tensors[name].dtype == x.dtype
+    assert {name: repr(again.tensors[name]) for name in plain} == {name: repr(value) for name, value in plain.items()}
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-4])  # damaged: done again, and mended
     stored.work(do, tmp_path, job, lambda share: None)
@@ -500,16 +514,9 @@ def test_another_job_is_another_outcome(own):
     assert stored.name_of(small_job(**own)) != stored.name_of(small_job())
 
 
-def test_what_is_more_than_tensors_is_done_again(tmp_path):
-    done = []
-
-    def do(job: Job, tell) -> Outcome:
-        done.append(job)
-        return Outcome(job, [], {"found": object()})
-
-    for _ in range(2):
-        stored.work(do, tmp_path, small_job(), lambda share: None)
-    assert len(done) == 2
+def test_an_outcome_of_other_objects_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="holds a object"):
+        stored.write(Outcome(small_job(), [], {"found": [object()]}), tmp_path / "x.safetensors")
     assert not any(tmp_path.iterdir())
 
 

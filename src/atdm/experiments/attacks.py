@@ -81,7 +81,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     for r in rows:
         if r["budget"] == worst and r["attack"] == options["attack"]:
             r["checks"] = [c.as_dict() for c in checks]
-    return Outcome(job, rows, {"summaries": summaries, "checks": checks})
+    return Outcome(job, rows, {"summaries": summaries, "checks": [c.as_dict() for c in checks]})
 
 
 def _victim(trained: Trained) -> Victim:
@@ -175,11 +175,11 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                     )
                 )
         for o in own:
-            raised = [c for c in o.tensors["checks"] if not c.ok]
+            raised = [c for c in o.tensors["checks"] if not c["ok"]]
             notes.append(
                 f"{condition}, {o.job.label}: of {len(o.tensors['checks'])} checks of the attack at budget "
                 f"{max(options['budgets']):g} "
-                + ("all are at rest." if not raised else "these raise a doubt: " + " ".join(c.says for c in raised))
+                + ("all are at rest." if not raised else "these raise a doubt: " + " ".join(c["says"] for c in raised))
             )
     table = table_of(
         rows,

@@ -76,7 +76,7 @@ class Findings:
 
 @dataclass
 class Outcome:
-    """What came of a job: rows, and tensors for the figures by name."""
+    """What came of a job: rows, and by name, for the figures, tensors and plain values, also in dictionaries and lists."""
 
     job: Job
     rows: list[Row]

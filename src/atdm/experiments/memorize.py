@@ -76,7 +76,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     numbers = {k: v for k, v in found.as_dict().items() if k not in ("samples", "held_out", "space")}
     about = {"memorization_features": found.space, "held_out": len(unseen), "training_items": len(dataset.items)}
     one = row(trained, samples, {**evaluate(trained, samples), **numbers}, **about)
-    return Outcome(job, [one], {"found": found, "samples": samples, "train": trained.dirty})
+    return Outcome(job, [one], {"found": vars(found), "samples": samples, "train": trained.dirty})
 
 
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
@@ -88,15 +88,15 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     pairs, claims = {}, []
     for condition in values_of(rows, "condition"):
         own, short = [o for o in shown if o.job.condition == condition], condition.replace(", ", "-").replace(" ", "-")
-        found: dict[str, Memorization] = {o.job.label: o.tensors["found"] for o in own}
+        found: dict[str, Memorization] = {o.job.label: Memorization(**o.tensors["found"]) for o in own}
         panels[condition] = {"held out": _shares(found["ddpm"].background)}
         panels[condition] |= {m: _shares(f.similarity) for m, f in found.items()}
         for o in (o for o in own if o.job.options["smallest"]):
             name = o.job.label.replace(" ", "-")
-            closest = o.tensors["found"].pairs(PAIRS)
+            nearest = found[o.job.label]
             pairs[f"pairs-{short}-{name}"] = (
                 f"{condition}, {o.job.label}: the closest pairs, sample (left) and training image (right).",
-                plot.pairs(o.tensors["samples"], o.tensors["train"], closest, o.tensors["found"].similarity),
+                plot.pairs(o.tensors["samples"], o.tensors["train"], nearest.pairs(PAIRS), nearest.similarity),
             )
 
         def of(method: str, key: str, condition: str = condition) -> float:

@@ -1,7 +1,7 @@
 """Outcomes of jobs, kept in a folder: an experiment that was interrupted goes on, and further seeds join what is there.
 
-An outcome is one safetensors file, its tensors and, as JSON in the header, its rows; its name is the hash of the job and of the
-versions of atdm and torch. Outcomes that hold more than tensors are not kept: those jobs are done again.
+An outcome is one safetensors file, its tensors and, as JSON in the header, its rows and plain values; its name is the hash of the
+job and of the versions of atdm and torch. Jobs that keep their own files (runs of ``images``) or are quick (``audit``) are not kept.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from .. import __version__
 from ..files import atomic
@@ -57,18 +58,53 @@ def name_of(job: Job) -> str:
 
 
 def write(outcome: Outcome, path: Path) -> None:
-    """Keep an outcome of rows and tensors; others are left alone."""
-    if all(isinstance(x, torch.Tensor) for x in outcome.tensors.values()):
-        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in outcome.tensors.items()}
-        with atomic(path) as scratch:
-            save_file(tensors, scratch, {"rows": json.dumps(outcome.rows)})
+    """Keep an outcome.
+
+    Raises:
+        TypeError: it holds more than tensors, plain values, dictionaries and lists.
+    """
+    tensors: dict[str, Tensor] = {}
+    found = _pack(outcome.tensors, tensors)
+    with atomic(path) as scratch:
+        save_file(tensors, scratch, {"rows": json.dumps(outcome.rows), "found": json.dumps(found)})
 
 
 def read(path: Path, job: Job) -> Outcome | None:
     """The outcome that is kept in ``path``; None if there is none, or the file is damaged."""
     try:
         with safe_open(path, "pt") as file:
-            rows = json.loads(file.metadata()["rows"])
-            return Outcome(job, rows, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            rows, found = (json.loads(file.metadata()[name]) for name in ("rows", "found"))
+            return Outcome(job, rows, _unpack(found, file.get_tensor))
     except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
         return None
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """``value`` as JSON, with the names of its tensors in ``tensors`` in place of them."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"items": [[_pack(key, tensors), _pack(each, tensors)] for key, each in value.items()]}
+    if isinstance(value, tuple):
+        return {"tuple": [_pack(each, tensors) for each in value]}
+    if isinstance(value, list):
+        return [_pack(each, tensors) for each in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(
+        f"An outcome holds a {type(value).__name__}. Expected tensors, plain values, dictionaries and lists."
+    )
+
+
+def _unpack(packed: Any, tensor: Callable[[str], Tensor]) -> Any:
+    if isinstance(packed, list):
+        return [_unpack(each, tensor) for each in packed]
+    if not isinstance(packed, dict):
+        return packed
+    if "tensor" in packed:
+        return tensor(packed["tensor"])
+    if "tuple" in packed:
+        return tuple(_unpack(packed["tuple"], tensor))
+    return {_unpack(key, tensor): _unpack(each, tensor) for key, each in packed["items"]}
