@@ -510,7 +510,9 @@ def test_what_lacks_less_than_the_spread_is_level():
     assert stand([1.1, 3.1, 2.1], [1.0, 3.0, 2.1]) == "behind"
     assert stand([1.3, 2.9, 2.1], [1.0, 3.0, 2.0]) == "level"
     assert stand([1.1], [1.0]) == "behind"
-    assert stand([], [1.0]) == "behind"
+    assert rivals.beside([*rows("a", [1.1]), *rows("b", [1.0])], "b", "a", ("dirt", "far")) == "ahead"
+    both = [{"method": m, "seed": 0, "dirt": d, "far": f} for m, d, f in (("a", 2.0, 1.0), ("b", 1.0, 1.5))]
+    assert [rivals.beside(both, *pair, ("dirt", "far")) for pair in (("a", "b"), ("b", "a"))] == ["neither"] * 2
 
 
 @pytest.mark.parametrize("prefix", ["", "subspace:"])

@@ -244,7 +244,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         "ddpm whose sampling stops at a noise level; which level suits is known with hindsight only, or taken from auto. auto is "
         "sampled to the end, and stopped at half its gate. Judged are two numbers at once, what is left of the dirt / the distance "
         "from clean data: in one of the two ways auto has to be at least as good in both. Ahead: both means are at most the "
-        "rival's. Level: what it lacks is within the standard deviation of the difference over the seeds."
+        "rival's. Level: what it lacks is within the standard deviation of the difference over the seeds. Neither: it lacks more in "
+        "one and is better in the other. Behind: it lacks more, and is better in none."
     )
     return Findings(lead, claims, rows, tradeoffs | curves, tables)
 
@@ -292,39 +293,41 @@ def judged(rows: Sequence[Row], benchmark: str, dirt: str, distance: str) -> lis
     ]
     ways = {"auto": AUTO.label, "stopped": AUTO.label + HALF}
     for rival in [m for m in values_of(rows, "method") if m == "robust_adv" or m.startswith(f"ddpm{STOPPED}")]:
-        places: dict[str, list[str]] = {"ahead": [], "level": [], "behind": []}
+        places: dict[str, list[str]] = {"ahead": [], "level": [], "neither": [], "behind": []}
         for condition in [c for c in values_of(rows, "condition") if c != "clean"]:
             own = [r for r in rows if r["condition"] == condition]
             found = {beside(own, way, rival, (dirt, distance)) for way in ways.values()}
             best = next(place for place in places if place in found)
             numbers = ", ".join(f"{name} {shown(way, condition)}" for name, way in ways.items())
-            detail = f" ({numbers}; {rival} {shown(rival, condition)})" if best == "behind" else ""
+            detail = f" ({numbers}; {rival} {shown(rival, condition)})" if best in ("neither", "behind") else ""
             places[best].append(condition + detail)
         claims.append(
             Claim(
                 f"{benchmark}: auto is at least as good in both numbers as "
                 f"{'robust_adv as published' if rival == 'robust_adv' else rival} under every dirt",
-                not places["behind"],
+                not places["neither"] and not places["behind"],
                 "; ".join(f"{place}: {', '.join(where)}" for place, where in places.items() if where),
             )
         )
     return claims
 
 
-def beside(rows: Sequence[Row], method: str, rival: str, keys: Sequence[str]) -> Literal["ahead", "level", "behind"]:
-    """How a method stands beside a rival in all of ``keys``, of which less is better, seed by seed.
+def beside(
+    rows: Sequence[Row], method: str, rival: str, keys: Sequence[str]
+) -> Literal["ahead", "level", "neither", "behind"]:
+    """How a method stands beside a rival in ``keys``, of which less is better, seed by seed.
 
     Ahead: no mean is above the rival's. Level: none is by more than the standard deviation of the difference over the seeds,
-    which for one seed is none.
+    which for one seed is none. Neither: one is above by more and another is below. Behind: one is above by more, none below.
     """
-    level = False
+    lacks, spreads = [], []
     for key in keys:
-        values = [{r["seed"]: float(r[key]) for r in rows if r["method"] == m} for m in (method, rival)]
-        lacks = [values[0][seed] - values[1][seed] for seed in values[0].keys() & values[1].keys()]
-        if not lacks:
-            return "behind"
-        behind = statistics.fmean(lacks)
-        if behind > (statistics.stdev(lacks) if len(lacks) > 1 else 0.0):
-            return "behind"
-        level = level or behind > 0
-    return "level" if level else "ahead"
+        own, theirs = ({r["seed"]: float(r[key]) for r in rows if r["method"] == m} for m in (method, rival))
+        each = [own[seed] - theirs[seed] for seed in own.keys() & theirs.keys()]
+        lacks.append(statistics.fmean(each))
+        spreads.append(statistics.stdev(each) if len(each) > 1 else 0.0)
+    if all(lack <= 0 for lack in lacks):
+        return "ahead"
+    if all(lack <= spread for lack, spread in zip(lacks, spreads, strict=True)):
+        return "level"
+    return "neither" if any(lack < 0 for lack in lacks) else "behind"
