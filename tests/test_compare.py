@@ -364,6 +364,14 @@ def test_objectives_are_trained_alike_and_put_in_one_table(capsys, tmp_path):
     text = (tmp_path / "table.md").read_text()
     assert "| clean | input_perturbation |" in text
     assert "dirt left" in text
+    own = ["--corrupt", "jpeg:share=0.5,quality=10", "blur+gaussian:share=1,std=0.3"]
+    code, out, err = atdm(capsys, *words, *own, "--json")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert {(row["condition"], row["corrupt"]) for row in rows} == {
+        ("clean", "none"),
+        *zip(own[1:], own[1:], strict=True),
+    }
 
 
 @pytest.mark.parametrize(
@@ -372,6 +380,7 @@ def test_objectives_are_trained_alike_and_put_in_one_table(capsys, tmp_path):
         (["--train", "ddpm,abient"], "ambient"),
         (["a.json", "--train", "ddpm"], "one of them"),
         (["--train", "ddpm", "--seeds", "0"], "seeds is 0"),
+        (["--train", "ddpm", "--corrupt", "none", "gausian"], "Did you mean 'gaussian'"),
         (["--train", "ddpm", "--scale", "huge"], "smoke"),
     ],
 )

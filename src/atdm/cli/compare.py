@@ -30,6 +30,13 @@ def run(words: list[str]) -> int:
         default=None,
         help="of --train: digits, plane, images, or subspace:IMAGES, which are projected onto a subspace; default: digits and plane",
     )
+    parser.add_argument(
+        "--corrupt",
+        type=str,
+        nargs="+",
+        default=[],
+        help="of --train: the dirt, such as gaussian:share=0.9,std=0.2 jpeg:quality=10; default: that of the benchmark",
+    )
     parser.add_argument("--scale", type=str, default="cpu", help="of --train: smoke, cpu or paper")
     parser.add_argument("--seeds", type=int, default=1, help="of --train: how many")
     parser.add_argument("--out", type=str | None, default=None, help="write the table to this .md file")
@@ -80,7 +87,7 @@ def _trained(given: Any) -> int:
     if given.seeds < 1:
         raise UserError(f"seeds is {given.seeds}. Expected at least 1.")
     methods = [*rivals.METHODS] if given.train == "all" else given.train.split(",")
-    jobs = rivals.jobs(given.scale, range(given.seeds), given.data, methods)
+    jobs = rivals.jobs(given.scale, range(given.seeds), given.data, methods, given.corrupt)
     with progress_bar(given.json) as bar:
         task = bar.add_task("compare", total=None, note="")
         work = pool.work_through(rivals.work, jobs)

@@ -15,7 +15,7 @@ import torch
 from .. import plot
 from ..auto import GATE, STOP, quiet_std
 from ..config import ObjectiveConfig
-from ..corrupt import corrupt
+from ..corrupt import corrupt, parse_corruption
 from ..errors import unknown
 from ..process import Process
 from ..spec import parse_spec
@@ -122,16 +122,26 @@ def options(benchmark: str, scale: str) -> dict[str, Any]:
     return {"benchmark": benchmark} | own.get(benchmark, {})
 
 
-def jobs(scale: str, seeds: Sequence[int], data: str | None, methods: Sequence[str] = tuple(METHODS)) -> list[Job]:
+def jobs(
+    scale: str,
+    seeds: Sequence[int],
+    data: str | None,
+    methods: Sequence[str] = tuple(METHODS),
+    dirt: Sequence[str] = (),
+) -> list[Job]:
     """Every method under every condition.
 
     Args:
         data: one of ``BENCHMARKS``; images, or ``subspace:`` and images to be projected onto a subspace; None: ``BENCHMARKS``.
         methods: of ``METHODS``, with options of their own or without; ddpm, which the others are matched to, is always there.
+        dirt: corruptions, instead of those of the benchmark; clean data are always there.
 
     Raises:
-        UserError: an unknown method.
+        UserError: an unknown method or corruption.
     """
+    for spec in dirt:
+        parse_corruption(spec)
+    own = {"clean": "none"} | {spec: spec for spec in dirt if spec != "none"}
     chosen = [method_of(name) for name in dict.fromkeys(["ddpm", *methods])]
     benchmarks: Sequence[str] = by_scale(scale, BENCHMARKS[:1], BENCHMARKS, BENCHMARKS)
     if data:
@@ -141,7 +151,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None, methods: Sequence[s
         Job(recipe(benchmark, scale, data), method, condition, corruption, seed, options(benchmark, scale))
         for seed in seeds
         for benchmark in benchmarks
-        for condition, corruption in conditions(benchmark, scale).items()
+        for condition, corruption in (own if dirt else conditions(benchmark, scale)).items()
         for method in chosen
         if not (benchmark == "plane" and parse_spec(method.objective.name)[0] in IMAGES_ONLY)
     ]
@@ -216,6 +226,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             )
         )  # fmt: skip
         condition = noise(*STANDARD)[0]
+        if condition not in (seen := values_of(own, "condition")):
+            condition = seen[-1]
         tradeoffs[f"{name}-tradeoff"] = (
             f"{benchmark}, {condition}: what is left of the dirt and the distance from clean data, towards the lower left is "
             "better; ddpm and auto with the levels at which their sampling stops.",
