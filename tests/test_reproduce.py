@@ -62,7 +62,7 @@ def test_smoke_writes_figures_numbers_a_paragraph_and_a_report(smoke, name):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_what_every_training_found_is_kept_and_gives_the_same_findings(smoke, name):
     module, numbers = module_of(name), json.loads((smoke / name / "numbers.json").read_text())
-    todo = [job for job in module.jobs("smoke", [0], None) if isinstance(job, Job)]
+    todo = module.jobs("smoke", [0], None)
     assert stored.kept(smoke / name / "jobs", todo) == len(todo)
     outcomes = [stored.read(stored.path_of(smoke / name / "jobs", job), job) for job in todo]
     if outcomes:

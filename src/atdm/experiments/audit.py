@@ -19,7 +19,7 @@ from ..metrics import content_hash
 from ..report import Table
 from ..source import Source
 from . import by_scale
-from .findings import Claim, Findings
+from .findings import Claim, Findings, Outcome
 from .images import SETS, folder_below
 from .pool import Tell
 from .rows import Row, cell, number, table_of, values_of
@@ -65,14 +65,6 @@ class Job:
 
     def __str__(self) -> str:
         return self.set + (", saved" if self.saved else "")
-
-
-@dataclass
-class Outcome:
-    """What came of a job."""
-
-    job: Job
-    rows: list[Row]
 
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:

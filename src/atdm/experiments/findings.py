@@ -13,7 +13,6 @@ from typing import Any
 from .. import plot, report
 from ..files import atomic
 from .rows import Row, finite, number
-from .training import Job
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Findings:
 class Outcome:
     """What came of a job: rows, and by name, for the figures, tensors and plain values, also in dictionaries and lists."""
 
-    job: Job
+    job: Any
     rows: list[Row]
     tensors: dict[str, Any] = field(default_factory=dict)
 

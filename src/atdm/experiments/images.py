@@ -24,7 +24,7 @@ from ..nets import weights_hash
 from ..sample import sample_stops
 from ..schedulers import build_scheduler
 from . import by_scale
-from .findings import Claim, Findings, at_most
+from .findings import Claim, Findings, Outcome, at_most
 from .pool import Tell, part
 from .rows import Row, mean_over_seeds, table_of, values_of
 
@@ -77,15 +77,6 @@ class Job:
 
     def __str__(self) -> str:
         return f"{SETS[self.set]}, {self.condition}, {self.method}"
-
-
-@dataclasses.dataclass
-class Outcome:
-    """What came of a run: rows, and images for the grids by name."""
-
-    job: Job
-    rows: list[dict[str, Any]]
-    images: dict[str, Tensor]
 
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
@@ -173,7 +164,7 @@ def work(job: Job, tell: Tell) -> Outcome:
         "clip_sample": clip,
     }
 
-    def measured(x: Tensor) -> Row:
+    def measured(x: Tensor, spaces: list[metrics.Features]) -> Row:
         scores = metrics.measure(x, reference, dataset.truth, spaces, seed=job.seed)
         features = {s.features: s.features_hash for s in scores if s.features}
         return {s.metric: s.value for s in scores} | {"samples": len(x), "features": features}
@@ -181,14 +172,16 @@ def work(job: Job, tell: Tell) -> Outcome:
     rows: list[Row] = []
     for turn, (stop, x) in enumerate(drawn.items()):
         label = job.method if stop is None else f"{job.method}, stopped at {stop:g}"
-        rows.append(head | {"method": label} | measured(x) | made | {"stop_ratio": stop})
+        # The last space, a network for larger images, takes longer than the sampling: it sees what was sampled to the end.
+        values = measured(x, spaces if stop is None else spaces[:2])
+        rows.append(head | {"method": label} | values | made | {"stop_ratio": stop})
         tell(0.9 + 0.1 * (turn + 1) / len(drawn))
     if job.method == "ddpm" and job.condition == "clean":
         some = torch.randperm(len(dataset.x), generator=torch.Generator().manual_seed(job.seed))[: job.samples]
-        rows.append(head | {"method": REAL} | dict.fromkeys(made) | measured(dataset.x[some]))
+        rows.append(head | {"method": REAL} | dict.fromkeys(made) | measured(dataset.x[some], spaces))
     dirty = runs.build(job.config).source.first(16)
     shown = {"clean": reference[:16], "training data": dirty, **{str(stop): x[:16] for stop, x in drawn.items()}}
-    return Outcome(job, rows, shown)
+    return Outcome(job, rows, {name: x.clone() for name, x in shown.items()})
 
 
 def own_features(job: Job, images: Tensor) -> metrics.Features:
@@ -241,7 +234,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                         at_most(f"{title}: {words} within 1.1 times ddpm's", *pair, 1.1, ("robust_adv", "ddpm"))
                     )
             if condition != "clean":
-                claims += [_beats_stopping(rows, key, at, title) for key in ("noise_std", frechets[-1])]
+                claims += [_beats_stopping(rows, key, at, title) for key in ("noise_std", frechets[0])]
     columns = {
         "residual noise": "noise_std",
         "of clean data": "noise_std_reference",
@@ -293,12 +286,12 @@ def _beats_stopping(rows: Sequence[Row], key: str, at: Mapping[str, Any], title:
 def _panels(outcomes: Sequence[Outcome], plain: Outcome) -> dict[str, Tensor]:
     where = lambda o: (o.job.set, o.job.condition, o.job.seed)  # noqa: E731
     robust = next(o for o in outcomes if where(o) == where(plain) and o.job.method == "robust_adv")
-    tensors = plain.images
+    tensors = plain.tensors
     return {
         "clean": tensors["clean"],
         "training data": tensors["training data"],
         "ddpm": tensors["None"],
         f"ddpm, stopped at {STOPS[0]:g}": tensors[str(STOPS[0])],
-        "robust_adv": robust.images["None"],
-        f"robust_adv, stopped at {STOPS[0]:g}": robust.images[str(STOPS[0])],
+        "robust_adv": robust.tensors["None"],
+        f"robust_adv, stopped at {STOPS[0]:g}": robust.tensors[str(STOPS[0])],
     }

@@ -104,7 +104,7 @@ def photos(scale: str, data: str) -> Recipe:
         Recipe(
             data,
             "tiny:channels=16,multipliers=1-2-4,head_dim=64",
-            Settings(800, 32, lr=3e-3, warmup=100, decay="cosine", ema=0.995),
+            Settings(600, 32, lr=3e-3, warmup=100, decay="cosine", ema=0.99),
             samples=500,
             sampling_steps=25,
             sampler="sde-dpm-solver++",

@@ -1,7 +1,7 @@
 """Outcomes of jobs, kept in a folder: an experiment that was interrupted goes on, and further seeds join what is there.
 
 An outcome is one safetensors file, its tensors and, as JSON in the header, its rows and plain values; its name is the hash of the
-job and of the versions of atdm and torch. Jobs that keep their own files (runs of ``images``) or are quick (``audit``) are not kept.
+job and of the versions of atdm and torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from .. import __version__
 from ..files import atomic
 from .findings import Outcome
 from .pool import Tell
-from .training import Job
 
 
 def work(do: Callable[[Any, Tell], Any], folder: Path, job: Any, tell: Tell) -> Any:
@@ -31,8 +30,6 @@ def work(do: Callable[[Any, Tell], Any], folder: Path, job: Any, tell: Tell) -> 
     Raises:
         UserError: ``folder`` cannot be written to.
     """
-    if not isinstance(job, Job):
-        return do(job, tell)
     path = path_of(folder, job)
     found = read(path, job)
     if found is None:
@@ -43,15 +40,15 @@ def work(do: Callable[[Any, Tell], Any], folder: Path, job: Any, tell: Tell) -> 
 
 def kept(folder: Path, jobs: Sequence[Any]) -> int:
     """How many of the jobs have an outcome in ``folder``."""
-    return sum(isinstance(job, Job) and path_of(folder, job).exists() for job in jobs)
+    return sum(path_of(folder, job).exists() for job in jobs)
 
 
-def path_of(folder: Path, job: Job) -> Path:
+def path_of(folder: Path, job: Any) -> Path:
     """Where the outcome of a job is kept."""
     return folder / f"{name_of(job)}.safetensors"
 
 
-def name_of(job: Job) -> str:
+def name_of(job: Any) -> str:
     """A hash of everything that the outcome depends on, but for the files of its data."""
     about = {"job": dataclasses.asdict(job), "atdm": __version__, "torch": torch.__version__}
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -69,7 +66,7 @@ def write(outcome: Outcome, path: Path) -> None:
         save_file(tensors, scratch, {"rows": json.dumps(outcome.rows), "found": json.dumps(found)})
 
 
-def read(path: Path, job: Job) -> Outcome | None:
+def read(path: Path, job: Any) -> Outcome | None:
     """The outcome that is kept in ``path``; None if there is none, or the file is damaged."""
     try:
         with safe_open(path, "pt") as file:
