@@ -76,9 +76,12 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                 ", ".join(f"{w} {number(r)}" for w, r in ratios.items()) + " times plain",
             )
         )
-        points = [(w, m, of(m, w, "off_support_rms"), of(m, w, "spread")) for w in names for m in (plain, pushed)]
+        turns = {plain: "plain", pushed: "pushed"}
+        points = [
+            (turn, w, of(m, w, "off_support_rms"), of(m, w, "spread")) for w in names for m, turn in turns.items()
+        ]
         figures[f"off-plane-{plane.short(condition)}"] = (
-            f"{condition}: distance off the plane and spread in it (truth 0.577), by what the network predicts.",
+            f"{condition}: distance off the plane and spread in it (truth 0.577), by what the network predicts, from plain training to the push.",
             plot.scatter_tradeoff(points, "off the plane (rms)", "spread in the plane"),
         )
     table = table_of(
