@@ -6,6 +6,8 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -447,6 +449,46 @@ def test_a_failed_job_ends_the_run_and_stops_the_others(monkeypatch, cores):
     with pytest.raises(UserError, match="negative"):
         drain(pool.work_through(forever, [Task(-1), Task(1), Task(2)]))
     assert time.perf_counter() - begin < 300  # of 600 seconds
+
+
+def test_workers_end_with_a_process_that_was_killed(tmp_path):
+    """Also while they are busy, or wait for a job."""
+    (tmp_path / "tasks.py").write_text(
+        "import os, time\n"
+        "from dataclasses import dataclass\n"
+        "from pathlib import Path\n"
+        "@dataclass\n"
+        "class Task:\n"
+        "    seconds: float\n"
+        "    cost: float = 1.0\n"
+        "def work(task, tell):\n"
+        "    Path(str(os.getpid())).touch()\n"
+        "    while sum(f.name.isdigit() for f in Path().iterdir()) < 2:\n"  # each worker has one
+        "        time.sleep(0.05)\n"
+        "    time.sleep(task.seconds)\n"
+    )
+    (tmp_path / "main.py").write_text(
+        "import torch\n"
+        "from atdm.experiments.pool import work_through\n"
+        "from tasks import Task, work\n"
+        "if __name__ == '__main__':\n"
+        "    torch.set_num_threads(2)\n"
+        "    list(work_through(work, [Task(0), Task(600)]))\n"
+    )
+    process = subprocess.Popen([sys.executable, "main.py"], cwd=tmp_path)
+    try:
+        until(lambda: len([f for f in tmp_path.iterdir() if f.name.isdigit()]) == 2)
+    finally:
+        process.kill()
+        process.wait()
+    until(lambda: not any(Path(f"/proc/{f.name}").exists() for f in tmp_path.iterdir() if f.name.isdigit()))
+
+
+def until(true, seconds=120):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_progress_of_a_part_lies_within_it():

@@ -7,8 +7,11 @@ process: starting another one takes longer than many a job.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from multiprocessing import connection
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -93,6 +96,15 @@ _shares: Any = None  # of the jobs, in memory that the workers share
 def _enlist(shares: Any) -> None:
     global _shares
     _shares = shares
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    """A process that was killed could not tell its workers to stop."""
+    connection.wait([sentinel])
+    os._exit(1)
 
 
 def _work(work: Callable[[J, Tell], R], place: int, job: J) -> R:
