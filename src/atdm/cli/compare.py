@@ -13,7 +13,10 @@ from .common import make_parser, print_table, progress_bar
 def run(words: list[str]) -> int:
     parser = make_parser("compare")
     parser.add_argument(
-        "results", nargs="*", help="files that atdm evaluate --out wrote, or run folders with a metrics.json"
+        "results",
+        nargs="*",
+        default=[],
+        help="files that atdm evaluate --out wrote, or run folders with a metrics.json",
     )
     parser.add_argument(
         "--unranked", action="store_true", help="list numbers that were made differently, with what differs, unranked"
