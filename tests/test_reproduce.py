@@ -109,6 +109,7 @@ def test_the_page_shows_every_experiment_with_small_pictures(smoke):
         (None, [0], "--scale cpu"),
         ("plane", [0, 1, 2], "--scale cpu --data plane --seeds 3"),
         ("/home/me/photos", [4], "--scale cpu --data DATA --seed 4"),
+        ("subspace:/home/me/photos", [0], "--scale cpu --data subspace:DATA"),
     ],
 )
 def test_the_page_tells_the_command_but_no_place_on_the_machine(tmp_path, data, seeds, words):

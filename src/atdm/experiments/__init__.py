@@ -39,6 +39,7 @@ class Entry(NamedTuple):
     data: str | None = None
 
 
+SUBSPACE = "subspace:"  # before data: their projection onto a subspace
 BUTTERFLIES = "hub:name=huggan/smithsonian_butterflies_subset"
 EXPERIMENTS: dict[str, Entry] = {
     "ray": Entry("ray", "how far the push reaches for several omega, beside the DDPM ray (figure 2c)"),

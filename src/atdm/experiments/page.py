@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import UserError
 from ..files import atomic
 from ..report import Table, markdown
-from . import EXPERIMENTS, folder_of, label_of
+from . import EXPERIMENTS, SUBSPACE, folder_of, label_of
 
 PIXELS = 1000  # width of a picture
 PICTURES = 3  # of an experiment: the first ones of its figures
@@ -80,7 +80,8 @@ def _command(name: str, provenance: Mapping[str, Any]) -> str:
     seeds, words = provenance["seeds"], [f"atdm reproduce {name} --scale {provenance['scale']}"]
     data = provenance["data"]
     if data is not None:  # a name is shown, a place on the machine that ran it is not
-        words.append(f"--data {data if data.isidentifier() else 'DATA'}")
+        hidden = f"{SUBSPACE}DATA" if data.startswith(SUBSPACE) else "DATA"
+        words.append(f"--data {data if data.isidentifier() else hidden}")
     if len(seeds) > 1:
         words.append(f"--seeds {len(seeds)}")
     if seeds[0]:

@@ -20,7 +20,7 @@ from ..errors import unknown
 from ..process import Process
 from ..spec import parse_spec
 from ..train import Settings
-from . import butterflies, by_scale, digits, pictures, plane
+from . import SUBSPACE, butterflies, by_scale, digits, pictures, plane
 from .findings import Claim, Findings, Outcome
 from .pool import Tell, part
 from .rows import Row, evaluate, mean_over_seeds, number, row, table_of, values_of
@@ -47,7 +47,6 @@ METHODS = {
 TOLD = ("ambient", "sure")  # know the noise of every item
 IMAGES_ONLY = ("ambient_blind",)
 PHOTOS, IMAGES = "photos on a subspace", "images"
-SUBSPACE = "subspace:"  # before data: their projection onto a subspace
 BENCHMARKS = ("digits", "plane")
 OTHER_DIRT = {
     "digits": {

@@ -69,11 +69,11 @@ def mean_over_seeds(rows: Iterable[Row], key: str, **where: Any) -> float:
 
 
 def cell(rows: Iterable[Row], key: str, **where: Any) -> Any:
-    """A cell of a table: the value, or mean and standard deviation over the seeds; None where nothing was measured."""
+    """A cell of a table: the value, or mean and standard deviation over seeds that differ; None where nothing was measured."""
     found = [float(r[key]) for r in rows if all(r.get(k) == v for k, v in where.items()) and r.get(key) is not None]
     if not found:
         return None
-    return found[0] if len(found) == 1 else (statistics.fmean(found), statistics.stdev(found))
+    return found[0] if len(set(found)) == 1 else (statistics.fmean(found), statistics.stdev(found))
 
 
 def values_of(rows: Iterable[Row], key: str) -> list[Any]:
