@@ -86,5 +86,5 @@ def _size(shape: tuple[int, ...], items: int, cuda: bool) -> tuple[str, int, int
             "save_every": 5000,
         }
         return net, steps, 128, more, f"net {net} and {steps:,} steps: there is a GPU, and {items:,} images."
-    why = "net and 1,000 steps of recipes/cifar10-cpu.yaml: a first look on a CPU; a GPU allows net cifar10 and far more steps."
+    why = "the net of recipes/cifar10-cpu.yaml and 1,000 steps: a first look on a CPU; a GPU allows net cifar10 and far more steps."
     return "tiny:channels=16,multipliers=1-2-4,head_dim=64", 1000, 64, usual, why
