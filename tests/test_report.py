@@ -19,7 +19,7 @@ from atdm.data.toy import GaussianMixture, Plane
 from atdm.errors import UserError
 from atdm.objective import OBJECTIVES
 from atdm.process import Process
-from atdm.report import Section, Table, render
+from atdm.report import Section, Table, render, show
 
 PLANE = Plane()
 
@@ -309,16 +309,32 @@ def test_page_holds_every_cell_and_marks_the_best(page):
     found = Page(page)
     cells = [(kind, text) for name, kind, text in found.elements if name == "td"]
     expected = [
-        ["ddpm", "0.2 ± 0.0123", "1.3", "10", "12 345", "yes"],
-        [NASTY, "0.1 ± 0.001", "0.9", "−20.25", "7", "no"],
+        ["ddpm", "0.200 ± 0.012", "1.3", "10", "12 345", "yes"],
+        [NASTY, "0.1000 ± 0.0010", "0.9", "−20.25", "7", "no"],
         ["inv_adv", "–", "not finite", "10", "7", "no"],
     ]
     assert [text for _, text in cells[:18]] == [text for row in expected for text in row]
     assert [kind for kind, _ in cells[:6]] == ["", "number", "number", "number best", "number", ""]
-    assert [text for kind, text in cells if "best" in kind] == ["10", "0.1 ± 0.001", "0.9", "10"]
+    assert [text for kind, text in cells if "best" in kind] == ["10", "0.1000 ± 0.0010", "0.9", "10"]
     flat = [("torch", "2.9"), ("seeds", "0, 1"), ("data.spec", NASTY), ("data.hash", "–")]
     assert [text for _, text in cells[18:]] == [text for row in flat for text in row]
     assert found.all("th") == ["objective", "rmsdata units", "ratio", "dB", "n", "done"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ((1403.333, 0.577), "1403.33 ± 0.58"),
+        ((24.03, 3.98), "24.0 ± 4.0"),
+        ((8460.2, 546.3), "8460 ± 546"),
+        ((-0.00788, 8.83e-05), "−0.007880 ± 0.000088"),
+        ((1.0, 0.0), "1 ± 0"),
+        ((0.5, 1e-9), "0.5 ± 1e−09"),
+        ((math.inf, math.nan), "not finite ± not finite"),
+    ],
+)
+def test_a_mean_has_as_many_digits_as_its_spread_warrants(value, text):
+    assert show(value) == text
 
 
 def test_tables_refuse_rows_and_columns_that_do_not_fit():
@@ -337,5 +353,5 @@ def test_a_lone_number_is_not_the_best(tmp_path):
 
 def test_a_report_that_cannot_be_written_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Cannot write the report"):
+    with pytest.raises(UserError, match="Cannot write"):
         render("t", "", [], {}, tmp_path / "file" / "r.html")

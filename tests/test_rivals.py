@@ -29,8 +29,8 @@ from atdm.objective import (
     Sure,
 )
 from atdm.objective.ambient import above, first_above
+from atdm.pictures import save_samples
 from atdm.process import Process
-from atdm.sample import save_samples
 from atdm.source import Source
 from atdm.train import Settings, State, fit
 

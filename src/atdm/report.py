@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -15,9 +13,11 @@ from typing import Any, Literal, NamedTuple
 from matplotlib.figure import Figure
 
 from .errors import UserError, unknown
+from .files import atomic
 from .plot import data_uri
 
 Better = Literal["lower", "higher", "one"]
+DECIMALS = 6  # a spread below a unit of the last one says no more of the digits of its mean
 CSS_PIXELS = 100  # of an inch of a figure, so that all figures share one size of type
 
 
@@ -100,14 +100,8 @@ def render(
         sections=[_prepare(i, section) for i, section in enumerate(sections, 1)],
         provenance=_flatten(provenance),
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            whole = Path(folder) / path.name
-            whole.write_text(page, encoding="utf-8")
-            os.replace(whole, path)
-    except OSError as problem:
-        raise UserError(f"Cannot write the report to '{path}': {problem.strerror}.") from problem
+    with atomic(path) as scratch:
+        scratch.write_text(page, encoding="utf-8")
     return path
 
 
@@ -168,18 +162,25 @@ def _is_numeric(table: Table, place: int) -> bool:
 
 
 def show(value: Any) -> str:
-    """A cell as text: four significant digits, an en dash for nothing."""
+    """A cell as text: four significant digits, of a mean with a spread as many as the spread has two of; an en dash for nothing."""
     if value is None:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        return " ± ".join(f"{v:.3g}".replace("-", "−") if isinstance(v, float) else show(v) for v in value)
+        return _with_spread(*value)
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u202f")  # a thin space, which does not break
     if isinstance(value, float):
         return f"{value:.4g}".replace("-", "−") if math.isfinite(value) else "not finite"
     return str(value)
+
+
+def _with_spread(mean: float, spread: float) -> str:
+    if not math.isfinite(mean) or not math.isfinite(spread) or spread < 10**-DECIMALS:
+        return f"{show(mean)} ± {show(spread)}"
+    decimals = max(0, 1 - math.floor(math.log10(spread)))
+    return f"{mean:.{decimals}f} ± {spread:.{decimals}f}".replace("-", "−")
 
 
 def _paragraphs(text: str) -> list[str]:

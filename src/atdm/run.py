@@ -25,7 +25,8 @@ from .levels import truth_levels
 from .nets import build_net, count_parameters, flops, load_net, weights_hash
 from .nets.mlp import MLP
 from .objective import Loss, Objective
-from .sample import sample, save_samples
+from .pictures import save_samples
+from .sample import sample
 from .schedulers import default_sampler
 from .source import Source
 from .train import Diverged, State, Step, fit

@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .errors import UserError
@@ -353,91 +348,3 @@ def _device(model: Callable[..., Any], device: torch.device | str | None) -> tor
         return torch.device(device)
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device
-
-
-# --- pictures and files -----------------------------------------------------------------------------------------------
-def to_uint8(x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """Images in [-1, 1] as bytes: -1 is 0, 1 is 255, rounded; what lies outside is clipped."""
-    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def grid(x: Float[Tensor, "n channels height width"], columns: int | None = None) -> UInt8[Tensor, "rgb H W"]:
-    """The images (in [-1, 1]) in rows of ``columns`` (default: a square) with white lines between them."""
-    from torchvision.utils import make_grid
-
-    _check_images(x)
-    return make_grid(to_uint8(x), nrow=columns or math.ceil(math.sqrt(len(x))), padding=1, pad_value=255)
-
-
-def save_samples(x: Float[Tensor, "n *item"], path: str | Path) -> Path:
-    """Write samples: ``NAME.npz`` (float32 array ``samples``), ``NAME.png`` (grid) or ``NAME`` (folder of PNGs).
-
-    The file or folder appears whole or not at all.
-
-    Raises:
-        UserError: another ending, items that are not images for PNG, a folder that holds something, or a failed write.
-    """
-    path = Path(path)
-    check_target(path, tuple(x.shape[1:]))
-    x = x.detach().float().cpu()
-    if path.suffix != ".npz":
-        _check_images(x)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as problem:
-        raise UserError(f"Cannot write samples to '{path}': {problem.strerror}.") from problem
-    try:
-        os.replace(_write(x, path.suffix, temporary), path)
-    except OSError as problem:
-        raise UserError(f"Cannot write samples to '{path}': {problem.strerror}.") from problem
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return path
-
-
-def check_target(path: Path, item_shape: tuple[int, ...]) -> None:
-    """Whether samples of ``item_shape`` can go to ``path``, to be asked before they are drawn.
-
-    Raises:
-        UserError: as :func:`save_samples`.
-    """
-    if path.suffix not in (".npz", ".png", ""):
-        raise UserError(
-            f"Cannot write samples to '{path}'. Expected NAME.npz, NAME.png for a grid, or NAME for a folder of PNGs."
-        )
-    if path.suffix != ".npz":
-        _check_images(torch.empty(1, *item_shape, device="meta"))
-    if path.suffix == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"'{path}' is already there. Expected a new name or an empty folder.")
-    if path.suffix and path.is_dir():
-        raise UserError(f"'{path}' is a folder. Expected the name of a file.")
-
-
-def _write(x: Tensor, suffix: str, folder: Path) -> Path:
-    """Write into ``folder`` and return what to move into place."""
-    from PIL import Image
-
-    def save(image: Tensor, file: Path) -> None:
-        pixels = image.squeeze(0) if len(image) == 1 else image.permute(1, 2, 0)
-        Image.fromarray(pixels.numpy()).save(file)
-
-    target = folder / f"samples{suffix}"
-    if suffix == ".npz":
-        np.savez(target, samples=x.numpy())
-    elif suffix == ".png":
-        save(grid(x), target)
-    else:
-        target.mkdir()
-        digits = len(str(len(x) - 1))
-        for i, image in enumerate(to_uint8(x)):
-            save(image, target / f"{i:0{digits}d}.png")
-    return target
-
-
-def _check_images(x: Tensor) -> None:
-    if x.dim() != 4 or x.shape[1] not in (1, 3) or len(x) == 0:
-        raise UserError(
-            f"Items of shape {list(x.shape[1:])} are not pictures. Expected [1 or 3 channels, height, width]; "
-            "write other data to NAME.npz."
-        )

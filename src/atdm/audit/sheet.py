@@ -10,8 +10,8 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..pictures import to_uint8
 from ..plot import scatter
-from ..sample import to_uint8
 
 ACROSS = 12
 INCH = 0.95

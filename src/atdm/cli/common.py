@@ -132,7 +132,8 @@ def draw(given: Any, target: Path | None = None) -> tuple[Any, dict[str, Any]]:
 
     from ..checkpoint import load_latents, load_pipeline, load_weights
     from ..nets import item_shape, weights_hash
-    from ..sample import check_target, sample
+    from ..pictures import check_target
+    from ..sample import sample
     from ..schedulers import default_sampler
 
     net, process, clip = load_pipeline(given.model, latent=True)

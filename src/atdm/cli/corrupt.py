@@ -29,8 +29,8 @@ def run(words: list[str]) -> int:
     given = parser.parse_args(words)
     from ..data import load
     from ..files import atomic
+    from ..pictures import save_samples
     from ..poison import parse_poison
-    from ..sample import save_samples
 
     folder = Path(given.out)
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):

@@ -33,8 +33,8 @@ def run(words: list[str]) -> int:
     from ..corrupt import corrupt
     from ..data import load
     from ..nets import item_shape, require_shape, weights_hash
+    from ..pictures import save_samples
     from ..purify import Purifier, purify
-    from ..sample import save_samples
     from ..schedulers import default_sampler
 
     dataset = load(given.data, seed=given.seed, image_size=given.image_size, limit=given.limit, hold_out=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ..errors import UserError
+from ..files import atomic
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,10 @@ class Truth:
 
     def save(self, path: Path) -> None:
         """Write ``path`` (.npz, no objects), whole or not at all."""
-        scratch = path.with_suffix(".partial.npz")
         about = json.dumps({"spec": self.spec, "seed": self.seed, **self.about})
         details: Any = {f"{part}/{key}": v for part, values in self.details.items() for key, v in values.items()}
-        np.savez_compressed(scratch, touched=self.touched, about=np.array(about), **details)
-        os.replace(scratch, path)
+        with atomic(path) as scratch:
+            np.savez_compressed(scratch, touched=self.touched, about=np.array(about), **details)
 
     @classmethod
     def load(cls, path: Path) -> Truth:

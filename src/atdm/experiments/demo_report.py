@@ -11,7 +11,7 @@ from .. import plot
 from ..corrupt import corrupt
 from ..data import load
 from ..process import Process
-from ..report import Section, Table, render
+from ..report import Section, Table, render, show
 from .demo import CORRUPTIONS, EXPERIMENTS, Outcome, objective_of, score_field
 
 Row = Mapping[str, Any]
@@ -56,7 +56,7 @@ def overview(rows: Sequence[Row]) -> list[dict[str, Any]]:
         chosen = [r for r in rows if (r["experiment"], r["corruption"]) == (experiment, corruption)]
         for label, group in by_label(chosen).items():
             cells = {k: over_seeds(group, k) for k in (_dirt(experiment), "spread", "frechet_pixels", "seconds")}
-            shown = {k: f"{v[0]:.3g} ± {v[1]:.2g}" if isinstance(v, tuple) else v for k, v in cells.items()}
+            shown = {k: show(v) if isinstance(v, tuple) else v for k, v in cells.items()}
             line = {"data": experiment, "corruption": corruption, "objective": label}
             lines.append(line | {"dirt": shown.pop(_dirt(experiment)), **shown})
     return lines

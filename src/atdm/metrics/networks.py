@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, first_line, nearest
 from ..nets import weights_hash
-from ..sample import to_uint8
+from ..pictures import to_uint8
 from .features import FeatureSpace
 from .weights import fitting, package, read_weights
 

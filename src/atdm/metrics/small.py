@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..files import atomic
 from ..nets import weights_hash
-from ..sample import to_uint8
+from ..pictures import to_uint8
 from .features import FeatureSpace
 from .networks import NetworkFeatures
 from .results import content_hash

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-import tempfile
 from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import atomic
 
 COLOURS: dict[str, str] = {
     "ddpm": "#4d4d4d",
@@ -122,11 +121,8 @@ def save(figure: Figure, path: str | Path) -> Path:
     kind = path.suffix.lstrip(".")
     if kind not in ("png", "svg"):
         raise UserError(f"Cannot write a figure to '{path}'. Expected NAME.png or NAME.svg.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        whole = Path(folder) / path.name
-        whole.write_bytes(_bytes(figure, kind))
-        os.replace(whole, path)
+    with atomic(path) as scratch:
+        scratch.write_bytes(_bytes(figure, kind))
     return path
 
 

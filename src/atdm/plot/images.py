@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..sample import grid
+from ..pictures import grid
 from .base import (
     DPI,
     drop,
