@@ -374,9 +374,43 @@ def test_objectives_are_trained_alike_and_put_in_one_table(capsys, tmp_path):
     }
 
 
+def test_a_comparison_goes_on_and_takes_in_more_objectives(capsys, tmp_path, monkeypatch):
+    from atdm.experiments import pool, rivals
+
+    monkeypatch.setattr(pool, "workers", lambda jobs: 1)
+    work, done = rivals.work, []
+
+    def count(job, tell):
+        done.append(job.label)
+        return work(job, tell)
+
+    monkeypatch.setattr(rivals, "work", count)
+    words = [
+        "compare",
+        "--data",
+        "digits",
+        "--scale",
+        "smoke",
+        "--corrupt",
+        "none",
+        "--keep",
+        tmp_path / "kept",
+        "--json",
+    ]
+    tables = []
+    for methods in ("ddpm", "ddpm,pseudo_huber", "ddpm,pseudo_huber"):
+        code, out, err = atdm(capsys, *words, "--train", methods)
+        assert code == 0, err
+        tables.append(json.loads(out)["rows"])
+    assert done == ["ddpm", "pseudo_huber"]
+    assert tables[0] == tables[1][: len(tables[0])]
+    assert tables[1] == tables[2]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["a.json", "b.json", "--keep", "kept"], "--keep is for what --train finds"),
         (["--train", "ddpm,abient"], "ambient"),
         (["a.json", "--train", "ddpm"], "one of them"),
         (["--train", "ddpm", "--seeds", "0"], "seeds is 0"),

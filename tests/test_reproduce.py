@@ -21,7 +21,7 @@ from atdm.data import load
 from atdm.errors import UserError
 from atdm.experiments import EXPERIMENTS, folder_of, module_of, pool, reproduce, stored
 from atdm.experiments.findings import Claim, Findings, Outcome, at_most
-from atdm.experiments.page import write_page
+from atdm.experiments.page import MARK, write_page
 from atdm.experiments.pool import part
 from atdm.experiments.rows import cell, mean_over_seeds, table_of
 from atdm.experiments.training import DDPM, Job, published, recommended
@@ -115,7 +115,7 @@ def test_the_page_shows_every_experiment_with_small_pictures(smoke):
 def test_the_page_tells_the_command_but_no_place_on_the_machine(tmp_path, data, seeds, words):
     place = folder_of("rivals", data)
     (tmp_path / place).mkdir()
-    made = {"scale": "cpu", "seeds": seeds, "data": data, "jobs": 5, "of them kept from before": 2, "cpu seconds": 7.0}
+    made = {"scale": "cpu", "seeds": seeds, "data": data, "jobs": 5, "cpu seconds of all jobs": 7.0}
     made |= {"experiment": "rivals", "device": "cpu", "atdm": "0", "torch": "2"}
     (tmp_path / place / "numbers.json").write_text(json.dumps({"figures": {}, "tables": [], "provenance": made}))
     (tmp_path / place / "paragraph.md").write_text("What was found.")
@@ -123,7 +123,7 @@ def test_the_page_tells_the_command_but_no_place_on_the_machine(tmp_path, data, 
     page = (tmp_path / "page.md").read_text()
     assert f"\natdm reproduce rivals {words}\n" in page
     assert "/home" not in page
-    assert "5 trainings (2 of them done before) in 7 seconds" in page
+    assert "5 trainings in 7 seconds" in page
 
 
 @pytest.mark.parametrize(
@@ -146,13 +146,28 @@ def test_the_page_shows_every_data_set_in_the_order_of_the_experiments(tmp_path)
     for name, data in (("rivals", "plane"), ("ray", None), ("rivals", None)):
         folder = tmp_path / folder_of(name, data)
         folder.mkdir()
-        made = {"experiment": name, "scale": "cpu", "seeds": [0], "data": data, "jobs": 1, "cpu seconds": 1.0}
+        made = {
+            "experiment": name,
+            "scale": "cpu",
+            "seeds": [0],
+            "data": data,
+            "jobs": 1,
+            "cpu seconds of all jobs": 1.0,
+        }
         made |= {"device": "cpu", "atdm": "0", "torch": "2"}
         (folder / "numbers.json").write_text(json.dumps({"figures": {}, "tables": [], "provenance": made}))
         (folder / "paragraph.md").write_text("What was found.")
     assert write_page(tmp_path, tmp_path / "page.md") == ["ray", "rivals", "rivals-plane"]
     headings = re.findall(r"^## (.*)$", (tmp_path / "page.md").read_text(), re.MULTILINE)
     assert headings == ["ray", "rivals", "rivals, plane"]
+    new = (tmp_path / "page.md").read_text()
+    (tmp_path / "page.md").write_text(f"# My summary\n\n{MARK}\n\nOld results.\n")
+    write_page(tmp_path, tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text() == f"# My summary\n\n{MARK}{new.partition(MARK)[2]}"
+    (tmp_path / "page.md").write_text("Precious.\n")
+    with pytest.raises(UserError, match="lacks the line"):
+        write_page(tmp_path, tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text() == "Precious.\n"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -527,10 +542,11 @@ def test_an_outcome_comes_back_as_it_was_kept(tmp_path, generator):
         done.append(job)
         return Outcome(job, rows, tensors | plain)
 
-    stored.work(do, tmp_path, job, lambda share: None)
+    first = stored.work(do, tmp_path, job, lambda share: None)
     again = stored.work(do, tmp_path, job, lambda share: None)
     assert len(done) == 1
     assert again.job == job
+    assert again.seconds == first.seconds > 0
     assert repr(again.rows) == repr(rows)
     for name, x in tensors.items():
         assert torch.equal(again.tensors[name], x)
@@ -574,6 +590,10 @@ def test_an_experiment_goes_on_and_takes_in_more_seeds(tmp_path, monkeypatch):
         done.append(job)
         return work(job, tell)
 
+    def kept() -> list[Outcome]:
+        todo = module.jobs("smoke", [0], None)
+        return [stored.read(stored.path_of(tmp_path / "parameterizations" / "jobs", job), job) for job in todo]
+
     monkeypatch.setattr(module, "work", count)
     interrupted = True
     with pytest.raises(KeyboardInterrupt):
@@ -581,9 +601,10 @@ def test_an_experiment_goes_on_and_takes_in_more_seeds(tmp_path, monkeypatch):
     interrupted = False
     [*reproduce.run("parameterizations", tmp_path, "smoke")]
     numbers = json.loads((tmp_path / "parameterizations" / "numbers.json").read_text())
-    first = numbers["rows"]
+    first, took = numbers["rows"], numbers["provenance"]["cpu seconds of all jobs"]
     assert done == module.jobs("smoke", [0], None)
     assert numbers["provenance"]["of them kept from before"] == 2
+    assert took == pytest.approx(sum(o.seconds for o in kept()), abs=0.1)
     [*reproduce.run("parameterizations", tmp_path, "smoke", seeds=(0, 1))]
     assert done == module.jobs("smoke", [0, 1], None)
     both = json.loads((tmp_path / "parameterizations" / "numbers.json").read_text())["rows"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,20 @@ def run(words: list[str]) -> int:
     )
     parser.add_argument("--scale", type=str, default="cpu", help="of --train: smoke, cpu or paper")
     parser.add_argument("--seeds", type=int, default=1, help="of --train: how many")
+    parser.add_argument(
+        "--keep",
+        type=str | None,
+        default=None,
+        help="of --train: a folder for what each training found, so that a comparison that was interrupted goes on and more objectives or seeds join "
+        "those that are there; atdm reproduce rivals has such a folder, OUT/rivals/jobs",
+    )
     parser.add_argument("--out", type=str | None, default=None, help="write the table to this .md file")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     if given.out and Path(given.out).suffix != ".md":
         raise UserError(f"Cannot write the table to '{given.out}'. Expected NAME.md.")
+    if given.keep and given.train is None:
+        raise UserError("--keep is for what --train finds. Expected both, or neither.")
     if given.train is not None:
         return _trained(given)
     from .. import metrics
@@ -81,7 +91,7 @@ def run(words: list[str]) -> int:
 
 def _trained(given: Any) -> int:
     """Train the objectives and print one table per benchmark."""
-    from ..experiments import pool, rivals
+    from ..experiments import pool, rivals, stored
     from ..files import atomic
     from ..report import markdown
 
@@ -93,10 +103,11 @@ def _trained(given: Any) -> int:
     jobs = rivals.jobs(given.scale, range(given.seeds), given.data, methods, given.corrupt)
     with progress_bar(given.json) as bar:
         task = bar.add_task("compare", total=None, note="")
-        work = pool.work_through(rivals.work, jobs)
+        do = partial(stored.work, rivals.work, Path(given.keep)) if given.keep else rivals.work
+        steps = pool.work_through(do, jobs)
         while True:
             try:
-                done, total, label = next(work)
+                done, total, label = next(steps)
             except StopIteration as end:
                 found = rivals.findings(given.scale, end.value)
                 break

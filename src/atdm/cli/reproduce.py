@@ -30,7 +30,9 @@ def run(words: list[str]) -> int:
         "--data", type=str, help="image data set instead of the published one, for the experiments that take one"
     )
     parser.add_argument(
-        "--page", type=str, help="also write a Markdown page over all results in --out, small pictures beside it"
+        "--page",
+        type=str,
+        help="also write a Markdown page over all results in --out, small pictures beside it; what you wrote above the results of a page that is there stays",
     )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     given = parser.parse_args(words)

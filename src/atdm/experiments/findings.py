@@ -75,11 +75,16 @@ class Findings:
 
 @dataclass
 class Outcome:
-    """What came of a job: rows, and by name, for the figures, tensors and plain values, also in dictionaries and lists."""
+    """What came of a job: rows, and by name, for the figures, tensors and plain values, also in dictionaries and lists.
+
+    Args:
+        seconds: of the processor that the job took, filled in by :func:`.stored.work`.
+    """
 
     job: Any
     rows: list[Row]
     tensors: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def first_seed(outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -14,6 +14,7 @@ from . import EXPERIMENTS, SUBSPACE, folder_of, label_of
 
 PIXELS = 1000  # width of a picture
 PICTURES = 3  # of an experiment: the first ones of its figures
+MARK = "<!-- Results: what stands below this line is written anew by atdm reproduce. -->"
 
 INTRODUCTION = """# Reproducing the paper
 
@@ -33,20 +34,21 @@ atdm reproduce --out reproduce --page paper.md   # this page, from what is in a 
 
 What follows was written by the last of these commands: which statements agree and which do not is judged by the numbers of
 the run. Networks, data and training are far smaller than the published ones, so compare directions and ratios rather than
-values.
-"""
+values."""
 
 
 def write_page(folder: Path, page: Path) -> list[str]:
     """Write ``page`` and its ``images`` folder from the results in ``folder``; returns the folders in it that are shown.
 
+    What stands above the line ``MARK`` of a page that is there stays: a summary by whoever read the numbers.
+
     Raises:
-        UserError: there are no results.
+        UserError: there are no results, or a page that is there has no such line.
     """
     results = _results(folder)
     if not results:
         raise UserError(f"{folder} holds no results. Expected a folder that atdm reproduce wrote.")
-    parts = [INTRODUCTION]
+    parts = [_head(page), MARK]
     for place, (name, numbers) in results.items():
         data = numbers["provenance"]["data"]
         heading = name if data is None else f"{name}, {label_of(data)}"
@@ -62,6 +64,15 @@ def write_page(folder: Path, page: Path) -> list[str]:
     with atomic(page) as scratch:
         scratch.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return [*results]
+
+
+def _head(page: Path) -> str:
+    if not page.exists():
+        return INTRODUCTION
+    head, mark, _ = page.read_text(encoding="utf-8").partition(MARK)
+    if not mark:
+        raise UserError(f"{page} is there and lacks the line {MARK} Expected a new name, or that line.")
+    return head.strip()
 
 
 def _results(folder: Path) -> dict[str, tuple[str, Any]]:
@@ -91,11 +102,9 @@ def _command(name: str, provenance: Mapping[str, Any]) -> str:
 
 def _made(provenance: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, provenance["seeds"]))
-    kept = provenance.get("of them kept from before", 0)
-    trainings = f"{provenance['jobs']} trainings" + (f" ({kept} of them done before)" if kept else "")
     return (
-        f"Scale {provenance['scale']}, seed{'s' if len(provenance['seeds']) > 1 else ''} {seeds}, {trainings} "
-        f"in {provenance['cpu seconds']:.0f} seconds of {provenance['device']}; atdm {provenance['atdm']}, "
+        f"Scale {provenance['scale']}, seed{'s' if len(provenance['seeds']) > 1 else ''} {seeds}, {provenance['jobs']} trainings "
+        f"in {provenance['cpu seconds of all jobs']:.0f} seconds of {provenance['device']}; atdm {provenance['atdm']}, "
         f"torch {provenance['torch']}."
     )
 

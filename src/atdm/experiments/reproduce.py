@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,7 @@ def run(
     Raises:
         UserError: an unknown name or scale, or data that cannot be used.
     """
-    module, about, begin = module_of(name), entry(name), (time.perf_counter(), _cpu_seconds())
+    module, about, begin = module_of(name), entry(name), time.perf_counter()
     todo = module.jobs(scale, seeds, data)
     store = out / name / "jobs"
     kept = stored.kept(store, todo)
@@ -51,14 +50,8 @@ def run(
         "of them kept from before": kept,
         "workers": workers(len(todo)),
         "data": data,
-        "seconds in all": round(time.perf_counter() - begin[0], 1),
-        "cpu seconds": round(_cpu_seconds() - begin[1], 1),
+        "seconds of this run": round(time.perf_counter() - begin, 1),
+        "cpu seconds of all jobs": round(sum(o.seconds for o in outcomes), 1),
     }
     write(found, name, about.summary, scale, provenance, out / folder_of(name, data))
     yield total, total, "report"
-
-
-def _cpu_seconds() -> float:
-    """Of this process and of those it started that ended."""
-    used = os.times()
-    return used.user + used.system + used.children_user + used.children_system

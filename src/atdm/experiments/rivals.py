@@ -70,9 +70,8 @@ def noise(share: float, std: float) -> tuple[str, str]:
 def conditions(benchmark: str, scale: str) -> dict[str, str]:
     """The dirt of a benchmark."""
     grid = [(p, s) for p in SHARES for s in STDS]
-    line = [(p, s) for p, s in grid if p == STANDARD[0] or s == STANDARD[1]]
     few = [STANDARD] if benchmark == IMAGES else [STANDARD, (1.0, STANDARD[1])]
-    chosen = by_scale(scale, few, line if benchmark == "digits" else few, grid)
+    chosen = by_scale(scale, few, grid if benchmark == "digits" else few, grid)
     other = {} if scale == "smoke" else OTHER_DIRT[benchmark]
     return {"clean": "none", **dict(noise(p, s) for p, s in chosen), **other}
 

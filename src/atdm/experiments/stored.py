@@ -1,6 +1,6 @@
 """Outcomes of jobs, kept in a folder: an experiment that was interrupted goes on, and further seeds join what is there.
 
-An outcome is one safetensors file, its tensors and, as JSON in the header, its rows and plain values; its name is the hash of the
+An outcome is one safetensors file, its tensors and, as JSON in the header, its rows, plain values and seconds; its name is the hash of the
 job and of the versions of atdm and torch.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ def work(do: Callable[[Any, Tell], Any], folder: Path, job: Any, tell: Tell) -> 
     path = path_of(folder, job)
     found = read(path, job)
     if found is None:
+        begin = time.process_time()
         found = do(job, tell)
+        found.seconds = time.process_time() - begin
         write(found, path)
     return found
 
@@ -63,15 +66,16 @@ def write(outcome: Outcome, path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     found = _pack(outcome.tensors, tensors)
     with atomic(path) as scratch:
-        save_file(tensors, scratch, {"rows": json.dumps(outcome.rows), "found": json.dumps(found)})
+        header = {"rows": outcome.rows, "found": found, "seconds": outcome.seconds}
+        save_file(tensors, scratch, {name: json.dumps(value) for name, value in header.items()})
 
 
 def read(path: Path, job: Any) -> Outcome | None:
     """The outcome that is kept in ``path``; None if there is none, or the file is damaged."""
     try:
         with safe_open(path, "pt") as file:
-            rows, found = (json.loads(file.metadata()[name]) for name in ("rows", "found"))
-            return Outcome(job, rows, _unpack(found, file.get_tensor))
+            rows, found, seconds = (json.loads(file.metadata()[name]) for name in ("rows", "found", "seconds"))
+            return Outcome(job, rows, _unpack(found, file.get_tensor), seconds)
     except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 
