@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
 from atdm import Guided, Latents, Objective, Process, drop_conditioning
-from atdm.sample import sample
+from atdm.sampling import sample
 
 BATCH, TOKENS, WIDTH = 16, 4, 16
 COLORS = ["red", "green", "blue"]

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from test_sample import LINEAR, SAMPLERS, STOCHASTIC, Ideal, seeded
 from torch import nn
 
 from atdm.attack import (
@@ -27,9 +28,8 @@ from atdm.errors import UserError
 from atdm.metrics.exact import support_distance
 from atdm.nets import build_net
 from atdm.perturb import BALLS
-from atdm.sample import sample, trajectory
+from atdm.sampling import sample, trajectory
 from atdm.spec import build
-from test_sample import LINEAR, SAMPLERS, STOCHASTIC, Ideal, seeded
 
 D = 4
 STDS = torch.tensor([1.0, 0.5, 0.2, 0.05])

@@ -15,7 +15,7 @@ from atdm.audit import audit
 from atdm.audit.recipe import recommend
 from atdm.cli import main
 from atdm.config import TrainConfig
-from atdm.corrupt import corrupt
+from atdm.corruption import corrupt
 from atdm.data import load
 from atdm.data.items import Floats
 from atdm.errors import UserError

@@ -9,7 +9,7 @@ import torch
 
 from atdm.auto import GATE, LENGTH, constants, quiet_std
 from atdm.config import ObjectiveConfig, TrainConfig
-from atdm.corrupt import corrupt
+from atdm.corruption import corrupt
 from atdm.data import load
 from atdm.errors import UserError
 from atdm.objective import Objective

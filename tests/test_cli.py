@@ -213,7 +213,7 @@ def test_sample_show_and_corrupt_write_what_they_say(capsys, folder, tmp_path):
 def test_corrupted_data_can_be_learned_from(capsys, tmp_path, data, shape):
     import numpy as np
 
-    from atdm.corrupt import Truth, corrupt
+    from atdm.corruption import Truth, corrupt
     from atdm.data import load
 
     words = [

@@ -7,7 +7,7 @@ from atdm.conditioning import Guided, drop_conditioning
 from atdm.errors import UserError
 from atdm.objective import Draws, Objective
 from atdm.process import Process
-from atdm.sample import sample
+from atdm.sampling import sample
 
 PROCESS = Process.linear()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from atdm.corrupt import CORRUPTIONS, Truth, corrupt, corrupt_item, describe_corruption, parse_corruption, truth_of
+from atdm.corruption import CORRUPTIONS, Truth, corrupt, corrupt_item, describe_corruption, parse_corruption, truth_of
 from atdm.data import load
 from atdm.data.subspace import Subspace
 from atdm.data.toy import TOYS, GaussianMixture, Moons, Plane

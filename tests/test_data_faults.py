@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from atdm.corrupt import Truth, corrupt
+from atdm.corruption import Truth, corrupt
 from atdm.data import load
 from atdm.errors import UserError
 

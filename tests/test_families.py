@@ -9,7 +9,7 @@ from atdm.nets import build_net
 from atdm.predictions import PREDICTIONS
 from atdm.process import Process
 from atdm.purify import Purifier
-from atdm.sample import generators, sample, trajectory
+from atdm.sampling import generators, sample, trajectory
 from atdm.schedulers import FAMILY_SAMPLERS, NATIVE, build_scheduler
 
 S = 0.5  # standard deviation of the data of the ideal denoiser

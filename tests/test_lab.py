@@ -83,7 +83,7 @@ def test_every_model_has_every_number_and_the_same_reference(page):
 
 
 def test_memorization_looks_among_the_dirty_items_the_run_saw(runs):
-    from atdm.corrupt import corrupt
+    from atdm.corruption import corrupt
     from atdm.data import load
 
     (job,) = lab.jobs([str(runs / "ddpm")], lab.Plan())

@@ -8,7 +8,7 @@ from atdm.errors import UserError
 from atdm.latent import Latents
 from atdm.objective import Objective
 from atdm.process import Process
-from atdm.sample import sample
+from atdm.sampling import sample
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from atdm import checkpoint, run
 from atdm.cli import main
 from atdm.config import ObjectiveConfig, TrainConfig
-from atdm.corrupt import corrupt
+from atdm.corruption import corrupt
 from atdm.data import load
 from atdm.data.items import Floats
 from atdm.errors import UserError
 from atdm.latent import Encoded, Latents
 from atdm.nets import weights_hash
-from atdm.sample import generators, sample
+from atdm.sampling import generators, sample
 from atdm.source import Source
 
 NET = "digits:channels=8,head_dim=8"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from atdm.corrupt import Truth, parse_corruption
+from atdm.corruption import Truth, parse_corruption
 from atdm.data import load
 from atdm.data.items import Floats
 from atdm.errors import UserError
@@ -100,7 +100,7 @@ def test_an_item_is_the_same_to_the_bit_whatever_is_beside_it(surrogate):
 
 
 def test_the_share_is_that_of_the_items_and_not_those_of_other_dirt():
-    from atdm.corrupt import truth_of
+    from atdm.corruption import truth_of
 
     touched = poison(Floats(torch.zeros(400, 2)), ideal, PROCESS, Poison("m", share=0.3, steps=0, draws=1))[1].dirty
     assert touched.mean() == pytest.approx(0.3, abs=0.06)

@@ -100,7 +100,7 @@ class Accelerator:
 @pytest.mark.parametrize("world", [2, 3, 7])
 def test_each_sample_is_drawn_by_one_process(one, world):
     network, process, _ = checkpoint.load_pipeline(one)
-    from atdm.sample import sample
+    from atdm.sampling import sample
 
     def draw(accelerator=None):
         options = {"batch_size": 170, "steps": 5, "sampler": "ddpm", "seed": 1}

@@ -10,7 +10,7 @@ from torch import nn
 
 from atdm import run
 from atdm.config import ObjectiveConfig, TrainConfig
-from atdm.corrupt import corrupt, parse_corruption
+from atdm.corruption import corrupt, parse_corruption
 from atdm.data import load
 from atdm.data.items import Floats
 from atdm.errors import UserError

@@ -14,7 +14,7 @@ from atdm import checkpoint, run, share
 from atdm.config import ObjectiveConfig, TrainConfig
 from atdm.errors import UserError
 from atdm.nets import weights_hash
-from atdm.sample import block_size, generators, sample
+from atdm.sampling import block_size, generators, sample
 
 # What the card of an image model tells a person to do, in a program that must not know atdm.
 STRANGER = """

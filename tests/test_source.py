@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from atdm import checkpoint, run, source
 from atdm.config import TrainConfig
-from atdm.corrupt import CORRUPTIONS, corrupt, parse_corruption
+from atdm.corruption import CORRUPTIONS, corrupt, parse_corruption
 from atdm.data.items import Floats, Pixels
 from atdm.errors import UserError
 from atdm.nets import build_net

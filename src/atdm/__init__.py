@@ -20,12 +20,12 @@ _WHERE = {
     "RelativeWeight": "perturb",
     "ConstantWeight": "perturb",
     "Perturbation": "perturb",
-    "corrupt": "corrupt",
+    "corrupt": "corruption",
     "load": "data",
     "build_net": "nets",
     "MLP": "nets.mlp",
-    "sample": "sample",
-    "trajectory": "sample",
+    "sample": "sampling",
+    "trajectory": "sampling",
     "TrajectoryAttack": "attack",
     "Purifier": "purify",
     "drop_conditioning": "conditioning",
@@ -44,5 +44,5 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'atdm' has no attribute '{name}'")
     value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
-    globals()[name] = value  # also over a submodule of the same name
+    globals()[name] = value
     return value

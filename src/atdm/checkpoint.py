@@ -111,7 +111,7 @@ def export(folder: Path, model: nn.Module, process: Process, clip_sample: bool, 
     """Write ``model`` as the folder of a diffusers pipeline, atomically.
 
     It is a ``DDPMPipeline``, of EDM a ``ConsistencyModelPipeline``: that one scales what the network sees. Their own
-    ``__call__`` samples what diffusers has a word for; a network that predicts a score needs :func:`atdm.sample.sample`.
+    ``__call__`` samples what diffusers has a word for; a network that predicts a score needs :func:`atdm.sampling.sample`.
     With ``latents`` it is an ``LDMPipeline``, which decodes what it draws, and whose sampler is ddim: it gives no generator
     to the steps.
     """

@@ -58,7 +58,7 @@ def _replace(value: Tensor, null: Tensor, rows: Tensor) -> Tensor:
 
 
 class Guided(nn.Module):
-    """A conditional network with guidance: ``out(null) + scale (out(c) - out(null))``, for :func:`atdm.sample.sample`.
+    """A conditional network with guidance: ``out(null) + scale (out(c) - out(null))``, for :func:`atdm.sampling.sample`.
 
     Args:
         model: trained with :func:`drop_conditioning`.

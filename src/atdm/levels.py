@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .corrupt import Corruption, Gaussian, Truth, stream
+from .corruption import Corruption, Gaussian, Truth, stream
 
 
 def drawn_levels(parts: tuple[Corruption, ...], seed: int, indices: list[int], epochs: list[int]) -> Float[Tensor, "b"]:
     """The noise that the Gaussian parts of a corruption add to these items in these epochs; other parts count for nothing.
 
-    As :func:`~atdm.corrupt.corrupt_rows` draws it, without damaging anything.
+    As :func:`~atdm.corruption.corrupt_rows` draws it, without damaging anything.
     """
     variance = np.zeros(len(indices))
     for place, part in enumerate(parts):

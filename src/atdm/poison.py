@@ -3,7 +3,7 @@
 Source: Liang 2023 (AdvDM), Van Le 2023 (Anti-DreamBooth): projected ascent on the denoising loss of a surrogate,
 ``max_{|delta| <= r} E_{t, eps} || eps_theta(x_t) - eps ||^2`` at ``x_t = alpha_t (x + delta) + sigma_t eps``.
 
-Unlike the dirt of :mod:`.corrupt` it needs a model and hundreds of passes for an item, too much for workers that prepare
+Unlike the dirt of :mod:`.corruption` it needs a model and hundreds of passes for an item, too much for workers that prepare
 batches: a poisoned set is made once and then learned from.
 """
 
@@ -21,13 +21,13 @@ from torch import Tensor
 
 from . import spec as specs
 from .attack import Search
-from .corrupt import CORRUPTIONS, PLACES, Truth, stream
+from .corruption import CORRUPTIONS, PLACES, Truth, stream
 from .data.items import Items
 from .errors import UserError
 from .nets import call
 from .passes import frozen
 from .process import Process
-from .sample import evaluating
+from .sampling import evaluating
 
 OTHERS = (*CORRUPTIONS, "none", "poison")
 JUDGED = 64  # draws of (t, eps) that a loss in the truth is the mean over

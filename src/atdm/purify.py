@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .attack import Finding, Search
 from .errors import UserError
 from .process import Process
-from .sample import evaluating, generators, open_solver
+from .sampling import evaluating, generators, open_solver
 
 
 class Purifier(nn.Module):
@@ -32,8 +32,8 @@ class Purifier(nn.Module):
     Args:
         model: any ``model(x, t)``.
         noise: noise level ``sigma_t/alpha_t`` at t*, in data units; the sampler's next lower one is taken.
-        sampler, steps: as for :func:`atdm.sample.sample`; of the steps, those below t* are made.
-        clip_sample: see :func:`atdm.sample.build_scheduler`.
+        sampler, steps: as for :func:`atdm.sampling.sample`; of the steps, those below t* are made.
+        clip_sample: see :func:`atdm.schedulers.build_scheduler`.
         conditioning: passed to the model.
         seed: of the noise.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import auto, checkpoint, metrics
 from .config import ObjectiveConfig, TrainConfig
-from .corrupt import Truth, parse_corruption, truth_of
+from .corruption import Truth, parse_corruption, truth_of
 from .data import Dataset, load
 from .data.items import Items, Mapped
 from .errors import UserError
@@ -26,7 +26,7 @@ from .nets import build_net, count_parameters, flops, load_net, weights_hash
 from .nets.mlp import MLP
 from .objective import Loss, Objective
 from .pictures import save_samples
-from .sample import sample
+from .sampling import sample
 from .schedulers import default_sampler
 from .source import Source
 from .train import Diverged, State, Step, fit

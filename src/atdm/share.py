@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from . import __version__, checkpoint, hub
-from .corrupt import Truth
+from .corruption import Truth
 from .data import DATASETS
 from .errors import UserError, first_line, unknown
 from .files import atomic

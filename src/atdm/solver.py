@@ -1,6 +1,6 @@
 """A sampler on its way through one batch: one network evaluation at a time, with copies that look ahead.
 
-Nothing here switches gradients off, so a rollout can be differentiated; :func:`atdm.sample.trajectory` does.
+Nothing here switches gradients off, so a rollout can be differentiated; :func:`atdm.sampling.trajectory` does.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Step:
 class Solver:
     """Where a sampler is: the scheduler and what it remembers, the timesteps, and the state of the batch.
 
-    Made by :func:`atdm.sample.open_solver`; :meth:`begin` places the batch.
+    Made by :func:`atdm.sampling.open_solver`; :meth:`begin` places the batch.
 
     Args:
         scheduler: of diffusers, with its timesteps set; it is used as it is, not copied.

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .corrupt import Corruption, corrupt_rows, require_fit
+from .corruption import Corruption, corrupt_rows, require_fit
 from .data.items import Floats, Items, every
 from .errors import UserError
 from .levels import drawn_levels

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..metrics import evaluate_samples
 from ..process import Process
-from ..sample import Hook, sample
+from ..sampling import Hook, sample
 from .checks import bootstrap
 from .goals import Goal
 from .hook import TrajectoryAttack
@@ -33,7 +33,7 @@ class Victim:
         goal: fitted to the data (``goal.fit(reference, truth)``).
         n: samples.
         at, through: see :class:`TrajectoryAttack`.
-        sampling: further options of :func:`atdm.sample.sample`, such as ``sampler`` and ``steps``.
+        sampling: further options of :func:`atdm.sampling.sample`, such as ``sampler`` and ``steps``.
     """
 
     model: Callable[..., Any]

@@ -32,7 +32,7 @@ def run(words: list[str]) -> int:
     given = parser.parse_args(words)
     from ..audit import audit
     from ..audit.report import write
-    from ..corrupt import parse_corruption
+    from ..corruption import parse_corruption
     from ..data import load
     from ..source import Source
 

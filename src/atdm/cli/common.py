@@ -133,7 +133,7 @@ def draw(given: Any, target: Path | None = None) -> tuple[Any, dict[str, Any]]:
     from ..checkpoint import load_latents, load_pipeline, load_weights
     from ..nets import item_shape, weights_hash
     from ..pictures import check_target
-    from ..sample import sample
+    from ..sampling import sample
     from ..schedulers import default_sampler
 
     net, process, clip = load_pipeline(given.model, latent=True)

@@ -70,7 +70,7 @@ def run(words: list[str]) -> int:
 
 def _corrupted(given: Any, dataset: Any) -> tuple[Any, Any]:
     """The source of corrupted items, and the truth."""
-    from ..corrupt import parse_corruption, truth_of
+    from ..corruption import parse_corruption, truth_of
     from ..source import Source
 
     source = Source(dataset.items, parse_corruption(given.corrupt), given.seed)

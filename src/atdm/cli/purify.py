@@ -30,7 +30,7 @@ def run(words: list[str]) -> int:
     import torch
 
     from ..checkpoint import load_pipeline
-    from ..corrupt import corrupt
+    from ..corruption import corrupt
     from ..data import load
     from ..nets import item_shape, require_shape, weights_hash
     from ..pictures import save_samples

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import plot
 from ..audit import audit
-from ..corrupt import corrupt
+from ..corruption import corrupt
 from ..data import load
 from ..data.items import Floats
 from ..metrics import content_hash

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__, metrics
-from ..corrupt import corrupt
+from ..corruption import corrupt
 from ..data import Dataset, load
 from ..files import atomic
 from ..nets import build_net, call, weights_hash
 from ..objective import Objective
 from ..perturb import ConstantRadius, Perturbation, PublishedRadius, PublishedWeight, RelativeWeight
 from ..process import Process
-from ..sample import sample_paths
+from ..sampling import sample_paths
 from ..train import Settings, State, fit
 from .pool import Progress, Tell, work_through, workers
 from .training import Recipe

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import plot
-from ..corrupt import corrupt
+from ..corruption import corrupt
 from ..data import load
 from ..process import Process
 from ..report import Section, Table, render, show

@@ -21,7 +21,7 @@ from ..config import ObjectiveConfig, TrainConfig, recipe
 from ..data import load
 from ..errors import UserError
 from ..nets import weights_hash
-from ..sample import sample_stops
+from ..sampling import sample_stops
 from ..schedulers import build_scheduler
 from . import by_scale
 from .findings import Claim, Findings, Outcome, at_most

@@ -20,14 +20,14 @@ from .. import metrics
 from ..attack import ATTACKS, GOALS, Finding, Victim, check_seeds, damage_curve, doubt, summarize
 from ..checkpoint import load_pipeline, read_config
 from ..config import ObjectiveConfig, TrainConfig
-from ..corrupt import parse_corruption
+from ..corruption import parse_corruption
 from ..data import Dataset, load
 from ..errors import UserError
 from ..metrics import Memorization, memorization
 from ..nets import count_parameters, flops, item_shape, require_shape, weights_hash
 from ..process import Process
 from ..run import read_log
-from ..sample import open_solver, sample
+from ..sampling import open_solver, sample
 from ..source import Source
 from ..spec import build
 from .memorize import OTHER

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import plot
-from ..corrupt import corrupt
+from ..corruption import corrupt
 from ..data import Dataset
 from ..data.items import Floats
 from ..metrics import Memorization, memorization

@@ -13,7 +13,7 @@ from ..config import ObjectiveConfig
 from ..objective import Objective
 from ..perturb import RelativeWeight
 from ..process import Process
-from ..sample import sample
+from ..sampling import sample
 from ..train import Settings
 from . import by_scale, pictures
 from .findings import Claim, Findings, Outcome, first_seed

@@ -15,7 +15,7 @@ import torch
 from .. import plot
 from ..auto import GATE, STOP, quiet_std
 from ..config import ObjectiveConfig
-from ..corrupt import corrupt, parse_corruption
+from ..corruption import corrupt, parse_corruption
 from ..errors import unknown
 from ..process import Process
 from ..spec import parse_spec

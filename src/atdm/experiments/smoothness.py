@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..nets import call
 from ..process import Process
-from ..sample import trajectory
+from ..sampling import trajectory
 
 
 def as_model(truth: Any, process: Process) -> Callable[[Tensor, Tensor], Tensor]:

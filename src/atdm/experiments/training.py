@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ObjectiveConfig
-from ..corrupt import corrupt
+from ..corruption import corrupt
 from ..data import Dataset, load
 from ..data.items import Floats
 from ..levels import truth_levels
 from ..nets import build_net
 from ..objective import Loss
 from ..process import PROCESSES, Process
-from ..sample import sample_paths, sample_stops
+from ..sampling import sample_paths, sample_stops
 from ..source import Source
 from ..spec import build
 from ..train import Settings, State, Step, fit
@@ -197,7 +197,7 @@ def paths(trained: Trained, tell: Tell, keep: Sequence[int] = (), n: int | None 
 
     Args:
         tell: hears the share of the sampling that is done.
-        options: instead of the recipe's; see :func:`atdm.sample.sample`.
+        options: instead of the recipe's; see :func:`atdm.sampling.sample`.
     """
     return _sampled(sample_paths, trained, tell, n, keep=keep, **options)
 

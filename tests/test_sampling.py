@@ -10,7 +10,7 @@ from torch import nn
 from atdm.errors import UserError
 from atdm.nets import build_net
 from atdm.process import Process
-from atdm.sample import Step, sample, sample_paths, sample_stops, trajectory
+from atdm.sampling import Step, sample, sample_paths, sample_stops, trajectory
 from atdm.schedulers import SAMPLERS, build_scheduler
 
 LINEAR = Process.linear()
