@@ -4,7 +4,6 @@ import copy
 import importlib.util
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -25,7 +24,6 @@ def test_text_to_image_learns(capsys):
 
 
 def test_only_the_adapters_of_a_lora_learn_and_are_saved(tmp_path, capsys):
-    pytest.importorskip("peft")
     from peft import set_peft_model_state_dict
 
     module = example("lora")
