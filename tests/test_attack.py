@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from test_sample import LINEAR, SAMPLERS, STOCHASTIC, Ideal, seeded
 from torch import nn
 
 from atdm.attack import (
@@ -30,6 +29,7 @@ from atdm.nets import build_net
 from atdm.perturb import BALLS
 from atdm.sampling import sample, trajectory
 from atdm.spec import build
+from test_sampling import LINEAR, SAMPLERS, STOCHASTIC, Ideal, seeded
 
 D = 4
 STDS = torch.tensor([1.0, 0.5, 0.2, 0.05])

@@ -209,6 +209,32 @@ def test_sample_show_and_corrupt_write_what_they_say(capsys, folder, tmp_path):
     assert "is not empty" in err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train --data plane --out",
+        "demo --out",
+        "reproduce rivals --out",
+        "reproduce rivals --page NAME.md",
+        "compare --train ddpm --out NAME.md",
+        "compare --train ddpm --keep",
+        "features --data digits --out NAME.safetensors",
+        "audit digits --out",
+        "corrupt --data digits --corrupt gaussian --out",
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_before_the_work(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("precious")
+    *given, last = words.split()
+    last = [str(tmp_path / "file" / last)] if last.startswith("NAME") else [last, str(tmp_path / "file" / "x")]
+    code, out, err = atdm(capsys, *given, *last)
+    assert (code, out) == (2, "")
+    assert "Cannot write" in err
+    assert "Not a directory" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize(("data", "shape"), [("digits", (1, 8, 8)), ("plane:n=60", (3,))])
 def test_corrupted_data_can_be_learned_from(capsys, tmp_path, data, shape):
     import numpy as np

@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_sample import LINEAR, Ideal, S, seeded
 from torch import nn
 
 from atdm.attack import Search
@@ -14,6 +13,7 @@ from atdm.errors import UserError
 from atdm.purify import ImageAttack, Purifier, accuracy, auto_attack, doubt_purifier, purify, robust_accuracy
 from test_attack import STDS, TURN, D, Gaussian
 from test_cli import atdm
+from test_sampling import LINEAR, Ideal, S, seeded
 
 
 def slope(purifier):

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from test_sample import LINEAR, STOCHASTIC, Ideal, S, seeded
 
 from atdm.errors import UserError
 from atdm.nets import build_net
 from atdm.sampling import evaluating, open_solver, trajectory
 from atdm.schedulers import SAMPLERS
+from test_sampling import LINEAR, STOCHASTIC, Ideal, S, seeded
 
 
 def opened(name, shape=(4, 3), steps=10, model=None, **options):

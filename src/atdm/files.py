@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,24 @@ def atomic(path: Path) -> Iterator[Path]:
         raise
     finally:
         remove(scratch)
+
+
+def require_writable(path: Path) -> None:
+    """Whether ``path``, a file or a folder, can be written: to be asked before the work whose results go there. Makes nothing.
+
+    Raises:
+        UserError: it cannot.
+    """
+    place = path.absolute()
+    try:
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place.parent if place == path.absolute() and place.is_file() else place):
+            pass
+    except OSError as problem:
+        raise UserError(
+            f"Cannot write {path} ({problem.strerror} in {place}). Expected a place to write to."
+        ) from problem
 
 
 def remove(path: Path) -> None:

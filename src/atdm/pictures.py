@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from .errors import UserError
-from .files import atomic
+from .files import atomic, require_writable
 
 
 def to_uint8(x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
@@ -69,6 +69,7 @@ def check_target(path: Path, item_shape: tuple[int, ...]) -> None:
         raise UserError(f"'{path}' is already there. Expected a new name or an empty folder.")
     if path.suffix and path.is_dir():
         raise UserError(f"'{path}' is a folder. Expected the name of a file.")
+    require_writable(path)
 
 
 def _save(image: UInt8[Tensor, "channels height width"], file: Path) -> None:

@@ -19,7 +19,7 @@ from .corruption import Truth, parse_corruption, truth_of
 from .data import Dataset, load
 from .data.items import Items, Mapped
 from .errors import UserError
-from .files import atomic
+from .files import atomic, require_writable
 from .latent import Encoded, Latents
 from .levels import truth_levels
 from .nets import build_net, count_parameters, flops, load_net, weights_hash
@@ -213,6 +213,7 @@ def train(
     folder = Path(config.out)
     if folder.is_file():
         raise UserError(f"{folder} is a file. Expected a run folder.")
+    require_writable(folder)
     if (folder / "config.yaml").is_file():
         config.require_same(checkpoint.read_config(folder), str(folder))
     spaces = metrics.require(config.metrics) if config.metrics != "none" else []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .common import clean_data, make_parser, numbers, print_table, progress_bar
+from .common import clean_data, destination, make_parser, numbers, print_table, progress_bar
 
 if TYPE_CHECKING:
     from ..attack import Victim
@@ -46,6 +46,7 @@ def run(words: list[str]) -> int:
     at = _steps(given.at)
     if given.seeds < 1 or min(budgets) < 0 or given.n < 2:
         raise UserError("Expected seeds of 1 or more, n of 2 or more, and budgets of 0 or more.")
+    out = destination(given.out)
     from .. import metrics
     from ..attack import ATTACKS, GOALS, TrajectoryAttack, check_seeds, damage_curve, doubt, summarize
     from ..spec import build
@@ -96,7 +97,7 @@ def run(words: list[str]) -> int:
         "checks": [finding.as_dict() for finding in findings],
         "rows": [{k: None if v != v else v for k, v in row.items()} for row in rows],
     }
-    _write(Path(given.out), told, shown, dataset)
+    _write(out, told, shown, dataset)
     if given.json:
         print(json.dumps(told))
     else:

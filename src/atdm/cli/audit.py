@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
 from ..errors import UserError
-from .common import make_parser, preparing, print_table, progress_bar, require_fixed_crop
+from .common import destination, make_parser, preparing, print_table, progress_bar, require_fixed_crop
 
 FILES = ("audit.json", "recipe.yaml", "sheet.png")
 
@@ -36,9 +35,9 @@ def run(words: list[str]) -> int:
     from ..data import load
     from ..source import Source
 
-    folder = Path(given.out)
-    others = {f.name for f in folder.iterdir()} - set(FILES) if folder.is_dir() else {folder.name} & {folder.is_file()}
-    if folder.is_file() or others:
+    folder = destination(given.out)
+    others = {f.name for f in folder.iterdir()} - set(FILES) if folder.is_dir() else set()
+    if others:
         raise UserError(f"{folder} holds other files. Expected a new or empty folder, or an earlier audit's.")
     require_fixed_crop(given.crop)
     base = TrainConfig(

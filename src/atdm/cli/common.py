@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import UserError, nearest
+from ..files import require_writable
 
 SUMMARY = {
     "train": "train a model in a run folder, or resume it",
@@ -114,6 +115,24 @@ def numbers(text: str, option: str) -> list[float]:
         return [float(word) for word in text.split(",")]
     except ValueError:
         raise UserError(f"The {option} are '{text}'. Expected numbers separated by commas, such as 0,0.1,1.") from None
+
+
+def destination(out: str, ending: str = "") -> Path:
+    """Where results are to go, once it is known that they can: to be asked before the work.
+
+    Args:
+        ending: of the file, such as ``.json``; without one it is a folder.
+
+    Raises:
+        UserError: another ending, a folder in place of a file or a file in place of a folder, or a place not to be written to.
+    """
+    path = Path(out)
+    if ending and (path.suffix != ending or path.is_dir()):
+        raise UserError(f"Cannot write to '{out}'. Expected NAME{ending}.")
+    if not ending and path.is_file():
+        raise UserError(f"{out} is a file. Expected a folder.")
+    require_writable(path)
+    return path
 
 
 def is_main() -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .common import make_parser, print_table, progress_bar
+from .common import destination, make_parser, print_table, progress_bar
 
 
 def run(words: list[str]) -> int:
@@ -53,12 +53,11 @@ def run(words: list[str]) -> int:
     parser.add_argument("--out", type=str | None, default=None, help="write the table to this .md file")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
-    if given.out and Path(given.out).suffix != ".md":
-        raise UserError(f"Cannot write the table to '{given.out}'. Expected NAME.md.")
+    out = destination(given.out, ".md") if given.out else None
     if given.keep and given.train is None:
         raise UserError("--keep is for what --train finds. Expected both, or neither.")
     if given.train is not None:
-        return _trained(given)
+        return _trained(given, out)
     from .. import metrics
     from ..files import atomic
 
@@ -74,8 +73,8 @@ def run(words: list[str]) -> int:
         )
     table = _table(found)
     notes = _told(found.differences)
-    if given.out:
-        with atomic(Path(given.out)) as scratch:
+    if out:
+        with atomic(out) as scratch:
             scratch.write_text(_markdown(table, notes))
     if given.json:
         differences = [{"metric": d.metric, "field": d.field, "values": d.values} for d in found.differences]
@@ -84,12 +83,12 @@ def run(words: list[str]) -> int:
     print_table("mean (std over sampling seeds), rank", table)
     for note in notes:
         print(note)
-    if given.out:
-        print(f"The table is in {given.out}.")
+    if out:
+        print(f"The table is in {out}.")
     return 0
 
 
-def _trained(given: Any) -> int:
+def _trained(given: Any, out: Path | None) -> int:
     """Train the objectives and print one table per benchmark."""
     from ..experiments import pool, rivals, stored
     from ..files import atomic
@@ -99,11 +98,12 @@ def _trained(given: Any) -> int:
         raise UserError("Got results and --train. Expected one of them: what was measured, or what is to be trained.")
     if given.seeds < 1:
         raise UserError(f"seeds is {given.seeds}. Expected at least 1.")
+    keep = destination(given.keep) if given.keep else None
     methods = [*rivals.METHODS] if given.train == "all" else given.train.split(",")
     jobs = rivals.jobs(given.scale, range(given.seeds), given.data, methods, given.corrupt)
     with progress_bar(given.json) as bar:
         task = bar.add_task("compare", total=None, note="")
-        do = partial(stored.work, rivals.work, Path(given.keep)) if given.keep else rivals.work
+        do = partial(stored.work, rivals.work, keep) if keep else rivals.work
         steps = pool.work_through(do, jobs)
         while True:
             try:
@@ -113,15 +113,15 @@ def _trained(given: Any) -> int:
                 break
             bar.update(task, completed=round(done), total=max(1, round(total)), note=label)
     text = "\n\n".join([*map(markdown, found.tables), found.paragraph(given.scale)])
-    if given.out:
-        with atomic(Path(given.out)) as scratch:
+    if out:
+        with atomic(out) as scratch:
             scratch.write_text(text)
     if given.json:
         print(json.dumps({"rows": found.rows, "claims": [vars(claim) for claim in found.claims]}))
         return 0
     print(text)
-    if given.out:
-        print(f"The tables are in {given.out}.")
+    if out:
+        print(f"The tables are in {out}.")
     return 0
 
 

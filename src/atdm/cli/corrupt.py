@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
 from ..errors import UserError
-from .common import make_parser, preparing, progress_bar, require_fixed_crop
+from .common import destination, make_parser, preparing, progress_bar, require_fixed_crop
 
 
 def run(words: list[str]) -> int:
@@ -32,8 +31,8 @@ def run(words: list[str]) -> int:
     from ..pictures import save_samples
     from ..poison import parse_poison
 
-    folder = Path(given.out)
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+    folder = destination(given.out)
+    if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
     require_fixed_crop(given.crop)
     poisoner = parse_poison(given.corrupt)

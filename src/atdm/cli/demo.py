@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from ..errors import UserError
-from .common import make_parser, print_table, progress_bar
+from .common import destination, make_parser, print_table, progress_bar
 
 
 def run(words: list[str]) -> int:
@@ -24,9 +23,10 @@ def run(words: list[str]) -> int:
     given = parser.parse_args(words)
     if given.seeds < 1:
         raise UserError(f"seeds is {given.seeds}. Expected at least 1.")
+    out = destination(given.out)
     from ..experiments import demo, demo_report
 
-    out, seeds = Path(given.out), range(given.seed, given.seed + given.seeds)
+    seeds = range(given.seed, given.seed + given.seeds)
     with progress_bar(given.json) as bar:
         task = bar.add_task("demo", total=None, note="")
         for done, total, label in demo.run(out, seeds, 0.1 if given.quick else 1.0, given.thorough):

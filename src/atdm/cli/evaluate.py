@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .common import clean_data, draw, make_parser, print_table
+from .common import clean_data, destination, draw, make_parser, print_table
 
 
 def run(words: list[str]) -> int:
@@ -108,8 +108,8 @@ def _check(given: Any) -> None:
         )
     if given.weights not in (None, "ema", "raw"):
         raise UserError(f"The weights are '{given.weights}'. Expected ema or raw.")
-    if given.out and Path(given.out).suffix != ".json":
-        raise UserError(f"Cannot write results to '{given.out}'. Expected NAME.json.")
+    if given.out:
+        destination(given.out, ".json")
     if given.data is None and (given.limit or given.image_size):
         raise UserError("--limit and --image_size are for --data; a run's own data come as it used them.")
 

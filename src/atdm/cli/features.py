@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from ..errors import UserError
-from .common import make_parser, progress_bar
+from .common import destination, make_parser, progress_bar
 
 
 def run(words: list[str]) -> int:
@@ -20,9 +19,7 @@ def run(words: list[str]) -> int:
     parser.add_argument("--out", type=str, default="features.safetensors")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
-    path = Path(given.out)
-    if path.suffix != ".safetensors":
-        raise UserError(f"Cannot write features to '{path}'. Expected NAME.safetensors.")
+    path = destination(given.out, ".safetensors")
     from .. import metrics
     from ..data import load
 

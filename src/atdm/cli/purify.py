@@ -33,7 +33,7 @@ def run(words: list[str]) -> int:
     from ..corruption import corrupt
     from ..data import load
     from ..nets import item_shape, require_shape, weights_hash
-    from ..pictures import save_samples
+    from ..pictures import check_target, save_samples
     from ..purify import Purifier, purify
     from ..schedulers import default_sampler
 
@@ -42,6 +42,7 @@ def run(words: list[str]) -> int:
     net, process, clip = load_pipeline(given.model)
     given.sampler = given.sampler or default_sampler(process)
     require_shape(item_shape(net), given.model, dataset.item_shape, given.data)
+    check_target(out := Path(given.out), dataset.item_shape)
     purifier = Purifier(
         net.to("cuda" if torch.cuda.is_available() else "cpu"),
         process,
@@ -51,7 +52,7 @@ def run(words: list[str]) -> int:
         clip_sample=clip,
     )
     made = purify(purifier, x, seed=given.seed, batch_size=given.batch_size)
-    path = save_samples(made, Path(given.out))
+    path = save_samples(made, out)
     rms = lambda a, b: (a - b).double().square().mean().sqrt().item()  # noqa: E731
     told = {
         "model": given.model,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .common import make_parser, numbers, progress_bar
+from .common import destination, make_parser, numbers, progress_bar
 
 
 def run(words: list[str]) -> int:
@@ -30,8 +29,7 @@ def run(words: list[str]) -> int:
     parser.add_argument("--out", type=str, default="report.html")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     given = parser.parse_args(words)
-    if Path(given.out).suffix != ".html":
-        raise UserError(f"Cannot write the report to '{given.out}'. Expected NAME.html.")
+    out = destination(given.out, ".html")
     steps = numbers(given.steps_list, "numbers of steps")
     if any(s != int(s) for s in steps):
         raise UserError(f"The numbers of steps are '{given.steps_list}'. Expected whole numbers.")
@@ -47,11 +45,11 @@ def run(words: list[str]) -> int:
     told: dict[str, Any] = {}
 
     def work() -> Iterator[Any]:
-        told.update((yield from lab.run(todo, Path(given.out))))
+        told.update((yield from lab.run(todo, out)))
 
     with progress_bar(given.json) as bar:
         task = bar.add_task("report", total=None, note="")
         for done, total, label in work():
             bar.update(task, completed=round(done), total=max(1, round(total)), note=label)
-    print(json.dumps(told) if given.json else f"The report on {', '.join(told['models'])} is {given.out}.")
+    print(json.dumps(told) if given.json else f"The report on {', '.join(told['models'])} is {out}.")
     return 0

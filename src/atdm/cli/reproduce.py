@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 from ..errors import UserError, unknown
-from .common import make_parser, progress_bar
+from .common import destination, make_parser, progress_bar
 
 
 def run(words: list[str]) -> int:
     from ..experiments import EXPERIMENTS, SCALES, entry, folder_of
+    from ..experiments.page import head, write_page
 
     parser = make_parser("reproduce")
     parser.add_argument("name", type=str, nargs="?", help="an experiment, or all; without it, they are listed")
@@ -36,11 +37,10 @@ def run(words: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     given = parser.parse_args(words)
-    if given.name is None and given.page is not None:
-        from ..experiments.page import write_page
-
-        shown = write_page(Path(given.out), Path(given.page))
-        print(json.dumps(shown) if given.json else f"{given.page} shows {', '.join(shown)}.")
+    page = destination(given.page, ".md") if given.page else None
+    if given.name is None and page is not None:
+        shown = write_page(Path(given.out), page)
+        print(json.dumps(shown) if given.json else f"{page} shows {', '.join(shown)}.")
         return 0
     if given.name is None:
         if given.json:
@@ -62,7 +62,9 @@ def run(words: list[str]) -> int:
 
     from ..experiments.reproduce import run as reproduce
 
-    out, numbers = Path(given.out), {}
+    out, numbers = destination(given.out), {}
+    if page is not None:
+        head(page)
     for name in names:
         data = given.data if name in takers else None
         with progress_bar(given.json) as bar:
@@ -76,10 +78,8 @@ def run(words: list[str]) -> int:
         if not given.json:
             print(f"{name}\n\n{(folder / 'paragraph.md').read_text()}")
             print(f"The report is {folder / 'report.html'}; figures and numbers.json are beside it.\n")
-    if given.page is not None:
-        from ..experiments.page import write_page
-
-        write_page(out, Path(given.page))
+    if page is not None:
+        write_page(out, page)
     if given.json:
         print(json.dumps(numbers if given.name == "all" else numbers[given.name]))
     return 0

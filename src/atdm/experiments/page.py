@@ -48,7 +48,7 @@ def write_page(folder: Path, page: Path) -> list[str]:
     results = _results(folder)
     if not results:
         raise UserError(f"{folder} holds no results. Expected a folder that atdm reproduce wrote.")
-    parts = [_head(page), MARK]
+    parts = [head(page), MARK]
     for place, (name, numbers) in results.items():
         data = numbers["provenance"]["data"]
         heading = name if data is None else f"{name}, {label_of(data)}"
@@ -66,7 +66,12 @@ def write_page(folder: Path, page: Path) -> list[str]:
     return [*results]
 
 
-def _head(page: Path) -> str:
+def head(page: Path) -> str:
+    """What stands above the results.
+
+    Raises:
+        UserError: a page that is there lacks the line ``MARK``.
+    """
     if not page.exists():
         return INTRODUCTION
     head, mark, _ = page.read_text(encoding="utf-8").partition(MARK)
