@@ -11,8 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
-from atdm import Guided, Latents, Objective, Process, drop_conditioning
-from atdm.sampling import sample
+from atdm import Guided, Latents, Objective, Process, drop_conditioning, sample
 
 BATCH, TOKENS, WIDTH = 16, 4, 16
 COLORS = ["red", "green", "blue"]

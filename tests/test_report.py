@@ -355,3 +355,13 @@ def test_a_report_that_cannot_be_written_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write"):
         render("t", "", [], {}, tmp_path / "file" / "r.html")
+
+
+@pytest.mark.parametrize("write", [lambda path: plot.save(Figure(), path), lambda path: render("t", "", [], {}, path)])
+def test_a_folder_is_never_replaced_by_a_file(tmp_path, write):
+    folder = tmp_path / "x.png"
+    folder.mkdir()
+    (folder / "file").write_text("precious")
+    with pytest.raises(UserError, match="is a folder"):
+        write(folder)
+    assert sorted(tmp_path.rglob("*")) == [folder, folder / "file"]

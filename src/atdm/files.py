@@ -21,13 +21,15 @@ def atomic(path: Path) -> Iterator[Path]:
     """A scratch path that takes the place of ``path`` (file or folder) when the block ends well, and vanishes otherwise.
 
     Raises:
-        UserError: the disk is full or not writable; what was at ``path`` is still there.
+        UserError: the disk is full or not writable, or a file would take the place of a folder; what was at ``path`` is still there.
     """
     scratch = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(scratch)
         yield scratch
+        if path.is_dir() and not scratch.is_dir():
+            raise UserError(f"{path} is a folder. Expected the name of a file.")
         for file in [scratch, *scratch.rglob("*")] if scratch.is_dir() else [scratch]:
             if file.is_file():
                 with open(file, "rb") as handle:

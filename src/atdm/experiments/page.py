@@ -74,10 +74,10 @@ def head(page: Path) -> str:
     """
     if not page.exists():
         return INTRODUCTION
-    head, mark, _ = page.read_text(encoding="utf-8").partition(MARK)
+    above, mark, _ = page.read_text(encoding="utf-8").partition(MARK)
     if not mark:
         raise UserError(f"{page} is there and lacks the line {MARK} Expected a new name, or that line.")
-    return head.strip()
+    return above.strip()
 
 
 def _results(folder: Path) -> dict[str, tuple[str, Any]]:
