@@ -27,7 +27,7 @@ from .nets.mlp import MLP
 from .objective import Loss, Objective
 from .pictures import save_samples
 from .sampling import sample
-from .schedulers import default_sampler
+from .schedulers import default_sampler, last_ratio
 from .source import Source
 from .train import Diverged, State, Step, fit
 
@@ -298,6 +298,7 @@ def _measure(
         model=config.out,
         checkpoint=weights_hash(state.ema),
         weights="ema",
+        last_ratio=last_ratio(sampling["sampler"], process, sampling["steps"]),
         **sampling,
     )
     scores = metrics.score_errors(state.ema, process, dataset.truth)

@@ -210,6 +210,22 @@ def place(scheduler: Any, process: Process, steps: int, strided: bool) -> list[i
     return [int(t) for t in timesteps]
 
 
+def last_ratio(sampler: str, process: Process, steps: int, stop_ratio: float | None = None) -> float:
+    """``sigma_t/alpha_t`` where the network is evaluated last, whose denoised state is the sample.
+
+    Noise below it is taken away in one go: a sampler of few steps stops early by itself.
+
+    Args:
+        sampler, steps, stop_ratio: of :func:`atdm.sampling.sample`.
+
+    Raises:
+        UserError: a sampler or number of steps that cannot work.
+    """
+    levels = place(build_scheduler(sampler, process), process, steps, strided(sampler, process))
+    ratios: list[float] = process.ratio(torch.tensor(levels)).tolist()
+    return next((r for r in ratios if stop_ratio is not None and r < stop_ratio), ratios[-1])
+
+
 def _place_levels(scheduler: Any, process: Process, steps: int) -> list[int]:
     shifts = {"mu": 0.0} if scheduler.config.get("use_dynamic_shifting") else {}
     scheduler.set_timesteps(steps, **shifts)

@@ -153,7 +153,7 @@ def draw(given: Any, target: Path | None = None) -> tuple[Any, dict[str, Any]]:
     from ..nets import item_shape, weights_hash
     from ..pictures import check_target
     from ..sampling import sample
-    from ..schedulers import default_sampler
+    from ..schedulers import default_sampler, last_ratio
 
     net, process, clip = load_pipeline(given.model, latent=True)
     latents, shape = load_latents(given.model), item_shape(net)
@@ -187,6 +187,7 @@ def draw(given: Any, target: Path | None = None) -> tuple[Any, dict[str, Any]]:
         "checkpoint": weights_hash(net),
         "sampler": given.sampler,
         "steps": given.steps,
+        "last_ratio": last_ratio(given.sampler, process, given.steps, given.stop_ratio),
         "seed": given.seed,
         "clip_sample": clip,
     }

@@ -54,6 +54,7 @@ class Provenance:
         sampler: name of the sampler.
         steps: network evaluations of a sample's trajectory as the sampler counts them.
         stop_ratio: noise level at which sampling was stopped early, or None.
+        last_ratio: noise level at which the network was evaluated last, as :func:`atdm.schedulers.last_ratio` tells.
         seed: of the sampling.
         clip_sample: whether denoised items were clipped to [-1, 1] on the way.
     """
@@ -67,6 +68,7 @@ class Provenance:
     sampler: str | None = None
     steps: int | None = None
     stop_ratio: float | None = None
+    last_ratio: float | None = None
     seed: int | None = None
     clip_sample: bool | None = None
 
