@@ -169,10 +169,22 @@ def test_evaluate_rows_carry_their_provenance(capsys, folder):
     rows = {row["metric"]: row for row in json.loads(out)["rows"]}
     assert code == 0
     assert rows["off_support_rms"]["value"] > 0
-    for key in ("checkpoint", "weights", "sampler", "steps", "seed", "samples", "reference", "reference_hash"):
+    for key in (
+        "checkpoint",
+        "weights",
+        "sampler",
+        "steps",
+        "last_ratio",
+        "seed",
+        "samples",
+        "reference",
+        "reference_hash",
+    ):
         assert rows["off_support_rms"][key] is not None, key
     again = json.loads(atdm(capsys, "evaluate", str(folder), "--n", "200", "--steps", "10", "--json")[1])
     assert again["rows"] == list(rows.values())
+    table = atdm(capsys, "evaluate", str(folder), "--n", "20", "--steps", "10")[1]
+    assert "ddpm, 10 steps down to noise level 0.34" in " ".join(table.split())
 
 
 def test_sample_show_and_corrupt_write_what_they_say(capsys, folder, tmp_path):

@@ -11,7 +11,7 @@ from atdm.errors import UserError
 from atdm.nets import build_net
 from atdm.process import Process
 from atdm.sampling import Step, sample, sample_paths, sample_stops, trajectory
-from atdm.schedulers import SAMPLERS, build_scheduler
+from atdm.schedulers import SAMPLERS, build_scheduler, last_ratio
 
 LINEAR = Process.linear()
 STOCHASTIC = {"ddpm", "sde-dpm-solver++", "euler-ancestral"}
@@ -192,6 +192,17 @@ def test_pushes_are_in_the_coordinates_of_the_network():
     (seen, ddim), (seen_too, euler) = run("ddim"), run("euler")
     assert seen == seen_too == list(range(999, 0, -50))
     assert torch.allclose(ddim, euler, atol=1e-4)
+
+
+@pytest.mark.parametrize("stop", [None, 0.5])
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_the_last_noise_level_is_that_of_the_last_evaluation(name, stop):
+    end = last(trajectory(Ideal(), LINEAR, (4, 2), generator=seeded(), sampler=name, steps=25, stop_ratio=stop))
+    told = last_ratio(name, LINEAR, 25, stop)
+    assert told == pytest.approx(float(LINEAR.ratio(torch.tensor([end.t]))))
+    assert told == pytest.approx(0.1405 if stop is None else 0.4085, abs=1e-3)  # t = 39 and 119
+    if stop is not None or name not in ("deis", "lms", "pndm"):  # these extrapolate from earlier steps to the end
+        torch.testing.assert_close(end.next, end.denoised)
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "heun"])

@@ -155,5 +155,5 @@ def _title(given: Any, row: dict[str, Any], seeds: int) -> str:
     if given.samples is not None:
         return f"{given.samples}: {row['samples']} samples of unknown origin, against {given.data}"
     which = f"{seeds} seeds" if seeds > 1 else f"seed {row['seed']}"
-    how = f"{given.sampler}, {given.steps} steps, the last at noise level {row['last_ratio']:.2g}"
+    how = f"{given.sampler}, {given.steps} steps down to noise level {row['last_ratio']:.2g}"
     return f"{given.model}: {row['samples']} samples, {how}, {which}"
