@@ -267,12 +267,21 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             scale,
             "Here: digits.",
             "Here small twins at 16x16 pixels with a network of 0.7M parameters that predicts v, a few thousand images and minutes "
-            "of training, far from converged, with the push of auto:k=3 in place of the published constants; distances are comparable "
-            "within the table only. The plain ddpm whose sampling stops at a noise level stands beside both.",
+            "of training, far from converged, with the push of "
+            f"{_pushes(outcomes)} in place of the published constants; distances are comparable within the table only. The plain ddpm whose sampling stops at a noise level stands beside both.",
             "Here the published sizes and constants.",
         )
     )
     return Findings(lead, claims, rows, figures, [table])
+
+
+def _pushes(outcomes: Sequence[Outcome]) -> str:
+    """The objectives of the recipes, with the sets that have them."""
+    sets: dict[str, list[str]] = {}
+    for job in (o.job for o in outcomes if o.job.method != "ddpm"):
+        named = sets.setdefault(job.config.objective.name, [])
+        named += [] if SETS[job.set] in named else [SETS[job.set]]
+    return ", ".join(f"{name} ({', '.join(named)})" for name, named in sets.items())
 
 
 def _beats_stopping(rows: Sequence[Row], key: str, at: Mapping[str, Any], title: str) -> Claim:
