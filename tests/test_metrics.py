@@ -504,7 +504,14 @@ def test_content_hash_tells_bytes_shape_and_type():
 
 def test_a_result_is_a_flat_row_of_json():
     provenance = Provenance(
-        samples=100, reference="digits", reference_hash="ab", checkpoint="cd", weights="ema", sampler="ddim", steps=50
+        samples=100,
+        reference="digits",
+        reference_hash="ab",
+        checkpoint="cd",
+        weights="ema",
+        sampler="ddim",
+        steps=50,
+        last_ratio=0.076,
     )
     row = Result(Score("frechet_pixels", 1.5, "pixels", details={"at": {50: 2.0}}), provenance).as_dict()
     assert json.loads(json.dumps(row, allow_nan=False)) == {
@@ -520,6 +527,7 @@ def test_a_result_is_a_flat_row_of_json():
         "sampler": "ddim",
         "steps": 50,
         "stop_ratio": None,
+        "last_ratio": 0.076,
         "seed": None,
         "clip_sample": None,
         "features": "pixels",
