@@ -211,9 +211,10 @@ def place(scheduler: Any, process: Process, steps: int, strided: bool) -> list[i
 
 
 def last_ratio(sampler: str, process: Process, steps: int, stop_ratio: float | None = None) -> float:
-    """``sigma_t/alpha_t`` where the network is evaluated last, whose denoised state is the sample.
+    """``sigma_t/alpha_t`` where the network is evaluated last.
 
-    Noise below it is taken away in one go: a sampler of few steps stops early by itself.
+    The sample is the denoised state there, but of lms, pndm and deis, which extrapolate from earlier steps. Noise below that
+    level is so taken away in one go: a sampler of few steps stops early by itself.
 
     Args:
         sampler, steps, stop_ratio: of :func:`atdm.sampling.sample`.
