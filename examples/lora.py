@@ -21,7 +21,7 @@ from torch import Tensor
 
 from atdm import Objective, Perturbation, Process, sample
 from atdm.metrics import never_varying_noise, noise_std
-from atdm.perturb import ConstantRadius, RelativeWeight
+from atdm.objective.perturb import ConstantRadius, RelativeWeight
 
 BATCH = 32
 LORA = LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"])

@@ -11,9 +11,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from atdm.attack import Search
-from atdm.checkpoint import load_pipeline
+from atdm.attack.purify import ImageAttack, Purifier, doubt_purifier, robust_accuracy
 from atdm.data import load
-from atdm.purify import ImageAttack, Purifier, doubt_purifier, robust_accuracy
+from atdm.training.checkpoint import load_pipeline
 
 NOISE, RADIUS, IMAGES = 0.3, 0.3, 150  # sigma_t/alpha_t; l_inf in the scale of [-1, 1]; of the 297 held out
 

@@ -23,11 +23,11 @@ from atdm.attack import (
 )
 from atdm.data import load
 from atdm.data.toy import Moons, Plane
+from atdm.diffusion.sampling import sample, trajectory
 from atdm.errors import UserError
 from atdm.metrics.exact import support_distance
 from atdm.nets import build_net
-from atdm.perturb import BALLS
-from atdm.sampling import sample, trajectory
+from atdm.objective.perturb import BALLS
 from atdm.spec import build
 from test_sampling import LINEAR, SAMPLERS, STOCHASTIC, Ideal, seeded
 

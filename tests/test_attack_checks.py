@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from atdm import perturb
 from atdm.attack import Denoised, Prediction, Push, Search, Victim, bootstrap, check_seeds, doubt, fgsm, random
 from atdm.attack.checks import check_budget, check_converged, check_expectation, check_gradient, check_stronger
+from atdm.objective import perturb
 from test_attack import STDS, D, Gaussian
 from test_sampling import LINEAR
 

@@ -14,15 +14,15 @@ from torch import nn
 from atdm.audit import audit
 from atdm.audit.recipe import recommend
 from atdm.cli import main
-from atdm.config import TrainConfig
 from atdm.corruption import corrupt
 from atdm.data import load
 from atdm.data.items import Floats
+from atdm.data.source import Source
 from atdm.errors import UserError
 from atdm.noise import Gauge, estimate_noise, mixture, noise_levels, noise_stds
 from atdm.noise.filters import LEAST
 from atdm.noise.pixels import replaced_share
-from atdm.source import Source
+from atdm.training.config import TrainConfig
 
 
 def atdm(capsys, *words):

@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
-from atdm.auto import GATE, LENGTH, constants, quiet_std
-from atdm.config import ObjectiveConfig, TrainConfig
 from atdm.corruption import corrupt
 from atdm.data import load
+from atdm.diffusion.process import Process
 from atdm.errors import UserError
 from atdm.objective import Objective
-from atdm.process import Process
-from atdm.run import build, train
+from atdm.objective.auto import GATE, LENGTH, constants, quiet_std
+from atdm.training.config import ObjectiveConfig, TrainConfig
+from atdm.training.run import build, train
 
 
 def plane(dirt: str) -> torch.Tensor:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from atdm import cli
-from atdm.bench import AUTO, EXAMPLE, Options, _Loop, _peak, measure
 from atdm.errors import UserError
 from atdm.objective import KINDS, RIVALS
+from atdm.training.bench import AUTO, EXAMPLE, Options, _Loop, _peak, measure
 
 
 @pytest.mark.parametrize("rivals", [False, True])
@@ -48,7 +48,7 @@ def test_the_rounds_fill_the_time_and_do_not_exceed_it(monkeypatch):
     """Against a clock that moves by 10 ms each time it is looked at."""
     ticks = itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: next(ticks) / 100, process_time=lambda: next(ticks) / 100)
-    monkeypatch.setattr("atdm.bench.time", clock)
+    monkeypatch.setattr("atdm.training.bench.time", clock)
     found = measure(Options("mlp:width=16", batch_size=8, seconds=2.0, device="cpu"))["provenance"]
     assert found["rounds"] > 3
     assert found["measured_seconds"] < 2.1

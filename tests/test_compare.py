@@ -375,7 +375,8 @@ def test_objectives_are_trained_alike_and_put_in_one_table(capsys, tmp_path):
 
 
 def test_a_comparison_goes_on_and_takes_in_more_objectives(capsys, tmp_path, monkeypatch):
-    from atdm.experiments import pool, rivals
+    from atdm import pool
+    from atdm.experiments import rivals
 
     monkeypatch.setattr(pool, "workers", lambda jobs: 1)
     work, done = rivals.work, []

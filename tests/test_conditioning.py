@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from atdm.conditioning import Guided, drop_conditioning
+from atdm.diffusion.conditioning import Guided, drop_conditioning
+from atdm.diffusion.process import Process
+from atdm.diffusion.sampling import sample
 from atdm.errors import UserError
 from atdm.objective import Draws, Objective
-from atdm.process import Process
-from atdm.sampling import sample
 
 PROCESS = Process.linear()
 

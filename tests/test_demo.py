@@ -23,7 +23,7 @@ def test_every_data_set_and_corruption_has_its_plain_ddpm():
 
 
 def test_one_setting_for_every_kind_of_dirt_on_the_plane():
-    from atdm.process import Process
+    from atdm.diffusion.process import Process
 
     recommended = [j for j in demo.jobs([0], 1.0, True) if j.experiment == "plane" and j.setting == "recommended"]
     assert {j.corruption for j in recommended} == {"outliers", "noise", "clean"}

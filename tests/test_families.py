@@ -5,12 +5,12 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from atdm.attack.purify import Purifier
+from atdm.diffusion.predictions import PREDICTIONS
+from atdm.diffusion.process import Process
+from atdm.diffusion.sampling import generators, sample, trajectory
+from atdm.diffusion.schedulers import FAMILY_SAMPLERS, NATIVE, build_scheduler
 from atdm.nets import build_net
-from atdm.predictions import PREDICTIONS
-from atdm.process import Process
-from atdm.purify import Purifier
-from atdm.sampling import generators, sample, trajectory
-from atdm.schedulers import FAMILY_SAMPLERS, NATIVE, build_scheduler
 
 S = 0.5  # standard deviation of the data of the ideal denoiser
 AFTER = {"vp": Process.linear, "flow": Process.flow, "edm": Process.edm}
@@ -102,8 +102,8 @@ def test_what_diffusers_takes_is_not_converted():
 @pytest.mark.parametrize("spec", ["flow:shift=3", "edm:sigma_data=0.5", "linear:prediction=score"])
 def test_a_run_trains_exports_and_samples_alike(spec, tmp_path):
     """What training leaves in the folder samples as the network in memory does."""
-    from atdm import checkpoint, run
-    from atdm.config import TrainConfig
+    from atdm.training import checkpoint, run
+    from atdm.training.config import TrainConfig
 
     options = {"data": "plane:n=200", "net": "mlp:width=16", "batch_size": 32, "threads": 1, "process": spec}
     for step in run.train(TrainConfig(**options, out=str(tmp_path), steps=3)):
@@ -128,7 +128,7 @@ def _named(network, process):
 def test_the_pipeline_of_diffusers_draws_the_same_images(family, tmp_path):
     from diffusers import ConsistencyModelPipeline, DDPMPipeline
 
-    from atdm import checkpoint
+    from atdm.training import checkpoint
 
     torch.manual_seed(0)
     process = AFTER[family]()

@@ -8,9 +8,10 @@ import math
 import pytest
 import torch
 
-from atdm.config import TrainConfig, recipe
 from atdm.errors import UserError
-from atdm.experiments import images, reproduce
+from atdm.experiments import images
+from atdm.experiments.runner import reproduce
+from atdm.training.config import TrainConfig, recipe
 
 SETS = ["cifar10", "celeba", "bedroom", "imagenet64"]
 

@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 
-from atdm.experiments import lab, lab_report
 from atdm.metrics import content_hash
+from atdm.report import lab
+from atdm.report import sections as lab_report
 from test_cli import atdm
 from test_cli_attack import stock  # noqa: F401 (a fixture)
 
@@ -18,8 +19,8 @@ FAST += ["--attacked", "2", "--attacked_steps", "2"]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Two runs on dirty digits, hardly trained."""
-    from atdm import run
-    from atdm.config import ObjectiveConfig, TrainConfig
+    from atdm.training import run
+    from atdm.training.config import ObjectiveConfig, TrainConfig
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs")

@@ -4,11 +4,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from atdm.diffusion.latent import Latents
+from atdm.diffusion.process import Process
+from atdm.diffusion.sampling import sample
 from atdm.errors import UserError
-from atdm.latent import Latents
 from atdm.objective import Objective
-from atdm.process import Process
-from atdm.sampling import sample
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,18 @@ from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from atdm import checkpoint, run
 from atdm.cli import main
-from atdm.config import ObjectiveConfig, TrainConfig
 from atdm.corruption import corrupt
 from atdm.data import load
+from atdm.data.encoded import Encoded
 from atdm.data.items import Floats
+from atdm.data.source import Source
+from atdm.diffusion.latent import Latents
+from atdm.diffusion.sampling import generators, sample
 from atdm.errors import UserError
-from atdm.latent import Encoded, Latents
 from atdm.nets import weights_hash
-from atdm.sampling import generators, sample
-from atdm.source import Source
+from atdm.training import checkpoint, run
+from atdm.training.config import ObjectiveConfig, TrainConfig
 
 NET = "digits:channels=8,head_dim=8"
 

@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import wasserstein_distance
 from torch import nn
 
+from atdm.diffusion.process import Process
 from atdm.errors import UserError
 from atdm.metrics import (
     FEATURES,
@@ -44,7 +45,6 @@ from atdm.metrics import (
     spread_ratio,
     wasserstein,
 )
-from atdm.process import Process
 
 
 class Line:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from atdm.diffusion.process import Process
 from atdm.errors import UserError
+from atdm.nets.passes import remember_random
 from atdm.objective import KINDS, Draws, Objective
-from atdm.passes import remember_random
-from atdm.perturb import ConstantRadius, ConstantWeight, Perturbation, PublishedRadius, RelativeWeight
-from atdm.process import Process
+from atdm.objective.perturb import ConstantRadius, ConstantWeight, Perturbation, PublishedRadius, RelativeWeight
 
 PROCESS = Process.linear()
 CORNER = Perturbation("linf", steps=1, kappa=math.inf)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from atdm.diffusion.predictions import PREDICTIONS
+from atdm.diffusion.process import PROCESSES, Process
 from atdm.errors import UserError
 from atdm.objective import KINDS, Draws, Objective
-from atdm.perturb import ConstantRadius, ConstantWeight, Perturbation
-from atdm.predictions import PREDICTIONS
-from atdm.process import PROCESSES, Process
+from atdm.objective.perturb import ConstantRadius, ConstantWeight, Perturbation
 
 
 def written(process, prediction):

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atdm.diffusion.process import Process
 from atdm.errors import UserError
-from atdm.perturb import (
+from atdm.objective.perturb import (
     BALLS,
     RADII,
     WEIGHTS,
@@ -17,7 +18,6 @@ from atdm.perturb import (
     PublishedWeight,
     RelativeWeight,
 )
-from atdm.process import Process
 
 PROCESS = Process.linear()
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from atdm.data.items import to_uint8
 from atdm.errors import UserError
-from atdm.pictures import grid, save_samples, to_uint8
+from atdm.plot.samples import grid, save_samples
 
 
 def test_bytes_are_rounded_and_clipped():

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from atdm.attack.poison import Poison, parse_poison, poison, poison_item
 from atdm.corruption import Truth, parse_corruption
 from atdm.data import load
 from atdm.data.items import Floats
+from atdm.diffusion.process import Process
 from atdm.errors import UserError
-from atdm.poison import Poison, parse_poison, poison, poison_item
-from atdm.process import Process
 from test_cli import atdm, folder  # noqa: F401 (a fixture)
 
 PROCESS = Process.linear()
@@ -50,7 +50,8 @@ def surrogate():
     """A small network that learned the digits for a few seconds."""
     from atdm.nets import build_net
     from atdm.objective import Objective
-    from atdm.train import Settings, State, fit
+    from atdm.training.config import Settings
+    from atdm.training.train import State, fit
 
     torch.manual_seed(0)
     torch.set_num_threads(1)

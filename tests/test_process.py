@@ -4,8 +4,8 @@ import jaxtyping
 import pytest
 import torch
 
+from atdm.diffusion.process import PROCESSES, Process
 from atdm.errors import UserError
-from atdm.process import PROCESSES, Process
 
 PREDICTIONS = ["epsilon", "sample", "v_prediction"]
 PRESERVING = ["linear", "cosine"]

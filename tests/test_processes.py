@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from atdm import checkpoint, run
 from atdm.cli import launch, main
-from atdm.config import TrainConfig
+from atdm.training import checkpoint, run
+from atdm.training.config import TrainConfig
 
 OPTIONS = {"data": "plane:n=300", "net": "mlp:width=32", "batch_size": 32, "threads": 1, "save_every": 3}
 SAMPLING = ["--n", "700", "--steps", "5", "--batch_size", "170"]  # five batches
@@ -100,7 +100,7 @@ class Accelerator:
 @pytest.mark.parametrize("world", [2, 3, 7])
 def test_each_sample_is_drawn_by_one_process(one, world):
     network, process, _ = checkpoint.load_pipeline(one)
-    from atdm.sampling import sample
+    from atdm.diffusion.sampling import sample
 
     def draw(accelerator=None):
         options = {"batch_size": 170, "steps": 5, "sampler": "ddpm", "seed": 1}

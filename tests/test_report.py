@@ -16,10 +16,10 @@ from PIL import Image
 
 from atdm import plot
 from atdm.data.toy import GaussianMixture, Plane
+from atdm.diffusion.process import Process
 from atdm.errors import UserError
 from atdm.objective import OBJECTIVES
-from atdm.process import Process
-from atdm.report import Section, Table, render, show
+from atdm.report.page import Section, Table, render, show
 
 PLANE = Plane()
 

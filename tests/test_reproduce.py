@@ -16,16 +16,18 @@ import pytest
 import torch
 from PIL import Image
 
+from atdm import pool
 from atdm.cli import main
 from atdm.data import load
+from atdm.diffusion.process import Process
 from atdm.errors import UserError
-from atdm.experiments import EXPERIMENTS, folder_of, module_of, pool, reproduce, stored
-from atdm.experiments.findings import Claim, Findings, Outcome, at_most
-from atdm.experiments.page import MARK, write_page
-from atdm.experiments.pool import part
-from atdm.experiments.rows import cell, mean_over_seeds, table_of
-from atdm.experiments.training import DDPM, Job, published, recommended
-from atdm.process import Process
+from atdm.experiments import EXPERIMENTS, folder_of, module_of
+from atdm.experiments.runner import reproduce, stored
+from atdm.experiments.runner.findings import Claim, Findings, Outcome, at_most
+from atdm.experiments.runner.page import MARK, write_page
+from atdm.experiments.runner.rows import cell, mean_over_seeds, table_of
+from atdm.experiments.runner.training import DDPM, Job, published, recommended
+from atdm.pool import part
 
 PROVENANCE = ("checkpoint", "weights", "sampler", "steps", "seed", "samples", "reference", "reference_hash", "corrupt")
 
@@ -400,7 +402,7 @@ def test_the_same_seed_gives_the_same_classifier_and_it_has_learned():
 
 
 def test_the_gain_over_ddpm_is_paired_item_by_item():
-    from atdm.experiments.findings import Outcome
+    from atdm.experiments.runner.findings import Outcome
 
     purification = module_of("purification")
     todo = [job for seed in (0, 1) for job in purification.jobs("smoke", [seed], None)]
@@ -485,7 +487,7 @@ def test_workers_end_with_a_process_that_was_killed(tmp_path):
     )
     (tmp_path / "main.py").write_text(
         "import torch\n"
-        "from atdm.experiments.pool import work_through\n"
+        "from atdm.pool import work_through\n"
         "from tasks import Task, work\n"
         "if __name__ == '__main__':\n"
         "    torch.set_num_threads(2)\n"
@@ -514,7 +516,7 @@ def test_progress_of_a_part_lies_within_it():
 
 
 def test_a_job_trains_on_its_own_dirt_with_its_own_seed():
-    from atdm.experiments.training import draw, train
+    from atdm.experiments.runner.training import draw, train
 
     plane = module_of("trajectories").plane
     jobs = [Job(plane.recipe("smoke"), DDPM, *plane.OUTLIERS, seed) for seed in (0, 0, 1)]

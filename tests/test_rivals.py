@@ -8,14 +8,14 @@ import scipy.special
 import torch
 from torch import nn
 
-from atdm import run
-from atdm.config import ObjectiveConfig, TrainConfig
 from atdm.corruption import corrupt, parse_corruption
+from atdm.corruption.levels import drawn_levels, truth_levels
 from atdm.data import load
 from atdm.data.items import Floats
+from atdm.data.source import Source
+from atdm.diffusion.process import Process
 from atdm.errors import UserError
 from atdm.experiments import rivals
-from atdm.levels import drawn_levels, truth_levels
 from atdm.nets import build_net
 from atdm.objective import (
     OBJECTIVES,
@@ -29,10 +29,10 @@ from atdm.objective import (
     Sure,
 )
 from atdm.objective.ambient import above, first_above
-from atdm.pictures import save_samples
-from atdm.process import Process
-from atdm.source import Source
-from atdm.train import Settings, State, fit
+from atdm.plot.samples import save_samples
+from atdm.training import run
+from atdm.training.config import ObjectiveConfig, Settings, TrainConfig
+from atdm.training.train import State, fit
 
 PROCESS = Process.linear()
 N, STD = 200_000, 0.5  # of the one-dimensional Gaussian data of the closed forms

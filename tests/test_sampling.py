@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from atdm.diffusion.process import Process
+from atdm.diffusion.sampling import Step, sample, sample_paths, sample_stops, trajectory
+from atdm.diffusion.schedulers import SAMPLERS, build_scheduler, last_ratio
 from atdm.errors import UserError
 from atdm.nets import build_net
-from atdm.process import Process
-from atdm.sampling import Step, sample, sample_paths, sample_stops, trajectory
-from atdm.schedulers import SAMPLERS, build_scheduler, last_ratio
 
 LINEAR = Process.linear()
 STOCHASTIC = {"ddpm", "sde-dpm-solver++", "euler-ancestral"}

@@ -10,11 +10,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from atdm import checkpoint, run, share
-from atdm.config import ObjectiveConfig, TrainConfig
+from atdm.diffusion.sampling import block_size, generators, sample
 from atdm.errors import UserError
 from atdm.nets import weights_hash
-from atdm.sampling import block_size, generators, sample
+from atdm.training import checkpoint, run, share
+from atdm.training.config import ObjectiveConfig, TrainConfig
 
 # What the card of an image model tells a person to do, in a program that must not know atdm.
 STRANGER = """

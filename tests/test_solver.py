@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from atdm.diffusion.sampling import evaluating, open_solver, trajectory
+from atdm.diffusion.schedulers import SAMPLERS
 from atdm.errors import UserError
 from atdm.nets import build_net
-from atdm.sampling import evaluating, open_solver, trajectory
-from atdm.schedulers import SAMPLERS
 from test_sampling import LINEAR, STOCHASTIC, Ideal, S, seeded
 
 

@@ -14,16 +14,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from atdm import checkpoint, run, source
-from atdm.config import TrainConfig
 from atdm.corruption import CORRUPTIONS, corrupt, parse_corruption
+from atdm.data import source
 from atdm.data.items import Floats, Pixels
+from atdm.data.source import Source, dice, feed
+from atdm.diffusion.process import Process
 from atdm.errors import UserError
 from atdm.nets import build_net
 from atdm.objective import Objective
-from atdm.process import Process
-from atdm.source import Source, dice, feed
-from atdm.train import Order, Settings, State, fit
+from atdm.training import checkpoint, run
+from atdm.training.config import Settings, TrainConfig
+from atdm.training.train import Order, State, fit
 
 PIXELS = Pixels(np.random.default_rng(0).integers(0, 255, (40, 3, 18, 18), dtype=np.uint8))
 ALL = torch.arange(40)

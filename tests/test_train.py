@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from atdm import checkpoint, run
-from atdm.config import ObjectiveConfig, TrainConfig
+from atdm.diffusion.process import Process
 from atdm.errors import UserError
 from atdm.nets import build_net
 from atdm.objective import Objective
-from atdm.process import Process
-from atdm.train import Diverged, Order, Settings, State, fit
+from atdm.training import checkpoint, run
+from atdm.training.config import ObjectiveConfig, Settings, TrainConfig
+from atdm.training.train import Diverged, Order, State, fit
 
 
 def config(out, **changes):

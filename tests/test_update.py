@@ -6,14 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from atdm import checkpoint, run
-from atdm.config import ObjectiveConfig, TrainConfig
+from atdm.diffusion.process import Process
 from atdm.errors import UserError
 from atdm.nets import build_net
 from atdm.objective import Objective
-from atdm.process import Process
-from atdm.train import Settings, State, fit
-from atdm.update import checkpoint_activations, seed_all
+from atdm.training import checkpoint, run
+from atdm.training.config import ObjectiveConfig, Settings, TrainConfig
+from atdm.training.train import State, fit
+from atdm.training.update import checkpoint_activations, seed_all
 
 IMAGES = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 NET = "digits:channels=8,head_dim=8"

@@ -1,7 +1,7 @@
 """Attacks on the sampling trajectory, what damage they do, and what speaks against believing them."""
 
-from .checks import Finding, bootstrap, check_seeds, doubt
-from .curve import PAIRED, Attacked, Victim, damage_curve, summarize
+from .checks import Finding, check_seeds, doubt
+from .curve import PAIRED, Attacked, Victim, bootstrap, damage_curve, summarize
 from .goals import GOALS, Denoised, Distance, Features, Goal, Prediction, Target
 from .hook import Push, Replay, TrajectoryAttack
 from .search import ATTACKS, Search, fgsm, random

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .hook import Push, Replay
 from .search import Search
 
@@ -40,14 +38,6 @@ class Finding:
         """For JSON, where a value that is not finite becomes null."""
         value = self.value if self.value is not None and math.isfinite(self.value) else None
         return {**dataclasses.asdict(self), "value": value}
-
-
-def bootstrap(values: Sequence[float], share: float = 0.95, draws: int = 4000) -> tuple[float, float]:
-    """The percentile interval of the mean over resampled ``values`` (Efron 1979); the same values, the same interval."""
-    x = np.asarray(values, dtype=float)
-    means = x[np.random.default_rng(0).integers(len(x), size=(draws, len(x)))].mean(1)
-    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)
 
 
 def check_gradient(pushes: Iterable[Push]) -> Finding:

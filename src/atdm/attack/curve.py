@@ -7,21 +7,29 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..diffusion.process import Process
+from ..diffusion.sampling import Hook, sample
 from ..errors import UserError
 from ..metrics import evaluate_samples
-from ..process import Process
-from ..sampling import Hook, sample
-from .checks import bootstrap
 from .goals import Goal
 from .hook import TrajectoryAttack
 from .search import Search
 
 PAIRED = ("damage", "moved_rms")
 DIAGNOSTICS = ("used", "excess", "idle")
+
+
+def bootstrap(values: Sequence[float], share: float = 0.95, draws: int = 4000) -> tuple[float, float]:
+    """The percentile interval of the mean over resampled ``values`` (Efron 1979); the same values, the same interval."""
+    x = np.asarray(values, dtype=float)
+    means = x[np.random.default_rng(0).integers(len(x), size=(draws, len(x)))].mean(1)
+    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Victim:
         goal: fitted to the data (``goal.fit(reference, truth)``).
         n: samples.
         at, through: see :class:`TrajectoryAttack`.
-        sampling: further options of :func:`atdm.sampling.sample`, such as ``sampler`` and ``steps``.
+        sampling: further options of :func:`atdm.diffusion.sampling.sample`, such as ``sampler`` and ``steps``.
     """
 
     model: Callable[..., Any]

@@ -1,4 +1,4 @@
-"""Hooks for :func:`atdm.sampling.trajectory` that push the state where it hurts, or as another attack did.
+"""Hooks for :func:`atdm.diffusion.sampling.trajectory` that push the state where it hurts, or as another attack did.
 
 Budgets are in noise units: at every attacked step ``x_t`` becomes ``x_t + sigma_t delta`` with delta in the ball.
 """
@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..diffusion.sampling import Solver
 from ..errors import UserError, unknown
-from ..sampling import Solver
 from .goals import Goal
 from .search import Found, Search
 

@@ -1,4 +1,4 @@
-"""How an attack looks for the push: random points, FGSM and PGD with restarts, in the balls of :mod:`atdm.perturb`.
+"""How an attack looks for the push: random points, FGSM and PGD with restarts, in the balls of :mod:`atdm.objective.perturb`.
 
 Sources: Goodfellow 2015 (FGSM), Wong 2020 (random start), Madry 2018 (PGD, restarts), Athalye 2018 (expectation over
 transformation).
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import UserError
-from ..perturb import Ball, Perturbation
+from ..objective.perturb import Ball, Perturbation
 
 
 @runtime_checkable

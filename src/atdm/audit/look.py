@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..data.source import Source
 from ..noise import Estimate
 from ..noise.estimate import SAMPLE, PatchMeter, by_patches, spread, whole_estimate
 from ..noise.mixture import SEEN
 from ..noise.pixels import replaced_share
-from ..source import Source
 from .duplicates import Duplicates, image_duplicates, vector_duplicates
 from .outliers import ALONE, Outliers, image_outliers, shrink, vector_outliers
 

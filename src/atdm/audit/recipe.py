@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config import ObjectiveConfig, TrainConfig
+from ..training.config import ObjectiveConfig, TrainConfig
 from .look import Audit
 
 DUPLICATED = 0.005  # share of near duplicates from which on they are mentioned

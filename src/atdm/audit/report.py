@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from .. import plot
-from ..config import TrainConfig
+from ..data.source import Source
 from ..files import atomic
-from ..run import build, estimate
-from ..source import Source
+from ..training.config import TrainConfig
+from ..training.run import build, estimate
 from . import sheet
 from .look import Audit
 from .recipe import recommend

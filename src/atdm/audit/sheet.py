@@ -10,7 +10,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..pictures import to_uint8
+from ..data.items import to_uint8
 from ..plot import scatter
 
 ACROSS = 12

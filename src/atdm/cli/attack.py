@@ -122,9 +122,9 @@ def _victim(given: Any, model: str, goal: Any, at: set[int] | None, reference: A
     import torch
 
     from ..attack import Victim
-    from ..checkpoint import load_pipeline
+    from ..diffusion.schedulers import default_sampler
     from ..nets import item_shape, require_shape, weights_hash
-    from ..schedulers import default_sampler
+    from ..training.checkpoint import load_pipeline
 
     net, process, clip = load_pipeline(model)
     given.sampler = given.sampler or default_sampler(process)

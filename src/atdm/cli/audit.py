@@ -6,8 +6,8 @@ import json
 import sys
 from typing import Any
 
-from ..config import TrainConfig
 from ..errors import UserError
+from ..training.config import TrainConfig
 from .common import destination, make_parser, preparing, print_table, progress_bar, require_fixed_crop
 
 FILES = ("audit.json", "recipe.yaml", "sheet.png")
@@ -33,7 +33,7 @@ def run(words: list[str]) -> int:
     from ..audit.report import write
     from ..corruption import parse_corruption
     from ..data import load
-    from ..source import Source
+    from ..data.source import Source
 
     folder = destination(given.out)
     others = {f.name for f in folder.iterdir()} - set(FILES) if folder.is_dir() else set()

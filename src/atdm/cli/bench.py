@@ -27,7 +27,7 @@ def run(words: list[str]) -> int:
     parser.add_argument("--rivals", type=bool, default=False, help="measure the rivals too, in half as many rounds")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
-    from .. import bench
+    from ..training import bench
 
     options = bench.Options(**{name: given[name] for name in bench.Options.__dataclass_fields__})
     with progress_bar(given.json) as bar:

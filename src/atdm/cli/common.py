@@ -93,9 +93,9 @@ def require_fixed_crop(crop: str) -> None:
 
 def clean_data(given: Any) -> Any:
     """The data set of ``--data``, or that of the run before corruption; ``given.data`` then names it."""
-    from ..checkpoint import read_config
-    from ..config import TrainConfig
     from ..data import load
+    from ..training.checkpoint import read_config
+    from ..training.config import TrainConfig
 
     options: dict[str, Any] = {k: getattr(given, k) for k in ("image_size", "limit") if hasattr(given, k)}
     if given.data is None:
@@ -149,11 +149,11 @@ def draw(given: Any, target: Path | None = None) -> tuple[Any, dict[str, Any]]:
     import torch
     from accelerate import Accelerator
 
-    from ..checkpoint import load_latents, load_pipeline, load_weights
+    from ..diffusion.sampling import sample
+    from ..diffusion.schedulers import default_sampler, last_ratio
     from ..nets import item_shape, weights_hash
-    from ..pictures import check_target
-    from ..sampling import sample
-    from ..schedulers import default_sampler, last_ratio
+    from ..plot.samples import check_target
+    from ..training.checkpoint import load_latents, load_pipeline, load_weights
 
     net, process, clip = load_pipeline(given.model, latent=True)
     latents, shape = load_latents(given.model), item_shape(net)

@@ -90,7 +90,9 @@ def run(words: list[str]) -> int:
 
 def _trained(given: Any, out: Path | None) -> int:
     """Train the objectives and print one table per benchmark."""
-    from ..experiments import pool, rivals, stored
+    from .. import pool
+    from ..experiments import rivals
+    from ..experiments.runner import stored
     from ..files import atomic
     from ..report import markdown
 

@@ -6,8 +6,8 @@ import json
 import sys
 from typing import Any
 
-from ..config import TrainConfig
 from ..errors import UserError
+from ..training.config import TrainConfig
 from .common import destination, make_parser, preparing, progress_bar, require_fixed_crop
 
 
@@ -26,10 +26,10 @@ def run(words: list[str]) -> int:
     parser.add_argument("--out", type=str, required=True, help="folder for samples.npz, a preview and truth.npz")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
+    from ..attack.poison import parse_poison
     from ..data import load
     from ..files import atomic
-    from ..pictures import save_samples
-    from ..poison import parse_poison
+    from ..plot.samples import save_samples
 
     folder = destination(given.out)
     if folder.exists() and any(folder.iterdir()):
@@ -70,7 +70,7 @@ def run(words: list[str]) -> int:
 def _corrupted(given: Any, dataset: Any) -> tuple[Any, Any]:
     """The source of corrupted items, and the truth."""
     from ..corruption import parse_corruption, truth_of
-    from ..source import Source
+    from ..data.source import Source
 
     source = Source(dataset.items, parse_corruption(given.corrupt), given.seed)
     return source, truth_of(given.corrupt, len(source), dataset.item_shape, given.seed)
@@ -80,11 +80,11 @@ def _poisoned(given: Any, how: Any, dataset: Any) -> tuple[Any, Any]:
     """The same of poisoned items."""
     import torch
 
-    from ..checkpoint import load_pipeline
+    from ..attack.poison import poison
     from ..data.items import Floats
+    from ..data.source import Source
     from ..nets import item_shape, require_shape, weights_hash
-    from ..poison import poison
-    from ..source import Source
+    from ..training.checkpoint import load_pipeline
 
     net, process, _ = load_pipeline(how.model)
     require_shape(item_shape(net), f"The surrogate {how.model}", dataset.item_shape, given.data)

@@ -117,8 +117,8 @@ def _check(given: Any) -> None:
 def _samples(given: Any, dataset: Any, reference: Any) -> tuple[Any, Any, list[Any]]:
     """Samples, how they were made, and what was measured on the model itself."""
     from .. import metrics
-    from ..checkpoint import load_latents, load_pipeline, load_weights
     from ..nets import item_shape, require_shape
+    from ..training.checkpoint import load_latents, load_pipeline, load_weights
 
     compared = {"reference": given.data, "reference_hash": metrics.content_hash(reference)}
     if given.samples is not None:

@@ -23,7 +23,7 @@ def run(words: list[str]) -> int:
     parser.add_argument("--private", type=bool, default=False, help="a new model on the Hub is private")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
-    from .. import share
+    from ..training import share
 
     out = Path(given.out)
     if given.push_to_hub:

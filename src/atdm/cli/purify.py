@@ -29,13 +29,13 @@ def run(words: list[str]) -> int:
     given = parser.parse_args(words)
     import torch
 
-    from ..checkpoint import load_pipeline
+    from ..attack.purify import Purifier, purify
     from ..corruption import corrupt
     from ..data import load
+    from ..diffusion.schedulers import default_sampler
     from ..nets import item_shape, require_shape, weights_hash
-    from ..pictures import check_target, save_samples
-    from ..purify import Purifier, purify
-    from ..schedulers import default_sampler
+    from ..plot.samples import check_target, save_samples
+    from ..training.checkpoint import load_pipeline
 
     dataset = load(given.data, seed=given.seed, image_size=given.image_size, limit=given.limit, hold_out=False)
     x, _ = corrupt(dataset.x, given.corrupt, given.seed)

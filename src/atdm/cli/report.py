@@ -33,7 +33,7 @@ def run(words: list[str]) -> int:
     steps = numbers(given.steps_list, "numbers of steps")
     if any(s != int(s) for s in steps):
         raise UserError(f"The numbers of steps are '{given.steps_list}'. Expected whole numbers.")
-    from ..experiments import lab
+    from ..report import lab
 
     names = ("n", "attack", "attacked", "attacked_steps", "features", "seed")
     plan = lab.Plan(

@@ -11,7 +11,7 @@ from .common import destination, make_parser, progress_bar
 
 def run(words: list[str]) -> int:
     from ..experiments import EXPERIMENTS, SCALES, entry, folder_of
-    from ..experiments.page import head, write_page
+    from ..experiments.runner.page import head, write_page
 
     parser = make_parser("reproduce")
     parser.add_argument("name", type=str, nargs="?", help="an experiment, or all; without it, they are listed")
@@ -60,7 +60,7 @@ def run(words: list[str]) -> int:
         takes = ", ".join(name for name, e in EXPERIMENTS.items() if e.data is not None)
         raise UserError(f"The experiment {given.name} is about its own data. Expected no --data, or one of {takes}.")
 
-    from ..experiments.reproduce import run as reproduce
+    from ..experiments.runner.reproduce import run as reproduce
 
     out, numbers = destination(given.out), {}
     if page is not None:

@@ -27,7 +27,7 @@ def run(words: list[str]) -> int:
     parser.add_argument("--out", type=str, default="samples.png", help=".png grid, .npz, or a folder of PNGs")
     parser.add_argument("--json", action="store_true", help="print JSON: the files, and how the samples were made")
     given = parser.parse_args(words)
-    from ..pictures import save_samples
+    from ..plot.samples import save_samples
 
     target = Path(given.out)
     drawn, made = draw(given, target)

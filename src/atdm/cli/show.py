@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..config import TrainConfig
 from ..errors import UserError, nearest
+from ..training.config import TrainConfig
 from .common import make_parser, numbers
 
 
@@ -51,7 +51,7 @@ def _run(given: Any) -> dict[str, Any]:
     from PIL import Image
 
     from .. import plot
-    from ..run import read_log
+    from ..training.run import read_log
 
     folder = Path(given.run)
     log = read_log(folder)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..config import ObjectiveConfig, TrainConfig, recipe_file
+from ..training.config import ObjectiveConfig, TrainConfig, recipe_file
 from .common import is_main, make_parser, preparing, print_table, progress_bar
 
 AGAIN = 1.0  # seconds within which a signal is the same wish: a launcher passes on what the terminal sent to all
@@ -60,7 +60,7 @@ def run(words: list[str]) -> int:
     objective = given.objective
     objective = objective if isinstance(objective, ObjectiveConfig) else ObjectiveConfig(**vars(objective))
     config = TrainConfig(objective=objective, **{n: given[n] for n in names})
-    from .. import run as runs
+    from ..training import run as runs
 
     if given.dry_run:
         parts = runs.build(config)

@@ -93,3 +93,8 @@ def every(items: Items, window: int | None = None) -> Float[Tensor, "n *item"]:
         return x
     top, left = ((side - window) // 2 for side in x.shape[2:])
     return x[:, :, top : top + window, left : left + window].contiguous()
+
+
+def to_uint8(x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """Images in [-1, 1] as bytes: -1 is 0, 1 is 255, rounded; what lies outside is clipped."""
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

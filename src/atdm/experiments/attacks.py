@@ -9,12 +9,13 @@ from typing import Any
 
 from .. import plot
 from ..attack import ATTACKS, GOALS, Search, Victim, check_seeds, damage_curve, doubt, random, summarize
+from ..pool import Tell, part
+from ..report import Row
 from ..spec import build
 from . import by_scale, digits, plane
-from .findings import Claim, Findings, Outcome, first_seed
-from .pool import Tell, part
-from .rows import Row, mean_over_seeds, number, row, table_of, values_of
-from .training import DDPM, Job, Trained, published, recommended, train
+from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.rows import mean_over_seeds, number, row, table_of, values_of
+from .runner.training import DDPM, Job, Trained, published, recommended, train
 
 BUDGETS = (0.0, 0.01, 0.03, 0.1, 0.3)
 IMAGE_BUDGETS = (0.0, 0.001, 0.003, 0.01, 0.03)  # more dimensions to push in

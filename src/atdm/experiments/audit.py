@@ -15,14 +15,14 @@ from ..audit import audit
 from ..corruption import corrupt
 from ..data import load
 from ..data.items import Floats
+from ..data.source import Source
 from ..metrics import content_hash
-from ..report import Table
-from ..source import Source
+from ..pool import Tell
+from ..report import Row, Table
 from . import by_scale
-from .findings import Claim, Findings, Outcome
 from .images import SETS, folder_below
-from .pool import Tell
-from .rows import Row, cell, number, table_of, values_of
+from .runner.findings import Claim, Findings, Outcome
+from .runner.rows import cell, number, table_of, values_of
 
 SHARES, STDS = (0.3, 0.6, 0.9), (0.05, 0.1, 0.2)
 POINTS, PERCENT = 5.0, 15.0  # errors of the share and of the std that count as agreement

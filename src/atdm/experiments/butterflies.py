@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from .. import plot
-from ..config import ObjectiveConfig
 from ..data import Dataset
 from ..data.items import Floats
 from ..data.subspace import Subspace
 from ..metrics import psnr
-from ..train import Settings, Step
+from ..pool import Tell, part
+from ..training.config import ObjectiveConfig, Settings
+from ..training.train import Step
 from . import BUTTERFLIES, by_scale
-from .findings import Claim, Findings, Outcome, at_most, first_seed
-from .pool import Tell, part
-from .rows import evaluate, mean_over_seeds, number, row, table_of, values_of
-from .training import AUTO, DDPM, Job, Method, Recipe, Trained, draw, open_held_out, process_of, published, train
+from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
+from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.training import AUTO, DDPM, Job, Method, Recipe, Trained, draw, open_held_out, process_of, published, train
 
 GRAY = torch.tensor([0.299, 0.587, 0.114])  # of ITU-R BT.601
 CONDITIONS = {"clean": "none", "noise 0.1": "gaussian:share=0.9,std=0.1", "noise 0.2": "gaussian:share=0.9,std=0.2"}

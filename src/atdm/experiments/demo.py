@@ -20,15 +20,16 @@ from torch import Tensor, nn
 from .. import __version__, metrics
 from ..corruption import corrupt
 from ..data import Dataset, load
+from ..diffusion.process import Process
+from ..diffusion.sampling import sample_paths
 from ..files import atomic
 from ..nets import build_net, call, weights_hash
 from ..objective import Objective
-from ..perturb import ConstantRadius, Perturbation, PublishedRadius, PublishedWeight, RelativeWeight
-from ..process import Process
-from ..sampling import sample_paths
-from ..train import Settings, State, fit
-from .pool import Progress, Tell, work_through, workers
-from .training import Recipe
+from ..objective.perturb import ConstantRadius, Perturbation, PublishedRadius, PublishedWeight, RelativeWeight
+from ..pool import Progress, Tell, work_through, workers
+from ..training.config import Settings
+from ..training.train import State, fit
+from .runner.training import Recipe
 
 CORRUPTIONS = {"outliers": "outliers:share=0.1", "noise": "gaussian:share=0.9,std=0.2", "clean": "none"}
 

@@ -10,7 +10,7 @@ from typing import Any
 from .. import plot
 from ..corruption import corrupt
 from ..data import load
-from ..process import Process
+from ..diffusion.process import Process
 from ..report import Section, Table, render, show
 from .demo import CORRUPTIONS, EXPERIMENTS, Outcome, objective_of, score_field
 

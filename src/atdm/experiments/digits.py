@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..train import Settings
+from ..training.config import Settings
 from . import by_scale
-from .training import Recipe
+from .runner.training import Recipe
 
 NOISE = {"noise 0.1": "gaussian:share=0.9,std=0.1", "noise 0.2": "gaussian:share=0.9,std=0.2"}
 GATED: dict[str, Any] = {"gate": 0.4, "k": 5, "r": 0.625}  # what objective auto chooses for noise of std 0.2

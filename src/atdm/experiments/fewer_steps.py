@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from . import by_scale, digits, pictures
-from .findings import Claim, Findings, Outcome
-from .pool import Tell, part
-from .rows import evaluate, mean_over_seeds, number, row, table_of, values_of
-from .training import DDPM, Job, draw, published, recommended, train
+from ..plot import panels as pictures
+from ..pool import Tell, part
+from . import by_scale, digits
+from .runner.findings import Claim, Findings, Outcome
+from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.training import DDPM, Job, draw, published, recommended, train
 
 STEPS = (1000, 500, 300, 100, 50, 20, 10)
 SAMPLERS = ("ddpm", "ddim")

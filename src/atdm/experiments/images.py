@@ -15,18 +15,19 @@ import torch
 from torch import Tensor
 
 from .. import metrics, plot
-from .. import run as runs
-from ..checkpoint import load_pipeline
-from ..config import ObjectiveConfig, TrainConfig, recipe
 from ..data import load
+from ..diffusion.sampling import sample_stops
+from ..diffusion.schedulers import build_scheduler, last_ratio
 from ..errors import UserError
 from ..nets import weights_hash
-from ..sampling import sample_stops
-from ..schedulers import build_scheduler, last_ratio
+from ..pool import Tell, part
+from ..report import Row
+from ..training import run as runs
+from ..training.checkpoint import load_pipeline
+from ..training.config import ObjectiveConfig, TrainConfig, recipe
 from . import by_scale
-from .findings import Claim, Findings, Outcome, at_most
-from .pool import Tell, part
-from .rows import Row, mean_over_seeds, table_of, values_of
+from .runner.findings import Claim, Findings, Outcome, at_most
+from .runner.rows import mean_over_seeds, table_of, values_of
 
 SETS = {"cifar10": "CIFAR-10", "celeba": "CelebA", "bedroom": "bedrooms"}
 CONDITIONS = {

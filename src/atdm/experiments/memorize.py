@@ -12,16 +12,17 @@ from ..corruption import corrupt
 from ..data import Dataset
 from ..data.items import Floats
 from ..metrics import Memorization, memorization
-from ..train import Settings
-from . import by_scale, digits, pictures
-from .findings import Claim, Findings, Outcome, first_seed
-from .pool import Tell, part
-from .rows import evaluate, mean_over_seeds, number, row, table_of, values_of
-from .training import DDPM, Job, Recipe, draw, open_data, published, recommended, train
+from ..plot import panels as pictures
+from ..pool import Tell, part
+from ..report.lab import OTHER
+from ..training.config import Settings
+from . import by_scale, digits
+from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.training import DDPM, Job, Recipe, draw, open_data, published, recommended, train
 
 PAIRS = 6
 CONDITIONS = {"clean": "none", "noise 0.2": digits.NOISE["noise 0.2"]}
-OTHER = 1_000_003  # seeds the dirt of held-out images, which must not be that of the training images
 
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:

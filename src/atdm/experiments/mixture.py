@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from .. import plot
-from ..config import ObjectiveConfig
+from ..diffusion.process import Process
+from ..diffusion.sampling import sample
 from ..objective import Objective
-from ..perturb import RelativeWeight
-from ..process import Process
-from ..sampling import sample
-from ..train import Settings
-from . import by_scale, pictures
-from .findings import Claim, Findings, Outcome, first_seed
-from .pool import Tell, part
-from .rows import Row, evaluate, mean_over_seeds, number, row, table_of, values_of
-from .training import DDPM, Job, Method, Recipe, draw, published, recommended, train
+from ..objective.perturb import RelativeWeight
+from ..plot import panels as pictures
+from ..pool import Tell, part
+from ..report import Row
+from ..training.config import ObjectiveConfig, Settings
+from . import by_scale
+from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.training import DDPM, Job, Method, Recipe, draw, published, recommended, train
 
 GAUSSIAN = ("one Gaussian", "mixture:modes=1,radius=0,std=0.5", "none")
 BALANCED = ("8 equal modes", "mixture:modes=8,std=0.1", "none")

@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 
 from .. import plot
-from ..process import PROCESSES
-from ..schedulers import default_sampler
+from ..diffusion.process import PROCESSES
+from ..diffusion.schedulers import default_sampler
+from ..pool import Tell, part
 from ..spec import build
 from . import by_scale, plane
-from .findings import Claim, Findings, Outcome, at_most
-from .pool import Tell, part
-from .rows import evaluate, mean_over_seeds, number, row, table_of, values_of
-from .training import DDPM, Job, draw, recommended, train
+from .runner.findings import Claim, Findings, Outcome, at_most
+from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.training import DDPM, Job, draw, recommended, train
 
 WRITTEN = {
     "noise (epsilon)": "linear",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..train import Settings
+from ..training.config import Settings
 from . import by_scale
-from .training import DDPM, Method, Recipe, published, recommended
+from .runner.training import DDPM, Method, Recipe, published, recommended
 
 OUTLIERS = ("10 % outliers", "outliers:share=0.1")
 NOISE = ("noise on 90 %", "gaussian:share=0.9,std=0.2")

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from .. import plot
 from ..attack import Search, bootstrap
+from ..attack.purify import ImageAttack, Purifier, adversaries, answers, doubt_purifier, purify, with_robust
 from ..data import Dataset
 from ..nets import weights_hash
-from ..purify import ImageAttack, Purifier, adversaries, answers, doubt_purifier, purify, with_robust
-from . import by_scale, digits, pictures
-from .findings import Claim, Findings, Outcome, first_seed
-from .pool import Tell, part
-from .rows import Row, mean_over_seeds, number, row, table_of, values_of
-from .training import DDPM, Job, recommended, train
+from ..plot import panels as pictures
+from ..pool import Tell, part
+from ..report import Row
+from . import by_scale, digits
+from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.rows import mean_over_seeds, number, row, table_of, values_of
+from .runner.training import DDPM, Job, recommended, train
 
 CONDITIONS = {"clean": "none", "noise 0.2": digits.NOISE["noise 0.2"]}
 NOISE = 0.3  # sigma_t/alpha_t that inputs are diffused to

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .. import plot
+from ..pool import Tell, part
 from . import by_scale, digits, plane
-from .findings import Claim, Findings, Outcome, first_seed
-from .pool import Tell, part
-from .rows import evaluate, mean_over_seeds, number, row, table_of, values_of
-from .training import DDPM, Job, draw, published, recommended, train
+from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.training import DDPM, Job, draw, published, recommended, train
 
 GATED_RANDOM, GATED_ADVERSARIAL = "robust_rand recommended", "robust_adv recommended"
 PUBLISHED_FID = {"noise 0.1": (58.05, 79.21, 24.70), "noise 0.2": (102.68, 68.04, 24.81)}  # ddpm, rand, adv: CIFAR-10

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 
 from .. import plot, report
-from ..perturb import PublishedRadius, PublishedWeight
-from ..process import PROCESSES, Process
-from .findings import Claim, Findings, Outcome
-from .pool import Tell
-from .rows import Row, number
-from .training import Job
+from ..diffusion.process import PROCESSES, Process
+from ..objective.perturb import PublishedRadius, PublishedWeight
+from ..pool import Tell
+from ..report import Row
+from .runner.findings import Claim, Findings, Outcome
+from .runner.rows import number
+from .runner.training import Job
 
 OMEGAS = (0.5, 1.0, 2.0, 4.0)
 AT = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)

@@ -13,18 +13,19 @@ from typing import Any, Literal
 import torch
 
 from .. import plot
-from ..auto import GATE, STOP, quiet_std
-from ..config import ObjectiveConfig
 from ..corruption import corrupt, parse_corruption
+from ..diffusion.process import Process
 from ..errors import unknown
-from ..process import Process
+from ..objective.auto import GATE, STOP, quiet_std
+from ..plot import panels as pictures
+from ..pool import Tell, part
+from ..report import Row
 from ..spec import parse_spec
-from ..train import Settings
-from . import SUBSPACE, butterflies, by_scale, digits, pictures, plane
-from .findings import Claim, Findings, Outcome
-from .pool import Tell, part
-from .rows import Row, evaluate, mean_over_seeds, number, row, table_of, values_of
-from .training import AUTO, DDPM, Job, Method, Recipe, draw_stops, open_held_out, process_of, published, train
+from ..training.config import ObjectiveConfig, Settings
+from . import SUBSPACE, butterflies, by_scale, digits, plane
+from .runner.findings import Claim, Findings, Outcome
+from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.training import AUTO, DDPM, Job, Method, Recipe, draw_stops, open_held_out, process_of, published, train
 
 SHARES, STDS = (0.3, 0.6, 0.9, 1.0), (0.05, 0.1, 0.2)
 STANDARD = (0.9, 0.2)  # where the shares and the stds cross

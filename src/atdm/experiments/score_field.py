@@ -10,14 +10,15 @@ from torch import Tensor
 
 from .. import metrics, plot
 from ..data import load
+from ..diffusion.process import Process
 from ..nets import call
-from ..process import Process
+from ..pool import Tell, part
+from ..report import Row
 from . import by_scale, plane
-from .findings import Claim, Findings, Outcome, first_seed
-from .pool import Tell, part
-from .rows import Row, mean_over_seeds, number, row, table_of
+from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.rows import mean_over_seeds, number, row, table_of
+from .runner.training import DDPM, Job, Trained, published, recommended, train
 from .smoothness import Smoothness, as_model, below, smoothness
-from .training import DDPM, Job, Trained, published, recommended, train
 
 FIELD_T = 120  # sigma/alpha is about 0.4: the data's outline shows and the noise still matters
 ERROR_T = (20, 50, 100, 150, 200, 300, 400, 600, 800, 999)

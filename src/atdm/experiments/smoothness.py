@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..diffusion.process import Process
+from ..diffusion.sampling import trajectory
 from ..nets import call
-from ..process import Process
-from ..sampling import trajectory
 
 
 def as_model(truth: Any, process: Process) -> Callable[[Tensor, Tensor], Tensor]:

@@ -12,13 +12,13 @@ from functools import partial
 from typing import Any
 
 from .. import plot
-from ..auto import K
-from ..config import ObjectiveConfig
+from ..objective.auto import K
+from ..pool import Tell, part
+from ..training.config import ObjectiveConfig
 from . import by_scale, digits
-from .findings import Claim, Findings, Outcome, first_seed
-from .pool import Tell, part
-from .rows import evaluate, mean_over_seeds, number, row, table_of
-from .training import AUTO, DDPM, Job, Method, draw, published, recommended, train
+from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.rows import evaluate, mean_over_seeds, number, row, table_of
+from .runner.training import AUTO, DDPM, Job, Method, draw, published, recommended, train
 
 STRONG = 3.0  # lambda of the sweeps of omega and floor: at 0.3 they would show little
 LATE = (0.5, 0.75, 0.9)  # share of the training after which the push begins

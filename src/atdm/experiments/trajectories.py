@@ -9,11 +9,11 @@ import torch
 from .. import plot
 from ..data import load
 from ..metrics import diverged_share
+from ..pool import Tell, part
 from . import plane
-from .findings import Claim, Findings, Outcome, at_most, first_seed
-from .pool import Tell, part
-from .rows import evaluate, mean_over_seeds, number, row, table_of, values_of
-from .training import Job, paths, train
+from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
+from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.training import Job, paths, train
 
 FAR = 3.0  # times the largest clean coordinate: a sample beyond it left the data altogether
 SHOWN = 30  # noise levels at which trajectories are kept

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..diffusion.process import Process
 from ..errors import UserError
-from ..process import Process
 
 
 @runtime_checkable

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from ..diffusion.process import Process
 from ..errors import UserError
 from ..nets import call
-from ..process import Process
 from ..spec import build
 from . import cache
 from .distances import SPLITS, SUBSET, class_score, frechet_distance, frechet_extrapolated, kernel_distance, moments

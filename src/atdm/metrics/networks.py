@@ -26,9 +26,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from ..data.items import to_uint8
 from ..errors import UserError, first_line, nearest
 from ..nets import weights_hash
-from ..pictures import to_uint8
 from .features import FeatureSpace
 from .weights import fitting, package, read_weights
 

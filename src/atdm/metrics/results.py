@@ -54,7 +54,7 @@ class Provenance:
         sampler: name of the sampler.
         steps: network evaluations of a sample's trajectory as the sampler counts them.
         stop_ratio: noise level at which sampling was stopped early, or None.
-        last_ratio: noise level at which the network was evaluated last, as :func:`atdm.schedulers.last_ratio` tells.
+        last_ratio: noise level at which the network was evaluated last, as :func:`atdm.diffusion.schedulers.last_ratio` tells.
         seed: of the sampling.
         clip_sample: whether denoised items were clipped to [-1, 1] on the way.
     """

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..data.items import to_uint8
 from ..errors import UserError
 from ..files import atomic
 from ..nets import weights_hash
-from ..pictures import to_uint8
 from .features import FeatureSpace
 from .networks import NetworkFeatures
 from .results import content_hash

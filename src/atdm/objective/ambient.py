@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..diffusion.process import Process
 from ..errors import UserError
 from ..noise.filters import THIN
-from ..process import Process
 from .terms import Draws, LevelsFrom, Predict, Rival, Terms, item_mean, per_item
 
 

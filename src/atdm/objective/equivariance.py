@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..diffusion.process import Process
 from ..errors import UserError, unknown
 from ..nets import call
-from ..passes import RandomState, frozen, known_random, remember_random
-from ..perturb import Perturbation, PublishedRadius, PublishedWeight, Radius, Weight
-from ..process import Process
+from ..nets.passes import RandomState, frozen, known_random, remember_random
+from .perturb import Perturbation, PublishedRadius, PublishedWeight, Radius, Weight
 from .terms import Draws, Loss, Terms, counted, full, item_mean
 
 ASCENTS = ("prediction", "residual")

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from ..diffusion.process import Process
 from ..errors import UserError
 from ..nets import call
-from ..process import Process
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 LevelsFrom = Literal["truth", "items"] | None

@@ -10,14 +10,8 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..pictures import grid
-from .base import (
-    DPI,
-    drop,
-    frame,
-    head,
-    need,
-)
+from .base import DPI, drop, frame, head, need
+from .samples import grid
 
 
 def image_grids(panels: Mapping[str, Float[Tensor, "_ _ _ _"]], columns: int = 8) -> Figure:

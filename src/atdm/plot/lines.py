@@ -17,22 +17,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..diffusion.process import Process
 from ..errors import UserError
 from ..metrics import METRICS
 from ..metrics import metric as metric_entry
-from ..perturb import PublishedRadius, PublishedWeight
-from ..process import Process
-from .base import (
-    INK,
-    MARKERS,
-    Log,
-    colours,
-    dress,
-    drop,
-    frame,
-    legend,
-    need,
-)
+from ..objective.perturb import PublishedRadius, PublishedWeight
+from .base import INK, MARKERS, Log, colours, dress, drop, frame, legend, need
 
 
 def ray(process: Process, omegas: Sequence[float], floor: float = 8 / 255) -> Figure:

@@ -21,18 +21,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..metrics.exact import HasDistance
-from .base import (
-    COLOURS,
-    DISTANCE,
-    INK,
-    array,
-    colours,
-    dress,
-    drop,
-    frame,
-    head,
-    need,
-)
+from .base import COLOURS, DISTANCE, INK, array, colours, dress, drop, frame, head, need
 
 
 def points3d(

@@ -15,17 +15,7 @@ import numpy as np
 from jaxtyping import Shaped
 from matplotlib.figure import Figure
 
-from .base import (
-    COLOURS,
-    INK,
-    MOST_PICTURE,
-    dress,
-    drop,
-    frame,
-    head,
-    legend,
-    need,
-)
+from .base import COLOURS, INK, MOST_PICTURE, dress, drop, frame, head, legend, need
 
 
 def run_curves(

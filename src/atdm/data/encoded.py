@@ -1,0 +1,74 @@
+"""The latents of a source: images encoded once, after the corruption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..diffusion.latent import AT_ONCE, Latents
+from ..errors import UserError
+from .source import Source
+
+
+class Encoded:
+    """The items of a source as latents (the modes of their posteriors), encoded when they are asked for.
+
+    Args:
+        source: images; what is done to them must be the same in every epoch, for latents are encoded once.
+
+    Raises:
+        UserError: the autoencoder does not take the images, or they change from epoch to epoch.
+    """
+
+    def __init__(self, source: Source, latents: Latents) -> None:
+        changing = {
+            "flip": source.flip,
+            "crop random": source.window is not None,
+            "corrupt_fresh": source.fresh and bool(source.corruption),
+        }
+        if any(changing.values()):
+            named = " and ".join(name for name, is_set in changing.items() if is_set)
+            raise UserError(
+                f"With an autoencoder each image is encoded once, so it cannot change from epoch to epoch: {named}. "
+                "Expected no flip, a crop of center or none, and a corruption that is fixed to the item."
+            )
+        self.source, self.latents = source, latents
+        self.item_shape = latents.shape_of(source.item_shape)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b latent h w"]:
+        parts = [
+            self.latents.encode(self.source.batch(rows, torch.zeros_like(rows))).cpu()
+            for rows in indices.split(AT_ONCE)
+        ]
+        return torch.cat(parts)
+
+    def save(self, path: Path, progress: Callable[[int, int], None] | None = None) -> None:
+        """Write all latents to an .npy file, a few at a time.
+
+        Args:
+            progress: called with how many are done, and of how many.
+
+        Raises:
+            UserError: a latent is not finite.
+        """
+        with open(path, "wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(self), *self.item_shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for rows in torch.arange(len(self)).split(AT_ONCE):
+                z = self[rows]
+                if not bool(z.isfinite().all()):
+                    raise UserError(
+                        f"The autoencoder makes latents that are not finite of the items {int(rows[0])} to "
+                        f"{int(rows[-1])}. Expected one whose weights work in float32."
+                    )
+                file.write(z.numpy().astype("<f4").tobytes())
+                if progress:
+                    progress(int(rows[-1]) + 1, len(self))

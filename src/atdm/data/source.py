@@ -1,0 +1,227 @@
+"""What training sees, batch by batch: clean items read, corrupted and augmented on the fly, ahead of the device.
+
+Every row is a function of (seed, index, epoch) alone, so batches are the same for any number of workers and processes,
+and those of a run that resumes are those of the run that never stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..corruption import Corruption, corrupt_rows, require_fit
+from ..corruption.levels import drawn_levels
+from ..errors import UserError
+from ..noise import Gauge
+from .items import Floats, Items, every
+
+RESIDENT = 256 * 2**20  # bytes of items that are prepared once and kept in memory
+GAUGED = 4096  # items that a gauge of their noise is fitted to
+
+
+@runtime_checkable
+class Plan(Protocol):
+    """Which items a step trains on, and in which epoch each of them is."""
+
+    def __getitem__(self, step: int) -> Tensor: ...
+
+    def epochs(self, step: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Training data by index.
+
+    The order is that of a corrupted set on disk: dirt first, fixed to the item as stored, then window and mirror image.
+
+    Args:
+        items: clean items.
+        corruption: what is done to them.
+        seed: of all that is drawn here.
+        fresh: draw the dirt anew in every epoch; otherwise it is fixed to the item.
+        flip: mirror each image with probability 1/2, anew in every epoch.
+        window: cut a random square of this side from each image, anew in every epoch; None takes images whole.
+        std: standard deviation of the Gaussian noise that each item is known to hold before anything is done to it;
+            None: the items are clean.
+
+    Raises:
+        UserError: corruption, flip or window are for images and the items are not.
+    """
+
+    items: Items
+    corruption: tuple[Corruption, ...] = ()
+    seed: int = 0
+    fresh: bool = False
+    flip: bool = False
+    window: int | None = None
+    std: Float[Tensor, "n"] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        require_fit(self.corruption, tuple(self.items.item_shape))
+        if (self.flip or self.window) and len(self.items.item_shape) != 3:
+            raise UserError("flip and random crops are for images, and the data are vectors. Expected neither.")
+        if self.std is not None and len(self.std) != len(self.items):
+            raise UserError(
+                f"There are {len(self.items)} items and {len(self.std)} noise levels. Expected one for each."
+            )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """The shape of an item of a batch."""
+        shape = tuple(self.items.item_shape)
+        return shape if self.window is None else (shape[0], self.window, self.window)
+
+    def batch(self, indices: Int[Tensor, "b"], epochs: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
+        """These items as training sees them in these epochs."""
+        x = self.items[indices]
+        if self.corruption:
+            when = epochs if self.fresh else torch.zeros_like(epochs)
+            corrupt_rows(x, self.corruption, self.seed, indices.tolist(), when.tolist())
+        if self.window is not None:
+            x = self._windows(x, indices, epochs)
+        if self.flip:
+            coins = torch.from_numpy(dice(self.seed, "flip", indices, epochs) < 0.5)
+            x = torch.where(coins.reshape(-1, 1, 1, 1), x.flip(-1), x)
+        return x
+
+    def levels(self, indices: Int[Tensor, "b"], epochs: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """Standard deviation of the Gaussian noise in these items of :meth:`batch`."""
+        when = epochs if self.fresh else torch.zeros_like(epochs)
+        drawn = drawn_levels(self.corruption, self.seed, indices.tolist(), when.tolist())
+        return drawn if self.std is None else torch.hypot(drawn, self.std[indices])
+
+    def _windows(self, x: Tensor, indices: Tensor, epochs: Tensor) -> Tensor:
+        places = []
+        for name, side in zip(("top", "left"), x.shape[2:], strict=True):
+            drawn = dice(self.seed, name, indices, epochs) * (side - self.item_shape[1] + 1)
+            places.append(torch.from_numpy(drawn.astype(np.int64))[:, None] + torch.arange(self.item_shape[1]))
+        rows, columns = places
+        every_row = torch.arange(len(x))[:, None, None]
+        return x.permute(0, 2, 3, 1)[every_row, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+    def first(self, count: int) -> Float[Tensor, "b *item"]:
+        """So many items as of epoch 0, from the start again where there are fewer."""
+        return self.batch(torch.arange(count) % len(self), torch.zeros(count, dtype=torch.long))
+
+    def some(self, count: int) -> Float[Tensor, "b *item"]:
+        """So many items of epoch 0 drawn at random, or all: what a look at the data is taken from."""
+        chosen = self._chosen(count)
+        return self.batch(chosen, torch.zeros_like(chosen))
+
+    def gauge(self) -> Gauge:
+        """What tells the noise of the items of a batch from these themselves.
+
+        Raises:
+            UserError: there is no telling noise from content in such data.
+        """
+        return Gauge.fit(self.some(GAUGED), self._chosen(GAUGED))
+
+    def _chosen(self, count: int) -> Int[Tensor, "b"]:
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed))[:count]
+
+    def save(self, path: Path) -> None:
+        """Write all items as of epoch 0 to an .npz (float32 array ``samples``), a few at a time."""
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(self), *self.item_shape)}
+        with zipfile.ZipFile(path, "w") as archive, archive.open("samples.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for rows in torch.arange(len(self)).split(256):
+                file.write(self.batch(rows, torch.zeros_like(rows)).numpy().astype("<f4").tobytes())
+
+    def prepared(self) -> Source:
+        """The same source with what never changes done once and kept in memory, where that is small."""
+        size = 4 * len(self) * int(np.prod(self.items.item_shape))
+        if size > RESIDENT or (isinstance(self.items, Floats) and not self.corruption):
+            return self
+        x = every(self.items)
+        if self.corruption and not self.fresh:
+            rows = torch.arange(len(x))
+            levels = self.levels(rows, torch.zeros_like(rows))
+            corrupt_rows(x, self.corruption, self.seed, rows.tolist(), [0] * len(x))
+            return replace(self, items=Floats(x), corruption=(), std=levels)
+        return replace(self, items=Floats(x))
+
+
+def dice(seed: int, purpose: str, indices: Int[Tensor, "b"], epochs: Int[Tensor, "b"]) -> Float[np.ndarray, "b"]:
+    """Uniform numbers in [0, 1), each a function of its (seed, purpose, index, epoch): splitmix64 (Steele 2014) as a hash."""
+    z = np.full(len(indices), (seed ^ int.from_bytes(purpose.encode(), "little")) & (2**64 - 1), np.uint64)
+    for word in (indices.numpy().astype(np.uint64), epochs.numpy().astype(np.uint64)):
+        z = (z ^ word) + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(11)).astype(np.float64) / 2**53
+
+
+@dataclass(frozen=True)
+class _Steps(torch.utils.data.Dataset[Tensor]):
+    """Batches by step: this process's rows of each."""
+
+    source: Source
+    plan: Plan
+    rows: Tensor
+
+    def __getitem__(self, step: int) -> Tensor:
+        return self.source.batch(self.plan[step][self.rows], self.plan.epochs(step)[self.rows])
+
+
+def feed(source: Source, plan: Plan, rows: Tensor, steps: range, workers: int, pin: bool) -> Iterator[Tensor]:
+    """The batch of each step, in order.
+
+    Args:
+        rows: which rows of the global batch this process trains on.
+        workers: processes that prepare batches ahead; 0 prepares each when it is asked for.
+        pin: put batches into page-locked memory, from which a GPU fetches them while it computes.
+
+    Raises:
+        UserError: a worker died.
+    """
+    batches = _Steps(source, plan, rows)
+    if workers == 0:
+        for step in steps:
+            batch = batches[step]
+            yield batch.pin_memory() if pin else batch
+        return
+    loader: Any = torch.utils.data.DataLoader(
+        batches,
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        worker_init_fn=_ignore_signals,
+        pin_memory=pin,
+        generator=torch.Generator(),  # the loader's own seed must not come from the stream training uses
+    )
+    try:
+        yield from loader
+    except (RuntimeError, OSError, EOFError) as problem:  # as torch or its pipes happen to notice
+        if isinstance(problem, RuntimeError) and "DataLoader worker (pid" not in str(problem):
+            raise
+        raise UserError(
+            f"A process that prepares batches failed: {' '.join(str(problem).split())}. "
+            "Memory may have run out. Expected more of it, fewer --workers, or --workers 0."
+        ) from problem
+
+
+def _ignore_signals(_: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the one that trains ends the others, after its step."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+
+
+def workers_for(source: Source, device: torch.device, processes: int) -> int:
+    """How many workers keep a device fed: none where batches cost nothing or the CPU itself trains."""
+    if device.type == "cpu" or (isinstance(source.items, Floats) and not source.corruption):
+        return 0
+    return min(4, max(1, (os.cpu_count() or 1) // processes))

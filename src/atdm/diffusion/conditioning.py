@@ -1,0 +1,78 @@
+"""Class and text conditioning: dropping it in training, and guidance without a classifier in sampling.
+
+Source: Ho & Salimans 2022, Classifier-Free Diffusion Guidance (arXiv 2207.12598), algorithms 1 and 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import UserError, unknown
+from ..nets import call
+
+
+def drop_conditioning(
+    conditioning: Mapping[str, Tensor],
+    null: Mapping[str, Tensor],
+    probability: float,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """``conditioning`` in which rows are replaced by ``null``, each with ``probability``: all tensors at the same rows.
+
+    Drop before the objective is called: its clean and pushed passes, and the attack, then see the same rows dropped.
+
+    >>> kept = drop_conditioning({"encoder_hidden_states": text}, {"encoder_hidden_states": empty}, 0.1, generator)
+    >>> loss = objective(unet, latents, **kept).loss.mean()
+
+    Args:
+        conditioning: by the network's keyword, tensors with one row per sample.
+        null: for each of them what stands for nothing, in the shape of a row: the embedding of an empty prompt, or the
+            index after the last class.
+        probability: of dropping a row, such as 0.1.
+        generator: seeds which rows; default: torch's global stream.
+
+    Raises:
+        UserError: a probability outside [0, 1], tensors of different length, or one without its ``null``.
+    """
+    if not 0 <= probability <= 1:
+        raise UserError(f"The probability of dropping the conditioning is {probability}. Expected a number in [0, 1].")
+    for name in conditioning:
+        if name not in null:
+            raise unknown("null conditioning", name, null)
+    lengths = {len(value) for value in conditioning.values()}
+    if len(lengths) > 1:
+        raise UserError(f"The conditioning has {sorted(lengths)} rows. Expected one row per sample in every tensor.")
+    rows = lengths.pop() if lengths else 0
+    dropped = torch.rand(rows, generator=generator, device=generator.device if generator else "cpu") < probability
+    return {name: _replace(value, null[name], dropped) for name, value in conditioning.items()}
+
+
+def _replace(value: Tensor, null: Tensor, rows: Tensor) -> Tensor:
+    rows = rows.to(value.device).reshape(-1, *[1] * (value.dim() - 1))
+    return torch.where(rows, null.to(value), value)
+
+
+class Guided(nn.Module):
+    """A conditional network with guidance: ``out(null) + scale (out(c) - out(null))``, for :func:`atdm.diffusion.sampling.sample`.
+
+    Args:
+        model: trained with :func:`drop_conditioning`.
+        null: as there.
+        scale: 1 is the conditional network itself; more follows the condition at the price of variety.
+    """
+
+    def __init__(self, model: Callable[..., Any], null: Mapping[str, Tensor], scale: float) -> None:
+        super().__init__()
+        self.model, self.null, self.scale = model, dict(null), scale
+
+    def forward(self, x: Float[Tensor, "batch *dims"], t: Tensor, **conditioning: Any) -> Float[Tensor, "batch *dims"]:
+        """The guided output; the two passes are one batch."""
+        empty = {k: v.to(conditioning[k]).expand_as(conditioning[k]) for k, v in self.null.items()}
+        both = {k: torch.cat([v, empty[k]]) if k in empty else v for k, v in conditioning.items()}
+        given, nothing = call(self.model, torch.cat([x, x]), torch.cat([t, t]), **both).chunk(2)
+        return nothing + self.scale * (given - nothing)

@@ -1,0 +1,318 @@
+"""The forward process ``x_t = alpha_t x_0 + sigma_t eps`` and the conversions between what networks predict.
+
+Source: Ho et al. 2020 (DDPM), Nichol & Dhariwal 2021 (cosine), Liu et al. 2023 (rectified flow), Karras et al. 2022 (EDM);
+METHOD notation of arXiv 2505.21742, section 2. ``eps ~ N(0, I)``; radii elsewhere in atdm are in *noise units*, that is in units of ``eps``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import UserError, unknown
+from .predictions import PREDICTIONS
+
+FAMILIES = ("vp", "flow", "edm")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A discrete forward process with timesteps ``0 .. T-1``; larger t is noisier.
+
+    Args:
+        alphas: ``alpha_t``, the factor on the data.
+        sigmas: ``sigma_t``, the standard deviation of the noise.
+        prediction: what the network predicts, a name in :data:`~atdm.diffusion.predictions.PREDICTIONS`.
+        schedule: how diffusers' schedulers of the family rebuild the tables, beside the number of timesteps.
+        family: whose schedulers sample it: ``vp`` (variance preserving), ``flow`` or ``edm``.
+        times: what the network is told at each timestep; default: t itself.
+        chances: how often training draws each timestep (sums to 1); default: all alike.
+        data_std: of the data, as v and EDM predictions assume it; 1 in variance-preserving processes.
+    """
+
+    alphas: Float[Tensor, "T"]
+    sigmas: Float[Tensor, "T"]
+    prediction: str = "epsilon"
+    schedule: dict[str, Any] = field(default_factory=dict)
+    family: str = "vp"
+    times: Float[Tensor, "T"] | None = None
+    chances: Float[Tensor, "T"] | None = None
+    data_std: float = 1.0
+    _tables: dict[torch.device, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise unknown("prediction", self.prediction, PREDICTIONS)
+        if self.family not in FAMILIES:
+            raise unknown("family of processes", self.family, FAMILIES)
+        if not bool(((self.sigmas[1:] / self.alphas[1:]) >= (self.sigmas[:-1] / self.alphas[:-1])).all()):
+            raise UserError("The noise-to-signal ratio sigma_t/alpha_t must not decrease with t.")
+
+    @classmethod
+    def linear(
+        cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, prediction: str = "epsilon"
+    ) -> Process:
+        """Variance preserving with linear betas (Ho 2020); the betas scale with 1000/steps to keep the end point."""
+        scale = 1000 / steps
+        betas = torch.linspace(beta_start * scale, beta_end * scale, steps, dtype=torch.float64)
+        schedule = {"beta_schedule": "linear", "beta_start": beta_start * scale, "beta_end": beta_end * scale}
+        return cls._from_betas(betas, prediction, schedule)
+
+    @classmethod
+    def cosine(cls, steps: int = 1000, prediction: str = "epsilon") -> Process:
+        """Variance preserving with ``abar(u) = cos^2(pi/2 (u + 0.008) / 1.008)`` and betas capped at 0.999 (Nichol 2021)."""
+        u = torch.arange(steps + 1, dtype=torch.float64) / steps
+        abar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
+        return cls._from_betas(betas, prediction, {"beta_schedule": "squaredcos_cap_v2"})
+
+    @classmethod
+    def flow(cls, steps: int = 1000, shift: float = 1.0, prediction: str = "flow") -> Process:
+        """Rectified flow ``x_s = (1 - s) x_0 + s eps`` (Liu 2023) for s = 1/T .. 1; the network is told ``T s``, as diffusers does.
+
+        Args:
+            shift: moves the levels towards noise, ``s -> shift s / (1 + (shift - 1) s)`` (Esser 2024, eq. 23).
+
+        Raises:
+            UserError: a shift that is not positive, or a prediction that says nothing about x_0 at s = 1.
+        """
+        if not shift > 0:
+            raise UserError(f"The shift of the flow is {shift}. Expected a number > 0, such as 1 or 3.")
+        s = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+        s = shift * s / (1 + (shift - 1) * s)
+        return cls._from_levels(s, prediction, {"shift": shift})
+
+    @classmethod
+    def _from_levels(cls, s: Tensor, prediction: str, schedule: dict[str, Any]) -> Process:
+        if prediction in ("epsilon", "score"):
+            raise UserError(
+                f"A flow starts at pure noise, where '{prediction}' says nothing about the data. "
+                "Expected the prediction flow, v_prediction or sample."
+            )
+        times = (s * len(s)).float()
+        return cls((1 - s).float(), s.float(), prediction, schedule, "flow", times)
+
+    @classmethod
+    def edm(
+        cls,
+        steps: int = 1000,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+        sigma_data: float = 0.5,
+        p_mean: float = -1.2,
+        p_std: float = 1.2,
+        prediction: str = "edm",
+    ) -> Process:
+        """EDM (Karras 2022): noise levels ``sigma`` of x_0 + sigma eps, seen by the network as ``c_in (x_0 + sigma eps)``.
+
+        The state is the preconditioned one, so ``alpha = c_in = 1/sqrt(sigma^2 + sigma_data^2)`` and ``sigma_t = c_in
+        sigma``: at most 1, as in variance-preserving processes, and a push moves the unscaled state by ``sigma delta``.
+        The network is told ``c_noise = log(sigma)/4``. Levels are those of eq. 5; training draws ``log sigma`` from
+        ``N(p_mean, p_std^2)``, and the weight ``1/c_out^2`` of the published loss is a squared error of F.
+
+        Raises:
+            UserError: levels or widths that are not positive and ordered, or a prediction that diffusers has no word for.
+        """
+        if not (0 < sigma_min < sigma_max and rho > 0 and sigma_data > 0 and p_std > 0):
+            raise UserError(
+                f"EDM has sigma_min {sigma_min}, sigma_max {sigma_max}, rho {rho}, sigma_data {sigma_data} and p_std "
+                f"{p_std}. Expected 0 < sigma_min < sigma_max, and the others > 0."
+            )
+        if prediction == "epsilon":
+            raise UserError(
+                "Diffusers means EDM's F by 'epsilon'. Expected the prediction edm, v_prediction, sample, score or flow."
+            )
+        ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+        low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+        sigma = (low + ramp * (high - low)) ** rho
+        c_in = (sigma.square() + sigma_data**2).rsqrt()
+        middles = (sigma.log()[1:] + sigma.log()[:-1]) / 2
+        below = torch.special.ndtr((middles - p_mean) / p_std)
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        chances = torch.cat([ends[:1], below, ends[1:]]).diff()
+        schedule = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho, "sigma_data": sigma_data}
+        return cls(
+            c_in.float(),
+            (c_in * sigma).float(),
+            prediction,
+            schedule,
+            "edm",
+            (sigma.log() / 4).float(),
+            chances.float(),
+            sigma_data,
+        )
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any) -> Process:
+        """The process a diffusers scheduler was built for: variance preserving, flow matching or EDM.
+
+        Of the last it takes the published ``p_mean`` and ``p_std``, which schedulers do not know.
+
+        Raises:
+            UserError: another kind of scheduler, or options of it that atdm has no table for.
+        """
+        config = scheduler.config
+        if type(scheduler).__name__.startswith("FlowMatch"):
+            fresh = type(scheduler).from_config(config)  # set_timesteps overwrites the levels of training
+            keys = [k for k in config if not k.startswith("_") and k not in ("num_train_timesteps", "prediction_type")]
+            if config.get("invert_sigmas"):
+                raise UserError(f"{type(scheduler).__name__} inverts its levels. Expected invert_sigmas=False.")
+            schedule = {k: config[k] for k in keys if k != "clip_sample"}
+            return cls._from_levels(fresh.sigmas.double().flip(0), config.get("prediction_type", "flow"), schedule)
+        if "sigma_data" in config:
+            if config["sigma_schedule"] != "karras":
+                raise UserError(
+                    f"{type(scheduler).__name__} has the sigma_schedule '{config['sigma_schedule']}'. Expected 'karras'."
+                )
+            spoken = config["prediction_type"]
+            options = {k: config[k] for k in ("sigma_min", "sigma_max", "rho", "sigma_data")}
+            return cls.edm(
+                config["num_train_timesteps"], **options, prediction="edm" if spoken == "epsilon" else spoken
+            )
+        abar = getattr(scheduler, "alphas_cumprod", None)
+        if abar is None:
+            raise UserError(
+                f"{type(scheduler).__name__} has no alphas_cumprod. Expected a scheduler that is variance preserving "
+                "such as DDPMScheduler, for flow matching such as FlowMatchEulerDiscreteScheduler, or EDMEulerScheduler."
+            )
+        keys = ["beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr"]
+        schedule = {k: config[k] for k in keys if config.get(k) is not None}
+        return cls._from_abar(abar.double(), config.get("prediction_type", "epsilon"), schedule)
+
+    @classmethod
+    def _from_betas(cls, betas: Tensor, prediction: str, schedule: dict[str, Any]) -> Process:
+        return cls._from_abar(torch.cumprod(1 - betas, 0), prediction, schedule)
+
+    @classmethod
+    def _from_abar(cls, abar: Tensor, prediction: str, schedule: dict[str, Any]) -> Process:
+        return cls(abar.sqrt().float(), (1 - abar).sqrt().float(), prediction, schedule)
+
+    @property
+    def steps(self) -> int:
+        """T, the number of timesteps."""
+        return len(self.alphas)
+
+    def scheduler_config(self, clip_sample: bool) -> dict[str, Any]:
+        """The keyword arguments with which diffusers' schedulers of the family rebuild this process."""
+        config = {"num_train_timesteps": self.steps, **self.schedule}
+        if self.family == "vp":
+            return {**config, "prediction_type": self.prediction, "clip_sample": clip_sample}
+        native = {"edm": "epsilon"} if self.family == "edm" else {}  # diffusers' word for F
+        if self.prediction == self.family == "flow":  # its schedulers know nothing else, and take no word for it
+            return config
+        return {**config, "prediction_type": native.get(self.prediction, self.prediction)}
+
+    def alpha(self, t: Int[Tensor, "batch"], like: Float[Tensor, "batch *dims"] | None = None) -> Tensor:
+        """``alpha_t``, shaped to broadcast against ``like`` (or ``[batch]``)."""
+        return self._gather("alpha", t, like)
+
+    def sigma(self, t: Int[Tensor, "batch"], like: Float[Tensor, "batch *dims"] | None = None) -> Tensor:
+        """``sigma_t``, shaped to broadcast against ``like`` (or ``[batch]``)."""
+        return self._gather("sigma", t, like)
+
+    def ratio(self, t: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+        """``sigma_t / alpha_t``: the noise level of the rescaled state ``x_t / alpha_t``, in data units."""
+        return self.sigma(t) / self.alpha(t)
+
+    def timestep_at(self, ratio: float) -> int:
+        """The first timestep whose ``sigma_t/alpha_t`` reaches ``ratio``: the inverse of :meth:`ratio` (T if none does)."""
+        return int(torch.searchsorted((self.sigmas / self.alphas).contiguous(), ratio))
+
+    def mix(
+        self, x0: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"], t: Int[Tensor, "batch"]
+    ) -> Float[Tensor, "batch *dims"]:
+        """``x_t = alpha_t x_0 + sigma_t eps``."""
+        return self.alpha(t, x0) * x0 + self.sigma(t, x0) * eps
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Int[Tensor, "n"]:
+        """``n`` timesteps as training meets them, on the device of ``generator``."""
+        device = generator.device if generator else "cpu"
+        if self.chances is None:
+            return torch.randint(self.steps, (n,), generator=generator, device=device)
+        bounds = self.chances.double().cumsum(0).to(device)
+        u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
+        return torch.searchsorted(bounds, u * bounds[-1], right=True).clamp(max=self.steps - 1)
+
+    def share_below(self, ratio: float) -> float:
+        """How much of training has a noise level ``sigma_t/alpha_t`` below ``ratio``."""
+        t = self.timestep_at(ratio)
+        return t / self.steps if self.chances is None else float(self.chances[:t].double().sum())
+
+    def time(self, t: Int[Tensor, "batch"]) -> Int[Tensor, "batch"] | Float[Tensor, "batch"]:
+        """What the network is told at timesteps t: t itself, ``T s`` of a flow, ``log(sigma)/4`` of EDM."""
+        return t if self.times is None else self._gather("time", t, None)
+
+    def target(
+        self, x0: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"], t: Int[Tensor, "batch"]
+    ) -> Float[Tensor, "batch *dims"]:
+        """What the network should output for ``x_t = mix(x0, eps, t)``: ``A_t x_0 + B_t eps``."""
+        if self.prediction == "epsilon":
+            return eps
+        if self.prediction == "sample":
+            return x0
+        return self._gather("A", t, x0) * x0 + self._gather("B", t, x0) * eps
+
+    def to_eps(
+        self, output: Float[Tensor, "batch *dims"], x_t: Float[Tensor, "batch *dims"], t: Int[Tensor, "batch"]
+    ) -> Float[Tensor, "batch *dims"]:
+        """The noise prediction that the network's ``output`` at ``x_t`` amounts to."""
+        if self.prediction == "epsilon":
+            return output
+        return self._gather("eps_out", t, x_t) * output + self._gather("eps_x", t, x_t) * x_t
+
+    def to_x0(
+        self, output: Float[Tensor, "batch *dims"], x_t: Float[Tensor, "batch *dims"], t: Int[Tensor, "batch"]
+    ) -> Float[Tensor, "batch *dims"]:
+        """The denoised ``D(x_t, t)`` that the network's ``output`` at ``x_t`` amounts to."""
+        if self.prediction == "sample":
+            return output
+        return self._gather("x0_out", t, x_t) * output + self._gather("x0_x", t, x_t) * x_t
+
+    def output_weight(self, t: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+        """What a squared error of the output counts in the loss: 1, and ``sigma_t^2`` of a score (Song 2021)."""
+        return self._gather("output_weight", t, None)
+
+    def eps_weight(self, t: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+        """What a squared error of eps counts in the loss: ``output_weight / (d eps / d out)^2``.
+
+        A term in eps units with this factor stands to the denoising term as it does for a network that predicts eps.
+        """
+        return self._gather("eps_weight", t, None)
+
+    def denoised(
+        self, eps: Float[Tensor, "batch *dims"], x_t: Float[Tensor, "batch *dims"], t: Int[Tensor, "batch"]
+    ) -> Float[Tensor, "batch *dims"]:
+        """``D(x_t, t) = (x_t - sigma_t eps) / alpha_t``."""
+        return (x_t - self.sigma(t, x_t) * eps) / self.alpha(t, x_t)
+
+    def score(self, eps: Float[Tensor, "batch *dims"], t: Int[Tensor, "batch"]) -> Float[Tensor, "batch *dims"]:
+        """``grad log p_t(x_t) = -eps / sigma_t`` (Song 2021)."""
+        return -eps / self.sigma(t, eps)
+
+    def _gather(self, name: str, t: Tensor, like: Tensor | None) -> Tensor:
+        values = self._on(t.device)[name][t]
+        return values if like is None else values.reshape(-1, *[1] * (like.dim() - 1))
+
+    def _on(self, device: torch.device) -> dict[str, Tensor]:
+        if device not in self._tables:
+            tables = PREDICTIONS[self.prediction].tables(self.alphas.double(), self.sigmas.double(), self.data_std)
+            tables |= {"alpha": self.alphas, "sigma": self.sigmas}
+            if self.times is not None:
+                tables["time"] = self.times
+            self._tables[device] = {name: values.to(device, self.alphas.dtype) for name, values in tables.items()}
+        return self._tables[device]
+
+
+PROCESSES: dict[str, Callable[..., Process]] = {
+    "linear": Process.linear,
+    "cosine": Process.cosine,
+    "flow": Process.flow,
+    "edm": Process.edm,
+}

@@ -1,0 +1,212 @@
+"""A sampler on its way through one batch: one network evaluation at a time, with copies that look ahead.
+
+Nothing here switches gradients off, so a rollout can be differentiated; :func:`atdm.diffusion.sampling.trajectory` does.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import UserError
+from ..nets import call
+from .process import Process
+from .schedulers import spoken_by
+
+
+@dataclass(frozen=True)
+class Step:
+    """One network evaluation of a trajectory.
+
+    Args:
+        index: counts the evaluations from 0 (Heun makes two a step).
+        count: evaluations of a trajectory that is not stopped early.
+        t: the timestep.
+        x: the state the network saw, after the hook.
+        eps: the noise it predicted.
+        denoised: ``D(x, t)``, in [-1, 1] when sampling with ``clip_sample``.
+        next: the state after the step; of the last Step, the sample.
+    """
+
+    index: int
+    count: int
+    t: int
+    x: Float[Tensor, "batch *dims"]
+    eps: Float[Tensor, "batch *dims"]
+    denoised: Float[Tensor, "batch *dims"]
+    next: Float[Tensor, "batch *dims"]
+
+
+class Solver:
+    """Where a sampler is: the scheduler and what it remembers, the timesteps, and the state of the batch.
+
+    Made by :func:`atdm.diffusion.sampling.open_solver`; :meth:`begin` places the batch.
+
+    Args:
+        scheduler: of diffusers, with its timesteps set; it is used as it is, not copied.
+        levels: the timestep of the process at each evaluation, as :func:`atdm.diffusion.schedulers.place` tells.
+        shape: ``[batch, *item]``.
+        streams: generators that share the batch, for the noise of stochastic samplers; each serves as many consecutive
+            items.
+        stop_ratio: the step at the first t with ``sigma_t/alpha_t`` below it returns the denoised state, and is the last.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        process: Process,
+        scheduler: Any,
+        levels: Sequence[int],
+        shape: tuple[int, ...],
+        streams: Sequence[torch.Generator],
+        device: torch.device,
+        *,
+        stop_ratio: float | None = None,
+        clip_sample: bool = False,
+        conditioning: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.process, self.scheduler, self.shape = model, process, scheduler, shape
+        self.streams, self.device = list(streams), device
+        self.stop_ratio, self.clip_sample, self.conditioning = stop_ratio, clip_sample, dict(conditioning or {})
+        self.spoken = spoken_by(scheduler, process)  # the process, as the scheduler takes outputs
+        self.timesteps: list[Tensor] = list(
+            scheduler.timesteps
+        )  # of the scheduler; on the CPU, where reading does not wait
+        self.levels = list(levels)
+        self._draws = "generator" in inspect.signature(scheduler.step).parameters
+        self.index = 0
+        self.skipped = False
+        self.state = self.x = torch.empty(0)
+
+    @property
+    def t(self) -> int:
+        """The timestep of the next evaluation."""
+        return self.levels[self.index]
+
+    @property
+    def done(self) -> bool:
+        return self.index >= len(self.timesteps)
+
+    def skip_to(self, ratio: float) -> int:
+        """Leave out the steps from more noise than ``sigma_t/alpha_t = ratio``, and tell the first t that is left.
+
+        Raises:
+            UserError: no step is left.
+        """
+        ratios = self.process.sigmas / self.process.alphas
+        levels = sorted(set(self.levels), reverse=True)
+        kept = [t for t in levels if float(ratios[t]) <= ratio * (1 + 1e-6)]
+        if not kept:
+            raise UserError(
+                f"No step of the sampler starts at a noise level of {ratio:g} or below: its last is at "
+                f"sigma_t/alpha_t = {float(ratios[levels[-1]]):.3g}. Expected more steps, or a higher level."
+            )
+        if len(kept) == len(levels):
+            return kept[0]
+        places = [i for i, t in enumerate(self.levels) if t == kept[0]]
+        begin = places[-1]  # Heun's second visit of a timestep begins a step
+        if hasattr(self.scheduler, "ets"):  # PNDM takes its second timestep twice, wherever it begins
+            self.levels = [*kept[:2], *kept[1:]]
+            self.timesteps = [torch.tensor(t) for t in self.levels]
+        else:
+            if hasattr(self.scheduler, "set_begin_index"):
+                self.scheduler.set_begin_index(begin)
+            self.timesteps, self.levels = self.timesteps[begin:], self.levels[begin:]
+        self.skipped = True
+        return kept[0]
+
+    def begin(self, x: Float[Tensor, "batch *dims"]) -> None:
+        """Place the batch at the first timestep, in the coordinates the network sees (pure noise, if none was skipped)."""
+        x = x.to(self.device)
+        if self.skipped:
+            self.state, self.x = x / self._scale(), x
+        else:
+            self.state = x * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow matching has none
+            self.x = self._seen(self.state)
+
+    def move(self, x: Float[Tensor, "batch *dims"]) -> None:
+        """Go on from ``x``, in the coordinates the network sees, instead of the present state."""
+        self.state, self.x = self.state + (x - self.x) / self._scale(), x
+
+    def fork(self, streams: Sequence[torch.Generator] | None = None) -> Solver:
+        """A copy at the same place that shares the network.
+
+        Args:
+            streams: of the copy's noise; default: copies of this one's, so that both see the same noise.
+        """
+        twin = copy.copy(self)
+        twin.scheduler = copy.copy(self.scheduler)
+        for name, value in vars(self.scheduler).items():
+            if isinstance(value, list):  # what multistep samplers remember; they replace tensors and write into lists
+                setattr(twin.scheduler, name, list(value))
+        twin.streams = [g.clone_state() for g in self.streams] if streams is None else list(streams)
+        return twin
+
+    def predict(
+        self, x: Float[Tensor, "batch *dims"], checkpointed: bool = False
+    ) -> tuple[Tensor, Float[Tensor, "batch *dims"], Float[Tensor, "batch *dims"]]:
+        """At ``x`` and the present t: the network's output, the noise it amounts to, and ``D(x, t)``, not clipped.
+
+        Args:
+            checkpointed: on the way back compute the evaluation again, instead of keeping its intermediate values.
+        """
+        rows = torch.tensor(self.t, device=self.device).expand(self.shape[0])
+        told = self.process.time(rows)
+        if checkpointed and torch.is_grad_enabled() and x.requires_grad:
+            output: Tensor = checkpoint(
+                call, self.model, x, told, use_reentrant=False, preserve_rng_state=False, **self.conditioning
+            )
+        else:
+            output = call(self.model, x, told, **self.conditioning)
+        return output, self.process.to_eps(output, x, rows), self.process.to_x0(output, x, rows)
+
+    def step(self, checkpointed: bool = False) -> Step:
+        """Evaluate the network and go on to the next state."""
+        x, t, index = self.x, self.t, self.index
+        output, eps, denoised = self.predict(x, checkpointed)
+        if self.spoken is not self.process:
+            output = self.spoken.target(denoised, eps, torch.tensor(t, device=self.device).expand(self.shape[0]))
+        if self.clip_sample:
+            denoised = denoised.clamp(-1, 1)
+        ratio = float(self.process.sigmas[t] / self.process.alphas[t])
+        count = len(self.timesteps)
+        if self.stop_ratio is not None and ratio < self.stop_ratio:
+            self.state = self.x = denoised
+            self.timesteps, self.levels = self.timesteps[: index + 1], self.levels[: index + 1]
+        else:
+            # A scheduler draws from each generator the noise of one row: make a row of the items that share a generator.
+            g = len(self.streams)
+            blocked = self.shape if g == 1 else (g, self.shape[0] // g, *self.shape[1:])
+            randomness = {"generator": self.streams[0] if g == 1 else self.streams} if self._draws else {}
+            stepped = self.scheduler.step(
+                output.reshape(blocked), self.timesteps[index], self.state.reshape(blocked), **randomness
+            )
+            self.state = self.x = stepped.prev_sample.reshape(self.shape)
+        self.index += 1
+        if not self.done:
+            self.x = self._seen(self.state)
+        return Step(index, count, t, x, eps, denoised, self.x)
+
+    def finish(self, checkpointed: bool = True) -> Float[Tensor, "batch *dims"]:
+        """All the steps that are left; the sample."""
+        while not self.done:
+            self.step(checkpointed)
+        return self.x
+
+    def _scale(self) -> Tensor:
+        """What the network's coordinates are of the scheduler's, at the present t."""
+        return self._seen(torch.ones((), device=self.device))
+
+    def _seen(self, state: Tensor) -> Tensor:
+        """A state of the scheduler as the network sees it, at the present t."""
+        if not hasattr(self.scheduler, "scale_model_input"):  # flow matching
+            return state
+        return self.scheduler.scale_model_input(state, self.timesteps[self.index])

@@ -1,0 +1,1 @@
+"""Does experiments: jobs, what they found, and pages of it."""

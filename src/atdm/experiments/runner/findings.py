@@ -1,0 +1,122 @@
+"""What an experiment found: claims that are judged by numbers, figures and tables, and the files made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ... import plot, report
+from ...files import atomic
+from ...report import Row, finite
+from .rows import number
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement that numbers bear out or do not.
+
+    Args:
+        statement: what is published or expected.
+        holds: whether the numbers say so.
+        measured: the numbers, as a clause.
+    """
+
+    statement: str
+    holds: bool
+    measured: str
+
+
+def at_most(statement: str, value: float, than: float, share: float, names: tuple[str, str], unit: str = "") -> Claim:
+    """The claim that ``value`` is at most ``share`` times ``than``."""
+    ratio = value / than if than else math.nan
+    unit = f" {unit}" if unit else ""
+    measured = f"{names[0]} {number(value)}{unit}, {names[1]} {number(than)}{unit}: {number(ratio)} times"
+    return Claim(statement, bool(ratio <= share), measured)
+
+
+@dataclass
+class Findings:
+    """What an experiment found.
+
+    Args:
+        lead: what was done and what is published, in a paragraph that holds whatever the numbers are.
+        claims: judged by the numbers.
+        rows: the numbers.
+        figures: by file name; caption and figure.
+        tables: for the report.
+        notes: paragraphs that were made from the numbers and are no claims.
+    """
+
+    lead: str
+    claims: list[Claim]
+    rows: list[Row]
+    figures: dict[str, tuple[str, plot.Figure]]
+    tables: list[report.Table]
+    notes: list[str] = field(default_factory=list)
+
+    def paragraph(self, scale: str) -> str:
+        """The comparison as Markdown: what agrees and what does not."""
+        parts = [self.lead]
+        if scale == "smoke":
+            parts.append(
+                "**At scale smoke the networks are hardly trained**: this shows that everything runs, and the comparison "
+                "below means nothing."
+            )
+        for heading, holds in (("Agrees", True), ("Does not agree", False)):
+            chosen = [f"- {c.statement} ({c.measured})." for c in self.claims if c.holds is holds]
+            if chosen:
+                parts.append("\n".join([f"**{heading}:**", "", *chosen]))
+        return "\n\n".join([*parts, *self.notes]) + "\n"
+
+
+@dataclass
+class Outcome:
+    """What came of a job: rows, and by name, for the figures, tensors and plain values, also in dictionaries and lists.
+
+    Args:
+        seconds: of the processor that the job took, filled in by :func:`.stored.work`.
+    """
+
+    job: Any
+    rows: list[Row]
+    tensors: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def first_seed(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes that figures show."""
+    return [o for o in outcomes if o.job.seed == outcomes[0].job.seed]
+
+
+def write(found: Findings, name: str, summary: str, scale: str, provenance: Mapping[str, Any], out: Path) -> None:
+    """Write what was found."""
+    for title, (_, figure) in found.figures.items():
+        for kind in ("png", "svg"):
+            plot.save(figure, out / f"{title}.{kind}")
+    claims = [dataclasses.asdict(c) for c in found.claims]
+    numbers = {
+        "rows": finite(found.rows),
+        "claims": claims,
+        "tables": finite([{"columns": t.columns, "rows": t.rows, "caption": t.caption} for t in found.tables]),
+        "figures": {title: caption for title, (caption, _) in found.figures.items()},
+        "provenance": provenance,
+    }
+    for file, text in (("numbers.json", json.dumps(numbers, indent=1)), ("paragraph.md", found.paragraph(scale))):
+        with atomic(out / file) as scratch:
+            scratch.write_text(text, encoding="utf-8")
+    judged = report.Table(
+        ["published or expected", "agrees", "measured"],
+        [[c.statement, c.holds, c.measured] for c in found.claims],
+        "Judged by the numbers of this run." if scale != "smoke" else "At scale smoke this means nothing.",
+    )
+    sections = [
+        report.Section("Comparison", "\n\n".join(found.notes), [], [judged] if found.claims else []),
+        report.Section("Figures", "", [*found.figures.values()]),
+        report.Section("Numbers", "", [], found.tables),
+    ]
+    report.render(f"atdm reproduce {name}: {summary}", found.lead, sections, provenance, out / "report.html")

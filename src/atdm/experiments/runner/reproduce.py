@@ -1,0 +1,58 @@
+"""Does an experiment: its jobs on the machine's cores, what was found, and files."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ... import __version__
+from ...pool import Progress, work_through, workers
+from .. import entry, folder_of, module_of
+from . import stored
+from .findings import Findings, write
+
+
+def run(
+    name: str, out: Path, scale: str = "cpu", seeds: Sequence[int] = (0,), data: str | None = None
+) -> Iterator[Progress]:
+    """Do an experiment and write figures, ``numbers.json``, ``paragraph.md`` and ``report.html`` to a folder in ``out``.
+
+    What jobs have found is kept in ``out/NAME/jobs`` (:mod:`.stored`), so a run that was interrupted goes on, and more seeds cost
+    only themselves.
+
+    Yields:
+        ``(done, all, label)``, done and all in rough seconds of one core.
+
+    Raises:
+        UserError: an unknown name or scale, or data that cannot be used.
+    """
+    module, about, begin = module_of(name), entry(name), time.perf_counter()
+    todo = module.jobs(scale, seeds, data)
+    store = out / name / "jobs"
+    kept = stored.kept(store, todo)
+    outcomes = yield from work_through(partial(stored.work, module.work, store), todo)
+    total = sum(job.cost for job in todo)
+    yield total, total, "figures"
+    found: Findings = module.findings(scale, outcomes)
+    provenance = {
+        "experiment": name,
+        "scale": scale,
+        "seeds": list(seeds),
+        "atdm": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "jobs": len(todo),
+        "of them kept from before": kept,
+        "workers": workers(len(todo)),
+        "data": data,
+        "seconds of this run": round(time.perf_counter() - begin, 1),
+        "cpu seconds of all jobs": round(sum(o.seconds for o in outcomes), 1),
+    }
+    write(found, name, about.summary, scale, provenance, out / folder_of(name, data))
+    yield total, total, "report"

@@ -1,0 +1,100 @@
+"""Rows of ``numbers.json``: what is measured of a job and how it came about; their means over seeds, and tables of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ... import metrics, report
+from ...nets import weights_hash
+from ...report import Row
+from .training import Trained
+
+
+def row(trained: Trained, drawn: Tensor | None, values: Mapping[str, Any], /, **about: Any) -> Row:
+    """A row of ``numbers.json``: values, and how they came about.
+
+    Args:
+        drawn: the samples that were measured; None where the network itself was.
+        about: of the provenance, such as another sampler or number of steps.
+    """
+    job = trained.job
+    reference = trained.dataset.reference
+    made = {
+        "checkpoint": weights_hash(trained.net),
+        "weights": "ema",
+        "objective": dataclasses.asdict(job.method.objective),
+        "training_steps": job.settings.steps,
+        "batch_size": job.settings.batch_size,
+        "net": job.recipe.net,
+        "corrupt": job.corruption,
+        "sampler": job.recipe.sampler if drawn is not None else None,
+        "steps": job.recipe.sampling_steps if drawn is not None else None,
+        "clip_sample": job.recipe.clip_sample,
+        "samples": len(drawn) if drawn is not None else None,
+        "reference": trained.dataset.spec,
+        "reference_hash": metrics.content_hash(reference),
+        "reference_items": len(reference),
+        "seconds": trained.seconds,
+    }
+    return {"method": job.label, "condition": job.condition, "seed": job.seed, **values, **made, **about}
+
+
+def evaluate(trained: Trained, samples: Tensor) -> Row:
+    """Everything that is known of samples: :func:`atdm.metrics.evaluate_samples`, and the spread along the support."""
+    truth, reference = trained.dataset.truth, trained.dataset.reference
+    features, seed = trained.job.recipe.features, trained.job.seed
+    values: Row = dict(metrics.evaluate_samples(samples, reference, truth, features, seed=seed))
+    finite = samples[samples.flatten(1).isfinite().all(1)]
+    if hasattr(truth, "spread") and len(finite) > 1:
+        values["spread"] = truth.spread(finite)
+    return values
+
+
+def number(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:.3g}" if math.isfinite(value) else "not finite"
+
+
+def mean_over_seeds(rows: Iterable[Row], key: str, **where: Any) -> float:
+    """The mean of ``key`` over the rows that agree with ``where``; nan where there are none."""
+    found = [float(r[key]) for r in rows if all(r.get(k) == v for k, v in where.items()) and r.get(key) is not None]
+    return statistics.fmean(found) if found else math.nan
+
+
+def cell(rows: Iterable[Row], key: str, **where: Any) -> Any:
+    """A cell of a table: the value, or mean and standard deviation over seeds that differ; None where nothing was measured."""
+    found = [float(r[key]) for r in rows if all(r.get(k) == v for k, v in where.items()) and r.get(key) is not None]
+    if not found:
+        return None
+    return found[0] if len(set(found)) == 1 else (statistics.fmean(found), statistics.stdev(found))
+
+
+def values_of(rows: Iterable[Row], key: str) -> list[Any]:
+    """The different values of ``key``, in the order of the rows."""
+    return list(dict.fromkeys(r[key] for r in rows))
+
+
+def table_of(
+    rows: Sequence[Row],
+    by: Mapping[str, str],
+    columns: Mapping[str, str],
+    caption: str = "",
+    best: Mapping[str, report.Better] | None = None,
+) -> report.Table:
+    """A table with a line for every combination of the keys ``by`` that occurs.
+
+    Args:
+        by, columns: heading to the key of a row.
+    """
+    combinations = list(dict.fromkeys(tuple(r[k] for k in by.values()) for r in rows))
+    lines = [
+        [*line, *(cell(rows, key, **dict(zip(by.values(), line, strict=True))) for key in columns.values())]
+        for line in combinations
+    ]
+    return report.Table([*by, *columns], lines, caption, best or {})

@@ -1,0 +1,95 @@
+"""``objective: auto``: gate and strength of the push from the training data alone, without labels and without a validation set.
+
+A push inside a gate ``g`` shrinks what has a standard deviation up to about g (docs/method.md), and dirt shows where the
+data vary least: noise of std s on a share p of the items leaves ``sqrt(p) s`` there, clean data nearly nothing. So the gate
+follows :func:`quiet_std`, and on clean data it closes: what is left is ddpm.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import UserError
+
+ITEMS = 4096  # that are looked at
+SIDE = 8  # of the patches in which images are looked at, pixels
+QUIET = 0.1  # share of the directions that count as quiet
+GATE = 2.0  # quiet stds
+K = 2.0  # relative weight
+LENGTH = 5.0  # of the push, noise units, however many dimensions there are
+EVERY = 2  # steps for one with a push, and
+START = 0.5  # of the training is ddpm's: the denoiser that is made to agree with itself should first be a good one
+STOP = 0.5  # of the gate: sampling that stops there returns the denoised state, without what the network errs below
+
+
+def quiet_std(x: Float[Tensor, "n *item"], seed: int = 0) -> float:
+    """Root mean square of the data along the tenth of directions in which they vary least, data units.
+
+    The directions are principal ones of one half of the items, the mean square is taken over the other half, so that it is
+    not the smallest by chance. Images are looked at in patches of 8x8 pixels, one at random in each channel, so that dirt
+    that is alike in all channels counts.
+
+    Args:
+        seed: of the halves and the patches.
+
+    Raises:
+        UserError: fewer than 16 items.
+    """
+    if len(x) < 16:
+        raise UserError(f"There are {len(x)} items, too few to tell dirt from content. Expected at least 16.")
+    generator = torch.Generator().manual_seed(seed)
+    x = x[torch.randperm(len(x), generator=generator)]
+    rows = _patches(x, generator) if x.dim() == 4 else x.flatten(1)
+    first, second = rows.double().tensor_split(2)
+    mean = first.mean(0)
+    _, directions = torch.linalg.eigh((first - mean).T @ (first - mean))  # from the least on
+    quiet = directions[:, : max(1, round(QUIET * rows.shape[1]))]
+    return float(((second - mean) @ quiet).square().mean().sqrt())
+
+
+def _patches(x: Float[Tensor, "n channels height width"], generator: torch.Generator) -> Float[Tensor, "rows pixels"]:
+    """A patch of each channel of each image; those of one image stay in one half of the rows."""
+    sides = [min(SIDE, side) for side in x.shape[2:]]
+    places = [
+        torch.randint(whole - side + 1, (len(x),), generator=generator)
+        for whole, side in zip(x.shape[2:], sides, strict=True)
+    ]
+    i, j = (place[:, None] + torch.arange(side) for place, side in zip(places, sides, strict=True))
+    each = torch.arange(len(x))[:, None, None]
+    return (
+        x.permute(0, 2, 3, 1)[each, i[:, :, None], j[:, None, :]].permute(0, 3, 1, 2).reshape(-1, sides[0] * sides[1])
+    )
+
+
+def constants(x: Float[Tensor, "n *item"], k: float = K) -> dict[str, Any]:
+    """The options of ``robust_adv`` (:class:`atdm.training.config.ObjectiveConfig`) for training data ``x``.
+
+    The gated relative push along the l2 gradient: gate ``2 quiet_std``, and a push of 5 noise units in all, that is
+    ``r = 5 / sqrt(d)``: far enough to leave the data, near enough for the network to know its surroundings. The first half
+    of the training is ddpm's; then one step in two makes a push.
+
+    Args:
+        k: relative weight; more leaves less dirt, less stays closer to the data.
+
+    Raises:
+        UserError: too few items, or a weight that is not positive.
+    """
+    if not k > 0:
+        raise UserError(f"The k of objective auto is {k:g}. Expected a positive weight, such as {K:g}.")
+    std, d = quiet_std(x[:ITEMS]), math.prod(x.shape[1:])
+    return {
+        "name": "robust_adv",
+        "radius": f"constant:r={LENGTH / math.sqrt(d):.4g}",
+        "weight": f"relative:k={k:g}",
+        "norm": "l2",
+        "steps": 1,
+        "kappa": math.inf,
+        "every": EVERY,
+        "start": START,
+        "gate": max(float(f"{GATE * std:.3g}"), 1e-6),  # below the first sigma_t / alpha_t nothing is pushed
+    }

@@ -1,0 +1,337 @@
+"""The robustness laboratory: what can be said of a set of models, side by side and from the same random numbers.
+
+Models are run folders or any diffusers pipelines. Each is one job: samples at several step counts, attacks on the
+sampler, nearest training items, cost. :mod:`.lab_report` makes a page of the outcomes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import metrics
+from ..attack import ATTACKS, GOALS, Finding, Victim, check_seeds, damage_curve, doubt, summarize
+from ..corruption import parse_corruption
+from ..data import Dataset, load
+from ..data.source import Source
+from ..diffusion.process import Process
+from ..diffusion.sampling import open_solver, sample
+from ..errors import UserError
+from ..metrics import Memorization, memorization
+from ..nets import count_parameters, flops, item_shape, require_shape, weights_hash
+from ..pool import Progress, Tell, part, work_through
+from ..spec import build
+from ..training.checkpoint import load_pipeline, read_config
+from ..training.config import ObjectiveConfig, TrainConfig
+from ..training.run import read_log
+from .page import Row
+
+OTHER = 1_000_003  # seeds the corruption of held-out images, which must not be that of the training images
+SAMPLERS = ("ddpm", "ddim")
+MOST_TRAINING = 5000  # training items among which nearest neighbours are looked for
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured of each model.
+
+    Args:
+        n: samples at each number of steps.
+        steps: numbers of sampling steps.
+        budgets: of the attack, noise units at each step.
+        attack: on the trajectory of a ddim sampler.
+        attacked: samples under attack.
+        attacked_steps: of their sampler.
+        attack_seeds: of the sampling, for the intervals.
+        features: feature space of the Frechet distance and of memorization.
+        seed: first one of the sampling, shared by all models.
+    """
+
+    n: int = 256
+    steps: tuple[int, ...] = (5, 10, 25, 50, 100, 250)
+    budgets: tuple[float, ...] = (0.0, 0.003, 0.01, 0.03)
+    attack: str = "pgd:steps=3,norm=l2"
+    attacked: int = 64
+    attacked_steps: int = 25
+    attack_seeds: int = 3
+    features: str = "pixels"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("n", "attacked"):
+            if getattr(self, name) < 2:
+                raise UserError(f"{name} is {getattr(self, name)}. Expected 2 or more samples.")
+        if not self.steps or min(self.steps) < 1:
+            raise UserError(f"The numbers of steps are {list(self.steps)}. Expected one or more, of 1 or more.")
+        if not self.budgets or min(self.budgets) < 0 or not any(self.budgets):
+            raise UserError(f"The budgets are {list(self.budgets)}. Expected 0 or more, and one above 0.")
+        build("attack", self.attack, ATTACKS)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model.
+
+    Args:
+        model: run folder, pipeline folder or Hub name.
+        label: what figures and tables call it.
+        data: spec of the clean reference, the same for all models.
+        reading: how it is read; see :func:`atdm.data.load`.
+        config: of its run; None for a pipeline that somebody else made.
+        undefended: a ddpm run on the same data, to transfer attacks from and to.
+        cost: seconds on one core, roughly.
+    """
+
+    model: str
+    label: str
+    plan: Plan
+    data: str
+    reading: Mapping[str, Any]
+    config: Mapping[str, Any] | None = None
+    undefended: str | None = None
+    cost: float = 1.0
+
+    def __str__(self) -> str:
+        return self.label
+
+
+@dataclass
+class Outcome:
+    """What was found of one model.
+
+    Args:
+        rows: one per sampler and number of steps.
+        samples: of the ddpm and ddim sampler, by name and number of steps: the first ones, for pictures.
+        damage: rows of :func:`atdm.attack.summarize`.
+        checks: what speaks for and against the attack.
+        copies: nearest training items, with the samples and the training items; None where they cannot be judged.
+        facts: parameters, operations, training and seconds.
+    """
+
+    job: Job
+    rows: list[Row]
+    samples: dict[tuple[str, int], Tensor]
+    damage: list[dict[str, Any]]
+    checks: list[Finding]
+    copies: tuple[Memorization, Tensor, Tensor] | None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def jobs(
+    models: Sequence[str],
+    plan: Plan,
+    data: str | None = None,
+    image_size: int | None = None,
+    limit: int | None = None,
+) -> list[Job]:
+    """A job for each model, once it is known that all of them can be measured beside the same data.
+
+    Args:
+        data: clean reference; default: the data of the runs among ``models``, before corruption.
+
+    Raises:
+        UserError: no data are known, or they differ from run to run or do not fit a model; a model cannot be opened.
+    """
+    if len(set(models)) < len(models):
+        raise UserError("A model is named twice. Expected each once.")
+    configs = {m: read_config(Path(m)) if (Path(m) / "config.yaml").is_file() else None for m in models}
+    known = {m: c for m, c in configs.items() if c is not None}
+    if data is not None:
+        reading: dict[str, Any] = {"image_size": image_size, "limit": limit}
+    elif image_size or limit:
+        raise UserError("--image_size and --limit are for --data; a run's own data come as it used them.")
+    elif not known:
+        raise UserError(f"{', '.join(models)}: no run of atdm that names its data. Expected --data, a clean reference.")
+    else:
+        specs = {m: c["data"] for m, c in known.items()}
+        if len(set(specs.values())) > 1:
+            told = ", ".join(f"{m} on {s}" for m, s in specs.items())
+            raise UserError(f"The runs learned from different data: {told}. Expected --data, one clean reference.")
+        first = next(iter(known.values()))
+        data, reading = first["data"], {k: first[k] for k in TrainConfig.READING if k in first}
+    shape = load(data, **reading).item_shape
+    costs = {}
+    for model in models:
+        net, process, _ = load_pipeline(model)
+        require_shape(item_shape(net), model, shape, f"the reference {data}")
+        for sampler, steps in {*product(SAMPLERS, plan.steps), ("ddim", plan.attacked_steps)}:
+            open_solver(net, process, (1, *shape), generator=torch.Generator(), sampler=sampler, steps=steps)
+        costs[model] = _seconds(net, plan)
+    plain = next((m for m, c in known.items() if c["objective"]["name"] == "ddpm"), None)
+    labels = _labels(configs)
+    return [Job(m, labels[m], plan, data, reading, configs[m], plain if m != plain else None, costs[m]) for m in models]
+
+
+def _labels(configs: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:
+    """The name of the folder, after the objective where it does not begin with it; the whole path of namesakes."""
+    names = [Path(m).name for m in configs]
+    labels = {}
+    for model, config in configs.items():
+        name = Path(model).name if names.count(Path(model).name) == 1 else model
+        objective = config["objective"]["name"] if config else ""
+        labels[model] = name if not objective or name.startswith(objective) else f"{objective}: {name}"
+    return labels
+
+
+def _seconds(net: nn.Module, plan: Plan) -> float:
+    """A guess from the operations, at 2e9 a second."""
+    passes = len(SAMPLERS) * sum(plan.steps) * plan.n
+    search = build("attack", plan.attack, ATTACKS)
+    rounds = plan.attack_seeds * len(plan.budgets) + 8
+    passes += rounds * plan.attacked_steps * plan.attacked * (1 + 3 * search.steps * search.restarts)
+    return 1 + flops(net, item_shape(net)) * passes / 2e9
+
+
+def work(job: Job, tell: Tell) -> Outcome:
+    """Everything about one model."""
+    net, process, clip = load_pipeline(job.model)
+    net = net.to("cuda" if torch.cuda.is_available() else "cpu")
+    dataset = load(job.data, **job.reading)
+    rows, drawn, seconds = _qualities(job, net, process, clip, dataset, part(tell, 0, 0.5))
+    damage, checks = _attacked(job, net, process, clip, dataset, part(tell, 0.5, 1))
+    copies = _copies(job, drawn[SAMPLERS[0], max(job.plan.steps)])
+    shown = {key: x[:64] if x.dim() == 4 else x for key, x in drawn.items()}
+    return Outcome(job, rows, shown, damage, checks, copies, _facts(job, net, process, seconds))
+
+
+def _qualities(
+    job: Job, net: nn.Module, process: Process, clip: bool, dataset: Dataset, tell: Tell
+) -> tuple[list[Row], dict[tuple[str, int], Tensor], float]:
+    """Rows and samples by sampler and number of steps; and the seconds of a sample at the most steps."""
+    plan, reference = job.plan, dataset.reference
+    about = {"model": job.model, "checkpoint": weights_hash(net), "reference": job.data, "clip_sample": clip}
+    about["reference_hash"] = metrics.content_hash(reference)
+    rows, drawn, seconds, done = [], {}, 0.0, 0
+    total = len(SAMPLERS) * sum(plan.steps)
+
+    def hear(i: int, _: int) -> None:
+        tell((done + i) / total)
+
+    for sampler in SAMPLERS:
+        for steps in plan.steps:
+            begin = time.perf_counter()
+            x = sample(
+                net,
+                process,
+                plan.n,
+                dataset.item_shape,
+                sampler=sampler,
+                steps=steps,
+                seed=plan.seed,
+                batch_size=256,
+                clip_sample=clip,
+                progress=hear,
+            )
+            if steps == max(plan.steps):
+                seconds = (time.perf_counter() - begin) / plan.n
+            values = metrics.evaluate_samples(x, reference, dataset.truth, plan.features, plan.seed)
+            made = {"sampler": sampler, "steps": steps, "seed": plan.seed, "samples": plan.n}
+            rows.append({"label": job.label, **values, **made, **about})
+            drawn[sampler, steps] = x
+            done += steps
+    return rows, drawn, seconds
+
+
+def _attacked(
+    job: Job, net: nn.Module, process: Process, clip: bool, dataset: Dataset, tell: Tell
+) -> tuple[list[dict[str, Any]], list[Finding]]:
+    """The damage curve, and what speaks against the attack at its largest budget."""
+    plan, reference = job.plan, dataset.reference
+    search, worst = build("attack", plan.attack, ATTACKS), max(plan.budgets)
+    try:
+        goal = build("objective of an attack", "distance", GOALS).fit(reference, dataset.truth)
+    except UserError:  # the distance from these data is not known, or cannot be differentiated
+        goal = build("objective of an attack", "denoised", GOALS)
+
+    def victim(model: nn.Module, process: Process, clip: bool) -> Victim:
+        sampling = {"sampler": "ddim", "steps": plan.attacked_steps, "batch_size": 256, "clip_sample": clip}
+        return Victim(model, process, dataset.item_shape, goal, plan.attacked, sampling=sampling)
+
+    of, rows, seeds = victim(net, process, clip), [], range(plan.seed, plan.seed + plan.attack_seeds)
+    total = len(seeds) * len(plan.budgets) + 8
+    for point in damage_curve(of, search, plan.budgets, seeds, reference, dataset.truth, plan.features):
+        rows.append(point.row)
+        tell(len(rows) / total)
+    other = None
+    if job.undefended is not None:
+        plain, its_process, its_clip = load_pipeline(job.undefended)
+        other = victim(plain.to(next(net.parameters()).device), its_process, its_clip)
+    checks = doubt(of, search, worst, plan.seed, other)
+    return summarize(rows), [*checks, check_seeds([r["damage"] for r in rows if r["budget"] == worst])]
+
+
+def _copies(job: Job, samples: Tensor) -> tuple[Memorization, Tensor, Tensor] | None:
+    """Nearest training images, as the model saw them; those held out are dirtied alike. None without a background."""
+    config = job.config
+    if config is None:
+        dataset, parts, seed = load(job.data, **job.reading), parse_corruption("none"), 0
+    else:
+        dataset = load(config["data"], **{k: config[k] for k in TrainConfig.READING if k in config})
+        parts, seed = parse_corruption(config["corrupt"]), config["seed"]
+    if dataset.kind != "image" or dataset.held_out is None or not bool(samples.isfinite().all()):
+        return None
+    seen = Source(dataset.items, parts, seed, window=dataset.window)
+    unseen = Source(dataset.held_out, parts, seed + OTHER, window=dataset.window)
+    training = seen.first(min(MOST_TRAINING, len(seen)))
+    held_out = unseen.first(min(MOST_TRAINING, len(unseen)))
+    return memorization(samples, training, held_out, job.plan.features), samples, training
+
+
+def _facts(job: Job, net: nn.Module, process: Process, seconds: float) -> dict[str, Any]:
+    """What the model is and what it costs; training is known of runs only."""
+    steps, operations = max(job.plan.steps), flops(net, item_shape(net))
+    facts: dict[str, Any] = {
+        "network": type(net).__name__,
+        "parameters": count_parameters(net),
+        "flops_per_evaluation": operations,
+        "flops_per_sample": operations * steps,
+        "seconds_per_sample": seconds,
+        "sampling_steps": steps,
+    }
+    config = job.config
+    if config is not None:
+        objective = ObjectiveConfig(**config["objective"]).build(process, 0)
+        log = [r for r in read_log(Path(job.model)) if r.get("samples_per_second")]
+        passes = objective.passes()
+        facts |= {
+            "objective": config["objective"]["name"],
+            "corrupt": config["corrupt"],
+            "training_steps": config["steps"],
+            "batch_size": config["batch_size"],
+            "passes": {k: v for k, v in passes.items() if k != "floor_over_ddpm"},
+            "floor_over_ddpm": passes["floor_over_ddpm"],
+            "flops_of_training": 3 * operations * passes["floor_over_ddpm"] * config["steps"] * config["batch_size"],
+            "training_seconds": _training_seconds(log, config["batch_size"]),
+        }
+    return facts
+
+
+def _training_seconds(log: Sequence[Mapping[str, float]], batch_size: int) -> float | None:
+    """From the speed that was logged; the first steps of a log line count as fast as its last one."""
+    before, total = 0.0, 0.0
+    for record in log:
+        total += (record["step"] - before) * batch_size / record["samples_per_second"]
+        before = record["step"]
+    return total or None
+
+
+def run(todo: Sequence[Job], out: Path) -> Generator[Progress, None, dict[str, Any]]:
+    """Do the jobs and write the page ``out``; the numbers on it are the generator's value.
+
+    Yields:
+        ``(done, all, label)``, done and all in rough seconds of one core.
+
+    Raises:
+        UserError: something cannot be measured or written.
+    """
+    from . import sections as lab_report
+
+    outcomes = yield from work_through(work, todo)
+    return lab_report.write(outcomes, out)

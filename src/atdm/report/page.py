@@ -1,0 +1,210 @@
+"""A report: one HTML page with figures and tables that needs no other file and no network."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from matplotlib.figure import Figure
+
+from ..errors import UserError, unknown
+from ..files import atomic
+from ..plot import data_uri
+
+Row = dict[str, Any]  # a line of a table by the names of its columns, as JSON holds it
+Better = Literal["lower", "higher", "one"]
+DECIMALS = 6  # a spread below a unit of the last one says no more of the digits of its mean
+CSS_PIXELS = 100  # of an inch of a figure, so that all figures share one size of type
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under named columns.
+
+    Args:
+        columns: names.
+        rows: cells; a number, a text, None for what is missing, or ``(mean, spread)``.
+        caption: a sentence.
+        best: columns whose best number is highlighted, and which one that is (the words of ``METRICS``).
+        units: of columns, shown under their names.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+    best: Mapping[str, Better] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise UserError(f"A row of the table has {len(row)} cells. Expected {len(self.columns)}, one a column.")
+        for column in (*self.best, *self.units):
+            if column not in self.columns:
+                raise unknown("column", column, self.columns)
+
+
+def markdown(table: Table) -> str:
+    """The table in Markdown, with its caption below."""
+    cells = [[show(tuple(c) if isinstance(c, list) else c) for c in row] for row in table.rows]
+    numeric = [all(not isinstance(row[i], str) for row in table.rows) for i in range(len(table.columns))]
+    lines = [_line(table.columns), _line("---:" if n else "---" for n in numeric), *map(_line, cells)]
+    return "\n".join(lines) + (f"\n\n{table.caption}" if table.caption else "")
+
+
+def _line(cells: Iterable[Any]) -> str:
+    return f"| {' | '.join(str(c).replace('|', '/') for c in cells)} |"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, paragraphs (separated by empty lines), tables, and figures with their captions."""
+
+    title: str
+    text: str = ""
+    figures: Sequence[tuple[str, Figure]] = ()
+    tables: Sequence[Table] = ()
+
+
+class _Cell(NamedTuple):
+    text: str
+    number: bool
+    best: bool
+
+
+def render(
+    title: str,
+    lead: str,
+    sections: Sequence[Section],
+    provenance: Mapping[str, Any],
+    path: str | Path,
+) -> Path:
+    """Write the page to ``path``; it appears whole or not at all.
+
+    Args:
+        lead: what was found, in a paragraph or two.
+        provenance: how it was made; nested mappings become dotted names.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    path = Path(path)
+    template = (resources.files(__package__) / "page.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(template).render(
+        title=title,
+        lead=_paragraphs(lead),
+        sections=[_prepare(i, section) for i, section in enumerate(sections, 1)],
+        provenance=_flatten(provenance),
+    )
+    with atomic(path) as scratch:
+        scratch.write_text(page, encoding="utf-8")
+    return path
+
+
+def _prepare(number: int, section: Section) -> dict[str, Any]:
+    """What the template needs of a section."""
+    return {
+        "anchor": f"s{number}",
+        "title": section.title,
+        "paragraphs": _paragraphs(section.text),
+        "figures": [
+            {"caption": caption, "uri": data_uri(figure), "width": round(CSS_PIXELS * figure.get_figwidth())}
+            for caption, figure in section.figures
+        ],
+        "tables": [
+            {
+                "caption": table.caption,
+                "columns": [
+                    {"name": name, "unit": table.units.get(name, ""), "number": _is_numeric(table, i)}
+                    for i, name in enumerate(table.columns)
+                ],
+                "rows": _cells(table),
+            }
+            for table in section.tables
+        ],
+    }
+
+
+def _cells(table: Table) -> list[list[_Cell]]:
+    best = {table.columns.index(name): _best(table, name, better) for name, better in table.best.items()}
+    numeric = [_is_numeric(table, i) for i in range(len(table.columns))]
+    return [
+        [_Cell(shown := show(value), numeric[i], shown in best.get(i, ())) for i, value in enumerate(row)]
+        for row in table.rows
+    ]
+
+
+def _best(table: Table, column: str, better: Better) -> set[str]:
+    """The shown texts of the best cells of a column: cells that read the same are equally good."""
+    place = table.columns.index(column)
+    cells = [row[place] for row in table.rows if math.isfinite(_number(row[place]))]
+    if len(cells) < 2:
+        return set()
+    cost = {"lower": lambda v: v, "higher": lambda v: -v, "one": lambda v: abs(v - 1)}[better]
+    least = min(cost(_number(cell)) for cell in cells)
+    return {show(cell) for cell in cells if cost(_number(cell)) == least}
+
+
+def _number(value: Any) -> float:
+    """The number of a cell (the mean of a pair), or nan."""
+    if isinstance(value, tuple) and value:
+        value = value[0]
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _is_numeric(table: Table, place: int) -> bool:
+    cells = [row[place] for row in table.rows if row[place] is not None]
+    return bool(cells) and all(isinstance(c, int | float | tuple) and not isinstance(c, bool) for c in cells)
+
+
+def show(value: Any) -> str:
+    """A cell as text: four significant digits, of a mean with a spread as many as the spread has two of; an en dash for nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return _with_spread(*value)
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\u202f")  # a thin space, which does not break
+    if isinstance(value, float):
+        return f"{value:.4g}".replace("-", "−") if math.isfinite(value) else "not finite"
+    return str(value)
+
+
+def _with_spread(mean: float, spread: float) -> str:
+    if not math.isfinite(mean) or not math.isfinite(spread) or spread < 10**-DECIMALS:
+        return f"{show(mean)} ± {show(spread)}"
+    decimals = max(0, 1 - math.floor(math.log10(spread)))
+    return f"{mean:.{decimals}f} ± {spread:.{decimals}f}".replace("-", "−")
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
+def _flatten(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
+    """Dotted names and texts."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flatten(value, f"{before}{key}.")
+        elif isinstance(value, list | tuple):
+            rows.append((f"{before}{key}", ", ".join(map(str, value))))
+        else:
+            rows.append((f"{before}{key}", "–" if value is None else str(value)))
+    return rows
+
+
+def finite(value: Any) -> Any:
+    """JSON has no numbers that are not finite: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,335 @@
+"""The page of the robustness laboratory: for readers who know neither the method nor the paper."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__, metrics, plot
+from ..data import load
+from ..plot import panels as pictures
+from . import page as report
+from .lab import SAMPLERS, Outcome
+from .page import Row, Section, Table, finite
+
+IMAGES, FEW_IMAGES, PAIRS = 36, 16, 6
+NOTED = ("off_support_rms", "outlier_share", "spread_ratio", "mode_mass_error", "never_varying_noise", "noise_std")
+UNITS = {"parameters": 1e6, "flops_per_evaluation": 1e6, "flops_per_sample": 1e9, "flops_of_training": 1e12}
+
+
+def write(outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
+    """Write the page, and return its numbers."""
+    plan, first = outcomes[0].job.plan, outcomes[0].job
+    reference = load(first.data, **first.reading).reference
+    told: dict[str, Any] = {
+        "models": [o.job.label for o in outcomes],
+        "rows": [row for o in outcomes for row in o.rows],
+        "damage": {o.job.label: o.damage for o in outcomes},
+        "checks": {o.job.label: [c.as_dict() for c in o.checks] for o in outcomes},
+        "memorization": {o.job.label: o.copies[0].as_dict() if o.copies else None for o in outcomes},
+        "cost": {o.job.label: o.facts for o in outcomes},
+        "provenance": _provenance(outcomes),
+        "out": str(out),
+    }
+    kept = measures(told["rows"])
+    sections = [
+        _overview(outcomes, kept),
+        _samples(outcomes, reference),
+        _few_steps(outcomes, kept),
+        _attack(outcomes, kept),
+        _doubts(outcomes),
+        _memorization(outcomes),
+        _cost(outcomes),
+    ]
+    lead = (
+        "A diffusion model makes a sample out of pure noise: a network removes a little of the noise at a time, step by "
+        f"step. This page puts {_count(len(outcomes), 'model')} side by side, {' and '.join(told['models'])}: how good the "
+        "samples are, how many steps they need, what happens when somebody pushes the sampler off course, whether the "
+        "samples are copies of training data, and what all of it costs.\n\n"
+        f"Every model starts from the same noise (seed {plan.seed}) and is measured against the same clean data, "
+        f"{first.data}, of which {len(reference)} items serve as the reference. With {plan.n} samples of each, small "
+        "differences may be chance."
+    )
+    report.render(f"Robustness report: {', '.join(told['models'])}", lead, sections, told["provenance"], out)
+    return finite(told)
+
+
+def measures(rows: Sequence[Row]) -> list[str]:
+    """The measures that tables show: exact ones where there are any, residual noise, and a distance to clean data."""
+    exact = [k for k in NOTED if k in rows[0]]
+    if "never_varying_noise" in exact:  # exact where the estimate is not
+        exact = [k for k in exact if k != "noise_std"]
+    return [*exact, next((k for k in rows[0] if k.startswith("frechet_")), "sliced_wasserstein")]
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" + ("s" if n != 1 else "")
+
+
+def _row(outcome: Outcome, sampler: str = SAMPLERS[0]) -> Row:
+    """The row at the most steps."""
+    return max((r for r in outcome.rows if r["sampler"] == sampler), key=lambda r: r["steps"])
+
+
+def _damage_at_worst(outcome: Outcome, measure: str) -> tuple[float, float] | None:
+    """The mean, and half the width of its interval."""
+    worst = max(outcome.job.plan.budgets)
+    found = [r for r in outcome.damage if r["budget"] == worst and r["measure"] == measure]
+    return (found[0]["mean"], (found[0]["high"] - found[0]["low"]) / 2) if found else None
+
+
+def _overview(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
+    steps, worst = max(outcomes[0].job.plan.steps), max(outcomes[0].job.plan.budgets)
+    copied = {o.job.label: o.copies[0].near_duplicate_share if o.copies else None for o in outcomes}
+    lines = [
+        [
+            o.job.label,
+            o.facts.get("corrupt", "not known"),
+            *(_row(o).get(k) for k in kept),
+            _damage_at_worst(o, "moved_rms"),
+            copied[o.job.label],
+        ]
+        for o in outcomes
+    ]
+    names = {k: metrics.label(k).replace("_", " ") for k in kept}
+    columns = ["model", "dirt added to its data", *names.values(), "moved by attack", "near-duplicates"]
+    units = {names[k]: metrics.metric(k).unit for k in kept} | {"moved by attack": "data units, rms"}
+    best: dict[str, report.Better] = {names[k]: metrics.metric(k).better for k in kept}
+    caption = (
+        f"The {SAMPLERS[0]} sampler with {steps} steps; moved by attack: root mean square movement of the samples at budget "
+        f"{worst:g}, with its 95 % interval. Shaded: the best of a column, which may be by chance. "
+        + " ".join(f"{names[k]}: {_decapitalized(metrics.metric(k).meaning)}" for k in kept)
+    )
+    text = (
+        "The most important numbers first, one line for each model; what they mean and how they came about is in the "
+        "sections below. An objective called ddpm is plain training; robust_adv is adversarial training, which pushes the "
+        "network's input where it reacts most and asks for the right reaction."
+    )
+    table = Table(columns, lines, caption, best | {"moved by attack": "lower"}, {k: u for k, u in units.items() if u})
+    return Section("In short", text, [], [table])
+
+
+def _decapitalized(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
+
+
+def _samples(outcomes: Sequence[Outcome], reference: Tensor) -> Section:
+    plan = outcomes[0].job.plan
+    steps = max(plan.steps)
+    truth = load(outcomes[0].job.data, **outcomes[0].job.reading).truth
+    panels = {"clean data": reference} | {o.job.label: o.samples[SAMPLERS[0], steps] for o in outcomes}
+    few = sorted({plan.steps[round(i * (len(plan.steps) - 1) / 3)] for i in range(4)})
+    shorter = {f"{o.job.label}, {count} steps": o.samples[SAMPLERS[1], count] for o in outcomes for count in few}
+    figures = []
+    across = f"The first samples of each model with the {SAMPLERS[0]} sampler and {steps} steps, beside clean data."
+    down = (
+        f"The same starting noise with fewer steps of the {SAMPLERS[1]} sampler: few steps cost less and lose detail."
+    )
+    if reference.dim() == 4:
+        figures.append((across, plot.image_grids({k: x[:IMAGES] for k, x in panels.items()}, columns=6)))
+        figures.append((down, plot.image_grids({k: x[:FEW_IMAGES] for k, x in shorter.items()}, columns=4)))
+    elif reference.shape[1] == 3:
+        known = truth if isinstance(truth, metrics.exact.HasDistance) else None
+        figures += [
+            (across, plot.points3d(panels, known)),
+            (down, plot.points3d({**dict([*panels.items()][:1]), **shorter}, known)),
+        ]
+    elif reference.shape[1] == 2:
+        clean = dict([*panels.items()][:1])
+        figures += [(across, pictures.points2d(panels)), (down, pictures.points2d({**clean, **shorter}))]
+    text = (
+        "These are samples as the models make them, not chosen by anybody. All models start from the same noise, so the "
+        "same place in two grids shows what each of them makes of it: look for grain, smudges, and variety that is missing."
+    )
+    if not figures:
+        text += " Items of this shape cannot be drawn; the numbers are below."
+    return Section("Samples", text, figures)
+
+
+def _few_steps(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
+    shown = [*dict.fromkeys([kept[0], kept[-1]])]
+    panels = {
+        f"{metrics.label(k).replace('_', ' ')}, {sampler} sampler": {
+            o.job.label: (
+                [r["steps"] for r in o.rows if r["sampler"] == sampler],
+                [r.get(k, float("nan")) for r in o.rows if r["sampler"] == sampler],
+            )
+            for o in outcomes
+        }
+        for k in shown
+        for sampler in SAMPLERS
+    }
+    figure = pictures.curve_panels(panels, "sampling steps", "", "xy")
+    counts = outcomes[0].job.plan.steps
+    tables = [
+        Table(
+            ["model", "sampler", *(f"{count} steps" for count in counts)],
+            [
+                [o.job.label, sampler, *(r.get(k) for r in o.rows if r["sampler"] == sampler)]
+                for o in outcomes
+                for sampler in SAMPLERS
+            ],
+            f"{metrics.label(k).replace('_', ' ')}, {outcomes[0].job.plan.n} samples: {_decapitalized(metrics.metric(k).meaning)}",
+        )
+        for k in kept
+    ]
+    text = (
+        "Each step of the sampler is one pass through the network, so fewer steps mean cheaper samples. The curves show what "
+        "quality is left when the steps become few: a curve that stays flat to the left belongs to a model that can be "
+        "sampled cheaply. The ddpm sampler adds fresh noise at every step and ddim none."
+    )
+    return Section("Few steps", text, [("Quality against sampling steps; lower is better.", figure)], tables)
+
+
+def _attack(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
+    plan = outcomes[0].job.plan
+    wanted = list(dict.fromkeys(["moved_rms", kept[0], kept[-1]]))
+    figure = plot.damage({o.job.label: o.damage for o in outcomes}, wanted)
+    caption = (
+        f"{plan.attack} on every one of {plan.attacked_steps} ddim steps, {plan.attacked} samples, mean over "
+        f"{plan.attack_seeds} seeds and its 95 % interval. A budget of 0.01 moves each state by a hundredth of its own noise."
+    )
+    text = (
+        "An attacker who may nudge every intermediate state by a small amount, the budget, looks for the nudges that spoil "
+        "the sample most. The curves show the damage against the budget: the lower and flatter, the harder the model is to "
+        "push off course."
+    )
+    return Section("Attack on the sampler", text, [(caption, figure)])
+
+
+def _doubts(outcomes: Sequence[Outcome]) -> Section:
+    cells = [[o.job.label, c.name, "ok" if c.ok else "DOUBT", c.says] for o in outcomes for c in o.checks]
+    doubts = {o.job.label: sum(not c.ok for c in o.checks) for o in outcomes}
+    text = (
+        "A weak attack looks like a robust model, so each attack is repeated with more and with less at its largest budget, "
+        "to see what speaks against believing its curve. A doubt is not a verdict: it says why a curve may be too "
+        "optimistic, or that a comparison rests on too little. "
+        + "; ".join(f"{_count(n, 'doubt')} on {label}" for label, n in doubts.items())
+        + "."
+    )
+    caption = f"The attack's checks of itself at budget {max(outcomes[0].job.plan.budgets):g}."
+    return Section(
+        "What speaks against the attack", text, [], [Table(["model", "check", "", "finding"], cells, caption)]
+    )
+
+
+def _memorization(outcomes: Sequence[Outcome]) -> Section:
+    text = (
+        "A model may have learned its training data by heart. For each sample this looks for the most similar training "
+        "item; since two items of one kind are alike anyway, beside it stands the background, the same for items that were "
+        "held out of training. A near-duplicate is closer than 99 % of those: without memorization one in a hundred is."
+    )
+    found = [(o, *o.copies) for o in outcomes if o.copies is not None]
+    unknown = [o.job.label for o in outcomes if o.copies is not None and o.job.config is None]
+    without = [o.job.label for o in outcomes if o.copies is None]
+    if unknown:
+        text += (
+            f"\n\nWhat {' and '.join(unknown)} learned from is not known: it is compared with the clean reference data."
+        )
+    if without:
+        text += (
+            f"\n\nNot judged: {' and '.join(without)}. It takes images, and items held out of the training data for the "
+            "background."
+        )
+    columns = {
+        "near-duplicates": "near_duplicate_share",
+        "background": "background_share",
+        "mean similarity": "similarity_mean",
+        "of held-out items": "background_mean",
+        "threshold": "threshold",
+    }
+    numbers = {o.job.label: m.as_dict() for o, m, _, _ in found}
+    tables = (
+        [
+            Table(
+                ["model", *columns],
+                [[label, *(n[k] for k in columns.values())] for label, n in numbers.items()],
+                f"Cosine similarity in the feature space {found[0][1].space}, 1 for a copy. Shares of the samples, and of the "
+                "held-out items.",
+            )
+        ]
+        if found
+        else []
+    )
+    figures = [
+        (
+            f"{o.job.label}: the closest pairs, sample (left) and training item (right). Copies look the same in detail.",
+            plot.pairs(samples, training, m.pairs(PAIRS), m.similarity),
+        )
+        for o, m, samples, training in found
+    ]
+    return Section("Memorization", text, figures, tables)
+
+
+def _cost(outcomes: Sequence[Outcome]) -> Section:
+    def of(o: Outcome, key: str) -> Any:
+        value = o.facts.get(key)
+        return value / UNITS[key] if value is not None and key in UNITS else value
+
+    sampling = {
+        "parameters": "parameters",
+        "operations per step": "flops_per_evaluation",
+        "operations per sample": "flops_per_sample",
+        "seconds per sample": "seconds_per_sample",
+    }
+    training = {
+        "steps": "training_steps",
+        "batch": "batch_size",
+        "passes over ddpm": "floor_over_ddpm",
+        "operations": "flops_of_training",
+        "seconds": "training_seconds",
+    }
+    units = {"parameters": "millions", "operations per step": "mega", "operations per sample": "giga"}
+    lines = [[o.job.label, o.facts["network"], *(of(o, k) for k in sampling.values())] for o in outcomes]
+    known = [o for o in outcomes if "objective" in o.facts]
+    tables = [
+        Table(
+            ["model", "network", *sampling],
+            lines,
+            f"Sampling with {outcomes[0].facts['sampling_steps']} steps. Operations are those of matrix products and "
+            "convolutions; seconds were measured here, where other work may have run beside.",
+            units=units,
+        )
+    ]
+    if known:
+        tables.append(
+            Table(
+                ["model", "objective", *training],
+                [[o.job.label, o.facts["objective"], *(of(o, k) for k in training.values())] for o in known],
+                "Training, from the runs' configurations and logs. Passes over ddpm: network passes of a training step "
+                "relative to plain training's.",
+                units={"operations": "tera"},
+            )
+        )
+    text = (
+        "What the models cost: first to draw from, then to train where that is known. Adversarial training makes a step "
+        "dearer, because the attack and the pushed pass go through the network again; sampling costs the same."
+    )
+    return Section("Cost", text, [], tables)
+
+
+def _provenance(outcomes: Sequence[Outcome]) -> Mapping[str, Any]:
+    job, row = outcomes[0].job, outcomes[0].rows[0]
+    return {
+        "models": {o.job.label: f"{o.job.model}, weights {o.rows[0]['checkpoint']}" for o in outcomes},
+        "data": job.data,
+        "reference hash": row["reference_hash"],
+        "samples": job.plan.n,
+        "steps": job.plan.steps,
+        "seed": job.plan.seed,
+        "features": job.plan.features,
+        "attack": job.plan.attack,
+        "budgets": job.plan.budgets,
+        "attacked samples": job.plan.attacked,
+        "attacked steps": job.plan.attacked_steps,
+        "attack seeds": job.plan.attack_seeds,
+        "atdm": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }

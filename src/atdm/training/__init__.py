@@ -1,0 +1,1 @@
+"""The life of a run: its options, training, checkpoints, export and cost."""

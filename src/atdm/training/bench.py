@@ -1,0 +1,337 @@
+"""Cost of a training step: every objective and the step of diffusers' own example, interleaved in one run.
+
+Other programs share the machine, so a time alone says little. The contestants take turns, each turn is compared with
+ddpm's turn of the same round, and the median over the rounds is the ratio. On a CPU the clock is the processor time of
+this program, which does not run while another has the processor.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import __version__
+from ..data.items import Floats
+from ..data.source import Source
+from ..diffusion.process import Process
+from ..errors import UserError, unknown
+from ..nets import NETS, build_net, call, count_parameters, flops
+from ..objective import KINDS, RIVALS, Loss, Objective, auto
+from ..objective.perturb import ConstantRadius, Perturbation, RelativeWeight
+from ..spec import parse_spec
+from .config import Settings
+from .train import State, fit
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+AUTO, EXAMPLE = "auto", "diffusers"
+SHAPES = {"mlp": (3,), "digits": (1, 8, 8), "tiny": (3, 16, 16), "cifar10": (3, 32, 32), "celeba64": (3, 64, 64)}
+PRECISIONS = ("no", "bf16", "fp16")
+TURN = 0.02  # seconds of ddpm in a turn, so that a clock's tick and a switch between contestants do not count
+TWICE = 2  # pushes on average in a turn of auto
+MOST_ROUNDS = 200
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured, and how.
+
+    Args:
+        net: a network, such as digits or mlp:width=128.
+        shape: of an item, such as 3x16x16; None takes the usual one of the network.
+        batch_size: samples per step.
+        seconds: how long to measure, in all; the rounds adapt to it (one is always made).
+        precision: mixed precision.
+        channels_last, compile, gradient_checkpointing: as in training; compiling takes up to a minute of its own.
+        threads: CPU threads; 0 leaves it to torch.
+        device: cpu or cuda; auto takes cuda where there is one.
+        gate: of ``auto``, which takes twice the noise that it finds: 0.4 for noise of std 0.2.
+        rivals: measure the rivals too; they take half of the time, so that the rounds are half as many.
+    """
+
+    net: str = "digits"
+    shape: str | None = None
+    batch_size: int = 64
+    seconds: float = 30.0
+    precision: str = "no"
+    channels_last: bool = False
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    threads: int = 0
+    device: str = "auto"
+    gate: float = 0.4
+    rivals: bool = False
+
+    def __post_init__(self) -> None:
+        for name, low in [("batch_size", 1), ("seconds", 0), ("threads", 0)]:
+            if not getattr(self, name) >= low:
+                raise UserError(f"{name} is {getattr(self, name)}. Expected a number >= {low}.")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"The device is '{self.device}'. Expected cpu, cuda or auto.")
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("There is no CUDA device here. Expected --device cpu or auto.")
+
+    def item_shape(self) -> tuple[int, ...]:
+        """The shape of an item."""
+        name, _ = parse_spec(self.net)
+        if name not in NETS:
+            raise unknown("network", name, NETS)
+        if self.shape is None and name not in SHAPES:
+            raise UserError(f"The usual item shape of the network '{name}' is not known. Expected one, as in 3x32x32.")
+        try:
+            return SHAPES[name] if self.shape is None else tuple(int(side) for side in self.shape.split("x"))
+        except ValueError:
+            raise UserError(
+                f"Cannot read the shape '{self.shape}'. Expected numbers joined by x, as in 3x16x16."
+            ) from None
+
+
+def measure(options: Options, progress: Callable[[str], None] = lambda note: None) -> dict[str, Any]:
+    """Measure every contestant; see :class:`Options`.
+
+    Returns:
+        ``ratio`` (a step's time over ddpm's) and ``floor`` (what the passes imply for it), of ``auto`` on average over a
+        training, of which a part is ddpm's; ``passes`` of a step that may push; ``samples_per_second`` of such steps, by the
+        wall; ``peak_memory`` (bytes of tensors: weights, average and optimizer, and the most that a step adds to them); and
+        ``provenance``.
+    """
+    begin = time.perf_counter()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
+    objectives = _objectives(Process.linear(), options)
+    loops = _loops(options, objectives, device)
+    # In a turn a contestant makes as many steps as bring ddpm to TURN. The first steps of each are for warming up.
+    progress("warming up")
+    for loop in loops.values():
+        _timed(loop, 1, device)
+    sizes = {name: _peak(loop, device) for name, loop in loops.items()}
+    turn = max(1, round(TURN / _timed(loops["ddpm"], 2, device)[0]))
+    turns = dict.fromkeys(loops, turn) | {AUTO: TWICE * auto.EVERY * -(-turn // auto.EVERY)}  # pushes come at random
+    times: dict[str, list[float]] = {name: [] for name in loops}
+    waits: dict[str, list[float]] = {name: [] for name in loops}
+    order, shuffle = list(loops), random.Random(0)
+    longest = 0.0
+    while len(times["ddpm"]) < MOST_ROUNDS:
+        since = time.perf_counter()
+        if times["ddpm"] and since - begin + longest > options.seconds:
+            break
+        shuffle.shuffle(order)  # no contestant always runs after the same other
+        for name in order:
+            cost, wait = _timed(loops[name], turns[name], device)
+            times[name].append(cost)
+            waits[name].append(wait)
+        longest = max(longest, time.perf_counter() - since)
+        progress(f"{len(times['ddpm'])} rounds")
+    plain = times["ddpm"]
+    passes = {name: objective.passes() for name, objective in objectives.items()}
+    ratios = {n: statistics.median(a / b for a, b in zip(t, plain, strict=True)) for n, t in times.items()}
+    floors = {n: p.pop("floor_over_ddpm") for n, p in passes.items()}
+    for costs in (ratios, floors):  # auto pushes in the last part of the training only
+        costs[AUTO] = 1 + (costs[AUTO] - 1) * (1 - auto.START)
+    return {
+        "ratio": ratios,
+        "samples_per_second": {n: options.batch_size / statistics.median(w) for n, w in waits.items()},
+        "peak_memory": sizes,
+        "floor": floors,
+        "passes": passes,
+        "provenance": _provenance(options, device, len(plain), turn, time.perf_counter() - begin),
+    }
+
+
+def _objectives(process: Process, options: Options) -> dict[str, Loss]:
+    """Ours, ``auto`` and, if asked for, the rivals that can learn from items of that shape."""
+    push, r = Perturbation("l2", steps=1, kappa=math.inf), auto.LENGTH / math.sqrt(math.prod(options.item_shape()))
+    objectives: dict[str, Loss] = {name: Objective(name, process) for name in KINDS}
+    objectives[AUTO] = Objective(
+        "robust_adv", process, ConstantRadius(r), RelativeWeight(auto.K), push, gate=options.gate, every=auto.EVERY
+    )
+    for name, rival in RIVALS.items() if options.rivals else ():
+        with suppress(UserError):
+            loss = rival(process)
+            loss.require_items(options.item_shape())
+            objectives[name] = loss
+    return objectives
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """An endless training loop, and the tensors it keeps from step to step."""
+
+    steps: Iterator[Any]
+    kept: Callable[[], list[Tensor]]
+
+
+def _loops(options: Options, objectives: dict[str, Loss], device: torch.device) -> dict[str, _Loop]:
+    from accelerate import Accelerator
+
+    def alone() -> Accelerator:  # its own gradient scaler for each
+        return Accelerator(mixed_precision=options.precision, cpu=device.type == "cpu")
+
+    shape = options.item_shape()
+    data = torch.randn(8 * options.batch_size, *shape, generator=torch.Generator().manual_seed(0))
+    switches = {name: getattr(options, name) for name in ("channels_last", "compile", "gradient_checkpointing")}
+    source = Source(Floats(data), std=torch.full((len(data),), 0.2))
+    settings = Settings(steps=10**9, batch_size=options.batch_size, lr=1e-4, **switches)
+
+    def fresh() -> State:
+        torch.manual_seed(0)
+        return State.create(build_net(options.net, shape).to(device), settings)
+
+    loops = {}
+    for name, objective in objectives.items():
+        state = fresh()
+        loops[name] = _Loop(fit(objective, state, source, settings, alone()), partial(_kept_by, state))
+    net = fresh().model
+    if options.compile:
+        net.compile()
+    loops[EXAMPLE] = example(net, data, options.batch_size, alone())
+    return loops
+
+
+def _kept_by(state: State) -> list[Tensor]:
+    return list(state.tensors().values())
+
+
+def example(net: nn.Module, data: Tensor, batch_size: int, accelerator: Accelerator) -> _Loop:
+    """The training loop that diffusers shows for unconditional generation, with its default options.
+
+    A loader, a scheduler that adds the noise, AdamW with a cosine learning rate, clipping, ``EMAModel``, and the loss
+    read after each step. Written after the description of ``examples/unconditional_image_generation``.
+    """
+    from diffusers import DDPMScheduler
+    from diffusers.optimization import get_scheduler
+    from diffusers.training_utils import EMAModel
+    from torch.utils.data import DataLoader, TensorDataset
+
+    noising: Any = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+    average = EMAModel(net.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    average.to(accelerator.device)
+    plain = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
+    loader = DataLoader(TensorDataset(data), batch_size, shuffle=True, drop_last=True)
+    rate = get_scheduler("cosine", optimizer=plain, num_warmup_steps=500, num_training_steps=10**6)
+    model, optimizer, batches, rates = accelerator.prepare(net, plain, loader, rate)
+
+    def steps() -> Iterator[float]:
+        while True:
+            for (clean,) in batches:
+                noise = torch.randn(clean.shape, device=clean.device)
+                t = torch.randint(0, 1000, (len(clean),), device=clean.device)
+                with accelerator.accumulate(model):
+                    prediction = call(model, noising.add_noise(clean, noise, t), t)
+                    loss = nn.functional.mse_loss(prediction.float(), noise)
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                    optimizer.step()
+                    rates.step()
+                    optimizer.zero_grad()
+                if accelerator.sync_gradients:
+                    average.step(model.parameters())
+                yield loss.detach().item()
+
+    def kept() -> list[Tensor]:
+        moments = [v for values in plain.state.values() for v in values.values()]
+        return [*net.state_dict().values(), *average.shadow_params, *moments]
+
+    return _Loop(steps(), kept)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _timed(loop: _Loop, steps: int, device: torch.device) -> tuple[float, float]:
+    """Seconds per step: of the processor on a CPU, else of the clock on the wall; and of the wall in any case."""
+    _wait(device)
+    spent, begin = time.process_time(), time.perf_counter()
+    for _ in itertools.islice(loop.steps, steps):
+        pass
+    _wait(device)
+    wall = (time.perf_counter() - begin) / steps
+    return ((time.process_time() - spent) / steps if device.type == "cpu" else wall), wall
+
+
+def _peak(loop: _Loop, device: torch.device) -> int:
+    """Bytes of the tensors that a loop keeps, and the most that one step adds to them."""
+    kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in loop.kept()}
+    return sum(kept.values()) + (_added_on_cuda(loop, device) if device.type == "cuda" else _added_on_cpu(loop))
+
+
+def _added_on_cuda(loop: _Loop, device: torch.device) -> int:
+    _wait(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    next(loop.steps)
+    _wait(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _added_on_cpu(loop: _Loop) -> int:
+    from torch.profiler import ProfilerActivity, profile
+
+    with _hushed(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        next(loop.steps)
+    results: Any = profiler.profiler
+    changes = (e.nbytes() for e in results.kineto_results.events() if e.name() == "[memory]")
+    return max(itertools.accumulate(changes), default=0)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without what torch's profiler writes to the standard error about its own start and stop."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _provenance(options: Options, device: torch.device, rounds: int, turn: int, seconds: float) -> dict[str, Any]:
+    import accelerate
+    import diffusers
+
+    net = build_net(options.net, options.item_shape())
+    return {
+        **asdict(options),
+        "shape": "x".join(map(str, options.item_shape())),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "parameters": count_parameters(net),
+        "flops_per_forward": flops(net, options.item_shape()) * options.batch_size,
+        "clock": "processor" if device.type == "cpu" else "wall",
+        "rounds": rounds,
+        "steps_per_round": turn,
+        "measured_seconds": seconds,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "versions": {"atdm": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
+        | {"accelerate": accelerate.__version__},
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,356 @@
+"""The options of a training run, and the parts they stand for. Nothing heavy is imported until a part is built."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import UserError, unknown
+
+# Builders are annotated with Any: the option parser resolves annotations, and importing torch for --help is slow.
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to optimize.
+
+    Args:
+        steps: optimizer steps in all.
+        batch_size: samples per optimizer step, over all processes and accumulated micro-batches together.
+        lr: peak learning rate of AdamW, reached after ``warmup`` steps and then constant or decayed to 0.
+        grad_clip: largest gradient norm (0: no clipping).
+        ema: decay of the exponential moving average of the weights; it grows to this value as (1 + step) / (10 + step).
+        accumulate: micro-batches per optimizer step.
+        regularize_from: first step with the regularizer; plain denoising before it.
+        channels_last: keep images and weights with the channels innermost.
+        compile: compile the network with ``torch.compile``; where that fails, say so and go on without.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+    """
+
+    steps: int = 4000
+    batch_size: int = 128
+    lr: float = 1e-3
+    warmup: int = 100
+    decay: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    ema: float = 0.999
+    accumulate: int = 1
+    regularize_from: int = 0
+    seed: int = 0
+    channels_last: bool = False
+    compile: bool = False
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for name, low in [("steps", 1), ("batch_size", 1), ("accumulate", 1), ("warmup", 0), ("regularize_from", 0)]:
+            if getattr(self, name) < low:
+                raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
+        for name in ("lr", "grad_clip", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} is {getattr(self, name)}. Expected a number >= 0.")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema is {self.ema}. Expected a decay in [0, 1), such as 0.999.")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"A batch of {self.batch_size} does not split into {self.accumulate} equal micro-batches. "
+                f"Expected batch_size to be a multiple, such as {self.accumulate * -(-self.batch_size // self.accumulate)}."
+            )
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of optimizer step ``step`` (from 0)."""
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        fall = 0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.decay == "cosine" else 1.0
+        return self.lr * rise * fall
+
+    def ema_at(self, step: int) -> float:
+        """The decay of the average after optimizer step ``step``."""
+        return min(self.ema, (1 + step) / (10 + step))
+
+
+@dataclass
+class ObjectiveConfig:
+    """What the regularizer does.
+
+    Args:
+        name: auto (robust_adv with gate and strength chosen from the data; auto:k=5 pushes harder), ddpm, robust_rand, robust_adv, inv_rand or
+            inv_adv; or a rival with its constants, which like auto takes none of the options below:
+            input_perturbation:gamma=0.1, pseudo_huber:c=0.1, ambient, ambient_blind, sure or free:radius=0.1.
+        radius: how far to push, in noise units: published:omega=2,floor=8/255,beta=uniform or constant:r=1.
+        weight: how much it counts: published:lam=0.3, relative:k=5 or constant:value=1.
+        norm: ball of the push.
+        steps: ascent steps of the attack (1: FGSM with random start, more: PGD).
+        kappa: step length in radii; inf takes full steps (with l2: power iterations).
+        gate: push only where sigma_t/alpha_t is below this noise level (data units); null: everywhere.
+        ascent: what the attack raises.
+        detach_target: stop the gradient through the clean prediction in the target.
+        every: push in one of so many steps, with so many times the weight.
+        start: share of the training before the first push, or before a rival's own loss; 0.5 makes the first half ddpm's.
+    """
+
+    name: str = "robust_adv"
+    radius: str = "published"
+    weight: str = "published"
+    norm: Literal["linf", "l2"] = "linf"
+    steps: int = 1
+    kappa: float = 1.0
+    gate: float | None = None
+    ascent: Literal["prediction", "residual"] = "prediction"
+    detach_target: bool = False
+    every: int = 1
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < 1:
+            raise UserError(f"start is {self.start:g}. Expected a share of the training in [0, 1), such as 0.5.")
+
+    def first_step(self, steps: int) -> int:
+        """The first of ``steps`` optimizer steps in which something may be pushed."""
+        return round(self.start * steps)
+
+    def cost(self, process: Any) -> float:
+        """Floor of the cost of a step over ddpm's, on average over the training."""
+        pushing = self.build(process).passes()["floor_over_ddpm"]
+        return 1 + (pushing - 1) * (1 - self.start)
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the data are to choose."""
+        from ..spec import parse_spec
+
+        return parse_spec(self.name)[0] == "auto"
+
+    def fitted(self, x: Any) -> ObjectiveConfig:
+        """These options, with ``auto`` replaced by what it chooses for training data ``x`` (:mod:`atdm.objective.auto`)."""
+        if not self.automatic:
+            return self
+        from ..objective.auto import constants
+        from ..spec import build
+
+        return ObjectiveConfig(**build("objective", self.name, {"auto": constants}, x=x))
+
+    def build(self, process: Any, seed: int = 0) -> Any:
+        """The objective for ``process``."""
+        from ..objective import KINDS, OBJECTIVES, Objective
+        from ..objective.perturb import RADII, WEIGHTS, Perturbation
+        from ..spec import build, parse_spec
+
+        name, options = parse_spec(self.name)
+        if self.automatic:
+            raise UserError("The objective auto is chosen from training data. Expected fitted(x) before build().")
+        if name not in KINDS:
+            return build("objective", self.name, OBJECTIVES, process=process, seed=seed)
+        if options:
+            raise UserError(
+                f"'{name}' takes its options one by one, as in --objective.{next(iter(options))}. Expected its name alone."
+            )
+        return Objective(
+            name,
+            process,
+            build("radius", self.radius, RADII),
+            build("weight", self.weight, WEIGHTS),
+            Perturbation(self.norm, self.steps, self.kappa),
+            self.gate,
+            self.ascent,
+            self.detach_target,
+            self.every,
+            seed,
+        )
+
+
+def explain_auto(chosen: ObjectiveConfig) -> str:
+    """What ``auto`` chose, as a sentence."""
+    from ..objective.auto import GATE, STOP
+
+    gate = chosen.gate or 0.0
+    quiet = gate / GATE
+    if quiet < 1e-3:
+        return "objective auto: there are directions in which the data do not vary at all, so there is no corruption to remove: ddpm."
+    return (
+        f"objective auto: where the data vary least their std is {quiet:.3g}. robust_adv with gate {gate:g}, "
+        f"weight {chosen.weight}, radius {chosen.radius}, l2, in one of {chosen.every} steps after {chosen.start:.0%} of the "
+        f"training. If the corruption is noise, sampling with --stop_ratio {STOP * gate:.3g}, half the gate, reduces it further."
+    )
+
+
+@dataclass
+class TrainConfig:
+    """A training run.
+
+    Args:
+        out: run folder; training resumes when it holds a checkpoint of the same configuration.
+        data: what to learn from: a toy (plane, mixture, moons, swiss_roll), digits, a folder of images, parquet or tar
+            files, an .npz of atdm corrupt, hub:name=OWNER/NAME or torchvision:name=CIFAR10,root=PATH.
+        corrupt: dirt to add, such as gaussian:share=0.9,std=0.2 or outliers:share=0.1; '+' composes.
+        corrupt_fresh: draw the dirt anew in every epoch; by default it is fixed to the item.
+        image_size: resize and crop images to this many pixels (null: as they are).
+        crop: center cuts the middle, random another window each time, none squeezes the whole image into the square.
+        limit: use so many items, of images a choice by seed; up to as many of the others are held out.
+        skip_broken: count and skip unreadable images instead of stopping.
+        cache: decode images once, into a file that is mapped; false keeps them in memory.
+        workers: processes that prepare batches ahead; 0: none; null: what the device and the data need.
+        net: network, such as mlp:width=128, digits, tiny, cifar10 or celeba64; auto: mlp for vectors, tiny for images.
+        init: start from this diffusers U-Net or pipeline (folder or Hub name) instead of a fresh network.
+        vae: train on latents: encode the images once, after the corruption, by this frozen diffusers AutoencoderKL
+            (folder or Hub name; of a pipeline its vae); samples are decoded. Null: on pixels.
+        process: forward process: linear, cosine, flow or edm, with options such as cosine:prediction=v_prediction (epsilon,
+            sample, v_prediction, score, flow or edm), flow:shift=3 or edm:sigma_data=0.5.
+        objective: what the regularizer does.
+        steps: optimizer steps.
+        batch_size: samples per optimizer step, over all processes and micro-batches together.
+        lr: peak learning rate of AdamW.
+        warmup: steps of linear warm-up.
+        decay: learning rate after the warm-up.
+        weight_decay: AdamW's weight decay.
+        grad_clip: largest gradient norm; 0 does not clip.
+        ema: decay of the averaged weights.
+        accumulate: micro-batches per optimizer step.
+        precision: mixed precision.
+        flip: mirror images at random.
+        channels_last: keep images and weights with the channels innermost; faster convolutions on many devices.
+        compile: compile the network with torch.compile; where that fails, training says so and goes on without.
+        gradient_checkpointing: compute activations again in the backward pass: less memory, more time; U-Nets only.
+        seed: seeds data, corruption, weights and training.
+        log_every: steps between log lines.
+        save_every: steps between checkpoints.
+        sample_every: steps between sample grids; 0: only at the end.
+        metrics: feature spaces to measure samples in when training ends, such as pixels+efficientnet-lite, written to
+            metrics.json (what is missing is told before training); none measures nothing.
+        metrics_samples: how many samples to draw for them.
+        clip_sample: clip the denoised image to [-1, 1] at every sampling step, as the pipeline then does; null: yes for
+            U-Nets on pixels, which need it while they are far from converged, but not of flow and edm, whose samplers cannot.
+        keep: how many checkpoints to keep.
+        threads: CPU threads; 0 leaves it to torch.
+    """
+
+    out: str = "runs/run"
+    data: str = "digits"
+    corrupt: str = "none"
+    corrupt_fresh: bool = False
+    image_size: int | None = None
+    crop: str = "center"
+    limit: int | None = None
+    skip_broken: bool = False
+    cache: bool = True
+    workers: int | None = None
+    net: str = "auto"
+    init: str | None = None
+    vae: str | None = None
+    process: str = "linear"
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    steps: int = 4000
+    batch_size: int = 128
+    lr: float = 1e-3
+    warmup: int = 100
+    decay: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    ema: float = 0.999
+    accumulate: int = 1
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    flip: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    log_every: int = 50
+    save_every: int = 500
+    sample_every: int = 0
+    metrics: str = "none"
+    metrics_samples: int = 1000
+    clip_sample: bool | None = None
+    keep: int = 2
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in [
+            ("log_every", 1),
+            ("save_every", 1),
+            ("sample_every", 0),
+            ("metrics_samples", 2),
+            ("keep", 1),
+            ("threads", 0),
+        ]:
+            if getattr(self, name) < low:
+                raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"workers is {self.workers}. Expected an integer >= 0, or null.")
+
+    # What may differ between a run folder and the command that resumes it: nothing that changes the weights.
+    FREE = (
+        *("out", "log_every", "save_every", "sample_every", "metrics", "metrics_samples"),
+        "clip_sample",
+        *("keep", "threads", "steps", "cache", "workers"),
+    )
+    # What says how the data are read, for whoever reads them again.
+    READING = ("seed", "image_size", "crop", "limit", "skip_broken", "cache")
+
+    def reading(self) -> dict[str, Any]:
+        """The options of :func:`atdm.data.load`."""
+        return {name: getattr(self, name) for name in self.READING}
+
+    def settings(self) -> Any:
+        """The part of the options that steers optimization; of ``auto`` before it has chosen, without its late start."""
+        names = [f.name for f in dataclasses.fields(Settings) if hasattr(self, f.name)]
+        return Settings(**{n: getattr(self, n) for n in names}, regularize_from=self.objective.first_step(self.steps))
+
+    def build_process(self) -> Any:
+        """The forward process."""
+        from ..diffusion.process import PROCESSES
+        from ..spec import build
+
+        return build("process", self.process, PROCESSES)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as written to ``config.yaml``."""
+        return dataclasses.asdict(self)
+
+    def require_same(self, stored: dict[str, Any], where: str) -> None:
+        """Refuse to resume a run that another configuration made.
+
+        Raises:
+            UserError: names the first option that differs and both values.
+        """
+        longer = self.decay == "constant" and self.objective.start == 0 and not self.objective.automatic
+        free = set(self.FREE) if longer else set(self.FREE) - {"steps"}
+        defaults = _flat(type(self)().as_dict())  # for options that were not there yet
+        for key, value in _flat(self.as_dict()).items():
+            before = _flat(stored).get(key, defaults[key])
+            if key not in free and before != value:
+                raise UserError(
+                    f"{where} belongs to another configuration: its {key} is {before}, this one's is {value}. "
+                    "Expected the same options, or another --out."
+                )
+
+
+def recipe_file(name: str) -> Path:
+    """The file of a recipe that comes with the package, such as ``cifar10-cpu``.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    package = Path(__file__).parents[1]
+    inside, beside = package / "recipes", package.parents[1] / "recipes"  # installed, or a checkout
+    folder = inside if inside.is_dir() else beside
+    file = folder / f"{name}.yaml"
+    if not file.is_file():
+        raise unknown("recipe", name, [found.stem for found in folder.glob("*.yaml")])
+    return file
+
+
+def recipe(name: str) -> TrainConfig:
+    """The configuration of a recipe that comes with the package."""
+    import yaml
+
+    values = yaml.safe_load(recipe_file(name).read_text())
+    return TrainConfig(**{**values, "objective": ObjectiveConfig(**values.get("objective", {}))})
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out

@@ -1,0 +1,283 @@
+"""A run as others can use it: a diffusers pipeline with a model card, on disk or on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import __version__, hub
+from ..corruption import Truth
+from ..data import DATASETS
+from ..diffusion.latent import Latents
+from ..diffusion.process import Process
+from ..diffusion.schedulers import NATIVE
+from ..errors import UserError, first_line, unknown
+from ..files import atomic
+from ..metrics import metric
+from ..nets import count_parameters, item_shape, weights_hash
+from . import checkpoint
+
+WEIGHTS = ("ema", "raw")
+NOT_PROVENANCE = ("metric", "value")
+
+
+def export(
+    run: Path, out: Path, *, weights: str = "ema", numbers: Path | None = None, licence: str = "unknown", name: str = ""
+) -> dict[str, Any]:
+    """Write the model of a run as a diffusers pipeline with a model card; the folder appears whole or not at all.
+
+    Args:
+        run: a run folder that has ended.
+        out: a new or empty folder.
+        weights: ``ema`` (averaged) or ``raw``.
+        numbers: JSON that ``atdm evaluate --json`` printed, with ``rows``; default: ``metrics.json`` of the run, if there.
+            Rows of other weights are left out.
+        licence: an identifier of the Hub's, such as ``apache-2.0``.
+        name: OWNER/NAME on the Hub, for the card.
+
+    Returns:
+        ``checkpoint`` (hash of the weights), ``weights``, ``step``, ``numbers`` and ``numbers_left_out`` (how many).
+
+    Raises:
+        UserError: ``run`` holds no model, ``out`` holds something, the numbers cannot be read, or the disk is full.
+    """
+    if weights not in WEIGHTS:
+        raise unknown("kind of weights", weights, WEIGHTS)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
+    config = checkpoint.read_config(run)
+    network, process, clip = checkpoint.load_pipeline(run, latent=True)
+    latents = checkpoint.load_latents(run)
+    step = checkpoint.load_weights(run, network, "ema" if weights == "ema" else "model")
+    made = weights_hash(network)
+    rows = _rows(run, numbers)
+    fitting = [row for row in rows if row.get("checkpoint") == made]
+    shape = item_shape(network)
+    picture = _picture(run, step) if weights == "ema" else None
+    facts = {
+        "data": _public(config["data"]),
+        "corruption added": config["corrupt"],
+        "objective": _objective(_chosen(run, config)),
+        "network": f"{config['net']}, {count_parameters(network):,} parameters, items of shape {list(shape)}",
+        "started from": config["init"] and _public(config["init"]),
+        "autoencoder": config.get("vae") and _public(config["vae"]),
+        "process": f"{config['process']}, {process.steps} timesteps, predicts {process.prediction}",
+        "steps": f"{step:,} of batch {config['batch_size']}, learning rate {config['lr']:g}",
+        "weights": f"averaged (decay {config['ema']:g})" if weights == "ema" else "raw, not averaged",
+        "hash of the weights": made,
+        "seed": config["seed"],
+    }
+    with atomic(out) as scratch:
+        checkpoint.write_pipeline(scratch, network, process, clip, latents)
+        if picture:
+            (scratch / "samples.png").write_bytes(picture.read_bytes())
+        card = _card(
+            front=_front(config, licence, stock=len(shape) == 3),
+            title=name.partition("/")[2] or out.name,
+            lead=_lead(config, len(shape) == 3),
+            picture="samples.png" if picture else None,
+            stock=len(shape) == 3 and process.prediction in NATIVE[process.family],
+            family=process.family,
+            opens=_opens(process, latents),
+            latent=latents is not None,
+            by_hand=latents is not None and (process.family == "flow" or latents.shift != 0 or shape[1] != shape[2]),
+            decoding=_decoding(latents),
+            prediction=process.prediction,
+            own_class=type(network).__name__ == "MLP",
+            where=name or out.name,
+            item_shape=shape,
+            made=[(k, f"`{v}`" if k in ("data", "corruption added") else v) for k, v in facts.items() if v is not None],
+            dirt=_dirt(run, config["corrupt"]),
+            numbers=_groups(fitting),
+            regularized=config["objective"]["name"] != "ddpm",
+            licence=_licence(licence),
+            version=__version__,
+        )
+        (scratch / "README.md").write_text(card, encoding="utf-8")
+    told = {"checkpoint": made, "weights": weights, "step": step}
+    return told | {"numbers": len(fitting), "numbers_left_out": len(rows) - len(fitting)}
+
+
+def require_name(name: str) -> None:
+    """Refuse a name that no model on the Hub can have.
+
+    Raises:
+        UserError: it is not OWNER/NAME.
+    """
+    if not hub.is_name(name):
+        raise UserError(f"'{name}' is not a name on the Hub. Expected OWNER/NAME.")
+
+
+def require_token() -> None:
+    """Refuse early what cannot end well: a push without a token.
+
+    Raises:
+        UserError: there is no token; says how to log in.
+    """
+    import huggingface_hub
+
+    if not huggingface_hub.get_token():
+        raise UserError(
+            "There is no Hugging Face token on this machine. Log in with 'hf auth login', or set HF_TOKEN to a token that "
+            "may write (https://huggingface.co/settings/tokens)."
+        )
+
+
+def push(folder: Path, name: str, private: bool = False) -> str:
+    """Upload an exported folder to the Hub as the model ``name`` (made if it is new), and return its address.
+
+    Raises:
+        UserError: the name is not OWNER/NAME, there is no token, or the Hub refuses or cannot be reached.
+    """
+    require_name(name)
+    require_token()
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        address = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=name, folder_path=str(folder), commit_message=f"Diffusion model trained with atdm {__version__}"
+        )
+    except Exception as problem:  # the Hub's refusals, the HTTP client and the operating system each raise their own
+        reason = first_line(problem)
+        raise UserError(
+            f"Cannot push to '{name}': {reason} The folder {folder} is complete; 'hf upload {name} {folder}' sends it."
+        ) from problem
+    return str(address)
+
+
+# --- the parts of a card ----------------------------------------------------------------------------------------------
+def _card(**parts: Any) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    template = (resources.files(__package__) / "card.md.j2").read_text(encoding="utf-8")
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(template).render(**parts)
+
+
+def _opens(process: Process, latents: Latents | None) -> str:
+    if latents is not None:
+        return "LDMPipeline"
+    return "ConsistencyModelPipeline" if process.family == "edm" else "DDPMPipeline"
+
+
+def _decoding(latents: Latents | None) -> str:
+    """What the autoencoder is to decode, in terms of ``latents``."""
+    if latents is None:
+        return ""
+    return f"latents / {latents.scale:g}" + (f" + {latents.shift:g}" if latents.shift else "")
+
+
+def _front(config: Mapping[str, Any], licence: str, stock: bool) -> str:
+    """The YAML that the Hub reads."""
+    front: dict[str, Any] = {"license": licence, "library_name": "diffusers"}
+    if stock:
+        front["pipeline_tag"] = "unconditional-image-generation"
+    front["tags"] = ["diffusers", "atdm", "adversarial-training", config["objective"]["name"]]
+    if config["data"].startswith("hub:"):
+        front["datasets"] = [_option(config["data"], "name")]
+    if config["init"] and hub.is_name(config["init"]) and not Path(config["init"]).exists():
+        front["base_model"] = config["init"]
+    return yaml.safe_dump(front, sort_keys=False)
+
+
+def _lead(config: Mapping[str, Any], images: bool) -> str:
+    name = config["objective"]["name"]
+    how = "without a regularizer (plain DDPM)" if name == "ddpm" else f"with the regularizer `{name}`"
+    dirt = "" if config["corrupt"] == "none" else f", corrupted by `{config['corrupt']}`"
+    what = "images" if images else "vectors"
+    kind = "latent diffusion" if config.get("vae") else "diffusion"
+    return f"A {kind} model of {what}, trained {how} on `{_public(config['data'])}`{dirt}."
+
+
+def _chosen(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the objective; of ``auto`` what it chose."""
+    path = run / "objective.json"
+    return json.loads(path.read_text()) if path.is_file() else config["objective"]
+
+
+def _objective(options: Mapping[str, Any]) -> str:
+    if options["name"] == "ddpm":
+        return "ddpm"
+    return f"{options['name']} ({', '.join(f'{k} {v}' for k, v in options.items() if k != 'name' and v is not None)})"
+
+
+def _dirt(run: Path, spec: str) -> str:
+    if spec == "none":
+        return "No corruption was added to the data; what dirt they hold of their own is not known."
+    told = "which items, how many, and how much was not told to training"
+    if not (run / "truth.npz").is_file():
+        return f"The corruption was added to the data on purpose; {told}."
+    dirty = Truth.load(run / "truth.npz").dirty
+    return f"The corruption was added on purpose, to {int(dirty.sum()):,} of {len(dirty):,} items; {told}."
+
+
+def _licence(licence: str) -> str:
+    if licence == "unknown":
+        return "None was stated. Ask the author before you use it; the data it was trained on may set terms too."
+    return f"`{licence}`, as its author states. The data it was trained on may set terms too."
+
+
+def _public(spec: str) -> str:
+    """A spec without the folders of this machine."""
+    name, _, rest = spec.partition(":")
+    if name == "hub" or (name not in DATASETS and hub.is_name(spec) and not Path(spec).exists()):
+        return spec
+    if name == "torchvision":
+        return ",".join(part for part in spec.split(",") if not part.startswith("root="))
+    if name in ("folder", "parquet") or name not in DATASETS:
+        return Path(rest.partition("path=")[2] or rest if name in DATASETS else spec).name
+    return spec
+
+
+def _option(spec: str, key: str) -> str:
+    return dict(part.split("=", 1) for part in spec.partition(":")[2].split(","))[key]
+
+
+def _picture(run: Path, step: int) -> Path | None:
+    found = run / "samples" / f"step-{step:08d}.png"
+    return found if found.is_file() else None
+
+
+def _rows(run: Path, numbers: Path | None) -> list[dict[str, Any]]:
+    path = numbers or run / "metrics.json"
+    if numbers is None and not path.is_file():
+        return []
+    try:
+        rows = json.loads(path.read_text())["rows"]
+        if not all(isinstance(row, dict) and "metric" in row and "value" in row for row in rows):
+            raise ValueError("a row without metric and value")
+        return rows
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise UserError(
+            f"Cannot read numbers from {path}: {problem}. Expected what atdm evaluate --json printed."
+        ) from problem
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that were made alike, with one line on how."""
+    groups: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        provenance = {k: v for k, v in row.items() if k not in NOT_PROVENANCE and v is not None}
+        told = ", ".join(
+            f"{k.replace('_', ' ')} {_public(str(v)) if k == 'reference' else v}" for k, v in provenance.items()
+        )
+        value = "not finite" if row["value"] is None else f"{row['value']:.4g}"
+        groups.setdefault(told, []).append({"metric": row["metric"], "value": value, **_meaning(row["metric"])})
+    return [{"provenance": told, "rows": found} for told, found in groups.items()]
+
+
+def _meaning(name: str) -> dict[str, str]:
+    try:
+        entry = metric(name)
+    except UserError:  # numbers of a later version, or of somebody else
+        return {"better": "", "meaning": ""}
+    return {"better": entry.better, "meaning": entry.meaning}

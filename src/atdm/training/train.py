@@ -1,0 +1,299 @@
+"""Training: ``fit`` is a generator of :class:`Step` records. It owns no files and prints nothing.
+
+All randomness is a function of (seed, step), so a run that resumes at a step is the run that never stopped, and
+each process draws the randomness of the *global* batch and keeps its own rows, so two processes train like one.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.items import Floats
+from ..data.source import Source, feed, workers_for
+from ..errors import UserError
+from ..noise import Gauge
+from ..objective import Loss, Objective, Terms
+from .config import Settings
+from .update import Part, Update, checkpoint_activations
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+CHECK_EVERY = 50  # steps between looks at the loss on an accelerator: each look waits for it
+
+
+class Diverged(UserError):
+    """The loss is no longer a number."""
+
+
+@dataclass
+class State:
+    """What training changes: with the settings and the data it determines all that follows."""
+
+    model: nn.Module
+    ema: nn.Module
+    optimizer: torch.optim.AdamW
+    step: int = 0  # optimizer steps done
+
+    @classmethod
+    def create(cls, model: nn.Module, settings: Settings) -> State:
+        """Fresh state around ``model``, whose weights the average starts from.
+
+        Raises:
+            UserError: gradient checkpointing is asked of a network without it.
+        """
+        if settings.channels_last:
+            model.to(memory_format=torch.channels_last)
+        ema = copy.deepcopy(model).eval().requires_grad_(False)
+        if settings.gradient_checkpointing:
+            checkpoint_activations(model)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+        )
+        return cls(model.train(), ema, optimizer)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state by name, for a checkpoint."""
+        named = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        named |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        names: dict[Tensor, str] = {p: n for n, p in self.model.named_parameters()}
+        for parameter, values in self.optimizer.state.items():
+            named |= {f"optimizer.{key}.{names[parameter]}": v for key, v in values.items()}
+        return named
+
+    def restore(self, named: dict[str, Tensor], step: int) -> None:
+        """Take over the tensors of :meth:`tensors`, saved after ``step`` optimizer steps."""
+        for part, module in (("model.", self.model), ("ema.", self.ema)):
+            module.load_state_dict({k[len(part) :]: v for k, v in named.items() if k.startswith(part)})
+        for name, parameter in self.model.named_parameters():
+            keys = [k.split(".")[1] for k in named if k.startswith("optimizer.") and k.split(".", 2)[2] == name]
+            if keys:
+                saved = {key: named[f"optimizer.{key}.{name}"] for key in keys}
+                self.optimizer.state[parameter] = {
+                    # In the memory format of the parameter, as the optimizer itself makes them.
+                    key: v.clone() if key == "step" else torch.empty_like(parameter, requires_grad=False).copy_(v)
+                    for key, v in saved.items()
+                }
+        self.step = step
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """``ema <- decay ema + (1 - decay) model``."""
+        kept, now, buffers = self._pairs
+        torch._foreach_lerp_(kept, now, 1 - decay)
+        for target, source in buffers:
+            target.copy_(source)
+
+    @cached_property
+    def _pairs(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """The parameters of the average and of the model, and their buffers: walking the modules takes time."""
+        buffers = list(zip(self.ema.buffers(), self.model.buffers(), strict=True))
+        return list(self.ema.parameters()), list(self.model.parameters()), buffers
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: what happened, and the state after it. Tensors stay on the device until :meth:`summary`."""
+
+    index: int  # optimizer steps done
+    terms: Terms  # of this process's last micro-batch, detached
+    gradient_norm: Tensor
+    lr: float
+    samples: int  # of the global batch
+    seconds: float
+    state: State
+    train_steps: int  # T of the process
+
+    def summary(self) -> dict[str, float]:
+        """Scalars for a log: each term in all and by timestep quartile (q0 is the least noisy)."""
+        terms = self.terms
+        quartile = (4 * terms.t) // self.train_steps
+        out = {
+            "loss": terms.loss.mean().item(),
+            "denoise": terms.denoise.mean().item(),
+            "gradient_norm": self.gradient_norm.item(),
+            "lr": self.lr,
+            "samples_per_second": self.samples / self.seconds,
+        }
+        pushed = bool(terms.pushed.any())
+        if pushed:
+            chosen = terms.pushed
+            out |= {
+                "regularizer": (terms.weight * terms.regularizer).mean().item(),
+                "share_pushed": chosen.float().mean().item(),
+                "share_at_radius": terms.at_radius[chosen].mean().item(),
+                "radius": terms.radius[chosen].mean().item(),
+                "delta_rms": terms.delta_rms[chosen].mean().item(),
+                "weight": terms.weight[chosen].mean().item(),
+            }
+        for q in range(4):
+            rows = quartile == q
+            if rows.any():
+                out[f"denoise/q{q}"] = terms.denoise[rows].mean().item()
+                if pushed:
+                    out[f"regularizer/q{q}"] = (terms.weight * terms.regularizer)[rows].mean().item()
+        return out
+
+
+def stream(device: torch.device | str, *key: object) -> torch.Generator:
+    """A generator whose randomness is a function of ``key`` alone."""
+    return torch.Generator(device).manual_seed(seed_of(*key))
+
+
+def seed_of(*key: object) -> int:
+    """A seed that is a function of ``key`` alone."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class Order:
+    """The order of the data: every item once per epoch, shuffled anew each epoch, addressed by step."""
+
+    def __init__(self, items: int, batch_size: int, seed: int) -> None:
+        self.items, self.batch_size, self.seed = items, batch_size, seed
+        self._epochs: dict[int, Tensor] = {}
+
+    def __getitem__(self, step: int) -> Tensor:
+        first = step * self.batch_size
+        epochs = range(first // self.items, (first + self.batch_size - 1) // self.items + 1)
+        self._epochs = {e: self._epochs[e] if e in self._epochs else self._permutation(e) for e in epochs}
+        rows = torch.cat([self._epochs[e] for e in epochs])
+        begin = first - epochs[0] * self.items
+        return rows[begin : begin + self.batch_size]
+
+    def epochs(self, step: int) -> Tensor:
+        """The epoch each item of the step is in."""
+        return (step * self.batch_size + torch.arange(self.batch_size)) // self.items
+
+    def _permutation(self, epoch: int) -> Tensor:
+        return torch.randperm(self.items, generator=stream("cpu", self.seed, "order", epoch))
+
+
+def fit(
+    objective: Loss,
+    state: State,
+    data: Source | Tensor,
+    settings: Settings,
+    accelerator: Accelerator | None = None,
+    workers: int | None = None,
+) -> Iterator[Step]:
+    """Train ``state`` from where it is to ``settings.steps``, yielding a :class:`Step` after each optimizer step.
+
+    Args:
+        objective: the loss. One that replays batches makes as many optimizer steps in each step.
+        state: changed in place.
+        data: what training sees: a :class:`~atdm.data.source.Source`, or a tensor ``[n, *item]``.
+        accelerator: devices, precision and processes; a plain one on this device when not given.
+        workers: processes that prepare batches ahead (0: none); by default what the device and the data need.
+
+    Raises:
+        Diverged: the loss is not finite; ``state`` is then not worth saving.
+    """
+    from accelerate import Accelerator
+
+    accelerator = accelerator or Accelerator(cpu=next(state.model.parameters()).device.type == "cpu")
+    device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    micro = settings.batch_size // settings.accumulate // world
+    if micro * settings.accumulate * world != settings.batch_size:
+        raise UserError(
+            f"A batch of {settings.batch_size} does not split over {world} processes with {settings.accumulate} "
+            f"micro-batches each. Expected a multiple of {world * settings.accumulate}."
+        )
+    model, _ = accelerator.prepare(state.model, state.optimizer)
+    update = Update(model, state.optimizer, accelerator, settings.grad_clip, settings.compile)
+    plain = Objective("ddpm", objective.process)
+    if objective.levels_from == "truth" and not isinstance(data, Source):
+        raise UserError(
+            f"{type(objective).__name__} needs the noise level of each item, and a tensor tells none. "
+            "Expected Source(Floats(data), std=levels)."
+        )
+    source = (data if isinstance(data, Source) else Source(Floats(data))).prepared()
+    objective.require_items(source.item_shape)
+    gauge = _gauge(source) if objective.levels_from == "items" else None
+    order = Order(len(source), settings.batch_size, settings.seed)
+    mine = torch.arange(settings.batch_size).reshape(settings.accumulate, world, micro)[:, rank].flatten()
+    batches = feed(
+        source,
+        order,
+        mine,
+        range(state.step, settings.steps),
+        workers_for(source, device, world) if workers is None else workers,
+        pin=device.type == "cuda",
+    )
+    state.ema.to(device)
+    clock = time.perf_counter()
+    while state.step < settings.steps:
+        step = state.step
+        loss_of = objective if step >= settings.regularize_from else plain
+        for group in state.optimizer.param_groups:
+            group["lr"] = settings.lr_at(step)
+        batch = next(batches).to(device, non_blocking=True)  # the rows of this process
+        levels: list[Tensor | None] = [None] * settings.accumulate
+        if loss_of.levels_from is not None:
+            rows = order[step][mine]
+            if loss_of.levels_from == "truth":
+                told = source.levels(rows, order.epochs(step)[mine])
+            else:
+                told = gauge.stds(batch, rows) if gauge else torch.zeros(len(batch))
+            levels = [*told.to(device, non_blocking=True).split(micro)]
+        draws = loss_of.draw(
+            (settings.batch_size, *source.item_shape),
+            device,
+            stream(device, settings.seed, "noise", step),
+            stream(device, settings.seed, "push", step),
+            stream("cpu", settings.seed, "timesteps", step) if device.type != "cpu" else None,
+        )
+        for replay in range(loss_of.replays):
+            draws = loss_of.again(draws) if replay else draws
+            parts = [
+                Part(own, draws[slice((i * world + rank) * micro, (i * world + rank + 1) * micro)], levels[i])
+                for i, own in enumerate(batch.split(micro))
+            ]
+            terms, norm = update(loss_of, parts, seed_of(settings.seed, "dropout", step, rank) + replay)
+            state.average(settings.ema_at(step))
+        state.step += 1
+        if device.type == "cpu" or state.step % CHECK_EVERY == 0 or state.step == settings.steps:
+            # fp16 scales its steps down when a gradient overflows; only a loss that does is lost.
+            watched = norm if accelerator.scaler is None else terms.loss.mean()
+            if not math.isfinite(float(watched)):
+                raise Diverged(
+                    f"The loss is not a number at step {state.step}. Try a smaller lr or a smaller regularizer."
+                )
+        now = time.perf_counter()
+        yield Step(
+            state.step,
+            _detach(terms),
+            norm,
+            settings.lr_at(step),
+            settings.batch_size,
+            now - clock,
+            state,
+            objective.process.steps,
+        )
+        clock = time.perf_counter()
+
+
+def _gauge(source: Source) -> Gauge | None:
+    """What tells the noise of the items; None, said aloud, where it cannot be told from content."""
+    try:
+        return source.gauge()
+    except UserError as problem:
+        warnings.warn(f"{problem} All items count as clean.", stacklevel=3)
+        return None
+
+
+def _detach(terms: Terms) -> Terms:
+    values: dict[str, Any] = {k: v.detach() for k, v in vars(terms).items()}
+    return Terms(**values)
