@@ -7,6 +7,8 @@ install_import_hook("atdm", "typecheck.check")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from atdm.cli import main  # noqa: E402
+
 
 @pytest.fixture(autouse=True)
 def _one_thread():
@@ -23,3 +25,52 @@ def _own_cache(tmp_path_factory):
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "plane"
+    with pytest.raises(SystemExit) as end:
+        main(
+            [
+                "train",
+                "--data",
+                "plane:n=300",
+                "--corrupt",
+                "outliers:share=0.1",
+                "--net",
+                "mlp:width=32",
+                "--steps",
+                "20",
+                "--batch_size",
+                "32",
+                "--log_every",
+                "5",
+                "--out",
+                str(out),
+                "--json",
+            ]
+        )
+    assert end.value.code == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    """A pipeline folder made with diffusers alone."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    folder = tmp_path_factory.mktemp("stock") / "pipeline"
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        layers_per_block=1,
+    )
+    DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=1000)).save_pretrained(folder)
+    return folder

@@ -10,13 +10,11 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .curve import Victim, bootstrap
 from .hook import Push, Replay
 from .search import Search
-
-if TYPE_CHECKING:
-    from .curve import Victim
 
 IDLE = 0.01  # share of items without a gradient that an attack may have at its worst step
 USED = 0.5  # share of the ball's constraint that should bind

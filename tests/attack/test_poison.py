@@ -12,7 +12,7 @@ from atdm.data import load
 from atdm.data.items import Floats
 from atdm.diffusion.process import Process
 from atdm.errors import UserError
-from test_cli import atdm, folder  # noqa: F401 (a fixture)
+from helpers import atdm
 
 PROCESS = Process.linear()
 S2 = 0.25
@@ -109,7 +109,7 @@ def test_the_share_is_that_of_the_items_and_not_those_of_other_dirt():
     assert (touched & gaussian).mean() == pytest.approx(0.09, abs=0.04)
 
 
-def test_a_poisoned_set_is_made_and_learned_from(capsys, folder, tmp_path):  # noqa: F811
+def test_a_poisoned_set_is_made_and_learned_from(capsys, folder, tmp_path):
     out = tmp_path / "dirty"
     words = ["--data", "plane:n=20", "--corrupt", f"poison:model={folder},share=0.5,radius=0.2,steps=2,draws=2"]
     code, text, err = atdm(capsys, "corrupt", *words, "--out", str(out), "--json")
@@ -151,7 +151,7 @@ def test_other_dirt_is_not_poison_and_training_says_how_poison_is_made():
         parse_corruption("poison:model=m")
 
 
-def test_a_surrogate_for_other_items_is_refused(capsys, folder, tmp_path):  # noqa: F811
+def test_a_surrogate_for_other_items_is_refused(capsys, folder, tmp_path):
     words = ["--data", "digits", "--corrupt", f"poison:model={folder}", "--out", str(tmp_path / "x")]
     code, _, err = atdm(capsys, "corrupt", *words)
     assert code == 2

@@ -8,48 +8,9 @@ import time
 import jsonargparse
 import pytest
 
-from atdm.cli import main
 from atdm.cli.common import SUMMARY, make_parser
 from atdm.errors import UserError
-
-
-def atdm(capsys, *words):
-    """Exit code, standard output and standard error of a command."""
-    code = 0
-    try:
-        main(list(words))
-    except SystemExit as end:
-        code = end.code or 0
-    out = capsys.readouterr()
-    return code, out.out, out.err
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "plane"
-    with pytest.raises(SystemExit) as end:
-        main(
-            [
-                "train",
-                "--data",
-                "plane:n=300",
-                "--corrupt",
-                "outliers:share=0.1",
-                "--net",
-                "mlp:width=32",
-                "--steps",
-                "20",
-                "--batch_size",
-                "32",
-                "--log_every",
-                "5",
-                "--out",
-                str(out),
-                "--json",
-            ]
-        )
-    assert end.value.code == 0
-    return out
+from helpers import atdm
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from torch import nn
 from atdm.attack import Denoised, Prediction, Push, Search, Victim, bootstrap, check_seeds, doubt, fgsm, random
 from atdm.attack.checks import check_budget, check_converged, check_expectation, check_gradient, check_stronger
 from atdm.objective import perturb
-from test_attack import STDS, D, Gaussian
-from test_sampling import LINEAR
+from helpers import LINEAR, STDS, D, Gaussian
 
 
 def victim(model=None, goal=None, **options):

@@ -7,7 +7,7 @@ from atdm.diffusion.sampling import evaluating, open_solver, trajectory
 from atdm.diffusion.schedulers import SAMPLERS
 from atdm.errors import UserError
 from atdm.nets import build_net
-from test_sampling import LINEAR, STOCHASTIC, Ideal, S, seeded
+from helpers import LINEAR, STOCHASTIC, Ideal, S, seeded
 
 
 def opened(name, shape=(4, 3), steps=10, model=None, **options):

@@ -9,8 +9,7 @@ import torch
 from atdm.metrics import content_hash
 from atdm.report import lab
 from atdm.report import sections as lab_report
-from test_cli import atdm
-from test_cli_attack import stock  # noqa: F401 (a fixture)
+from helpers import atdm
 
 FAST = ["--n", "4", "--steps_list", "2", "--budgets", "0.5", "--attack", "pgd:steps=1,norm=l2"]
 FAST += ["--attacked", "2", "--attacked_steps", "2"]
@@ -118,7 +117,7 @@ def test_tables_show_exact_measures_where_there_are_any(row, kept):
     assert lab_report.measures([row]) == kept
 
 
-def test_a_stock_pipeline_goes_through_attack_evaluate_and_report(capsys, stock, tmp_path):  # noqa: F811
+def test_a_stock_pipeline_goes_through_attack_evaluate_and_report(capsys, stock, tmp_path):
     data = [str(stock), "--data", "digits", "--limit", "100", "--json"]
     words = ["attack", *data, "--n", "4", "--steps", "4", "--seeds", "1", "--budgets", "0.5", "--checks", "false"]
     code, out, err = atdm(capsys, *words, "--attack", "fgsm", "--out", str(tmp_path / "attack"))
@@ -153,7 +152,7 @@ def test_a_stock_pipeline_goes_through_attack_evaluate_and_report(capsys, stock,
         (["nowhere", "--data", "digits"], "There is no folder nowhere"),
     ],
 )
-def test_mistakes_are_sentences(capsys, stock, tmp_path, monkeypatch, words, sentence):  # noqa: F811
+def test_mistakes_are_sentences(capsys, stock, tmp_path, monkeypatch, words, sentence):
     monkeypatch.chdir(tmp_path)
     code, _, err = atdm(capsys, "report", str(stock), *words)
     assert code == 2

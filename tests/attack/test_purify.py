@@ -11,9 +11,7 @@ from torch import nn
 from atdm.attack import Search
 from atdm.attack.purify import ImageAttack, Purifier, accuracy, auto_attack, doubt_purifier, purify, robust_accuracy
 from atdm.errors import UserError
-from test_attack import STDS, TURN, D, Gaussian
-from test_cli import atdm
-from test_sampling import LINEAR, Ideal, S, seeded
+from helpers import LINEAR, STDS, TURN, D, Gaussian, Ideal, S, atdm, seeded
 
 
 def slope(purifier):

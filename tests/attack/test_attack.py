@@ -24,25 +24,13 @@ from atdm.attack import (
 from atdm.data import load
 from atdm.data.toy import Moons, Plane
 from atdm.diffusion.sampling import sample, trajectory
+from atdm.diffusion.schedulers import SAMPLERS
 from atdm.errors import UserError
 from atdm.metrics.exact import support_distance
 from atdm.nets import build_net
 from atdm.objective.perturb import BALLS
 from atdm.spec import build
-from test_sampling import LINEAR, SAMPLERS, STOCHASTIC, Ideal, seeded
-
-D = 4
-STDS = torch.tensor([1.0, 0.5, 0.2, 0.05])
-TURN = torch.linalg.qr(torch.randn(D, D, generator=seeded(8)))[0]
-
-
-class Gaussian(nn.Module):
-    """The ideal network for data N(0, C), C of standard deviations STDS along the columns of TURN."""
-
-    def forward(self, x, t):
-        alpha, sigma = LINEAR.alpha(t, x), LINEAR.sigma(t, x)
-        gain = sigma / (alpha**2 * STDS**2 + sigma**2)
-        return (gain * (x @ TURN)) @ TURN.T
+from helpers import LINEAR, STDS, STOCHASTIC, TURN, D, Gaussian, Ideal, seeded
 
 
 def linear_map(steps, begin):

@@ -21,7 +21,7 @@ NETWORKS = ("inception", "dinov2", "timm", "onnx", "efficientnet-lite", "small")
 
 
 def shared(name):
-    root = Path(os.environ.get("ATDM_SHARED") or Path(__file__).parents[2] / "shared")
+    root = Path(os.environ.get("ATDM_SHARED") or Path(__file__).parents[3] / "shared")
     folder = root / "data" / name
     return str(folder) if folder.is_dir() else pytest.skip(f"{name} is not there")
 

@@ -12,27 +12,9 @@ from atdm.diffusion.sampling import Step, sample, sample_paths, sample_stops, tr
 from atdm.diffusion.schedulers import SAMPLERS, build_scheduler, last_ratio
 from atdm.errors import UserError
 from atdm.nets import build_net
+from helpers import LINEAR, STOCHASTIC, Ideal, S, seeded
 
-LINEAR = Process.linear()
-STOCHASTIC = {"ddpm", "sde-dpm-solver++", "euler-ancestral"}
 DETERMINISTIC = sorted(set(SAMPLERS) - STOCHASTIC)
-S = 0.5  # standard deviation of the data of the ideal denoiser
-
-
-class Ideal(nn.Module):
-    """The ideal network for data N(0, S^2 I): eps = sigma x / (alpha^2 S^2 + sigma^2), written in any prediction."""
-
-    def __init__(self, process=LINEAR):
-        super().__init__()
-        self.process = process
-        self.calls = 0
-
-    def forward(self, x, t, shift=None):
-        self.calls += 1
-        alpha, sigma = self.process.alpha(t, x), self.process.sigma(t, x)
-        eps = sigma * x / (alpha**2 * S**2 + sigma**2)
-        out = self.process.target((x - sigma * eps) / alpha, eps, t)
-        return out if shift is None else out + shift.reshape(-1, *[1] * (x.dim() - 1))
 
 
 def exact(x_T, process=LINEAR):
@@ -43,10 +25,6 @@ def exact(x_T, process=LINEAR):
 def last(steps):
     *_, step = steps
     return step
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def test_ddpm_with_every_step_is_the_pipeline_of_diffusers():

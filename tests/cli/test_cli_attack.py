@@ -3,30 +3,8 @@
 import json
 
 import pytest
-import torch
 
-from test_cli import atdm
-
-
-@pytest.fixture(scope="module")
-def stock(tmp_path_factory):
-    """A pipeline folder made with diffusers alone."""
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-
-    folder = tmp_path_factory.mktemp("stock") / "pipeline"
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        layers_per_block=1,
-    )
-    DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=1000)).save_pretrained(folder)
-    return folder
+from helpers import atdm
 
 
 def test_a_stock_pipeline_is_attacked(capsys, stock, tmp_path):
