@@ -188,7 +188,7 @@ def test_sample_show_and_corrupt_write_what_they_say(capsys, folder, tmp_path):
         "train --data plane --out",
         "demo --out",
         "reproduce rivals --out",
-        "reproduce rivals --page NAME.md",
+        "reproduce rivals --pages",
         "compare --train ddpm --out NAME.md",
         "compare --train ddpm --keep",
         "features --data digits --out NAME.safetensors",

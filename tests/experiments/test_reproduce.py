@@ -24,7 +24,7 @@ from atdm.errors import UserError
 from atdm.experiments import EXPERIMENTS, folder_of, module_of
 from atdm.experiments.runner import reproduce, stored
 from atdm.experiments.runner.findings import Claim, Findings, Outcome, at_most
-from atdm.experiments.runner.page import MARK, write_page
+from atdm.experiments.runner.page import page_of, write_pages
 from atdm.experiments.runner.rows import cell, mean_over_seeds, table_of
 from atdm.experiments.runner.training import DDPM, Job, published, recommended
 from atdm.pool import part
@@ -40,7 +40,7 @@ def smoke(tmp_path_factory) -> Path:
         patch.chdir(out)  # the runs of images go there, and none is there already
         patch.setattr(torch, "get_num_threads", lambda: 1)
         with pytest.raises(SystemExit) as end:
-            main(["reproduce", "all", "--scale", "smoke", "--out", str(out), "--page", str(out / "page.md"), "--json"])
+            main(["reproduce", "all", "--scale", "smoke", "--out", str(out), "--pages", str(out / "pages"), "--json"])
     assert end.value.code == 0
     assert sorted(f.name for f in out.iterdir() if (f / "report.html").is_file()) == sorted(EXPERIMENTS)
     return out
@@ -95,14 +95,19 @@ def test_the_paragraph_says_what_the_claims_say(smoke, name):
         assert f"- {claim['statement']} ({claim['measured']})." in (agrees if claim["holds"] else denies)
 
 
-def test_the_page_shows_every_experiment_with_small_pictures(smoke):
-    page = (smoke / "page.md").read_text()
+def test_every_experiment_has_a_page_with_small_pictures_and_its_json(smoke):
+    index = (smoke / "pages" / "README.md").read_text()
     for name in EXPERIMENTS:
-        assert f"\n## {name}\n" in page
-    pictures = re.findall(r"\]\((images/[^)]+)\)", page)
-    assert len(pictures) >= len(EXPERIMENTS)
-    for picture in pictures:
-        assert os.path.getsize(smoke / picture) < 150_000
+        page = (smoke / "pages" / f"{name}.md").read_text()
+        record = json.loads((smoke / "pages" / f"{name}.json").read_text())
+        assert f"# {name}\n" in page
+        assert page == page_of(name, record)
+        assert record["claims"] == json.loads((smoke / name / "numbers.json").read_text())["claims"]
+        assert f"]({name}.md) | {EXPERIMENTS[name].summary} |" in index
+        pictures = re.findall(r"\]\((images/[^)]+)\)", page)
+        assert pictures
+        for picture in pictures:
+            assert os.path.getsize(smoke / "pages" / picture) < 150_000
 
 
 @pytest.mark.parametrize(
@@ -119,13 +124,15 @@ def test_the_page_tells_the_command_but_no_place_on_the_machine(tmp_path, data, 
     (tmp_path / place).mkdir()
     made = {"scale": "cpu", "seeds": seeds, "data": data, "jobs": 5, "cpu seconds of all jobs": 7.0}
     made |= {"experiment": "rivals", "device": "cpu", "atdm": "0", "torch": "2"}
-    (tmp_path / place / "numbers.json").write_text(json.dumps({"figures": {}, "tables": [], "provenance": made}))
+    numbers = {"figures": {}, "tables": [], "claims": [], "provenance": made}
+    (tmp_path / place / "numbers.json").write_text(json.dumps(numbers))
     (tmp_path / place / "paragraph.md").write_text("What was found.")
-    write_page(tmp_path, tmp_path / "page.md")
-    page = (tmp_path / "page.md").read_text()
-    assert f"\natdm reproduce rivals {words}\n" in page
-    assert "/home" not in page
+    assert write_pages(tmp_path, tmp_path / "pages") == [place]
+    page = (tmp_path / "pages" / f"{place}.md").read_text()
+    assert f"\natdm reproduce rivals {words} --pages results\n" in page
     assert "5 trainings in 7 seconds" in page
+    for file in (tmp_path / "pages").iterdir():
+        assert "/home" not in file.read_text()
 
 
 @pytest.mark.parametrize(
@@ -144,10 +151,8 @@ def test_results_of_other_data_have_a_folder_of_their_own(data, folder):
     assert folder_of("rivals", data) == folder
 
 
-def test_the_page_shows_every_data_set_in_the_order_of_the_experiments(tmp_path):
-    for name, data in (("rivals", "plane"), ("ray", None), ("rivals", None)):
-        folder = tmp_path / folder_of(name, data)
-        folder.mkdir()
+def test_the_index_shows_every_result_in_the_order_of_the_experiments_and_keeps_other_pages(tmp_path):
+    def result(folder, name, data, agree):
         made = {
             "experiment": name,
             "scale": "cpu",
@@ -157,19 +162,30 @@ def test_the_page_shows_every_data_set_in_the_order_of_the_experiments(tmp_path)
             "cpu seconds of all jobs": 1.0,
         }
         made |= {"device": "cpu", "atdm": "0", "torch": "2"}
-        (folder / "numbers.json").write_text(json.dumps({"figures": {}, "tables": [], "provenance": made}))
-        (folder / "paragraph.md").write_text("What was found.")
-    assert write_page(tmp_path, tmp_path / "page.md") == ["ray", "rivals", "rivals-plane"]
-    headings = re.findall(r"^## (.*)$", (tmp_path / "page.md").read_text(), re.MULTILINE)
-    assert headings == ["ray", "rivals", "rivals, plane"]
-    new = (tmp_path / "page.md").read_text()
-    (tmp_path / "page.md").write_text(f"# My summary\n\n{MARK}\n\nOld results.\n")
-    write_page(tmp_path, tmp_path / "page.md")
-    assert (tmp_path / "page.md").read_text() == f"# My summary\n\n{MARK}{new.partition(MARK)[2]}"
-    (tmp_path / "page.md").write_text("Precious.\n")
-    with pytest.raises(UserError, match="lacks the line"):
-        write_page(tmp_path, tmp_path / "page.md")
-    assert (tmp_path / "page.md").read_text() == "Precious.\n"
+        claims = [{"statement": "s", "holds": holds, "measured": "m"} for holds in agree]
+        place = folder / folder_of(name, data)
+        place.mkdir(parents=True)
+        numbers = {"figures": {}, "tables": [], "claims": claims, "provenance": made}
+        (place / "numbers.json").write_text(json.dumps(numbers))
+        (place / "paragraph.md").write_text("What was found.")
+
+    pages = tmp_path / "pages"
+    result(tmp_path / "one", "rivals", "plane", [True, False, True])
+    result(tmp_path / "one", "rivals", None, [])
+    assert write_pages(tmp_path / "one", pages) == ["rivals", "rivals-plane"]
+    first = (pages / "rivals.md").read_text()
+    result(tmp_path / "two", "ray", None, [True])
+    assert write_pages(tmp_path / "two", pages) == ["ray"]
+    assert (pages / "rivals.md").read_text() == first
+    shown = re.findall(
+        r"^\| \[(.*?)\]\((.*?)\) \| .* \| (.*?) \| `.*` \|$", (pages / "README.md").read_text(), re.MULTILINE
+    )
+    expected = [
+        ("ray", "ray.md", "1 of 1"),
+        ("rivals", "rivals.md", "0 of 0"),
+        ("rivals, plane", "rivals-plane.md", "2 of 3"),
+    ]
+    assert shown == expected
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -196,7 +212,7 @@ def test_larger_scales_compare_ddpm_with_the_rest_under_the_same_dirt(name, scal
         (["ray", "--scale", "gpu"], "Valid: cpu, paper, smoke"),
         (["ray", "--seeds", "0"], "Expected at least 1"),
         (["trajectories", "--data", "digits"], "Expected no --data, or one of butterflies"),
-        (["--page", "page.md", "--out", "nothing"], "holds no results"),
+        (["--pages", "pages", "--out", "nothing"], "holds no results"),
     ],
 )
 def test_mistakes_are_told(words, said, capsys, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from .common import destination, make_parser, progress_bar
 
 def run(words: list[str]) -> int:
     from ..experiments import EXPERIMENTS, SCALES, entry, folder_of
-    from ..experiments.runner.page import head, write_page
+    from ..experiments.runner.page import write_pages
 
     parser = make_parser("reproduce")
     parser.add_argument("name", type=str, nargs="?", help="an experiment, or all; without it, they are listed")
@@ -31,16 +31,16 @@ def run(words: list[str]) -> int:
         "--data", type=str, help="image data set instead of the published one, for the experiments that take one"
     )
     parser.add_argument(
-        "--page",
+        "--pages",
         type=str,
-        help="also write a Markdown page over all results in --out, small pictures beside it; what you wrote above the results of a page that is there stays",
+        help="also write pages to this folder, of each result in --out: Markdown, JSON, small pictures, and an index; the project keeps its own in results",
     )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     given = parser.parse_args(words)
-    page = destination(given.page, ".md") if given.page else None
-    if given.name is None and page is not None:
-        shown = write_page(Path(given.out), page)
-        print(json.dumps(shown) if given.json else f"{page} shows {', '.join(shown)}.")
+    pages = destination(given.pages) if given.pages else None
+    if given.name is None and pages is not None:
+        shown = write_pages(Path(given.out), pages)
+        print(json.dumps(shown) if given.json else f"{pages} shows {', '.join(shown)}.")
         return 0
     if given.name is None:
         if given.json:
@@ -63,8 +63,6 @@ def run(words: list[str]) -> int:
     from ..experiments.runner.reproduce import run as reproduce
 
     out, numbers = destination(given.out), {}
-    if page is not None:
-        head(page)
     for name in names:
         data = given.data if name in takers else None
         with progress_bar(given.json) as bar:
@@ -78,8 +76,8 @@ def run(words: list[str]) -> int:
         if not given.json:
             print(f"{name}\n\n{(folder / 'paragraph.md').read_text()}")
             print(f"The report is {folder / 'report.html'}; figures and numbers.json are beside it.\n")
-    if page is not None:
-        write_page(out, page)
+    if pages is not None:
+        write_pages(out, pages)
     if given.json:
         print(json.dumps(numbers if given.name == "all" else numbers[given.name]))
     return 0

@@ -1,4 +1,4 @@
-"""One Markdown page over the results of several experiments, with small pictures beside it."""
+"""Generated pages of results: of each experiment a Markdown page, the JSON it is made from and small pictures; an index over them."""
 
 from __future__ import annotations
 
@@ -14,82 +14,94 @@ from .. import EXPERIMENTS, SUBSPACE, folder_of, label_of
 
 PIXELS = 1000  # width of a picture
 PICTURES = 3  # of an experiment: the first ones of its figures
-MARK = "<!-- Results: what stands below this line is written anew by atdm reproduce. -->"
-
-INTRODUCTION = """# Reproducing the paper
-
-`atdm reproduce` lists the published results of [arXiv 2505.21742](https://arxiv.org/abs/2505.21742) that have a counterpart
-here, and runs them by name. Each writes figures (PNG and SVG), `numbers.json` (every number with the hash of its weights,
-sampler, steps, seed, samples and reference), `paragraph.md` and a self-contained `report.html`. What each training found is kept
-beside them: a run that was interrupted goes on, and more seeds join those that are there. Another version of atdm or torch
-measures anew; so does an empty folder.
-
-```bash
-atdm reproduce                                   # what there is
-atdm reproduce trajectories --out reproduce      # one of them, minutes on a CPU
-atdm reproduce all --scale smoke --out reproduce # everything runs? seconds each
-atdm reproduce all --scale paper --seeds 3       # larger networks and longer training, for a GPU
-atdm reproduce --out reproduce --page paper.md   # this page, from what is in a folder
-```
-
-What follows was written by the last of these commands: which statements agree and which do not is judged by the numbers of
-the run. Networks, data and training are far smaller than the published ones, so compare directions and ratios rather than
-values."""
+INDEX = "README.md"
 
 
-def write_page(folder: Path, page: Path) -> list[str]:
-    """Write ``page`` and its ``images`` folder from the results in ``folder``; returns the folders in it that are shown.
+def write_pages(folder: Path, pages: Path) -> list[str]:
+    """Write to the folder ``pages`` what is in ``folder``: ``NAME.md``, ``NAME.json`` and ``images/NAME-*.png`` of each result.
 
-    What stands above the line ``MARK`` of a page that is there stays: a summary by whoever read the numbers.
+    Pages of other results that are there stay, and the index names them all.
+
+    Returns:
+        the names of the results.
 
     Raises:
-        UserError: there are no results, or a page that is there has no such line.
+        UserError: there are no results.
     """
     results = _results(folder)
     if not results:
         raise UserError(f"{folder} holds no results. Expected a folder that atdm reproduce wrote.")
-    parts = [head(page), MARK]
-    for place, (name, numbers) in results.items():
-        data = numbers["provenance"]["data"]
-        heading = name if data is None else f"{name}, {label_of(data)}"
-        parts.append(f"## {heading}\n\n{EXPERIMENTS[name].summary[0].upper()}{EXPERIMENTS[name].summary[1:]}.")
-        parts.append(f"```bash\n{_command(name, numbers['provenance'])}\n```")
-        parts.append((folder / place / "paragraph.md").read_text(encoding="utf-8").strip())
-        for title, caption in [*numbers["figures"].items()][:PICTURES]:
-            small = page.parent / "images" / f"{place}-{title}.png"
-            _shrink(folder / place / f"{title}.png", small)
-            parts.append(f"![{caption}](images/{small.name})\n\n*{caption}*")
-        parts += [markdown(Table(t["columns"], t["rows"], t["caption"])) for t in numbers["tables"]]
-        parts.append(_made(numbers["provenance"]))
-    with atomic(page) as scratch:
-        scratch.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    for place, record in results.items():
+        for title in record["figures"]:
+            _shrink(folder / place / f"{title}.png", pages / "images" / f"{place}-{title}.png")
+        _write(pages / f"{place}.json", json.dumps(record, indent=1))
+        _write(pages / f"{place}.md", page_of(place, record))
+    _write(pages / INDEX, index(pages))
     return [*results]
 
 
-def head(page: Path) -> str:
-    """What stands above the results.
+def page_of(place: str, record: Mapping[str, Any]) -> str:
+    """The page of one result, from its JSON.
 
-    Raises:
-        UserError: a page that is there lacks the line ``MARK``.
+    Args:
+        place: the name of its files.
+        record: as in ``NAME.json``.
     """
-    if not page.exists():
-        return INTRODUCTION
-    above, mark, _ = page.read_text(encoding="utf-8").partition(MARK)
-    if not mark:
-        raise UserError(f"{page} is there and lacks the line {MARK} Expected a new name, or that line.")
-    return above.strip()
+    summary = record["summary"]
+    parts = [
+        f"# {record['heading']}",
+        f"<!-- Written by atdm reproduce --pages from {place}.json; edits are lost. -->",
+        f"{summary[0].upper()}{summary[1:]}.",
+        f"```bash\n{record['command']} --pages results\n```",
+        record["paragraph"],
+    ]
+    for title, caption in record["figures"].items():
+        parts.append(f"![{caption}](images/{place}-{title}.png)\n\n*{caption}*")
+    parts += [markdown(Table(t["columns"], t["rows"], t["caption"])) for t in record["tables"]]
+    parts.append(f"{record['made']} Numbers: [{place}.json]({place}.json).")
+    return "\n\n".join(parts) + "\n"
 
 
-def _results(folder: Path) -> dict[str, tuple[str, Any]]:
-    """By folder: experiment and numbers; in the order of the experiments, of each its own data first."""
-    found = {}
-    for file in folder.glob("*/numbers.json"):
-        numbers = json.loads(file.read_text(encoding="utf-8"))
-        name = numbers["provenance"]["experiment"]
-        if name in EXPERIMENTS and file.parent.name == folder_of(name, numbers["provenance"]["data"]):
-            found[file.parent.name] = (name, numbers)
+def index(pages: Path) -> str:
+    """The index of the pages in a folder: of each its command, and how many of its claims the numbers bear out."""
+    found = [(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in pages.glob("*.json")]
     order = [*EXPERIMENTS]
-    return dict(sorted(found.items(), key=lambda item: (order.index(item[1][0]), item[0])))
+    found.sort(key=lambda item: (order.index(item[1]["experiment"]), item[0]))
+    rows = [
+        [
+            f"[{record['heading']}]({place}.md)",
+            record["summary"],
+            f"{sum(c['holds'] for c in record['claims'])} of {len(record['claims'])}",
+            f"`{record['command']}`",
+        ]
+        for place, record in found
+    ]
+    table = Table(["page", "what", "claims that agree", "made by"], rows)
+    return (
+        "# Results\n\nEvery page here was written by the command beside it, with `--pages results`; nothing is edited by hand. DATA is a folder of "
+        f"images. Each page lists the claims that its numbers bear out and those that they do not.\n\n{markdown(table)}\n"
+    )
+
+
+def _results(folder: Path) -> dict[str, dict[str, Any]]:
+    """The JSON of each result, by the name of its folder."""
+    found = {}
+    for file in sorted(folder.glob("*/numbers.json"), key=lambda file: file.parent.name):
+        numbers = json.loads(file.read_text(encoding="utf-8"))
+        name, data = numbers["provenance"]["experiment"], numbers["provenance"]["data"]
+        if name in EXPERIMENTS and file.parent.name == folder_of(name, data):
+            found[file.parent.name] = {
+                "experiment": name,
+                "heading": name if data is None else f"{name}, {label_of(data)}",
+                "summary": EXPERIMENTS[name].summary,
+                "command": _command(name, numbers["provenance"]),
+                "made": _made(numbers["provenance"]),
+                "paragraph": file.with_name("paragraph.md").read_text(encoding="utf-8").strip(),
+                "figures": dict([*numbers["figures"].items()][:PICTURES]),
+                "claims": numbers["claims"],
+                "tables": numbers["tables"],
+            }
+    return found
 
 
 def _command(name: str, provenance: Mapping[str, Any]) -> str:
@@ -112,6 +124,11 @@ def _made(provenance: Mapping[str, Any]) -> str:
         f"in {provenance['cpu seconds of all jobs']:.0f} seconds of {provenance['device']}; atdm {provenance['atdm']}, "
         f"torch {provenance['torch']}."
     )
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
 def _shrink(picture: Path, small: Path) -> None:
