@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from atdm.errors import UserError
-from atdm.metrics import Moments, class_score, frechet, frechet_extrapolated, kernel_distance, neighbours
+from atdm.metrics import (
+    Moments,
+    class_score,
+    frechet,
+    frechet_distance,
+    frechet_extrapolated,
+    kernel_distance,
+    neighbours,
+)
 
 
 class Same(nn.Module):
@@ -46,6 +54,60 @@ def test_frechet_agrees_with_torchmetrics(generator):
     theirs.update(y.double(), real=True)
     theirs.update(x.double(), real=False)
     assert frechet(x, y) == pytest.approx(theirs.compute().item(), rel=1e-6)
+
+
+def by_symmetric_roots(mu1, c1, mu2, c2):
+    """The distance without a Cholesky factor: eigenvectors for both roots, singular values of their product."""
+
+    def root(c):
+        values, vectors = torch.linalg.eigh(c)
+        return vectors @ values.clamp(min=0).sqrt().diag() @ vectors.T
+
+    cross = torch.linalg.svdvals(root(c1) @ root(c2)).sum()
+    return ((mu1 - mu2).square().sum() + c1.trace() + c2.trace() - 2 * cross).item()
+
+
+def spectrum(d, decades, generator, turn=0.0):
+    """A covariance whose eigenvalues fall over so many powers of ten, in a random basis (the same up to a turn)."""
+    basis = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).Q
+    other = torch.randn(d, d, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(basis + turn * other).Q
+    return basis @ torch.logspace(0, -decades, d, dtype=torch.float64).diag() @ basis.T
+
+
+def of_rank(d, rank, generator):
+    rows = torch.randn(rank, d, generator=generator, dtype=torch.float64)
+    return rows.T @ rows / rank
+
+
+# What the covariances are, and whether the fast route may be taken.
+COVARIANCES = {
+    "full rank": (lambda g: (spectrum(60, 2, g), spectrum(60, 2, g, 0.1)), True),
+    "as those of networks": (lambda g: (spectrum(60, 6, g), 1.1 * spectrum(60, 6, g, 0.1)), True),
+    "other scales": (lambda g: (1e6 * spectrum(60, 3, g), 1e-6 * spectrum(60, 3, g, 0.1)), True),
+    "equal": (lambda g: (spectrum(60, 4, g), spectrum(60, 4, g)), True),
+    "nearly singular": (lambda g: (spectrum(60, 11, g), spectrum(60, 11, g, 0.1)), False),
+    "one singular": (lambda g: (of_rank(60, 20, g), spectrum(60, 2, g)), False),
+    "the other singular": (lambda g: (spectrum(60, 2, g), of_rank(60, 20, g)), False),
+    "both singular": (lambda g: (of_rank(60, 20, g), of_rank(60, 30, g)), False),
+    "one constant": (lambda g: (torch.zeros(60, 60, dtype=torch.float64), spectrum(60, 2, g)), False),
+    "one feature": (lambda g: (torch.full((1, 1), 4.0), torch.full((1, 1), 9.0)), True),
+}
+
+
+@pytest.mark.parametrize("name", COVARIANCES)
+def test_frechet_distance_by_symmetric_roots(name, generator, monkeypatch):
+    """Equal to ten digits of what is subtracted, by the fast route where that is safe and by the other elsewhere."""
+    build, fast = COVARIANCES[name]
+    c1, c2 = (c.double() for c in build(generator))
+    mu1, mu2 = torch.randn(2, len(c1), generator=generator, dtype=torch.float64)
+    expected = by_symmetric_roots(mu1, c1, mu2, c2)
+    singular_values = []
+    plain = torch.linalg.svdvals
+    monkeypatch.setattr(torch.linalg, "svdvals", lambda x: singular_values.append(x) or plain(x))
+    found = frechet_distance(mu1, c1, mu2, c2)
+    assert found == pytest.approx(expected, abs=1e-10 * (c1.trace() + c2.trace()).item(), rel=1e-13)
+    assert bool(singular_values) != fast
 
 
 def test_extrapolation_removes_the_bias_of_few_samples(generator):
@@ -150,6 +212,35 @@ def test_neighbours_by_brute_force(block, generator):
     assert found.density == pytest.approx(of_y5.sum().item() / (5 * 40))
     assert found.coverage == pytest.approx(of_y5.any(0).double().mean().item())
     assert 0 < found.recall < 1
+
+
+def by_whole_matrices(x, y, k, k_density):
+    """The same in one matrix for each pair of sets, sorted whole."""
+
+    def square(a, b):
+        return (a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2 * a @ b.T).clamp(min=0)
+
+    def radius(a, neighbour):
+        return square(a, a).fill_diagonal_(-1).sort(1).values[:, neighbour]
+
+    across, wide = square(y, x), radius(y, k_density)[:, None]
+    return (
+        (across <= radius(y, k)[:, None]).any(0).double().mean().item(),
+        (across <= radius(x, k)[None]).any(1).double().mean().item(),
+        (across <= wide).sum().item() / (k_density * len(x)),
+        (across <= wide).any(1).double().mean().item(),
+    )
+
+
+@pytest.mark.parametrize(("d", "copies"), [(2, 0), (64, 0), (200, 0), (16, 300)])
+def test_neighbours_equal_whole_matrices_bit_for_bit(d, copies, generator):
+    """Also with ties: where samples are copies of references, and references are there twice (of integers: exact)."""
+    x, y = torch.randn(700, d, generator=generator).double(), torch.randn(900, d, generator=generator).double()
+    if copies:
+        x, y = (8 * x).round(), (8 * y).round()
+        x[:copies], y[-copies:] = y[:copies], y[:copies]
+    assert neighbours(x, y) == by_whole_matrices(x, y, 3, 5)
+    assert neighbours(x, y, 5, 3) == by_whole_matrices(x, y, 5, 3)
 
 
 def test_neighbours_of_same_and_of_far_sets(generator):

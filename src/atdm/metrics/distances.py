@@ -6,6 +6,8 @@ many processes drew them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ from ..errors import UserError
 SUBSET = 1000  # rows in a subset of the kernel distance, as in the code of Binkowski 2018
 SUBSETS = 10
 FRACTIONS = (1 / 2, 2 / 3, 3 / 4, 1)  # of the samples, for extrapolating
+CERTAIN = 1e-9  # bound of the rounding error of the fast Frechet distance, over the two variances; mostly 1e-15
 SPLITS = 10  # of the inception score, as in Salimans 2016
 
 
@@ -51,11 +54,11 @@ def frechet_distance(
 ) -> float:
     """Squared Frechet (2-Wasserstein) distance between two Gaussians (Dowson & Landau 1982).
 
-    ``||mu1 - mu2||^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2)``, in float64. The last trace is the sum of the singular
-    values of ``C1^1/2 C2^1/2``: only symmetric roots are taken, so singular covariances are fine and none is complex.
+    ``||mu1 - mu2||^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2)``, in float64. With ``C = F F^T`` the last trace is the sum
+    of the singular values of ``F1^T F2``, whichever factors are taken. Covariances of full rank have Cholesky factors;
+    for others symmetric roots are taken, so singular covariances are fine. No root is complex.
     """
-    mu1, cov1, mu2, cov2 = (a.double() for a in (mu1, cov1, mu2, cov2))
-    return _frechet(mu1, _root(cov1), mu2, _root(cov2))
+    return _frechet(_Gaussian(mu1, covariance=cov1), _Gaussian(mu2, covariance=cov2))
 
 
 def frechet(x: Float[Tensor, "n d"], y: Float[Tensor, "m e"]) -> float:
@@ -67,13 +70,6 @@ def frechet(x: Float[Tensor, "n d"], y: Float[Tensor, "m e"]) -> float:
     if x.shape[1] != y.shape[1]:
         raise UserError(f"Cannot compare {x.shape[1]} with {y.shape[1]} features. Expected the same number.")
     return frechet_distance(*moments(x), *moments(y))
-
-
-def _frechet(mu1: Tensor, factor1: Tensor, mu2: Tensor, factor2: Tensor) -> float:
-    """The same from any ``F`` with ``C = F F^T``: singular values do not see which one it is."""
-    cross = torch.linalg.svdvals(factor1.T @ factor2).sum()
-    distance = (mu1 - mu2).square().sum() + factor1.square().sum() + factor2.square().sum() - 2 * cross
-    return max(distance.item(), 0.0)  # rounding can leave -1e-15
 
 
 def frechet_extrapolated(x: Float[Tensor, "n d"], reference: Moments, seed: int = 0) -> tuple[float, dict[int, float]]:
@@ -89,12 +85,12 @@ def frechet_extrapolated(x: Float[Tensor, "n d"], reference: Moments, seed: int 
     if len(x) < 4:
         raise UserError(f"Extrapolating needs 4 samples. Got {len(x)}.")
     x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)]
-    mu, root = reference.mean.double(), _root(reference.covariance.double())
+    clean = _Gaussian(reference.mean, covariance=reference.covariance)
     at: dict[int, float] = {}
     for part in FRACTIONS:
         size = int(part * len(x))
         pieces = [x[start : start + size] for start in range(0, len(x) - size + 1, size)]
-        at[size] = sum(_frechet(*_factor(piece), mu, root) for piece in pieces) / len(pieces)
+        at[size] = sum(_frechet(_Gaussian.fitted(piece), clean) for piece in pieces) / len(pieces)
     design = torch.tensor([[1.0, 1.0 / size] for size in at], dtype=torch.float64)
     line = torch.linalg.lstsq(design, torch.tensor([*at.values()], dtype=torch.float64)[:, None]).solution
     return line[0].item(), at
@@ -134,7 +130,7 @@ class Neighbours(NamedTuple):
 
 
 def neighbours(
-    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], k: int = 3, k_density: int = 5, block: int = 1000
+    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], k: int = 3, k_density: int = 5, block: int = 500
 ) -> Neighbours:
     """Precision and recall (Kynkaanniemi 2019, ``k``), density and coverage (Naeem 2020, ``k_density``).
 
@@ -149,17 +145,14 @@ def neighbours(
     if min(len(x), len(y)) <= most:
         raise UserError(f"Neighbours need more than {most} samples and references. Got {len(x)} and {len(y)}.")
     x, y = x.double(), y.double()
-    radius_x, radius_y, wide_y = _radius(x, k, block), _radius(y, k, block), _radius(y, k_density, block)
+    radius_x, (radius_y, wide_y) = _radii(x, (k,), block)[0], _radii(y, (k, k_density), block)
     covered_x = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     recalled, reached, inside = 0, 0, 0
-    for start in range(0, len(y), block):
-        rows = slice(start, start + block)
-        square = _square_distances(y[rows], x)
+    for rows, square in _square_distances(y, x, block):
         covered_x |= (square <= radius_y[rows, None]).any(0)
         recalled += int((square <= radius_x[None]).any(1).sum())
-        within = square <= wide_y[rows, None]
-        reached += int(within.any(1).sum())
-        inside += int(within.sum())
+        reached += int((square.amin(1) <= wide_y[rows]).sum())
+        inside += int((square <= wide_y[rows, None]).count_nonzero())
     return Neighbours(
         covered_x.double().mean().item(), recalled / len(y), inside / (k_density * len(x)), reached / len(y)
     )
@@ -186,31 +179,87 @@ def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (x - mean) / (len(x) - 1) ** 0.5
 
 
-def _factor(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean, and an ``F`` with ``F F^T`` the unbiased covariance: the smaller of the centred rows and its root."""
-    mean, rows = _centred(x)
-    return mean, (rows.T if len(rows) <= rows.shape[1] else _root(rows.T @ rows))
+class _Gaussian:
+    """A mean, and a covariance or rows ``R`` with ``R^T R`` the covariance; its factors are computed when first needed."""
+
+    def __init__(self, mean: Tensor, covariance: Tensor | None = None, rows: Tensor | None = None) -> None:
+        self.mean = mean.double()
+        self.covariance = None if covariance is None else covariance.double()
+        self.rows = rows
+
+    @classmethod
+    def fitted(cls, x: Float[Tensor, "n d"]) -> _Gaussian:
+        """To features, by the smaller of the centred rows and their covariance."""
+        mean, rows = _centred(x)
+        return cls(mean, rows=rows) if len(rows) <= rows.shape[1] else cls(mean, rows.T @ rows)
+
+    @cached_property
+    def variance(self) -> Tensor:
+        """The trace of the covariance."""
+        return self.factor.square().sum() if self.covariance is None else self.covariance.trace()
+
+    @cached_property
+    def cholesky(self) -> Tensor | None:
+        """The lower triangular factor of a covariance of full rank."""
+        if self.covariance is None:
+            return None
+        factor, failed = torch.linalg.cholesky_ex(self.covariance)
+        return None if failed else factor
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """An ``F`` with ``F F^T`` the covariance, of any rank."""
+        if self.rows is not None:
+            return self.rows.T
+        if self.cholesky is not None:
+            return self.cholesky
+        assert self.covariance is not None
+        values, vectors = torch.linalg.eigh((self.covariance + self.covariance.T) / 2)
+        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def _root(cov: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh((cov + cov.T) / 2)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+def _frechet(a: _Gaussian, b: _Gaussian) -> float:
+    distance = (a.mean - b.mean).square().sum() + a.variance + b.variance - 2 * _cross(a, b)
+    return max(distance.item(), 0.0)  # rounding can leave -1e-15
+
+
+def _cross(a: _Gaussian, b: _Gaussian) -> Tensor:
+    """``tr (A^1/2 B A^1/2)^1/2``: the sum of the singular values of ``F_a^T F_b``, whichever factors are taken.
+
+    The eigenvalues of ``L_b^T A L_b``, with ``L_b`` of Cholesky, are the squares of these and come at a quarter of the
+    cost. Each is known to within the rounding of the largest, so small ones have uncertain roots: they are taken where
+    that cannot be seen in the distance, and singular values elsewhere.
+    """
+    if a.cholesky is not None and b.cholesky is not None and a.covariance is not None:
+        squares = torch.linalg.eigvalsh(b.cholesky.T @ a.covariance @ b.cholesky)
+        rounding = torch.finfo(squares.dtype).eps * squares[-1]
+        roots = squares.clamp(min=rounding).sqrt()
+        if (rounding / roots).sum() < CERTAIN * (a.variance + b.variance):
+            return roots.sum()
+    return torch.linalg.svdvals(a.factor.T @ b.factor).sum()
 
 
 def _cubic(a: Tensor, b: Tensor) -> Tensor:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def _square_distances(a: Tensor, b: Tensor) -> Tensor:
-    return (a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2 * a @ b.T).clamp(min=0)
+def _square_distances(a: Tensor, b: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:
+    """Squared distances of a block of rows of ``a`` to all of ``b``, block by block in the same memory."""
+    norms_a, norms_b = a.square().sum(1), b.square().sum(1)
+    square, product = a.new_empty(2, min(block, len(a)), len(b))
+    for start in range(0, len(a), block):
+        rows = slice(start, min(start + block, len(a)))
+        size = rows.stop - start
+        torch.mm(2 * a[rows], b.T, out=product[:size])
+        torch.add(norms_a[rows, None], norms_b, out=square[:size])
+        yield rows, square[:size].sub_(product[:size]).clamp_(min=0)
 
 
-def _radius(x: Tensor, k: int, block: int) -> Tensor:
-    """Squared distance of each row to its k-th nearest other row."""
+def _radii(x: Tensor, ks: tuple[int, ...], block: int) -> Float[Tensor, "ks n"]:
+    """Squared distance of each row to its k-th nearest other row, for each k."""
     radii = []
-    for start in range(0, len(x), block):
-        square = _square_distances(x[start : start + block], x)
+    for rows, square in _square_distances(x, x, block):
         own = torch.arange(len(square), device=x.device)
-        square[own, start + own] = -1.0  # itself comes first, whatever rounding makes of the distance zero
-        radii.append(square.kthvalue(k + 1, dim=1).values)
-    return torch.cat(radii)
+        square[own, rows.start + own] = -1.0  # itself comes first, whatever rounding makes of the distance zero
+        radii.append(square.topk(max(ks) + 1, dim=1, largest=False).values[:, list(ks)])
+    return torch.cat(radii).T
