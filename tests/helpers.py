@@ -7,7 +7,8 @@ from atdm.cli import main
 from atdm.diffusion.process import Process
 
 LINEAR = Process.linear()
-STOCHASTIC = {"ddpm", "sde-dpm-solver++", "euler-ancestral"}
+UNRESPACED = "ddpm-unrespaced"  # does not reach the data, and is not meant to
+STOCHASTIC = {"ddpm", "sde-dpm-solver++", "euler-ancestral", UNRESPACED}
 S = 0.5  # standard deviation of the data of the ideal denoiser
 
 

@@ -24,6 +24,7 @@ _WHERE = {
     "load": "data",
     "build_net": "nets",
     "MLP": "nets.mlp",
+    "Sampling": "diffusion.steps",
     "sample": "diffusion.sampling",
     "trajectory": "diffusion.sampling",
     "TrajectoryAttack": "attack",

@@ -25,6 +25,7 @@ from atdm.data import load
 from atdm.data.toy import Moons, Plane
 from atdm.diffusion.sampling import sample, trajectory
 from atdm.diffusion.schedulers import SAMPLERS
+from atdm.diffusion.steps import Sampling
 from atdm.errors import UserError
 from atdm.metrics.exact import support_distance
 from atdm.nets import build_net
@@ -125,7 +126,7 @@ def test_every_sampler_can_be_attacked(sampler):
             64,
             {7, 8},
             "rest",
-            {"sampler": sampler, "steps": 10},
+            Sampling(sampler, 10),
         )
         return victim.damage(victim.attack(search, 0.5, 0)[0], victim.sample(0))
 
@@ -199,7 +200,7 @@ def test_every_goal_is_raised_and_does_damage(name):
     torch.manual_seed(0)
     model = build_net("mlp:width=16", (3,))
     goal = build("goal", name, GOALS).fit(reference, truth)
-    victim = Victim(model, LINEAR, (3,), goal, n=100, sampling={"steps": 10})
+    victim = Victim(model, LINEAR, (3,), goal, n=100, sampling=Sampling(steps=10))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     damage = []
     for budget in (0.0, 0.3, 1.0):
@@ -224,7 +225,7 @@ def test_goals_are_the_measures_of_the_metrics():
 
 
 def test_a_transferred_attack_repeats_the_pushes():
-    victim = Victim(Gaussian(), LINEAR, (D,), Denoised(), n=300, sampling={"steps": 5, "batch_size": 130})
+    victim = Victim(Gaussian(), LINEAR, (D,), Denoised(), n=300, sampling=Sampling(steps=5), batch_size=130)
     samples, hook = victim.attack(Search(2), 0.5, 0, keep=True)
     assert torch.allclose(victim.sample(0, Replay(hook)), samples, atol=1e-6)
     with pytest.raises(UserError, match="fewer batches"):
@@ -237,7 +238,7 @@ def test_the_damage_curve_has_paired_and_exact_numbers():
     truth = Plane()
     reference = truth.sample(500, seeded())
     goal = GOALS["distance"]().fit(reference, truth)
-    victim = Victim(Skewed(truth), LINEAR, (3,), goal, 200, sampling={"steps": 10})
+    victim = Victim(Skewed(truth), LINEAR, (3,), goal, 200, sampling=Sampling(steps=10))
     budgets = [0.0, 0.2, 0.5]
     points = list(damage_curve(victim, Search(3), budgets, [0, 1], reference, truth))
     rows = [point.row for point in points]

@@ -8,12 +8,13 @@ from torch import nn
 
 from atdm.attack import Denoised, Prediction, Push, Search, Victim, bootstrap, check_seeds, doubt, fgsm, random
 from atdm.attack.checks import check_budget, check_converged, check_expectation, check_gradient, check_stronger
+from atdm.diffusion.steps import Sampling
 from atdm.objective import perturb
 from helpers import LINEAR, STDS, D, Gaussian
 
 
 def victim(model=None, goal=None, **options):
-    sampling = {"sampler": options.pop("sampler", "ddim"), "steps": 10}
+    sampling = Sampling(options.pop("sampler", "ddim"), 10)
     return Victim(model or Gaussian(), LINEAR, (D,), goal or Denoised(), 64, sampling=sampling, **options)
 
 

@@ -15,6 +15,7 @@ from scipy.stats import wasserstein_distance
 from torch import nn
 
 from atdm.diffusion.process import Process
+from atdm.diffusion.steps import Sampling
 from atdm.errors import UserError
 from atdm.metrics import (
     FEATURES,
@@ -509,8 +510,7 @@ def test_a_result_is_a_flat_row_of_json():
         reference_hash="ab",
         checkpoint="cd",
         weights="ema",
-        sampler="ddim",
-        steps=50,
+        sampling=Sampling("ddim", 50),
         last_ratio=0.076,
     )
     row = Result(Score("frechet_pixels", 1.5, "pixels", details={"at": {50: 2.0}}), provenance).as_dict()
@@ -526,6 +526,7 @@ def test_a_result_is_a_flat_row_of_json():
         "weights": "ema",
         "sampler": "ddim",
         "steps": 50,
+        "start_ratio": None,
         "stop_ratio": None,
         "last_ratio": 0.076,
         "seed": None,

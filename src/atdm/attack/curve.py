@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..diffusion.process import Process
 from ..diffusion.sampling import Hook, sample
+from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..metrics import evaluate_samples
 from .goals import Goal
@@ -41,7 +42,8 @@ class Victim:
         goal: fitted to the data (``goal.fit(reference, truth)``).
         n: samples.
         at, through: see :class:`TrajectoryAttack`.
-        sampling: further options of :func:`atdm.diffusion.sampling.sample`, such as ``sampler`` and ``steps``.
+        sampling: how it is sampled.
+        batch_size: see :class:`~atdm.diffusion.sampling.Batches`.
     """
 
     model: Callable[..., Any]
@@ -51,11 +53,13 @@ class Victim:
     n: int = 256
     at: Collection[int] | None = None
     through: str = "step"
-    sampling: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Sampling = Sampling()
+    batch_size: int = 1024
 
     def sample(self, seed: int, hook: Hook | None = None) -> Float[Tensor, "n *item"]:
         """The samples of a seed, clean or under a hook."""
-        return sample(self.model, self.process, self.n, self.item_shape, seed=seed, hook=hook, **self.sampling)
+        options: dict[str, Any] = {"seed": seed, "hook": hook, "batch_size": self.batch_size}
+        return sample(self.model, self.process, self.n, self.item_shape, self.sampling, **options)
 
     def attack(
         self, search: Search, budget: float, seed: int, keep: bool = False
@@ -108,28 +112,20 @@ def damage_curve(
         clean = victim.sample(seed)
         for budget in budgets:
             samples, hook = victim.attack(search, budget, seed)
-            yield Attacked(_row(victim, budget, seed, samples, clean, hook, reference, truth, features), samples)
+            values = evaluate_samples(samples, reference, truth, features)
+            row = {"budget": budget, "seed": seed, **_paired(victim, samples, clean), **values, **_diagnostics(hook)}
+            yield Attacked(row, samples)
 
 
-def _row(
-    victim: Victim,
-    budget: float,
-    seed: int,
-    samples: Tensor,
-    clean: Tensor,
-    hook: TrajectoryAttack,
-    reference: Tensor,
-    truth: object | None,
-    features: str,
-) -> dict[str, Any]:
+def _paired(victim: Victim, samples: Tensor, clean: Tensor) -> dict[str, float]:
     moved = (samples - clean).double().square()
+    moved_rms = moved[moved.flatten(1).isfinite().all(1)].mean().sqrt().item()
+    return {"damage": victim.damage(samples, clean), "moved_rms": moved_rms}
+
+
+def _diagnostics(hook: TrajectoryAttack) -> dict[str, Any]:
     pushes = [push for batch in hook.pushes for push in batch]
     return {
-        "budget": budget,
-        "seed": seed,
-        "damage": victim.damage(samples, clean),
-        "moved_rms": moved[moved.flatten(1).isfinite().all(1)].mean().sqrt().item(),
-        **evaluate_samples(samples, reference, truth, features),
         "attacked_steps": len(hook.pushes[0]) if pushes else 0,
         "used": sum(p.used for p in pushes) / len(pushes) if pushes else None,
         "excess": max(p.excess for p in pushes) if pushes else None,

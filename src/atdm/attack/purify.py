@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..diffusion.process import Process
 from ..diffusion.sampling import evaluating, generators, open_solver
+from ..diffusion.steps import Sampling
 from ..errors import UserError
 from . import Finding, Search
 
@@ -32,8 +33,7 @@ class Purifier(nn.Module):
     Args:
         model: any ``model(x, t)``.
         noise: noise level ``sigma_t/alpha_t`` at t*, in data units; the sampler's next lower one is taken.
-        sampler, steps: as for :func:`atdm.diffusion.sampling.sample`; of the steps, those below t* are made.
-        clip_sample: see :func:`atdm.diffusion.schedulers.build_scheduler`.
+        sampling: how; it begins at ``noise``. Its fields can be given by name as well; ``steps`` is 100 by default.
         conditioning: passed to the model.
         seed: of the noise.
 
@@ -46,30 +46,30 @@ class Purifier(nn.Module):
         model: Callable[..., Any],
         process: Process,
         noise: float,
+        sampling: Sampling | None = None,
         *,
-        sampler: Any = None,
-        steps: int = 100,
-        clip_sample: bool = False,
         conditioning: Mapping[str, Any] | None = None,
         seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__()
         if not noise > 0:
             raise UserError(
                 f"The noise of the purifier is {noise}. Expected a level sigma_t/alpha_t > 0, in data units."
             )
-        self.model, self.process, self.noise = model, process, noise
-        self.options = {
-            "sampler": sampler,
-            "steps": steps,
-            "clip_sample": clip_sample,
-            "conditioning": dict(conditioning or {}),
-        }
+        self.model, self.process, self.conditioning = model, process, dict(conditioning or {})
         self.generator = torch.Generator().manual_seed(seed)
         if isinstance(model, nn.Module):
             model.eval()
-        solver = open_solver(model, process, (1, 1), generator=self.generator, **self.options)
-        self.t = solver.skip_to(noise)
+        solver = open_solver(
+            model,
+            process,
+            (1, 1),
+            sampling or Sampling(steps=100),
+            generator=self.generator,
+            **{**options, "start_ratio": noise},
+        )
+        self.sampling, self.t = solver.sampling, solver.t
         self.level = float(process.sigmas[self.t] / process.alphas[self.t])
         self.evaluations = len(solver.timesteps)
 
@@ -83,9 +83,14 @@ class Purifier(nn.Module):
         """
         streams = streams or [self.generator]
         solver = open_solver(
-            self.model, self.process, tuple(x.shape), generator=streams, device=x.device, **self.options
+            self.model,
+            self.process,
+            tuple(x.shape),
+            self.sampling,
+            generator=streams,
+            conditioning=self.conditioning,
+            device=x.device,
         )
-        solver.skip_to(self.noise)
         rows = x.shape[0] // len(streams)
         eps = torch.cat([torch.randn((rows, *x.shape[1:]), generator=g, device=g.device).to(x) for g in streams])
         solver.begin(self.process.mix(x, eps, torch.full((len(x),), self.t, device=x.device)))

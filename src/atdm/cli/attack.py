@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .common import clean_data, destination, make_parser, numbers, print_table, progress_bar
+from .common import add_sampling, clean_data, destination, make_parser, numbers, print_table, progress_bar, sampling_of
 
 if TYPE_CHECKING:
     from ..attack import Victim
@@ -31,8 +31,7 @@ def run(words: list[str]) -> int:
         "--at", type=str, default="all", help="steps to attack: all, or 0,10,20 or 10-20; 0 is the first"
     )
     parser.add_argument("--n", type=int, default=256)
-    parser.add_argument("--sampler", type=str | None, default=None, help="default: ddim, or euler of flows and EDM")
-    parser.add_argument("--steps", type=int, default=50)
+    add_sampling(parser, 50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, for the intervals")
     parser.add_argument("--batch_size", type=int, default=256)
@@ -54,7 +53,7 @@ def run(words: list[str]) -> int:
     search = build("attack", given.attack, ATTACKS)
     goal = build("objective of an attack", given.objective, GOALS)
     TrajectoryAttack(search, goal, 0.0, through=given.through)  # a combination that cannot work is told at once
-    dataset = clean_data(given)
+    dataset, data = clean_data(given)
     reference = dataset.reference
     goal = goal.fit(reference, dataset.truth)
     victim, checkpoint = _victim(given, given.model, goal, at, reference)
@@ -77,11 +76,10 @@ def run(words: list[str]) -> int:
         "model": given.model,
         "checkpoint": checkpoint,
         "weights": "ema",
-        "sampler": given.sampler,
-        "steps": given.steps,
+        **victim.sampling.as_dict(),
         "seeds": seeds,
         "samples": given.n,
-        "reference": given.data,
+        "reference": data,
         "reference_hash": metrics.content_hash(reference),
         "features": given.features if dataset.kind == "image" else None,
         "attack": given.attack,
@@ -122,23 +120,15 @@ def _victim(given: Any, model: str, goal: Any, at: set[int] | None, reference: A
     import torch
 
     from ..attack import Victim
-    from ..diffusion.schedulers import default_sampler
     from ..nets import item_shape, require_shape, weights_hash
     from ..training.checkpoint import load_pipeline
 
     net, process, clip = load_pipeline(model)
-    given.sampler = given.sampler or default_sampler(process)
+    sampling = sampling_of(given).resolved(process, clip)
     shape = item_shape(net)
-    require_shape(item_shape(net), model, reference.shape[1:], "the reference")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    sampling = {
-        "sampler": given.sampler,
-        "steps": given.steps,
-        "batch_size": given.batch_size,
-        "clip_sample": clip,
-        "device": device,
-    }
-    return Victim(net.to(device), process, shape, goal, given.n, at, given.through, sampling), weights_hash(net)
+    require_shape(shape, model, reference.shape[1:], "the reference")
+    net = net.to("cuda" if torch.cuda.is_available() else "cpu")
+    return Victim(net, process, shape, goal, given.n, at, given.through, sampling, given.batch_size), weights_hash(net)
 
 
 def _write(folder: Path, told: dict[str, Any], shown: dict[float, Any], dataset: Any) -> None:
@@ -179,7 +169,7 @@ def _tell(given: Any, told: dict[str, Any]) -> None:
     budgets = list(dict.fromkeys(f"{row['budget']:g}" for row in told["rows"]))
     print_table(
         f"{given.model} under {given.attack}, by budget in noise units: {given.n} samples, {given.seeds} seeds, "
-        f"{given.sampler}, {given.steps} steps",
+        f"{told['provenance']['sampler']}, {given.steps} steps",
         [{"measure": name, **{budget: cells.get(budget, "") for budget in budgets}} for name, cells in table.items()],
     )
     if told["checks"]:

@@ -91,18 +91,47 @@ def require_fixed_crop(crop: str) -> None:
         raise UserError("A random crop is drawn anew in training. Expected center or none.")
 
 
-def clean_data(given: Any) -> Any:
-    """The data set of ``--data``, or that of the run before corruption; ``given.data`` then names it."""
+def add_sampling(parser: Any, steps: int, preserving: str = "ddim", late: bool = True) -> None:
+    """The options that :func:`sampling_of` reads.
+
+    Args:
+        steps: the default.
+        preserving: the sampler of variance-preserving processes, where none is named.
+        late: whether sampling may begin late.
+    """
+    names = "a diffusers scheduler: ddpm, ddim, dpm-solver++, ... or ddpm-unrespaced, whose fewer steps keep the betas of all"
+    parser.add_argument(
+        "--sampler", type=str | None, default=None, help=f"{names}; default: {preserving}, or euler of flows and EDM"
+    )
+    parser.add_argument("--steps", type=int, default=steps, help="of the sampler, from pure noise to the data")
+    if late:
+        parser.add_argument(
+            "--start_ratio", type=float | None, default=None, help="begin at this sigma_t/alpha_t, from N(0, I)"
+        )
+        parser.add_argument(
+            "--stop_ratio", type=float | None, default=None, help="stop at this sigma_t/alpha_t and return the denoised"
+        )
+
+
+def sampling_of(given: Any) -> Any:
+    """The :class:`~atdm.diffusion.steps.Sampling` that the options say."""
+    from ..diffusion.steps import Sampling
+
+    names = ("sampler", "steps", "start_ratio", "stop_ratio")
+    return Sampling(**{name: getattr(given, name) for name in names if hasattr(given, name)})
+
+
+def clean_data(given: Any) -> tuple[Any, str]:
+    """The data set of ``--data``, or that of the run before corruption; and its spec."""
     from ..data import load
     from ..training.checkpoint import read_config
     from ..training.config import TrainConfig
 
     options: dict[str, Any] = {k: getattr(given, k) for k in ("image_size", "limit") if hasattr(given, k)}
-    if given.data is None:
-        stored = read_config(Path(given.model))
-        given.data = stored["data"]
-        options = {k: stored[k] for k in TrainConfig.READING if k in stored}
-    return load(given.data, **options)
+    if given.data is not None:
+        return load(given.data, **options), given.data
+    stored = read_config(Path(given.model))
+    return load(stored["data"], **{k: stored[k] for k in TrainConfig.READING if k in stored}), stored["data"]
 
 
 def numbers(text: str, option: str) -> list[float]:
@@ -140,24 +169,26 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def draw(given: Any, target: Path | None = None) -> tuple[Any, dict[str, Any]]:
+def draw(given: Any, seed: int, target: Path | None = None) -> tuple[Any, dict[str, Any]]:
     """The samples that the options ask for, in every process the same, and how they were made.
 
     Args:
         target: where they will be written: checked before they are drawn.
+
+    Returns:
+        The samples, and fields of :class:`atdm.metrics.Provenance`.
     """
     import torch
     from accelerate import Accelerator
 
     from ..diffusion.sampling import sample
-    from ..diffusion.schedulers import default_sampler, last_ratio
     from ..nets import item_shape, weights_hash
     from ..plot.samples import check_target
     from ..training.checkpoint import load_latents, load_pipeline, load_weights
 
     net, process, clip = load_pipeline(given.model, latent=True)
     latents, shape = load_latents(given.model), item_shape(net)
-    given.sampler = given.sampler or default_sampler(process, "ddpm")
+    sampling = sampling_of(given).resolved(process, clip, "ddpm")
     if getattr(given, "weights", None) == "raw":
         load_weights(Path(given.model), net, "model")
     if target is not None:
@@ -170,12 +201,9 @@ def draw(given: Any, target: Path | None = None) -> tuple[Any, dict[str, Any]]:
             process,
             given.n,
             shape,
+            sampling,
             batch_size=given.batch_size,
-            sampler=given.sampler,
-            steps=given.steps,
-            seed=given.seed,
-            stop_ratio=given.stop_ratio,
-            clip_sample=clip,
+            seed=seed,
             device=accelerator.device,
             accelerator=accelerator,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
@@ -185,11 +213,9 @@ def draw(given: Any, target: Path | None = None) -> tuple[Any, dict[str, Any]]:
             drawn = latents.decode(drawn)
     made = {
         "checkpoint": weights_hash(net),
-        "sampler": given.sampler,
-        "steps": given.steps,
-        "last_ratio": last_ratio(given.sampler, process, given.steps, given.stop_ratio),
-        "seed": given.seed,
-        "clip_sample": clip,
+        "sampling": sampling,
+        "last_ratio": sampling.last_ratio(process),
+        "seed": seed,
     }
     return drawn, made
 

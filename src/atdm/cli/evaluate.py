@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .common import clean_data, destination, draw, make_parser, print_table
+from .common import add_sampling, clean_data, destination, draw, make_parser, print_table
 
 
 def run(words: list[str]) -> int:
@@ -22,12 +22,10 @@ def run(words: list[str]) -> int:
     parser.add_argument("--image_size", type=int | None, default=None, help="resize and crop the images of --data")
     parser.add_argument("--limit", type=int | None, default=None, help="use so many items of --data")
     parser.add_argument("--n", type=int, default=1000)
-    parser.add_argument("--sampler", type=str | None, default=None, help="default: ddpm, or euler of flows and EDM")
-    parser.add_argument("--steps", type=int, default=250)
+    add_sampling(parser, 250, "ddpm")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=str | None, default=None, help="several, as 0,1,2, for the spread over them")
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--stop_ratio", type=float | None, default=None)
     parser.add_argument(
         "--weights", type=str | None, default=None, help="ema or raw; default: ema, and those of a foreign pipeline"
     )
@@ -46,13 +44,14 @@ def run(words: list[str]) -> int:
     from ..files import atomic
 
     spaces = metrics.require(given.features)  # what is missing is told before the sampling
-    dataset = clean_data(given)
+    dataset, data = clean_data(given)
     reference = dataset.reference
+    compared: dict[str, Any] = {"reference": data, "reference_hash": metrics.content_hash(reference)}
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     rows: list[dict[str, Any]] = []
     for seed in seeds:
-        given.seed = seed
-        samples, provenance, extra = _samples(given, dataset, reference)
+        samples, made, extra = _samples(given, seed, dataset)
+        provenance = metrics.Provenance(len(samples), **compared, **made)
         scores = extra + metrics.measure(samples, reference, dataset.truth, spaces, seed or 0, accelerator=accelerator)
         rows += [metrics.Result(score, provenance).as_dict() for score in scores]
     found = {"rows": rows, "summary": metrics.over_seeds(rows)}
@@ -114,34 +113,24 @@ def _check(given: Any) -> None:
         raise UserError("--limit and --image_size are for --data; a run's own data come as it used them.")
 
 
-def _samples(given: Any, dataset: Any, reference: Any) -> tuple[Any, Any, list[Any]]:
+def _samples(given: Any, seed: int | None, dataset: Any) -> tuple[Any, dict[str, Any], list[Any]]:
     """Samples, how they were made, and what was measured on the model itself."""
     from .. import metrics
     from ..nets import item_shape, require_shape
     from ..training.checkpoint import load_latents, load_pipeline, load_weights
 
-    compared = {"reference": given.data, "reference_hash": metrics.content_hash(reference)}
-    if given.samples is not None:
-        samples = _stored(given.samples)
-        return samples, metrics.Provenance(len(samples), model=given.samples, **compared), []
+    if seed is None:
+        return _stored(given.samples), {"model": given.samples}, []
     net, process, _ = load_pipeline(given.model, latent=True)
     latents, shape = load_latents(given.model), item_shape(net)
     drawn = shape if latents is None else latents.image_shape(shape)
-    require_shape(drawn, given.model, reference.shape[1:], "the reference")
+    require_shape(drawn, given.model, dataset.reference.shape[1:], "the reference")
     own = (Path(given.model) / "config.yaml").is_file()
     if given.weights == "raw" and own:
         load_weights(Path(given.model), net, "model")
-    extra = metrics.score_errors(net, process, dataset.truth, given.seed)
-    samples, made = draw(given)
-    provenance = metrics.Provenance(
-        len(samples),
-        model=given.model,
-        weights=given.weights or ("ema" if own else "pipeline"),
-        stop_ratio=given.stop_ratio,
-        **compared,
-        **made,
-    )
-    return samples, provenance, extra
+    extra = metrics.score_errors(net, process, dataset.truth, seed)
+    samples, made = draw(given, seed)
+    return samples, {"model": given.model, "weights": given.weights or ("ema" if own else "pipeline"), **made}, extra
 
 
 def _stored(path: str) -> Any:
@@ -153,7 +142,7 @@ def _stored(path: str) -> Any:
 
 def _title(given: Any, row: dict[str, Any], seeds: int) -> str:
     if given.samples is not None:
-        return f"{given.samples}: {row['samples']} samples of unknown origin, against {given.data}"
+        return f"{given.samples}: {row['samples']} samples of unknown origin, against {row['reference']}"
     which = f"{seeds} seeds" if seeds > 1 else f"seed {row['seed']}"
-    how = f"{given.sampler}, {given.steps} steps down to noise level {row['last_ratio']:.2g}"
+    how = f"{row['sampler']}, {row['steps']} steps down to noise level {row['last_ratio']:.2g}"
     return f"{given.model}: {row['samples']} samples, {how}, {which}"

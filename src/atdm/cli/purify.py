@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .common import make_parser
+from .common import add_sampling, make_parser, sampling_of
 
 
 def run(words: list[str]) -> int:
@@ -18,10 +18,7 @@ def run(words: list[str]) -> int:
     parser.add_argument("--noise", type=float, required=True, help="level sigma_t/alpha_t to diffuse to, data units")
     parser.add_argument("--image_size", type=int | None, default=None)
     parser.add_argument("--limit", type=int | None, default=64, help="purify so many items; null: all")
-    parser.add_argument("--sampler", type=str | None, default=None, help="default: ddim, or euler of flows and EDM")
-    parser.add_argument(
-        "--steps", type=int, default=100, help="of the sampler from pure noise; those below --noise are made"
-    )
+    add_sampling(parser, 100, late=False)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--out", type=str, default="purified.png", help=".png grid, .npz, or a folder of PNGs")
@@ -32,7 +29,6 @@ def run(words: list[str]) -> int:
     from ..attack.purify import Purifier, purify
     from ..corruption import corrupt
     from ..data import load
-    from ..diffusion.schedulers import default_sampler
     from ..nets import item_shape, require_shape, weights_hash
     from ..plot.samples import check_target, save_samples
     from ..training.checkpoint import load_pipeline
@@ -40,16 +36,13 @@ def run(words: list[str]) -> int:
     dataset = load(given.data, seed=given.seed, image_size=given.image_size, limit=given.limit, hold_out=False)
     x, _ = corrupt(dataset.x, given.corrupt, given.seed)
     net, process, clip = load_pipeline(given.model)
-    given.sampler = given.sampler or default_sampler(process)
     require_shape(item_shape(net), given.model, dataset.item_shape, given.data)
     check_target(out := Path(given.out), dataset.item_shape)
     purifier = Purifier(
         net.to("cuda" if torch.cuda.is_available() else "cpu"),
         process,
         given.noise,
-        sampler=given.sampler,
-        steps=given.steps,
-        clip_sample=clip,
+        sampling_of(given).resolved(process, clip),
     )
     made = purify(purifier, x, seed=given.seed, batch_size=given.batch_size)
     path = save_samples(made, out)
@@ -57,7 +50,7 @@ def run(words: list[str]) -> int:
     told = {
         "model": given.model,
         "checkpoint": weights_hash(net),
-        "sampler": given.sampler,
+        "sampler": purifier.sampling.sampler,
         "t": purifier.t,
         "noise": purifier.level,
         "evaluations": purifier.evaluations,

@@ -7,18 +7,20 @@ carry ``x_0 + (sigma_t/alpha_t) eps`` inside (Euler, Heun, those of EDM).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, unknown
 from .process import Process
-from .schedulers import adopt, build_scheduler, default_sampler, place, strided
 from .solver import Solver, Step
+from .steps import Sampling, asked
 
 Hook = Callable[[int, int, Tensor], Tensor]
 
@@ -53,16 +55,12 @@ def trajectory(
     model: Callable[..., Any],
     process: Process,
     shape: tuple[int, ...],
+    sampling: Sampling | None = None,
     *,
     generator: torch.Generator | Sequence[torch.Generator],
-    sampler: Any = None,
-    steps: int = 50,
     x_T: Float[Tensor, "batch *dims"] | None = None,
     hook: Hook | None = None,
-    stop_ratio: float | None = None,
-    clip_sample: bool = False,
-    conditioning: Mapping[str, Any] | None = None,
-    device: torch.device | str | None = None,
+    **options: Any,
 ) -> Iterator[Step]:
     """Sample a batch and yield every step; the last step's ``next`` is the sample.
 
@@ -72,34 +70,20 @@ def trajectory(
     Args:
         model: any ``model(x, t, **conditioning)``; it is in evaluation mode until the iterator ends.
         shape: ``[batch, *item]``.
+        sampling: how; its fields can be given by name as well: ``sampler="ddpm", steps=250``.
         generator: the source of x_T and of the noise of stochastic samplers. g generators share the batch: each serves
             batch/g consecutive items.
-        sampler: a name in :data:`~atdm.diffusion.schedulers.SAMPLERS` (that of the process's family), or a diffusers scheduler (used as a copy);
-            default: ddim, or euler of flows and EDM.
-        steps: of the sampler; a step of heun evaluates the network twice.
         x_T: the state to start from, instead of noise.
         hook: ``hook(index, t, x)`` returns the state to use instead of x. The multistep samplers (dpm-solver++, unipc,
             pndm, deis, lms) also remember earlier states, and unipc's corrector undoes a part of the change. A hook
             that :class:`LooksAhead` is told of the solver.
-        stop_ratio: stop at the first t with ``sigma_t/alpha_t`` below it, and return the denoised state there.
-        clip_sample: see :func:`build_scheduler`.
-        device: where to sample; default: where the model's parameters are.
+        options: ``conditioning``, passed to the model; ``device``, where to sample (default: where the model's
+            parameters are); fields of ``sampling``.
 
     Raises:
         UserError: a sampler or number of steps that cannot work.
     """
-    solver = open_solver(
-        model,
-        process,
-        shape,
-        generator=generator,
-        sampler=sampler,
-        steps=steps,
-        stop_ratio=stop_ratio,
-        clip_sample=clip_sample,
-        conditioning=conditioning,
-        device=device,
-    )
+    solver = open_solver(model, process, shape, sampling, generator=generator, **options)
     if x_T is None:
         rows = shape[0] // len(solver.streams)
         noise = [torch.randn((rows, *shape[1:]), generator=g, device=g.device) for g in solver.streams]
@@ -120,41 +104,27 @@ def open_solver(
     model: Callable[..., Any],
     process: Process,
     shape: tuple[int, ...],
+    sampling: Sampling | None = None,
     *,
     generator: torch.Generator | Sequence[torch.Generator],
-    sampler: Any = None,
-    steps: int = 50,
-    stop_ratio: float | None = None,
-    clip_sample: bool = False,
     conditioning: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
+    **options: Any,
 ) -> Solver:
     """What :func:`trajectory` goes through, for those who want to steer it or to differentiate it.
 
     Raises:
         UserError: a sampler or number of steps that cannot work.
     """
-    sampler = default_sampler(process) if sampler is None else sampler
-    named = isinstance(sampler, str)
-    scheduler = build_scheduler(sampler, process, clip_sample) if named else adopt(sampler, process)
-    levels = place(scheduler, process, steps, named and strided(sampler, process))
+    how = asked(sampling, options)
+    if options:
+        raise unknown("option of sampling", next(iter(options)), (f.name for f in dataclasses.fields(Sampling)))
     streams = [generator] if isinstance(generator, torch.Generator) else list(generator)
     if shape[0] % len(streams):
         raise UserError(
             f"{len(streams)} generators cannot share a batch of {shape[0]}. Expected a divisor of the batch size."
         )
-    return Solver(
-        model,
-        process,
-        scheduler,
-        levels,
-        shape,
-        streams,
-        _device(model, device),
-        stop_ratio=stop_ratio,
-        clip_sample=clip_sample,
-        conditioning=conditioning,
-    )
+    return Solver(model, process, shape, how, streams, _device(model, device), conditioning)
 
 
 def sample(
@@ -162,50 +132,24 @@ def sample(
     process: Process,
     n: int,
     item_shape: tuple[int, ...],
-    *,
-    batch_size: int = 1024,
-    sampler: Any = None,
-    steps: int = 50,
-    seed: int = 0,
-    hook: Hook | None = None,
-    stop_ratio: float | None = None,
-    clip_sample: bool = False,
-    conditioning: Mapping[str, Any] | None = None,
-    device: torch.device | str | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    accelerator: Any = None,
+    sampling: Sampling | None = None,
+    **options: Any,
 ) -> Float[Tensor, "n *item"]:
     """``n`` samples, on the CPU.
 
+    >>> images = sample(unet, process, 16, (3, 32, 32), sampler="ddpm", steps=250, seed=0)
+
     The noise of item i (x_T and that of every step) is a function of ``seed``, i and ``item_shape`` alone: see
     :func:`generators`. It depends neither on ``n`` nor on the batch size nor on the device: samples agree up to the
-    rounding of the network. A batch is a whole number of blocks.
+    rounding of the network.
 
     Args:
-        conditioning: passed to the model; tensors with ``n`` rows are cut into batches.
-        progress: called with (network evaluations done, all of them) after every step.
-        accelerator: an ``accelerate.Accelerator`` whose processes share the batches; each gets all samples, the same
-            to the bit as one process. More than ``n / processes`` in a batch leaves processes idle.
-        others: see :func:`trajectory`.
+        sampling: how; its fields can be given by name as well.
+        options: ``seed``, ``batch_size`` and ``accelerator`` of :class:`Batches`; ``hook`` and ``device`` of
+            :func:`trajectory`; ``conditioning``, passed to the model, whose tensors with ``n`` rows are cut into batches;
+            ``progress``, called with (network evaluations done, all of them) after every step.
     """
-    return sample_paths(
-        model,
-        process,
-        n,
-        item_shape,
-        keep=(),
-        batch_size=batch_size,
-        seed=seed,
-        conditioning=conditioning,
-        progress=progress,
-        accelerator=accelerator,
-        sampler=sampler,
-        steps=steps,
-        hook=hook,
-        stop_ratio=stop_ratio,
-        clip_sample=clip_sample,
-        device=device,
-    )[-1]
+    return sample_paths(model, process, n, item_shape, sampling, keep=(), **options)[-1]
 
 
 def sample_paths(
@@ -213,6 +157,7 @@ def sample_paths(
     process: Process,
     n: int,
     item_shape: tuple[int, ...],
+    sampling: Sampling | None = None,
     *,
     keep: Sequence[int],
     **options: Any,
@@ -226,7 +171,6 @@ def sample_paths(
     Raises:
         UserError: no samples are asked for, or a kept index that no step has.
     """
-
     last = 0
 
     def kept(step: Step) -> Iterator[tuple[int, Tensor]]:
@@ -234,7 +178,8 @@ def sample_paths(
         last = step.index
         return ((slot, step.x) for slot, index in enumerate(keep) if index == step.index)
 
-    paths, written = _collect(model, process, n, item_shape, len(keep) + 1, kept, **options)
+    batches = _batches(n, item_shape, options)
+    paths, written = _collect(model, process, batches, len(keep) + 1, kept, sampling=sampling, **options)
     if not all(written[:-1]):
         raise UserError(f"Cannot keep the steps {list(keep)}. Expected indices from 0 to {last}.")
     return paths
@@ -245,6 +190,7 @@ def sample_stops(
     process: Process,
     n: int,
     item_shape: tuple[int, ...],
+    sampling: Sampling | None = None,
     *,
     stops: Sequence[float | None],
     **options: Any,
@@ -261,44 +207,87 @@ def sample_stops(
         return ((s, step.denoised) for s, stop in enumerate(stops) if stop is not None and levels[step.t] < stop)
 
     last = None if None in stops else min(stop for stop in stops if stop is not None)
-    return _collect(model, process, n, item_shape, len(stops), stopped, stop_ratio=last, **options)[0]
+    how = dataclasses.replace(asked(sampling, options), stop_ratio=last)
+    batches = _batches(n, item_shape, options)
+    return _collect(model, process, batches, len(stops), stopped, sampling=how, **options)[0]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Which samples are drawn, and in which batches: a whole number of blocks each.
+
+    Args:
+        n: how many.
+        seed: of the noise.
+        batch_size: items together, at least a block.
+        accelerator: an ``accelerate.Accelerator`` whose processes share the batches; each gets all samples, the same
+            to the bit as one process. More than ``n / processes`` in a batch leaves processes idle.
+
+    Raises:
+        UserError: no samples are asked for.
+    """
+
+    n: int
+    item_shape: tuple[int, ...]
+    seed: int = 0
+    batch_size: int = 1024
+    accelerator: Any = None
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.batch_size < 1:
+            raise UserError(f"Asked for {self.n} samples in batches of {self.batch_size}. Expected at least 1 of each.")
+
+    def mine(self) -> list[tuple[int, range]]:
+        """Of each batch of this process its first item, and its blocks.
+
+        Whole batches are shared out: a batch cut in two would be rounded otherwise by the network.
+        """
+        block = block_size(self.item_shape)
+        blocks = math.ceil(self.n / block)
+        together = max(1, self.batch_size // block)
+        found = [(b * block, range(b, min(b + together, blocks))) for b in range(0, blocks, together)]
+        return (
+            found
+            if self.accelerator is None
+            else found[self.accelerator.process_index :: self.accelerator.num_processes]
+        )
+
+    def gather(self, found: Float[Tensor, "slots n *item"]) -> None:
+        """Put into ``found`` what the other processes found: a sum with zeros, for each row has one owner."""
+        if self.accelerator is not None and self.accelerator.num_processes > 1:
+            for part in found.flatten(0, 1).split(GATHERED_ROWS):
+                part.copy_(self.accelerator.reduce(part.to(self.accelerator.device), "sum"))
+
+
+def _batches(n: int, item_shape: tuple[int, ...], options: dict[str, Any]) -> Batches:
+    """Those that ``options`` say, which are taken out of there."""
+    names = ("seed", "batch_size", "accelerator")
+    return Batches(n, item_shape, **{name: options.pop(name) for name in names if name in options})
 
 
 def _collect(
     model: Callable[..., Any],
     process: Process,
-    n: int,
-    item_shape: tuple[int, ...],
+    batches: Batches,
     slots: int,
     pick: Callable[[Step], Iterable[tuple[int, Tensor]]],
     *,
-    batch_size: int = 1024,
-    seed: int = 0,
     conditioning: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    accelerator: Any = None,
     **options: Any,
 ) -> tuple[Float[Tensor, "slots n *item"], list[bool]]:
     """What ``pick`` first finds for each slot along the trajectories, the samples where it finds nothing; and where it found."""
-    if n < 1 or batch_size < 1:
-        raise UserError(f"Asked for {n} samples in batches of {batch_size}. Expected at least 1 of each.")
-    block = block_size(item_shape)
-    blocks = math.ceil(n / block)
-    together = max(1, batch_size // block)  # blocks in a batch
-    batches = range(math.ceil(blocks / together))
-    # Whole batches are shared out: a batch cut in two would be rounded otherwise by the network.
-    mine = batches[accelerator.process_index :: accelerator.num_processes] if accelerator is not None else batches
-    found, written = torch.zeros(slots, n, *item_shape), [True] * slots
-    for turn, batch in enumerate(mine):
-        numbers = range(batch * together, min((batch + 1) * together, blocks))
-        start, stop = numbers.start * block, min(numbers.stop * block, n)
+    n, block, mine = batches.n, block_size(batches.item_shape), batches.mine()
+    found, written = torch.zeros(slots, n, *batches.item_shape), [True] * slots
+    for turn, (start, blocks) in enumerate(mine):
+        stop = min(start + len(blocks) * block, n)
         # The last block is drawn and computed whole, so that its noise does not depend on n.
-        rows = torch.arange(start, numbers.stop * block).clamp(max=n - 1)
+        rows = torch.arange(start, start + len(blocks) * block).clamp(max=n - 1)
         steps = trajectory(
             model,
             process,
-            (len(rows), *item_shape),
-            generator=generators(seed, numbers),
+            (len(rows), *batches.item_shape),
+            generator=generators(batches.seed, blocks),
             conditioning=None if conditioning is None else {k: _rows(v, rows, n) for k, v in conditioning.items()},
             **options,
         )
@@ -311,9 +300,7 @@ def _collect(
                 progress(turn * step.count + step.index + 1, len(mine) * step.count)
         for slot in (slot for slot in range(slots) if not written[slot]):
             found[slot, start:stop] = step.next[: stop - start].cpu()
-    if accelerator is not None and accelerator.num_processes > 1:  # a sum with zeros, for each row has one owner
-        for part in found.flatten(0, 1).split(GATHERED_ROWS):
-            part.copy_(accelerator.reduce(part.to(accelerator.device), "sum"))
+    batches.gather(found)
     return found, written
 
 

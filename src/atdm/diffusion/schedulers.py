@@ -1,4 +1,4 @@
-"""Diffusers' schedulers by name, for each family of processes, and the timesteps they go through."""
+"""Diffusers' schedulers by name, for each family of processes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import torch
 
 from ..errors import UserError, unknown
 from .process import Process
-
-MAX_SIGNAL_AT_START = 0.1  # largest alpha_t at which starting from pure noise is still sampling
 
 NATIVE = {
     "vp": ("epsilon", "sample", "v_prediction"),
@@ -29,16 +27,23 @@ class Sampler(NamedTuple):
         options: of its constructor.
         strided: its step always goes from t to ``t - T // steps``.
         predictions: what it may be given, the first in place of all others.
+        note: what to know of one that does not do what its family does.
     """
 
     scheduler: str
     options: Mapping[str, Any] = {}
     strided: bool = False
     predictions: tuple[str, ...] = NATIVE["vp"]
+    note: str = ""
 
 
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": Sampler("DDPMScheduler"),
+    "ddpm-unrespaced": Sampler(
+        "UnrespacedDDPMScheduler",
+        note="With fewer steps than timesteps, each step still takes away the noise of one timestep only (its own beta_t), "
+        "as an implementation does that forgets to respace the betas: to study that error, not to sample with.",
+    ),
     "ddim": Sampler("DDIMScheduler", strided=True),
     "dpm-solver++": Sampler("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "sde-dpm-solver++": Sampler("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
@@ -87,6 +92,8 @@ def build_scheduler(name: str, process: Process, clip_sample: bool = False) -> A
     """
     import diffusers
 
+    from . import unrespaced
+
     samplers = FAMILY_SAMPLERS[process.family]
     if name not in samplers:
         raise unknown(
@@ -96,7 +103,7 @@ def build_scheduler(name: str, process: Process, clip_sample: bool = False) -> A
         )
     sampler = samplers[name]
     spoken = process.prediction if process.prediction in sampler.predictions else sampler.predictions[0]
-    kind = getattr(diffusers, sampler.scheduler)
+    kind = getattr(unrespaced if hasattr(unrespaced, sampler.scheduler) else diffusers, sampler.scheduler)
     config = {
         "timestep_spacing": "trailing",
         **_speaking(process, spoken).scheduler_config(clip_sample),
@@ -171,70 +178,3 @@ def check_process(scheduler: Any, process: Process) -> None:
             f"{type(scheduler).__name__} expects the prediction '{theirs.prediction}'; "
             f"the network predicts '{process.prediction}'."
         )
-
-
-def place(scheduler: Any, process: Process, steps: int, strided: bool) -> list[int]:
-    """Set the steps of ``scheduler``, and tell the timestep of ``process`` at each evaluation of the network.
-
-    Those of flows and of EDM are spread evenly over the table from its last entry to its first, as diffusers spreads
-    them, but at the nearest entries.
-
-    Raises:
-        UserError: a number of steps that cannot work.
-    """
-    if not 1 <= steps <= process.steps:
-        raise UserError(
-            f"The number of sampling steps is {steps}. Expected 1 to {process.steps}, the timesteps of the process."
-        )
-    if process.family != "vp":
-        return _place_levels(scheduler, process, steps)
-    if strided and process.steps % steps:
-        # Equal strides of T // steps cannot reach both ends; counted from 0 they at least end where step() believes.
-        scheduler.register_to_config(timestep_spacing="leading")
-    scheduler.set_timesteps(steps)  # kept on the CPU, where looking a timestep up does not wait for an accelerator
-    timesteps = scheduler.timesteps
-    if not torch.equal(timesteps, timesteps.round()):
-        raise UserError(
-            f"{type(scheduler).__name__} goes through fractional timesteps. Expected whole ones, "
-            'as with timestep_spacing="trailing".'
-        )
-    signal = float(process.alphas[int(timesteps[0])])
-    if signal > max(MAX_SIGNAL_AT_START, float(process.alphas[-1])):
-        divisors = [d for d in range(1, process.steps + 1) if process.steps % d == 0]
-        near = [max(d for d in divisors if d < steps), min(d for d in divisors if d > steps)]
-        raise UserError(
-            f"With {steps} steps of {process.steps // steps} timesteps {type(scheduler).__name__} would start at "
-            f"t = {int(timesteps[0])}, where {signal:.0%} of the signal is left. Expected a divisor of {process.steps} "
-            f"such as {' or '.join(map(str, near))}, or a sampler with uneven steps such as dpm-solver++."
-        )
-    return [int(t) for t in timesteps]
-
-
-def last_ratio(sampler: str, process: Process, steps: int, stop_ratio: float | None = None) -> float:
-    """``sigma_t/alpha_t`` where the network is evaluated last.
-
-    The sample is the denoised state there, but of lms, pndm and deis, which extrapolate from earlier steps. Noise below that
-    level is so taken away in one go: a sampler of few steps stops early by itself.
-
-    Args:
-        sampler, steps, stop_ratio: of :func:`atdm.diffusion.sampling.sample`.
-
-    Raises:
-        UserError: a sampler or number of steps that cannot work.
-    """
-    levels = place(build_scheduler(sampler, process), process, steps, strided(sampler, process))
-    ratios: list[float] = process.ratio(torch.tensor(levels)).tolist()
-    return next((r for r in ratios if stop_ratio is not None and r < stop_ratio), ratios[-1])
-
-
-def _place_levels(scheduler: Any, process: Process, steps: int) -> list[int]:
-    shifts = {"mu": 0.0} if scheduler.config.get("use_dynamic_shifting") else {}
-    scheduler.set_timesteps(steps, **shifts)
-    rows = torch.linspace(process.steps - 1, 0, steps, dtype=torch.float64).round().long()
-    levels = process.sigmas[rows] if process.family == "flow" else process.ratio(rows)
-    visits = torch.tensor([1, *[scheduler.order] * (steps - 1)])  # Heun comes back to all levels but the first
-    rows, levels = rows.repeat_interleave(visits), levels.float().repeat_interleave(visits)
-    last = scheduler.sigmas[-1:]  # 0, or what final_sigmas_type says
-    scheduler.timesteps = process.time(rows).float()
-    scheduler.sigmas = torch.cat([levels, last])
-    return rows.tolist()

@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..nets import call
 from .process import Process
 from .schedulers import spoken_by
+from .steps import Sampling
 
 
 @dataclass(frozen=True)
@@ -48,43 +49,41 @@ class Step:
 class Solver:
     """Where a sampler is: the scheduler and what it remembers, the timesteps, and the state of the batch.
 
-    Made by :func:`atdm.diffusion.sampling.open_solver`; :meth:`begin` places the batch.
+    :meth:`begin` places the batch.
 
     Args:
-        scheduler: of diffusers, with its timesteps set; it is used as it is, not copied.
-        levels: the timestep of the process at each evaluation, as :func:`atdm.diffusion.schedulers.place` tells.
         shape: ``[batch, *item]``.
+        sampling: how; the step at which it stops returns the denoised state, and is the last.
         streams: generators that share the batch, for the noise of stochastic samplers; each serves as many consecutive
             items.
-        stop_ratio: the step at the first t with ``sigma_t/alpha_t`` below it returns the denoised state, and is the last.
+        conditioning: passed to the model.
+
+    Raises:
+        UserError: a sampler or number of steps that cannot work.
     """
 
     def __init__(
         self,
         model: Callable[..., Any],
         process: Process,
-        scheduler: Any,
-        levels: Sequence[int],
         shape: tuple[int, ...],
+        sampling: Sampling,
         streams: Sequence[torch.Generator],
         device: torch.device,
-        *,
-        stop_ratio: float | None = None,
-        clip_sample: bool = False,
         conditioning: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model, self.process, self.scheduler, self.shape = model, process, scheduler, shape
-        self.streams, self.device = list(streams), device
-        self.stop_ratio, self.clip_sample, self.conditioning = stop_ratio, clip_sample, dict(conditioning or {})
-        self.spoken = spoken_by(scheduler, process)  # the process, as the scheduler takes outputs
-        self.timesteps: list[Tensor] = list(
-            scheduler.timesteps
-        )  # of the scheduler; on the CPU, where reading does not wait
-        self.levels = list(levels)
-        self._draws = "generator" in inspect.signature(scheduler.step).parameters
+        self.model, self.process, self.shape, self.sampling = model, process, shape, sampling
+        self.streams, self.device, self.conditioning = list(streams), device, dict(conditioning or {})
+        self.scheduler, self.levels = sampling.place(process)
+        self.spoken = spoken_by(self.scheduler, process)  # the process, as the scheduler takes outputs
+        # Those of the scheduler, on the CPU, where reading one does not wait.
+        self.timesteps: list[Tensor] = list(self.scheduler.timesteps)
+        self._draws = "generator" in inspect.signature(self.scheduler.step).parameters
         self.index = 0
         self.skipped = False
         self.state = self.x = torch.empty(0)
+        if sampling.start_ratio is not None:
+            self._skip_to(sampling.start_ratio)
 
     @property
     def t(self) -> int:
@@ -95,8 +94,8 @@ class Solver:
     def done(self) -> bool:
         return self.index >= len(self.timesteps)
 
-    def skip_to(self, ratio: float) -> int:
-        """Leave out the steps from more noise than ``sigma_t/alpha_t = ratio``, and tell the first t that is left.
+    def _skip_to(self, ratio: float) -> None:
+        """Leave out the steps from more noise than ``sigma_t/alpha_t = ratio``.
 
         Raises:
             UserError: no step is left.
@@ -110,7 +109,7 @@ class Solver:
                 f"sigma_t/alpha_t = {float(ratios[levels[-1]]):.3g}. Expected more steps, or a higher level."
             )
         if len(kept) == len(levels):
-            return kept[0]
+            return
         places = [i for i, t in enumerate(self.levels) if t == kept[0]]
         begin = places[-1]  # Heun's second visit of a timestep begins a step
         if hasattr(self.scheduler, "ets"):  # PNDM takes its second timestep twice, wherever it begins
@@ -121,7 +120,6 @@ class Solver:
                 self.scheduler.set_begin_index(begin)
             self.timesteps, self.levels = self.timesteps[begin:], self.levels[begin:]
         self.skipped = True
-        return kept[0]
 
     def begin(self, x: Float[Tensor, "batch *dims"]) -> None:
         """Place the batch at the first timestep, in the coordinates the network sees (pure noise, if none was skipped)."""
@@ -174,11 +172,11 @@ class Solver:
         output, eps, denoised = self.predict(x, checkpointed)
         if self.spoken is not self.process:
             output = self.spoken.target(denoised, eps, torch.tensor(t, device=self.device).expand(self.shape[0]))
-        if self.clip_sample:
+        if self.sampling.clip_sample:
             denoised = denoised.clamp(-1, 1)
         ratio = float(self.process.sigmas[t] / self.process.alphas[t])
         count = len(self.timesteps)
-        if self.stop_ratio is not None and ratio < self.stop_ratio:
+        if self.sampling.stop_ratio is not None and ratio < self.sampling.stop_ratio:
             self.state = self.x = denoised
             self.timesteps, self.levels = self.timesteps[: index + 1], self.levels[: index + 1]
         else:

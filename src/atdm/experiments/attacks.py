@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from .. import plot
 from ..attack import ATTACKS, GOALS, Search, Victim, check_seeds, damage_curve, doubt, random, summarize
@@ -89,9 +88,7 @@ def _victim(trained: Trained) -> Victim:
     options = trained.job.options
     reference, truth = trained.dataset.reference, trained.dataset.truth
     goal = build("objective of an attack", options["goal"], GOALS).fit(reference, truth)
-    device = next(trained.net.parameters()).device
-    sampling: dict[str, Any] = {"sampler": "ddim", "steps": options["steps"], "batch_size": 1024, "device": device}
-    sampling["clip_sample"] = trained.job.recipe.clip_sample
+    sampling = Sampling("ddim", options["steps"], clip_sample=trained.job.recipe.clip_sample)
     return Victim(trained.net, trained.process, trained.dataset.item_shape, goal, options["n"], sampling=sampling)
 
 

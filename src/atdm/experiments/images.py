@@ -17,7 +17,8 @@ from torch import Tensor
 from .. import metrics, plot
 from ..data import load
 from ..diffusion.sampling import sample_stops
-from ..diffusion.schedulers import build_scheduler, last_ratio
+from ..diffusion.schedulers import build_scheduler
+from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..nets import weights_hash
 from ..pool import Tell, part
@@ -134,6 +135,7 @@ def work(job: Job, tell: Tell) -> Outcome:
             training(step.index / job.config.steps)
     net, process, clip = load_pipeline(job.config.out)
     clip = clip and "clip_sample" in build_scheduler(job.sampler, process).config
+    how = Sampling(job.sampler, job.steps, clip_sample=clip)
     stops = [None, *STOPS]
     sampling = part(tell, 0.75, 0.9)
     every = sample_stops(
@@ -141,12 +143,10 @@ def work(job: Job, tell: Tell) -> Outcome:
         process,
         job.samples,
         dataset.item_shape,
+        how,
         stops=stops,
         batch_size=256,
         seed=job.seed,
-        sampler=job.sampler,
-        steps=job.steps,
-        clip_sample=clip,
         progress=lambda done, total: sampling(done / total),
     )
     drawn = dict(zip(stops, every, strict=True))
@@ -175,7 +175,8 @@ def work(job: Job, tell: Tell) -> Outcome:
         label = job.method if stop is None else f"{job.method}, stopped at {stop:g}"
         # The last space, a network for larger images, takes longer than the sampling: it sees what was sampled to the end.
         values = measured(x, spaces if stop is None else spaces[:2])
-        made |= {"stop_ratio": stop, "last_ratio": last_ratio(job.sampler, process, job.steps, stop)}
+        stopped = dataclasses.replace(how, stop_ratio=stop)
+        made |= {"stop_ratio": stop, "last_ratio": stopped.last_ratio(process)}
         rows.append(head | {"method": label} | values | made)
         tell(0.9 + 0.1 * (turn + 1) / len(drawn))
     if job.method == "ddpm" and job.condition == "clean":

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from ..diffusion.steps import Sampling
 from ..errors import UserError
 from .catalog import label, metric
 
@@ -51,12 +52,9 @@ class Provenance:
         model: the run, pipeline or file of samples, as given.
         checkpoint: hash of the weights, or None for samples of unknown origin.
         weights: ``ema`` or ``raw``; ``pipeline`` for those of a foreign pipeline, None where that is unknown.
-        sampler: name of the sampler.
-        steps: network evaluations of a sample's trajectory as the sampler counts them.
-        stop_ratio: noise level at which sampling was stopped early, or None.
-        last_ratio: noise level at which the network was evaluated last, as :func:`atdm.diffusion.schedulers.last_ratio` tells.
+        sampling: how the samples were drawn, resolved; None for samples of unknown origin.
+        last_ratio: noise level at which the network was evaluated last, as :meth:`Sampling.last_ratio` says.
         seed: of the sampling.
-        clip_sample: whether denoised items were clipped to [-1, 1] on the way.
     """
 
     samples: int
@@ -65,12 +63,19 @@ class Provenance:
     model: str | None = None
     checkpoint: str | None = None
     weights: str | None = None
-    sampler: str | None = None
-    steps: int | None = None
-    stop_ratio: float | None = None
+    sampling: Sampling | None = None
     last_ratio: float | None = None
     seed: int | None = None
-    clip_sample: bool | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Flat: the fields of ``sampling`` beside the others, None where nothing is known of it."""
+        flat = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "sampling"}
+        how = (
+            dict.fromkeys(f.name for f in dataclasses.fields(Sampling))
+            if self.sampling is None
+            else self.sampling.as_dict()
+        )
+        return flat | how
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +90,7 @@ class Result:
         score = dataclasses.asdict(self.score)
         name, value = score.pop("metric"), score.pop("value")
         head = {"metric": name, "label": label(name), "value": value if math.isfinite(value) else None}
-        return {**head, **dataclasses.asdict(self.provenance), **score}
+        return {**head, **self.provenance.as_dict(), **score}
 
 
 def content_hash(x: Shaped[Tensor, "..."]) -> str:
@@ -124,6 +129,7 @@ ALIKE = (
     "weights",
     "sampler",
     "steps",
+    "start_ratio",
     "clip_sample",
     "samples",
     "reference_hash",
@@ -134,6 +140,7 @@ ALIKE = (
 )
 WORDS = {
     "weights": "averaged or raw weights",
+    "start_ratio": "noise level at which sampling begins",
     "clip_sample": "clipping while sampling",
     "reference_hash": "reference",
     "features": "feature space",

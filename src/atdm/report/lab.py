@@ -22,7 +22,8 @@ from ..corruption import parse_corruption
 from ..data import Dataset, load
 from ..data.source import Source
 from ..diffusion.process import Process
-from ..diffusion.sampling import open_solver, sample
+from ..diffusion.sampling import sample
+from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..metrics import Memorization, memorization
 from ..nets import count_parameters, flops, item_shape, require_shape, weights_hash
@@ -162,7 +163,7 @@ def jobs(
         net, process, _ = load_pipeline(model)
         require_shape(item_shape(net), model, shape, f"the reference {data}")
         for sampler, steps in {*product(SAMPLERS, plan.steps), ("ddim", plan.attacked_steps)}:
-            open_solver(net, process, (1, *shape), generator=torch.Generator(), sampler=sampler, steps=steps)
+            Sampling(sampler, steps).place(process)
         costs[model] = _seconds(net, plan)
     plain = next((m for m, c in known.items() if c["objective"]["name"] == "ddpm"), None)
     labels = _labels(configs)
@@ -222,11 +223,9 @@ def _qualities(
                 process,
                 plan.n,
                 dataset.item_shape,
-                sampler=sampler,
-                steps=steps,
+                Sampling(sampler, steps, clip_sample=clip),
                 seed=plan.seed,
                 batch_size=256,
-                clip_sample=clip,
                 progress=hear,
             )
             if steps == max(plan.steps):
@@ -251,8 +250,8 @@ def _attacked(
         goal = build("objective of an attack", "denoised", GOALS)
 
     def victim(model: nn.Module, process: Process, clip: bool) -> Victim:
-        sampling = {"sampler": "ddim", "steps": plan.attacked_steps, "batch_size": 256, "clip_sample": clip}
-        return Victim(model, process, dataset.item_shape, goal, plan.attacked, sampling=sampling)
+        sampling = Sampling("ddim", plan.attacked_steps, clip_sample=clip)
+        return Victim(model, process, dataset.item_shape, goal, plan.attacked, sampling=sampling, batch_size=256)
 
     of, rows, seeds = victim(net, process, clip), [], range(plan.seed, plan.seed + plan.attack_seeds)
     total = len(seeds) * len(plan.budgets) + 8

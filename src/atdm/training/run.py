@@ -22,7 +22,7 @@ from ..data.items import Items, Mapped
 from ..data.source import Source
 from ..diffusion.latent import Latents
 from ..diffusion.sampling import sample
-from ..diffusion.schedulers import default_sampler, last_ratio
+from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..files import atomic, require_writable
 from ..nets import build_net, count_parameters, flops, load_net, weights_hash
@@ -282,14 +282,9 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """Rows of what ``atdm evaluate`` measures, with its sampler, steps and seed; all processes take part."""
     process = parts.objective.process
-    sampling: dict[str, Any] = {
-        "sampler": default_sampler(process, "ddpm"),
-        "steps": min(250, process.steps),
-        "seed": 0,
-        "clip_sample": parts.clip,
-    }
-    options: dict[str, Any] = {"batch_size": 256, "accelerator": accelerator}
-    drawn = sample(state.ema.eval(), process, config.metrics_samples, parts.source.item_shape, **options, **sampling)
+    sampling = Sampling(steps=min(250, process.steps)).resolved(process, parts.clip, "ddpm")
+    options: dict[str, Any] = {"seed": 0, "batch_size": 256, "accelerator": accelerator}
+    drawn = sample(state.ema.eval(), process, config.metrics_samples, parts.source.item_shape, sampling, **options)
     drawn = parts.decoded(drawn)
     dataset = parts.dataset
     reference = dataset.reference
@@ -300,8 +295,9 @@ def _measure(
         model=config.out,
         checkpoint=weights_hash(state.ema),
         weights="ema",
-        last_ratio=last_ratio(sampling["sampler"], process, sampling["steps"]),
-        **sampling,
+        sampling=sampling,
+        last_ratio=sampling.last_ratio(process),
+        seed=0,
     )
     scores = metrics.score_errors(state.ema, process, dataset.truth)
     scores += metrics.measure(drawn, reference, dataset.truth, spaces, accelerator=accelerator)
@@ -310,16 +306,15 @@ def _measure(
 
 def _picture(folder: Path, step: int, parts: Parts, state: State) -> None:
     """Samples of the averaged weights so far: a grid of images, or a scatter plot of vectors."""
+    process = parts.objective.process
     with torch.random.fork_rng():
         drawn = sample(
             state.ema,
-            parts.objective.process,
+            process,
             64 if parts.dataset.kind == "image" else 1000,
             parts.source.item_shape,
-            sampler=default_sampler(parts.objective.process, "ddpm"),
-            steps=min(100, parts.objective.process.steps),
+            Sampling(steps=min(100, process.steps)).resolved(process, parts.clip, "ddpm"),
             seed=0,
-            clip_sample=parts.clip,
         )
         drawn = parts.decoded(drawn)
     target = folder / "samples" / f"step-{step:08d}.png"
