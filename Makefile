@@ -10,13 +10,14 @@ DOCS_STAMP := $(VENV)/.docs-done
 PYTHONS := python3.11 python3.12 python3.10 python3
 RECENT := import sys; sys.exit(sys.version_info < (3, 10))
 
-.PHONY: help setup test demo docs lint
+.PHONY: help setup test demo docs lint wheel
 
 help:
-	@echo "make demo    train on dirty data, plain against adversarial, and write demo/report.html (about four minutes on two free cores)"
+	@echo "make demo    train on noisy data, plain beside adversarial, and write demo/report.html (about four minutes on two free cores)"
 	@echo "make test    run the tests"
 	@echo "make lint    formatting, lint, types and import layers"
 	@echo "make docs    build the documentation into site/"
+	@echo "make wheel   build the package into dist/"
 	@echo "make setup   only make .venv and install into it"
 
 setup: $(STAMP)
@@ -49,7 +50,10 @@ demo: setup
 	$(BIN)/atdm demo
 
 docs: $(DOCS_STAMP)
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
+
+wheel: setup
+	$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
 
 lint: setup
 	$(BIN)/ruff check

@@ -1,19 +1,55 @@
-"""Documentation: generated results are what their JSON says, and every link leads somewhere."""
+"""Documentation: links, lengths, words, generated results, and that every command and block of code is one that atdm takes."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from atdm.cli import common
 from atdm.experiments.runner.page import index, page_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = sorted((ROOT / "results").glob("*.json"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+NOTEBOOKS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
+FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+WRITTEN = [*FRONT, *PAGES, *NOTEBOOKS]
+GENERATED = re.compile(r"reference/(cli|index|objective|diffusion|training|data|nets|metrics|attack|plot)\.md$")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
+def name_of(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+@cache
+def text_of(file: Path) -> str:
+    """The Markdown of a page, or of the cells of a notebook, whose code becomes fenced blocks."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix != ".ipynb":
+        return text
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+    return "\n\n".join(source if kind == "markdown" else f"```python\n{source}\n```" for kind, source in cells)
+
+
+def blocks(file: Path, language: str) -> list[str]:
+    return [code for found, code in FENCE.findall(text_of(file)) if found == language]
+
+
+def prose(file: Path) -> str:
+    """Without code and without the targets of links."""
+    text = re.sub(r"\]\([^)]*\)", "]", FENCE.sub("", text_of(file)))
+    return re.sub(r"`[^`\n]*`|\$\$?.*?\$\$?", "", text)
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
 def test_a_page_of_results_is_what_its_json_says(file):
     assert file.with_suffix(".md").read_text() == page_of(file.stem, json.loads(file.read_text()))
@@ -29,8 +65,123 @@ def test_the_index_of_results_is_of_all_pages_and_every_picture_is_shown():
 
 @pytest.mark.parametrize("name", ["paper", "comparison"])
 def test_pages_over_results_are_short_and_link_to_them(name):
-    text = (ROOT / "docs" / f"{name}.md").read_text()
+    text = text_of(ROOT / "docs" / f"{name}.md")
     assert len(text.splitlines()) <= 120
     linked = set(re.findall(r"\.\./results/([\w.-]+)\.md", text))
     assert len(linked) >= 6
     assert linked <= {"README", *(file.stem for file in RESULTS)}
+
+
+# --- lengths and words ------------------------------------------------------------------------------------------------
+def test_pages_are_short():
+    assert len(text_of(ROOT / "README.md").splitlines()) <= 120
+    assert {name_of(file): n for file in WRITTEN if (n := len(text_of(file).splitlines())) > 200} == {}
+    assert sum(len(text_of(file).split()) for file in [*PAGES, *NOTEBOOKS]) <= 20_000
+
+
+BANNED = dict(
+    line.split("\t") for line in (ROOT / "docs" / "words.txt").read_text().splitlines() if line and line[0] != "#"
+)
+
+
+@pytest.mark.parametrize("file", [file for file in WRITTEN if file.stem != "glossary"], ids=name_of)
+def test_the_words_are_those_of_the_field(file):
+    found = {
+        word: instead
+        for pattern, instead in BANNED.items()
+        for word in re.findall(rf"\b(?:{pattern})\b", prose(file), re.IGNORECASE)
+    }
+    assert not found
+
+
+def test_spelling():
+    files = [str(file) for file in WRITTEN if file.suffix == ".md"]
+    command = [sys.executable, "-m", "codespell_lib", "--ignore-words-list", "nd,ba,te", *files]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+def anchors(file: Path) -> set[str]:
+    """As mkdocs and GitHub make them from the headings."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", text_of(file)), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("file", [*WRITTEN, ROOT / "results" / "README.md"], ids=name_of)
+def test_every_link_and_picture_is_there(file):
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text_of(file))):
+        place, _, anchor = target.partition("#")
+        if re.match(r"https?://", target) or GENERATED.search(place):
+            continue
+        path = (file.parent / place).resolve() if place else file
+        assert path.is_file(), target
+        assert not anchor or anchor in anchors(path), target
+
+
+def test_every_page_is_in_the_menu():
+    menu = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    there = {file.relative_to(ROOT / "docs").with_suffix(".md").as_posix() for file in [*PAGES, *NOTEBOOKS]}
+    assert there <= menu
+    assert {page for page in menu - there if not GENERATED.search(page)} == {"results/index.md"}
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+def commands(file: Path) -> list[list[str]]:
+    """The words of every ``atdm`` command on a page, also behind ``accelerate launch`` and in a notebook."""
+    code = "\n".join(
+        [*blocks(file, "bash"), *re.findall(r"^\s*!(.*)$", "\n".join(blocks(file, "python")), re.MULTILINE)]
+    )
+    lines = re.findall(r"^(?:accelerate launch .*?\$\(which atdm\)|atdm)\s+([^\n&]*)", code, re.MULTILINE)
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+class Parsed(Exception):
+    """A command got past its parser."""
+
+
+def rejected(words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is wrong with a command, by its own parser and before any work; nothing where it is right."""
+    from importlib import import_module
+
+    make = common.make_parser
+
+    def stopping(command):
+        parser = make(command)
+        parse = parser.parse_args
+
+        def parse_args(*args, **options):
+            parse(*args, **options)
+            raise Parsed
+
+        parser.parse_args = parse_args
+        return parser
+
+    module = import_module(f"atdm.cli.{words[0]}")
+    with monkeypatch.context() as patch:
+        for place in {module, common, *(import_module(f"atdm.cli.{name}") for name in ("common",))}:
+            if hasattr(place, "make_parser"):
+                patch.setattr(place, "make_parser", stopping)
+        try:
+            module.run(words[1:])
+        except Parsed:
+            return ""
+        except common.UserError as problem:
+            return str(problem)
+    return "it ran" if words != ["reproduce"] else ""
+
+
+@pytest.mark.parametrize("file", [file for file in WRITTEN if commands(file)], ids=name_of)
+def test_every_command_is_one_that_atdm_takes(file, monkeypatch):
+    for words in commands(file):
+        assert words[0] in common.SUMMARY, words
+        assert rejected(words, monkeypatch) == "", " ".join(words)
+
+
+def test_every_command_is_shown():
+    shown = {words[0] for words in commands(ROOT / "docs" / "commands.md")}
+    assert shown == {*common.SUMMARY}
+
+
+def test_a_wrong_option_is_found(monkeypatch):
+    assert "Unknown option 'stepz'" in rejected(["sample", "runs/digits", "--stepz", "5"], monkeypatch)

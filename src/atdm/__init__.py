@@ -44,6 +44,11 @@ __all__ = [*_WHERE]
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'atdm' has no attribute '{name}'")
-    value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    try:
+        value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    except ModuleNotFoundError as problem:
+        from .errors import missing
+
+        raise missing(problem) or problem from problem
     globals()[name] = value
     return value

@@ -1,4 +1,4 @@
-"""Mistakes a user can make, told as sentences: what was wrong, what was expected, and the nearest valid choice."""
+"""Mistakes a user can make, as sentences: what was wrong, what was expected, and the nearest valid choice."""
 
 from __future__ import annotations
 
@@ -8,6 +8,26 @@ from collections.abc import Iterable
 
 class UserError(ValueError):
     """Something the user gave cannot be used. The command line prints the sentence and exits with code 2."""
+
+
+OPTIONAL = {  # modules of the extra "cli", and the packages that hold them
+    **{name: name for name in ("accelerate", "datasets", "jinja2", "jsonargparse", "matplotlib", "rich", "scipy")},
+    "torchvision": "torchvision",
+    "tensorboard": "tensorboard",
+    "docstring_parser": "docstring-parser",
+    "sklearn": "scikit-learn",
+    "ot": "POT",
+    "pywt": "PyWavelets",
+    "psutil": "psutil",
+}
+
+
+def missing(problem: ModuleNotFoundError) -> UserError | None:
+    """The error for an optional package that is not installed; None for any other module."""
+    package = OPTIONAL.get((problem.name or "").partition(".")[0])
+    if package is None:
+        return None
+    return UserError(f"This needs the package {package}, which is not installed. Expected: pip install 'atdm[all]'.")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 
-from ..errors import UserError, nearest
+from ..errors import UserError, missing, nearest
 from .common import SUMMARY, is_main
 
 
@@ -43,6 +43,12 @@ def _run(words: list[str]) -> int:
     except UserError as problem:
         who = "atdm" if is_main() else f"atdm (process {os.environ['RANK']})"
         print(f"{who}: {problem}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as problem:
+        sentence = missing(problem)
+        if sentence is None:
+            raise
+        print(f"atdm: {sentence}", file=sys.stderr)
         return 2
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
