@@ -114,10 +114,10 @@ def test_mean_and_spread_over_seeds():
     ("content", "sentence"),
     [
         (None, "There is no file"),
-        ("{", "no rows of results"),
-        ('{"rows": []}', "no rows of results"),
-        ('{"rows": [{"metric": "noise_std"}]}', "no rows of results"),
-        ("[1]", "no rows of results"),
+        ("{", "Expected rows of results"),
+        ('{"rows": []}', "Expected rows of results"),
+        ('{"rows": [{"metric": "noise_std"}]}', "Expected rows of results"),
+        ("[1]", "Expected rows of results"),
     ],
 )
 def test_files_without_rows_are_refused(tmp_path, content, sentence):

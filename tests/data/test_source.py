@@ -22,8 +22,9 @@ from atdm.diffusion.process import Process
 from atdm.errors import UserError
 from atdm.nets import build_net
 from atdm.objective import Objective
-from atdm.training import checkpoint, run
+from atdm.training import checkpoint
 from atdm.training.config import Settings, TrainConfig
+from atdm.training.parts import build
 from atdm.training.train import Order, State, fit
 
 PIXELS = Pixels(np.random.default_rng(0).integers(0, 255, (40, 3, 18, 18), dtype=np.uint8))
@@ -223,7 +224,7 @@ def test_a_run_sees_what_its_truth_tells(tmp_path, photos, monkeypatch):
         data=str(photos), image_size=8, corrupt=FULL, net="mlp:width=32", steps=1, batch_size=4, out=str(tmp_path)
     )
     monkeypatch.setattr(source, "RESIDENT", 0)
-    parts = run.build(config)
+    parts = build(config)
     rows = torch.arange(30)
     dirty, truth = corrupt(parts.dataset.x, FULL, config.seed)
     assert torch.equal(parts.source.batch(rows, rows), dirty)

@@ -14,7 +14,8 @@ from atdm.errors import UserError
 from atdm.objective import Objective
 from atdm.objective.auto import GATE, LENGTH, constants, quiet_std
 from atdm.training.config import ObjectiveConfig, TrainConfig
-from atdm.training.run import build, train
+from atdm.training.parts import build
+from atdm.training.run import train
 
 
 def plane(dirt: str) -> torch.Tensor:

@@ -32,6 +32,7 @@ from atdm.objective.ambient import above, first_above
 from atdm.plot.samples import save_samples
 from atdm.training import run
 from atdm.training.config import ObjectiveConfig, Settings, TrainConfig
+from atdm.training.parts import build
 from atdm.training.train import State, fit
 
 PROCESS = Process.linear()
@@ -390,16 +391,16 @@ def test_levels_of_a_corrupted_set_come_from_the_truth_beside_it(tmp_path, gener
     ambient = ObjectiveConfig("ambient")
     options = {"data": str(tmp_path / "samples.npz"), "objective": ambient, "limit": 20}
     with pytest.raises(UserError, match="no truth file beside"):
-        run.build(config(tmp_path, **options))
+        build(config(tmp_path, **options))
     truth.save(tmp_path / "truth.npz")
-    source = run.build(config(tmp_path, **options)).source
+    source = build(config(tmp_path, **options)).source
     rows = torch.arange(20)
     of = [int((x == item).all(1).nonzero()) for item in source.items[rows]]
     assert torch.equal(source.levels(rows, torch.zeros(20, dtype=torch.long)), truth_levels(truth)[of])
     truth_of_others = corrupt(torch.zeros(7, 3), "gaussian:std=0.1")[1]
     truth_of_others.save(tmp_path / "truth.npz")
     with pytest.raises(UserError, match="tells of 7 items"):
-        run.build(config(tmp_path, **options))
+        build(config(tmp_path, **options))
 
 
 def test_a_run_with_fresh_noise_resumes_exactly(tmp_path):
@@ -438,7 +439,7 @@ def test_mistakes_are_sentences(name, words):
 def test_what_cannot_be_known_is_refused(tmp_path, generator):
     x = torch.randn(8, 3, generator=generator)
     with pytest.raises(UserError, match="12 values or more"):
-        run.build(config(tmp_path, objective=ObjectiveConfig("ambient_blind")))
+        build(config(tmp_path, objective=ObjectiveConfig("ambient_blind")))
     small = Source(Floats(pictures(100, 8)))
     state = State.create(build_net("mlp:width=16", (1, 8, 8)), Settings())
     with pytest.warns(UserWarning, match=r"100 items .* cannot be told from content.* count as clean"):

@@ -21,6 +21,7 @@ from atdm.errors import UserError
 from atdm.nets import weights_hash
 from atdm.training import checkpoint, run
 from atdm.training.config import ObjectiveConfig, TrainConfig
+from atdm.training.parts import build
 
 NET = "digits:channels=8,head_dim=8"
 
@@ -205,13 +206,13 @@ def test_a_run_knows_its_autoencoder_and_its_data(photos, vae, trained, tmp_path
         pass
     with pytest.raises(UserError, match="its vae is"):
         next(run.train(TrainConfig(**{**options, "vae": None}, steps=2)))
-    parts = run.build(TrainConfig(**options))
+    parts = build(TrainConfig(**options))
     assert not isinstance(parts.source.items, Encoded), "what was encoded is found again"
     autoencoder(seed=1).save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="not the one the run began with"):
-        run.build(TrainConfig(**{**options, "vae": str(tmp_path / "other")}))
+        build(TrainConfig(**{**options, "vae": str(tmp_path / "other")}))
     with pytest.raises(UserError, match="holds 20 latents"):
-        run.build(TrainConfig(**{**options, "limit": 10}))
+        build(TrainConfig(**{**options, "limit": 10}))
 
 
 def test_the_autoencoder_of_a_run_or_pipeline_is_found_in_it(trained, tmp_path):

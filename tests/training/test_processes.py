@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from atdm.cli import launch, main
 from atdm.training import checkpoint, run
 from atdm.training.config import TrainConfig
+from atdm.training.log import read_log
 
 OPTIONS = {"data": "plane:n=300", "net": "mlp:width=32", "batch_size": 32, "threads": 1, "save_every": 3}
 SAMPLING = ["--n", "700", "--steps", "5", "--batch_size", "170"]  # five batches
@@ -64,7 +65,7 @@ def test_two_processes_train_like_one_and_resume_exactly(one, tmp_path):
         torch.testing.assert_close(alone[name], two[name], rtol=1e-4, atol=1e-5, msg=name)
         assert torch.equal(two[name], parts[name]), name
     # The log is of the main process, which saw half of each batch: there really were two.
-    assert run.read_log(tmp_path / "two")[-1]["loss"] != pytest.approx(run.read_log(one)[-1]["loss"], rel=1e-6)
+    assert read_log(tmp_path / "two")[-1]["loss"] != pytest.approx(read_log(one)[-1]["loss"], rel=1e-6)
     assert sorted(f.name for f in (tmp_path / "two" / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
 
 

@@ -15,7 +15,9 @@ from atdm.errors import UserError
 from atdm.nets import build_net
 from atdm.objective import Objective
 from atdm.training import checkpoint, run
+from atdm.training import parts as parts_of_run
 from atdm.training.config import ObjectiveConfig, Settings, TrainConfig
+from atdm.training.log import read_log
 from atdm.training.train import Diverged, Order, State, fit
 
 
@@ -44,11 +46,11 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, gate):
     second = list(run.train(config(tmp_path / "parts", objective=objective)))
     assert next(s.index for s in second) == 12
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-    log = run.read_log(tmp_path / "parts")
+    log = read_log(tmp_path / "parts")
     assert [line["step"] for line in log] == [4, 8, 12, 16, 20, 24]
     assert log == [
         {**b, "samples_per_second": a["samples_per_second"]}
-        for a, b in zip(log, run.read_log(tmp_path / "whole"), strict=True)
+        for a, b in zip(log, read_log(tmp_path / "whole"), strict=True)
     ]
 
 
@@ -184,10 +186,10 @@ def test_log_has_both_terms_by_quartile(tmp_path):
 
 def test_the_cost_is_told_in_processor_time_of_the_quickest_trial(tmp_path, monkeypatch):
     """Against a clock by which the trials take 3, 2 and 4 seconds."""
-    parts = run.build(config(tmp_path, objective=ObjectiveConfig("robust_rand")))
+    parts = parts_of_run.build(config(tmp_path, objective=ObjectiveConfig("robust_rand")))
     clock = iter([0.0, 3.0, 3.0, 5.0, 5.0, 9.0])
-    monkeypatch.setattr(run.time, "thread_time", lambda: next(clock))
-    told = run.estimate(config(tmp_path), parts)
+    monkeypatch.setattr(parts_of_run.time, "thread_time", lambda: next(clock))
+    told = parts_of_run.estimate(config(tmp_path), parts)
     assert told["seconds_on_this_cpu"] == pytest.approx(2 * 24 * told["floor_over_ddpm"])
     assert told["floor_over_ddpm"] == 2
 

@@ -12,6 +12,7 @@ from atdm.nets import build_net
 from atdm.objective import Objective
 from atdm.training import checkpoint, run
 from atdm.training.config import ObjectiveConfig, Settings, TrainConfig
+from atdm.training.log import read_log
 from atdm.training.train import State, fit
 from atdm.training.update import checkpoint_activations, seed_all
 
@@ -142,7 +143,7 @@ def test_bf16_trains_in_bf16_and_keeps_weights_in_float32(tmp_path):
         subprocess.run(
             [*command, "--precision", precision, "--out", str(out)], check=True, env=environment, capture_output=True
         )
-        logs[precision] = [line["denoise"] for line in run.read_log(out)]
+        logs[precision] = [line["denoise"] for line in read_log(out)]
         saved = load_file(checkpoint.latest(out) / "state.safetensors")
         assert all(v.dtype == torch.float32 for v in saved.values())
     plain, low = logs["no"], logs["bf16"]

@@ -14,7 +14,7 @@ from .. import plot
 from ..data.source import Source
 from ..files import atomic
 from ..training.config import TrainConfig
-from ..training.run import build, estimate
+from ..training.parts import build, estimate
 from . import sheet
 from .look import Audit
 from .recipe import recommend

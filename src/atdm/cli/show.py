@@ -51,7 +51,7 @@ def _run(given: Any) -> dict[str, Any]:
     from PIL import Image
 
     from .. import plot
-    from ..training.run import read_log
+    from ..training.log import read_log
 
     folder = Path(given.run)
     log = read_log(folder)

@@ -61,12 +61,13 @@ def run(words: list[str]) -> int:
     objective = objective if isinstance(objective, ObjectiveConfig) else ObjectiveConfig(**vars(objective))
     config = TrainConfig(objective=objective, **{n: given[n] for n in names})
     from ..training import run as runs
+    from ..training.parts import build, estimate
 
     if given.dry_run:
-        parts = runs.build(config)
+        parts = build(config)
         for note in parts.notes:
             print(note, file=sys.stderr)
-        cost = runs.estimate(config, parts)
+        cost = estimate(config, parts)
         if given.json:
             print(json.dumps({"config": config.as_dict(), "cost": cost}, default=str))
         else:

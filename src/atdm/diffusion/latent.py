@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import hub
 from ..errors import UserError, first_line
+from ..files import require_sealed
 
 AT_ONCE = 16  # images through the autoencoder
 INSIDE = ("vqvae", "vae")  # where pipelines of diffusers keep it: that of LDMPipeline, those of all others
@@ -58,6 +59,7 @@ class Latents:
                 "stabilityai/sd-vae-ft-mse."
             )
         if subfolder is None and path.is_dir():
+            require_sealed(path)
             subfolder = next((name for name in INSIDE if (path / name / "config.json").is_file()), None)
         try:
             return cls(_open(where, subfolder))

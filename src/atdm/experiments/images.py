@@ -26,6 +26,7 @@ from ..report import Row
 from ..training import run as runs
 from ..training.checkpoint import load_pipeline
 from ..training.config import ObjectiveConfig, TrainConfig, recipe
+from ..training.parts import build
 from . import by_scale
 from .runner.findings import Claim, Findings, Outcome, at_most
 from .runner.rows import mean_over_seeds, table_of, values_of
@@ -182,7 +183,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     if job.method == "ddpm" and job.condition == "clean":
         some = torch.randperm(len(dataset.x), generator=torch.Generator().manual_seed(job.seed))[: job.samples]
         rows.append(head | {"method": REAL} | dict.fromkeys(made) | measured(dataset.x[some], spaces))
-    dirty = runs.build(job.config).source.first(16)
+    dirty = build(job.config).source.first(16)
     shown = {"clean": reference[:16], "training data": dirty, **{str(stop): x[:16] for stop, x in drawn.items()}}
     return Outcome(job, rows, {name: x.clone() for name, x in shown.items()})
 

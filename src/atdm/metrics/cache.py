@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import atomic
+from ..files import Damaged, atomic, load_tensors, save_tensors
 from .distances import Moments, moments
 from .features import FeatureSpace
 from .results import content_hash
@@ -70,22 +70,17 @@ def _everywhere(wish: bool, accelerator: Any) -> bool:
 
 
 def _read(path: Path) -> Reference | None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        found = load_file(path)
+        found = load_tensors(path)
         return Reference(Moments(found["mean"], found["covariance"]), found["features"])
-    except (OSError, SafetensorError, KeyError):
+    except (FileNotFoundError, Damaged, KeyError):
         return None
 
 
 def _write(path: Path, made: Reference) -> None:
-    from safetensors.torch import save_file
-
     tensors = {"mean": made.moments.mean, "covariance": made.moments.covariance, "features": made.features}
     try:
         with atomic(path) as scratch:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, scratch)
+            save_tensors({name: value.cpu().contiguous() for name, value in tensors.items()}, scratch)
     except UserError as problem:
         warnings.warn(f"The statistics of the reference were not cached: {problem}", stacklevel=2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ..diffusion.steps import Sampling
 from ..errors import UserError
+from ..files import misfit, read_json, shown
 from .catalog import label, metric
 
 
@@ -245,14 +245,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         how = f"Make it with: atdm evaluate {path} --out {file}" if path.is_dir() else "Expected a file of results."
         raise UserError(f"There is no file {file}. {how}")
-    try:
-        rows = json.loads(file.read_text())["rows"]
-        if not rows or not all({"metric", "value", "samples", "reference_hash"} <= row.keys() for row in rows):
-            raise KeyError("metric, value, samples, reference_hash")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as problem:
-        raise UserError(
-            f"{file} holds no rows of results ({problem}). Expected a file that atdm evaluate --out wrote."
-        ) from problem
+    expected = "rows of results, as atdm evaluate writes them"
+    rows = read_json(file, {"rows": list}, expected)["rows"]
+    wanted: dict[str, Any] = {"metric": str, "value": (float, type(None)), "samples": int, "reference_hash": str}
+    for place, row in enumerate(rows):
+        if wrong := misfit(row, wanted) if isinstance(row, dict) else f"it holds {shown(row)}":
+            raise UserError(f"Cannot read {file}: row {place}: {wrong}. Expected {expected}.")
+    if not rows:
+        raise UserError(f"Cannot read {file}: it has no rows. Expected {expected}.")
     return rows
 
 

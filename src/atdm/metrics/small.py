@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..data.items import to_uint8
 from ..errors import UserError
-from ..files import atomic
+from ..files import atomic, load_tensors, misfit, save_tensors, tensor_metadata
 from ..nets import weights_hash
 from .features import FeatureSpace
 from .networks import NetworkFeatures
@@ -150,11 +150,9 @@ def save_small(network: SmallNetwork, path: Path, notes: dict[str, object]) -> N
     Raises:
         UserError: the file cannot be written.
     """
-    from safetensors.torch import save_file
-
     about = {"kind": KIND, "channels": network.channels, "size": network.size, **notes}
     with atomic(path) as scratch:
-        save_file(network.state_dict(), scratch, {"about": json.dumps(about)})
+        save_tensors(network.state_dict(), scratch, {"about": json.dumps(about)})
 
 
 def small_file(
@@ -185,20 +183,17 @@ class Small(NetworkFeatures):
     file: str
 
     def load(self) -> FeatureSpace:
-        from safetensors import SafetensorError, safe_open
-
         path = Path(self.file).expanduser()
         if not path.is_file():
             raise UserError(
                 f"There is no file {path} with small features. Make it with: atdm features --data CLEAN --out {path}"
             )
         try:
-            with safe_open(path, "pt") as opened:
-                about = json.loads((opened.metadata() or {}).get("about", "{}"))
-                weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-        except (SafetensorError, OSError, json.JSONDecodeError) as problem:
+            weights, about = load_tensors(path), json.loads(tensor_metadata(path).get("about", "{}"))
+        except ValueError as problem:  # Damaged among them
             raise UserError(f"Cannot read small features from {path}: {problem}") from problem
-        if about.get("kind") != KIND:
+        wanted = {"kind": str, "channels": int, "size": int}
+        if not isinstance(about, dict) or misfit(about, wanted) or about["kind"] != KIND:
             raise UserError(f"{path} holds no small features. Expected a file that atdm features wrote.")
         network = SmallNetwork(about["channels"], about["size"])
         fitting(path, "small", lambda: network.load_state_dict(weights))

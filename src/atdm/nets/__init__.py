@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import hub, spec
 from ..errors import UserError, first_line
+from ..files import require_sealed
 from .unet import CelebA64, Cifar10, Digits, Tiny
 
 
@@ -84,6 +85,7 @@ def load_net(source: str | Path, item_shape: tuple[int, ...] | None = None) -> n
         folder = hub.fetch(str(source))
     if (folder / "model" / "model_index.json").is_file():  # a run folder of ours
         folder = folder / "model"
+    require_sealed(folder)
     net = _load(folder, source, "unet" if (folder / "unet" / "config.json").is_file() else None)
     if item_shape is not None:
         _check_fits(net, tuple(item_shape), source)

@@ -31,7 +31,7 @@ from ..pool import Progress, Tell, part, work_through
 from ..spec import build
 from ..training.checkpoint import load_pipeline, read_config
 from ..training.config import ObjectiveConfig, TrainConfig
-from ..training.run import read_log
+from ..training.log import read_log
 from .page import Row
 
 OTHER = 1_000_003  # seeds the corruption of held-out images, which must not be that of the training images

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import torch
 import yaml
@@ -22,7 +22,21 @@ from ..diffusion.latent import Latents
 from ..diffusion.process import Process
 from ..diffusion.schedulers import pipeline_scheduler
 from ..errors import UserError, first_line
-from ..files import TEMPORARY, atomic, remove
+from ..files import (
+    TEMPORARY,
+    Damaged,
+    atomic,
+    kinds_of,
+    load_tensors,
+    misfit,
+    read_json,
+    read_yaml,
+    remove,
+    require_sealed,
+    save_tensors,
+    seal,
+)
+from .config import ObjectiveConfig, TrainConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,10 +44,14 @@ if TYPE_CHECKING:
     from .train import State
 
 
+STEP, TENSORS = "step-", "state.safetensors"
+DAMAGED = "damaged-"  # a checkpoint that could not be read, set aside
+
+
 def clean(run: Path) -> None:
     """Remove what an earlier process left half-written, and put back a ``model/`` it was about to replace."""
-    for folder in (run, run / "checkpoints"):
-        for left in folder.glob(f"{TEMPORARY}*") if folder.is_dir() else ():
+    for folder in (run, run / "checkpoints", run / "samples"):
+        for left in folder.glob(f"{TEMPORARY}*"):
             name = left.name.partition("-old-")[2]
             if name and not (folder / name).exists():
                 os.replace(left, folder / name)
@@ -44,67 +62,138 @@ def clean(run: Path) -> None:
 def write_config(run: Path, config: dict[str, Any]) -> None:
     """Write the resolved configuration of a run."""
     with atomic(run / "config.yaml") as scratch:
-        scratch.write_text(yaml.safe_dump(config, sort_keys=False))
+        scratch.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The configuration of a run folder.
+    """The configuration of a run folder; options that were not there yet when it was written have their defaults.
 
     Raises:
-        UserError: the folder is not a run.
+        UserError: the folder is not a run, or its configuration is damaged.
     """
     file = run / "config.yaml"
     if not file.is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml. Expected a folder that atdm train wrote.")
-    return yaml.safe_load(file.read_text())
+    written = "what atdm train wrote; without that file the same command writes it again"
+    stored = read_yaml(file, {"data": str}, written)
+    for values, kind in ((stored, TrainConfig), (stored.get("objective", {}), ObjectiveConfig)):
+        if wrong := misfit(values, {k: kinds_of(h) for k, h in get_type_hints(kind).items() if k in values}):
+            raise UserError(f"Cannot read {file}: {wrong}. Expected {written}.")
+    defaults = TrainConfig().as_dict()
+    return {**defaults, **stored, "objective": {**defaults["objective"], **stored.get("objective", {})}}
 
 
 def latest(run: Path) -> Path | None:
     """The newest checkpoint of a run."""
-    found = sorted((run / "checkpoints").glob("step-*")) if (run / "checkpoints").is_dir() else []
+    found = _all(run)
     return found[-1] if found else None
 
 
+def _all(run: Path) -> list[Path]:
+    """The checkpoints, the newest last."""
+    found = [path for path in run.glob(f"checkpoints/{STEP}*") if path.name.removeprefix(STEP).isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(STEP)))
+
+
 def save(run: Path, state: State, keep: int) -> Path:
-    """Write the state atomically and drop all but the newest ``keep`` checkpoints.
+    """Write the state atomically, with checksums, and drop all but the newest ``keep`` checkpoints.
 
     Raises:
         UserError: a weight is not finite (the last good checkpoint stays), or the disk is full.
     """
-    from safetensors.torch import save_file
-
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.tensors().items()}
     broken = next((k for k, v in tensors.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
     if broken:
         raise UserError(f"{broken} is not finite at step {state.step}; not saved, the last good checkpoint is kept.")
-    target = run / "checkpoints" / f"step-{state.step:08d}"
+    target = run / "checkpoints" / f"{STEP}{state.step:08d}"
     with atomic(target) as scratch:
         scratch.mkdir()
-        save_file(tensors, scratch / "state.safetensors")
+        save_tensors(tensors, scratch / TENSORS)
         (scratch / "state.json").write_text(json.dumps({"step": state.step, "torch": torch.__version__}))
-    for old in sorted((run / "checkpoints").glob("step-*"))[:-keep]:
+    for old in _all(run)[:-keep]:
         remove(old)
     return target
+
+
+def restore(run: Path, state: State) -> list[str]:
+    """Put the newest checkpoint of a run that can be read into ``state``, if it has any; sentences on those that cannot.
+
+    Raises:
+        UserError: there are checkpoints, and none can be read; or one belongs to another network.
+    """
+    notes: list[str] = []
+    found = _all(run)
+    for checkpoint in reversed(found):
+        try:
+            load(checkpoint, state)
+        except Damaged as problem:
+            notes.append(str(problem))
+        else:
+            return [f"{note} Training goes on from the older checkpoint of step {state.step}." for note in notes]
+    if found:
+        raise UserError(
+            f"{notes[0]} No older checkpoint of {run} can be read. "
+            f"Expected one; without the folder {run / 'checkpoints'} the run starts again."
+        )
+    return []
+
+
+def set_aside(run: Path, step: int) -> None:
+    """Rename checkpoints beyond ``step``, which could not be read, so that none of them counts as the newest."""
+    for checkpoint in _all(run):
+        if int(checkpoint.name.removeprefix(STEP)) > step:
+            aside = checkpoint.with_name(DAMAGED + checkpoint.name.removeprefix(STEP))
+            remove(aside)
+            os.replace(checkpoint, aside)
 
 
 def load(checkpoint: Path, state: State) -> None:
     """Put a checkpoint's tensors and step into ``state``.
 
     Raises:
-        UserError: the checkpoint belongs to another network or cannot be read.
+        Damaged: it cannot be read, or is not as it was written.
+        UserError: it belongs to another network.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    step = _step(checkpoint)
+    tensors = _tensors(checkpoint)
     try:
-        step = json.loads((checkpoint / "state.json").read_text())["step"]
-        state.restore(load_file(checkpoint / "state.safetensors"), step)
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as problem:
-        raise UserError(
-            f"Cannot read the checkpoint {checkpoint}: {problem}. Remove that folder to use an older one."
-        ) from problem
-    except RuntimeError as problem:
+        state.restore(tensors, step)
+    except (KeyError, RuntimeError) as problem:
         raise UserError(f"The checkpoint {checkpoint} does not fit the network: {problem}") from problem
+
+
+def load_weights(run: Path, model: nn.Module, part: Literal["ema", "model"]) -> int:
+    """Put the averaged (``ema``) or raw (``model``) weights of a run's newest checkpoint into ``model``; its step.
+
+    Raises:
+        UserError: there is no checkpoint, it cannot be read, or it is of another network.
+    """
+    found = latest(run)
+    if found is None:
+        raise UserError(f"The run {run} has no checkpoint. Expected checkpoints/step-..., as atdm train writes them.")
+    step, weights = _step(found), _tensors(found, f"{part}.")
+    try:
+        model.load_state_dict({k[len(part) + 1 :]: v for k, v in weights.items()})
+    except RuntimeError as problem:
+        raise UserError(f"The checkpoint {found} does not fit the network: {problem}") from problem
+    return step
+
+
+def _step(checkpoint: Path) -> int:
+    try:
+        step = read_json(checkpoint / "state.json", {"step": int}, "what atdm train wrote")["step"]
+    except UserError as problem:
+        raise Damaged(f"The checkpoint {checkpoint} is damaged: {problem}") from problem
+    if checkpoint.name != f"{STEP}{step:08d}":
+        raise Damaged(f"The checkpoint {checkpoint} is damaged: its state.json is of step {step}.")
+    return int(step)
+
+
+def _tensors(checkpoint: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    try:
+        return load_tensors(checkpoint / TENSORS, prefix)
+    except FileNotFoundError as problem:
+        raise Damaged(f"The checkpoint {checkpoint} is damaged: it has no {TENSORS}.") from problem
 
 
 def export(folder: Path, model: nn.Module, process: Process, clip_sample: bool, latents: Latents | None = None) -> None:
@@ -131,6 +220,7 @@ def write_pipeline(
     with _quiet():
         pipeline: Any = kind(model, scheduler) if latents is None else LDMPipeline(latents.vae, model, scheduler)
     pipeline.save_pretrained(folder)
+    seal(folder)
 
 
 @contextmanager
@@ -168,6 +258,7 @@ def load_pipeline(folder: Path | str, *, latent: bool = False) -> tuple[nn.Modul
             f"{folder} is a latent diffusion model, and this works on pixels. Expected a model of pixels; train, sample, "
             "evaluate, show and export take latent ones."
         )
+    require_sealed(path)
     try:
         with _quiet():
             pipeline = DDPMPipeline.from_pretrained(path)
@@ -219,24 +310,3 @@ def _pipeline_folder(folder: Path | str) -> Path:
             f"{folder} holds no diffusers pipeline. Expected a run folder with model/, or a folder with model_index.json."
         )
     return path
-
-
-def load_weights(run: Path, model: nn.Module, part: Literal["ema", "model"]) -> int:
-    """Put the averaged (``ema``) or raw (``model``) weights of a run's newest checkpoint into ``model``; its step.
-
-    Raises:
-        UserError: there is no checkpoint, or it cannot be read.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    found = latest(run)
-    if found is None:
-        raise UserError(f"The run {run} has no checkpoint. Expected checkpoints/step-..., as atdm train writes them.")
-    try:
-        step = json.loads((found / "state.json").read_text())["step"]
-        with safe_open(found / "state.safetensors", "pt") as file:
-            names = [k for k in file.keys() if k.startswith(f"{part}.")]  # noqa: SIM118 (not a dict)
-            model.load_state_dict({k[len(part) + 1 :]: file.get_tensor(k) for k in names})
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError, RuntimeError) as problem:
-        raise UserError(f"Cannot read the checkpoint {found}: {problem}") from problem
-    return step

@@ -1,195 +1,30 @@
-"""A training run in a folder: builds the parts a configuration names, resumes, logs, checkpoints and exports."""
+"""A training run in a folder: resumes, logs, checkpoints, measures and exports what a configuration stands for."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from .. import metrics
-from ..corruption import Truth, parse_corruption, truth_of
-from ..corruption.levels import truth_levels
-from ..data import Dataset, load
-from ..data.encoded import Encoded
-from ..data.items import Items, Mapped
-from ..data.source import Source
-from ..diffusion.latent import Latents
 from ..diffusion.sampling import sample
 from ..diffusion.steps import Sampling
 from ..errors import UserError
-from ..files import atomic, require_writable
-from ..nets import build_net, count_parameters, flops, load_net, weights_hash
-from ..nets.mlp import MLP
-from ..objective import Loss, Objective, auto
+from ..files import Hold, atomic, require_writable
+from ..nets import weights_hash
 from ..plot.samples import save_samples
 from . import checkpoint
-from .config import ObjectiveConfig, TrainConfig, explain_auto
+from .config import Settings, TrainConfig
+from .log import Log
+from .parts import Parts, build, with_latents_kept
 from .train import Diverged, State, Step, fit
 
-
-@dataclass(frozen=True)
-class Parts:
-    """What a configuration stands for."""
-
-    dataset: Dataset
-    source: Source
-    truth: Truth
-    net: nn.Module
-    objective: Loss
-    chosen: ObjectiveConfig  # the objective's options; of auto, those it chose
-    latents: Latents | None  # the autoencoder in front; None: the network works on the items themselves
-    clip: bool  # sampling clips denoised items to [-1, 1]
-    notes: tuple[str, ...]  # sentences on what was converted, skipped or chosen
-
-    def decoded(self, drawn: Tensor) -> Tensor:
-        """Samples of the network as items of the data set."""
-        return drawn if self.latents is None else self.latents.decode(drawn)
-
-
-def build(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Parts:
-    """Open the data and make the network and the objective.
-
-    Args:
-        progress: called while images are decoded, with how many are done and of how many.
-
-    Raises:
-        UserError: a part of the configuration cannot be used.
-    """
-    config.settings()
-    process, chosen, automatic = config.build_process(), config.objective, config.objective.automatic
-    if automatic:
-        chosen = ObjectiveConfig("ddpm")  # until the data are there to choose by
-    objective = chosen.build(process, config.seed)
-    if config.vae and objective.levels_from == "truth":
-        raise UserError(
-            f"The objective {config.objective.name} is told the noise of pixels, and the autoencoder makes something else "
-            "of it. Expected an objective that is told nothing, or no vae."
-        )
-    latents = Latents.load(config.vae) if config.vae else None
-    dataset = load(config.data, **config.reading(), progress=progress)
-    parts = parse_corruption(config.corrupt)
-    std = _stored_levels(dataset) if objective.levels_from == "truth" else None
-    source = Source(dataset.items, parts, config.seed, config.corrupt_fresh, config.flip, dataset.window, std)
-    if latents is not None:
-        source = Source(_encoded(source, latents, Path(config.out)), seed=config.seed)
-    if automatic:
-        chosen = config.objective.fitted(source.some(auto.ITEMS))
-        objective = chosen.build(process, config.seed)
-    objective.require_items(source.item_shape)
-    truth = truth_of(config.corrupt, len(source), tuple(dataset.items.item_shape), config.seed)
-    torch.manual_seed(config.seed)
-    name = config.net if config.net != "auto" else ("mlp" if dataset.kind == "vector" else "tiny")
-    net = load_net(config.init, source.item_shape) if config.init else build_net(name, source.item_shape)
-    bounded = dataset.kind == "image" and latents is None
-    clips = objective.process.family == "vp" and bounded and not isinstance(net, MLP)
-    clip = clips if config.clip_sample is None else config.clip_sample
-    notes = (*dataset.notes, *([explain_auto(chosen)] if automatic else []))
-    return Parts(dataset, source, truth, net, objective, chosen, latents, clip, notes)
-
-
-def _encoded(source: Source, latents: Latents, folder: Path) -> Items:
-    """The latents of ``source``: those kept in the run folder, or encoded when they are asked for.
-
-    Raises:
-        UserError: the folder keeps latents of another autoencoder or of other items.
-    """
-    fresh, path = Encoded(source, latents), _latents_file(folder, latents)
-    others = [kept.name for kept in folder.glob("latents-*.npy") if kept != path]
-    if others:
-        raise UserError(
-            f"{folder} keeps {others[0]}, and the autoencoder now has the hash {path.stem.partition('-')[2]}: "
-            "it is not the one the run began with. Expected that one, or another --out."
-        )
-    if not path.is_file():
-        return fresh
-    kept = Mapped(path)
-    if (len(kept), *kept.item_shape) != (len(fresh), *fresh.item_shape):
-        raise UserError(
-            f"{path} holds {len(kept)} latents of shape {list(kept.item_shape)}, and the data now give {len(fresh)} of "
-            f"{list(fresh.item_shape)}. Expected the data the run began with, or another --out."
-        )
-    return kept
-
-
-def _latents_file(folder: Path, latents: Latents) -> Path:
-    return folder / f"latents-{weights_hash(latents.vae)}.npy"
-
-
-def _with_latents_kept(
-    parts: Parts, folder: Path, device: torch.device, progress: Callable[[int, int], None] | None
-) -> Parts:
-    """The parts with all latents in a file of the run folder, encoded once, by whichever process comes first."""
-    from filelock import FileLock
-
-    if parts.latents is None:
-        return parts
-    parts.latents.vae.to(device)
-    if not isinstance(encoded := parts.source.items, Encoded):
-        return parts
-    path = _latents_file(folder, parts.latents)
-    with FileLock(folder / ".latents.lock"):
-        if not path.is_file():
-            with checkpoint.atomic(path) as scratch:
-                encoded.save(scratch, progress)
-    return dataclasses.replace(parts, source=dataclasses.replace(parts.source, items=Mapped(path)))
-
-
-def _stored_levels(dataset: Dataset) -> Tensor | None:
-    """The noise that the items of a file hold, as the truth beside it tells; None: the items are clean.
-
-    Raises:
-        UserError: there is no truth file beside the file, or it is of other items.
-    """
-    if (stored := dataset.stored) is None:
-        return None
-    path = stored.path.with_name("truth.npz")
-    if not path.is_file():
-        raise UserError(
-            f"The objective needs the noise level of each item, and there is no truth file beside {stored.path}. "
-            "Expected the folder that atdm corrupt wrote, or an objective that is told nothing, such as ambient_blind."
-        )
-    levels = truth_levels(Truth.load(path))
-    if len(levels) != stored.items:
-        raise UserError(
-            f"{path} tells of {len(levels)} items, and {stored.path} holds {stored.items}. Expected its own."
-        )
-    return levels[stored.rows]
-
-
-def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:
-    """What the run will cost: parameters, floating point operations, and seconds from timing a few samples here.
-
-    Timed is the processor time of this thread, which has its share in all that several threads do: other programs on a busy
-    machine do not count.
-    """
-    shape = parts.source.item_shape
-    per_item = flops(parts.net, shape)
-    counted = parts.objective.passes() | {"floor_over_ddpm": parts.chosen.cost(parts.objective.process)}
-    few = int(min(config.batch_size, max(2, 2e9 // max(1, per_item))))
-    trial = Objective("ddpm", parts.objective.process)
-    x = parts.source.first(few)
-    times = []
-    for _ in range(3):
-        begin = time.thread_time()
-        trial(
-            parts.net, x, draws=trial.draw(x.shape, generator=torch.Generator().manual_seed(0))
-        ).loss.mean().backward()
-        times.append(time.thread_time() - begin)
-    parts.net.zero_grad(set_to_none=True)
-    step = min(times) * config.batch_size / few * counted["floor_over_ddpm"]
-    return {
-        "parameters": count_parameters(parts.net),
-        "flops_per_step": 3 * per_item * config.batch_size * counted["floor_over_ddpm"],
-        **counted,
-        "seconds_on_this_cpu": step * config.steps,
-    }
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def train(
@@ -201,55 +36,103 @@ def train(
     """Run or resume ``config``, yielding each step; files are taken care of. Ends early, saved, once ``stop()`` says so.
 
     Args:
-        stop: asked after each step.
-        tell: called with what was converted or skipped on reading the data.
+        stop: asked after each step, and while a grid of samples is drawn.
+        tell: called with what was converted or skipped on reading the data, and with what of the run was damaged.
         progress: called while images are decoded, with how many are done and of how many.
 
     Raises:
-        UserError: bad configuration or data, a folder of another run, a full disk, or a loss that is not a number.
+        UserError: bad configuration or data, a folder of another run or one that another process writes, a full disk, or
+            a loss that is not a number.
     """
     from accelerate import Accelerator
 
     if config.threads:
         torch.set_num_threads(config.threads)
     folder = Path(config.out)
+    _require_folder(config, folder)
+    spaces = metrics.require(config.metrics) if config.metrics != "none" else []
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
+    main = accelerator.is_main_process
+    with Hold(folder, f"The run folder {folder}", "another --out") as hold:
+        if main and folder.is_dir():
+            hold.take()
+        parts = build(config, progress)
+        for note in parts.notes:
+            tell(note)
+        settings = dataclasses.replace(config, objective=parts.chosen).settings()
+        state = State.create(parts.net, settings)
+        if main:
+            folder.mkdir(parents=True, exist_ok=True)
+            hold.take()
+            _require_folder(config, folder)  # another process may have begun it meanwhile
+            _begin(config, folder, parts)
+        accelerator.wait_for_everyone()
+        parts = with_latents_kept(parts, folder, accelerator.device, progress)
+        for note in checkpoint.restore(folder, state):
+            tell(note)
+        accelerator.wait_for_everyone()
+        if main:
+            checkpoint.set_aside(folder, state.step)
+        for step in _steps(config, settings, parts, state, accelerator, stop):
+            hold.beat()
+            yield step
+        if state.step == settings.steps and not _anyone(accelerator, stop()):
+            _finish(config, parts, state, spaces, accelerator)
+
+
+def _require_folder(config: TrainConfig, folder: Path) -> None:
     if folder.is_file():
         raise UserError(f"{folder} is a file. Expected a run folder.")
     require_writable(folder)
     if (folder / "config.yaml").is_file():
         config.require_same(checkpoint.read_config(folder), str(folder))
-    spaces = metrics.require(config.metrics) if config.metrics != "none" else []
-    parts = build(config, progress)
-    for note in parts.notes:
-        tell(note)
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
-    main = accelerator.is_main_process
-    settings = dataclasses.replace(config, objective=parts.chosen).settings()
-    state = State.create(parts.net, settings)
-    if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.clean(folder)
-        checkpoint.write_config(folder, config.as_dict())
-        with atomic(folder / "objective.json") as scratch:
-            scratch.write_text(json.dumps(dataclasses.asdict(parts.chosen), indent=1))
-        parts.truth.save(folder / "truth.npz")
-    accelerator.wait_for_everyone()
-    parts = _with_latents_kept(parts, folder, accelerator.device, progress)
-    if (found := checkpoint.latest(folder)) is not None:
-        checkpoint.load(found, state)
-    log = _Log(folder, state.step) if main else None
+
+
+def _begin(config: TrainConfig, folder: Path, parts: Parts) -> None:
+    """Write what is known before the first step."""
+    checkpoint.clean(folder)
+    checkpoint.write_config(folder, config.as_dict())
+    with atomic(folder / "objective.json") as scratch:
+        scratch.write_text(json.dumps(dataclasses.asdict(parts.chosen), indent=1))
+    parts.truth.save(folder / "truth.npz")
+
+
+def _steps(
+    config: TrainConfig,
+    settings: Settings,
+    parts: Parts,
+    state: State,
+    accelerator: Accelerator,
+    stop: Callable[[], bool],
+) -> Iterator[Step]:
+    """The steps that are still to be made, logged and saved."""
+    folder, main = Path(config.out), accelerator.is_main_process
+    log = Log(folder, state.step) if main else None
     saved = state.step
+
+    def save() -> int:
+        if main and saved < state.step:
+            checkpoint.save(folder, state, config.keep)
+        return state.step
+
+    def draws(step: int) -> bool:
+        return bool(config.sample_every) and step > 0 and step % config.sample_every == 0
+
     try:
+        if main and draws(state.step) and not _grid(folder, state.step).is_file():
+            _picture(folder, parts, state, accelerator.device, stop)  # the run was killed before it was drawn
         for step in fit(parts.objective, state, parts.source, settings, accelerator, config.workers):
             last = step.index == settings.steps
             if log and (step.index % config.log_every == 0 or last):
                 log.write(step)
             ending = _anyone(accelerator, stop())
-            if main and (step.index % config.save_every == 0 or last or ending):
-                checkpoint.save(folder, state, config.keep)
-                saved = step.index
-            if main and config.sample_every and step.index % config.sample_every == 0:
-                _picture(folder, step.index, parts, state)
+            if ending or last or step.index % config.save_every == 0:
+                saved = save()
+            if draws(step.index) and not ending:
+                if main:
+                    _picture(folder, parts, state, accelerator.device, stop)
+                if ending := _anyone(accelerator, stop()):
+                    saved = save()
             yield step
             if ending:
                 return
@@ -258,10 +141,17 @@ def train(
     finally:
         if log:
             log.close()
+
+
+def _finish(
+    config: TrainConfig, parts: Parts, state: State, spaces: list[metrics.Features], accelerator: Accelerator
+) -> None:
+    """What follows the last step: the pipeline, a grid of samples, and numbers."""
+    folder, main = Path(config.out), accelerator.is_main_process
     if main:
         state.ema.eval()
         checkpoint.export(folder / "model", state.ema, parts.objective.process, parts.clip, parts.latents)
-        _picture(folder, state.step, parts, state)
+        _picture(folder, parts, state, accelerator.device, lambda: False)
     if config.metrics != "none":
         rows = _measure(config, parts, state, spaces, accelerator)
         if main:
@@ -304,65 +194,44 @@ def _measure(
     return [metrics.Result(score, provenance).as_dict() for score in scores]
 
 
-def _picture(folder: Path, step: int, parts: Parts, state: State) -> None:
-    """Samples of the averaged weights so far: a grid of images, or a scatter plot of vectors."""
-    process = parts.objective.process
-    with torch.random.fork_rng():
-        drawn = sample(
-            state.ema,
-            process,
-            64 if parts.dataset.kind == "image" else 1000,
-            parts.source.item_shape,
-            Sampling(steps=min(100, process.steps)).resolved(process, parts.clip, "ddpm"),
-            seed=0,
-        )
-        drawn = parts.decoded(drawn)
-    target = folder / "samples" / f"step-{step:08d}.png"
+class _Ended(Exception):
+    """A wish to stop came while samples were drawn."""
+
+
+def _picture(folder: Path, parts: Parts, state: State, device: torch.device, stop: Callable[[], bool]) -> None:
+    """Samples of the averaged weights so far: a grid of images, or a scatter plot of vectors. Left out once ``stop()``."""
+    images, shape, process = parts.dataset.kind == "image", parts.source.item_shape, parts.objective.process
+    if not images and shape[0] not in (2, 3):
+        return
+
+    def watch(*_: int) -> None:
+        if stop():
+            raise _Ended
+
+    try:
+        with torch.random.fork_rng():
+            drawn = sample(
+                state.ema.to(device),
+                process,
+                64 if images else 1000,
+                shape,
+                Sampling(steps=min(100, process.steps)).resolved(process, parts.clip, "ddpm"),
+                seed=0,
+                progress=watch,
+            )
+            drawn = parts.decoded(drawn)
+    except _Ended:
+        return
+    target = _grid(folder, state.step)
     target.parent.mkdir(exist_ok=True)
-    if parts.dataset.kind == "image":
+    if images:
         save_samples(drawn, target)
-    elif drawn.shape[1] in (2, 3):
+    else:
         from .. import plot
 
         plot.save(plot.scatter(drawn, parts.dataset.x[:1000]), target)
 
 
-class _Log:
-    """JSON lines and TensorBoard; what an interrupted run logged after its last checkpoint is dropped."""
-
-    def __init__(self, folder: Path, done: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        path = folder / "log.jsonl"
-        if path.is_file():
-            kept = [
-                line
-                for line in path.read_text().splitlines(True)
-                if line.endswith("\n") and json.loads(line)["step"] <= done
-            ]
-            with atomic(path) as scratch:
-                scratch.write_text("".join(kept))
-        self.lines = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
-
-    def write(self, step: Step) -> None:
-        scalars = step.summary()
-        self.lines.write(json.dumps({"step": step.index, **scalars}) + "\n")
-        for name, value in scalars.items():
-            self.board.add_scalar(name, value, step.index)
-
-    def close(self) -> None:
-        self.lines.close()
-        self.board.close()
-
-
-def read_log(folder: Path) -> list[dict[str, float]]:
-    """The log lines of a run.
-
-    Raises:
-        UserError: the run has no log.
-    """
-    path = folder / "log.jsonl"
-    if not path.is_file():
-        raise UserError(f"{folder} has no log.jsonl. Expected a run folder that atdm train wrote.")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def _grid(folder: Path, step: int) -> Path:
+    """Where the samples drawn after ``step`` steps are."""
+    return folder / "samples" / f"step-{step:08d}.png"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,8 +16,8 @@ from ..diffusion.latent import Latents
 from ..diffusion.process import Process
 from ..diffusion.schedulers import NATIVE
 from ..errors import UserError, first_line, unknown
-from ..files import atomic
-from ..metrics import metric
+from ..files import atomic, read_json
+from ..metrics import metric, read_rows
 from ..nets import count_parameters, item_shape, weights_hash
 from . import checkpoint
 
@@ -201,7 +200,7 @@ def _lead(config: Mapping[str, Any], images: bool) -> str:
 def _chosen(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the objective; of ``auto`` what it chose."""
     path = run / "objective.json"
-    return json.loads(path.read_text()) if path.is_file() else config["objective"]
+    return read_json(path, {"name": str}, "what atdm train wrote") if path.is_file() else config["objective"]
 
 
 def _objective(options: Mapping[str, Any]) -> str:
@@ -248,18 +247,9 @@ def _picture(run: Path, step: int) -> Path | None:
 
 
 def _rows(run: Path, numbers: Path | None) -> list[dict[str, Any]]:
-    path = numbers or run / "metrics.json"
-    if numbers is None and not path.is_file():
+    if numbers is None and not (run / "metrics.json").is_file():
         return []
-    try:
-        rows = json.loads(path.read_text())["rows"]
-        if not all(isinstance(row, dict) and "metric" in row and "value" in row for row in rows):
-            raise ValueError("a row without metric and value")
-        return rows
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise UserError(
-            f"Cannot read numbers from {path}: {problem}. Expected what atdm evaluate --json printed."
-        ) from problem
+    return read_rows(numbers or run)
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ... import __version__
-from ...files import atomic
+from ...files import Damaged, atomic, load_tensors, save_tensors, tensor_metadata
 from ...pool import Tell
 from .findings import Outcome
 
@@ -67,16 +65,16 @@ def write(outcome: Outcome, path: Path) -> None:
     found = _pack(outcome.tensors, tensors)
     with atomic(path) as scratch:
         header = {"rows": outcome.rows, "found": found, "seconds": outcome.seconds}
-        save_file(tensors, scratch, {name: json.dumps(value) for name, value in header.items()})
+        save_tensors(tensors, scratch, {name: json.dumps(value) for name, value in header.items()})
 
 
 def read(path: Path, job: Any) -> Outcome | None:
     """The outcome that is kept in ``path``; None if there is none, or the file is damaged."""
     try:
-        with safe_open(path, "pt") as file:
-            rows, found, seconds = (json.loads(file.metadata()[name]) for name in ("rows", "found", "seconds"))
-            return Outcome(job, rows, _unpack(found, file.get_tensor), seconds)
-    except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
+        tensors, about = load_tensors(path), tensor_metadata(path)
+        rows, found, seconds = (json.loads(about[name]) for name in ("rows", "found", "seconds"))
+        return Outcome(job, rows, _unpack(found, tensors.__getitem__), seconds)
+    except (FileNotFoundError, Damaged, KeyError, TypeError, ValueError):
         return None
 
 

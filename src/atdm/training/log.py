@@ -1,0 +1,64 @@
+"""What a run logs: JSON lines and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import atomic, misfit, read_lines
+from .train import Step
+
+WRITTEN = "what atdm train wrote, a JSON object on each line; without that file training goes on, and logs anew"
+
+
+class Log:
+    """The log of a run that is at step ``done``: what an interrupted run logged after its last checkpoint is dropped.
+
+    Raises:
+        UserError: the log there is damaged.
+    """
+
+    def __init__(self, folder: Path, done: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / "log.jsonl"
+        if path.is_file():
+            kept = [line for line in _lines(path) if line["step"] <= done]
+            with atomic(path) as scratch:
+                scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self.lines = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+
+    def write(self, step: Step) -> None:
+        """Log a step."""
+        scalars = step.summary()
+        self.lines.write(json.dumps({"step": step.index, **scalars}) + "\n")
+        for name, value in scalars.items():
+            self.board.add_scalar(name, value, step.index)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.lines.close()
+        self.board.close()
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The log lines of a run; a last line that is being written is left out.
+
+    Raises:
+        UserError: the run has no log, or it is damaged.
+    """
+    path = folder / "log.jsonl"
+    if not path.is_file():
+        raise UserError(f"{folder} has no log.jsonl. Expected a run folder that atdm train wrote.")
+    return _lines(path)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    lines = read_lines(path, {"step": int}, WRITTEN)
+    for number, line in enumerate(lines, 1):
+        if wrong := misfit(line, dict.fromkeys(line, float)):
+            raise UserError(f"Cannot read {path}: line {number}: {wrong}. Expected {WRITTEN}.")
+    return lines

@@ -1,0 +1,185 @@
+"""The parts of a training run, built from its configuration: data, network, objective; and what a step of it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..corruption import Truth, parse_corruption, truth_of
+from ..corruption.levels import truth_levels
+from ..data import Dataset, load
+from ..data.encoded import Encoded
+from ..data.items import Items, Mapped
+from ..data.source import Source
+from ..diffusion.latent import Latents
+from ..errors import UserError
+from ..files import atomic
+from ..nets import build_net, count_parameters, flops, load_net, weights_hash
+from ..nets.mlp import MLP
+from ..objective import Loss, Objective, auto
+from .config import ObjectiveConfig, TrainConfig, explain_auto
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a configuration stands for."""
+
+    dataset: Dataset
+    source: Source
+    truth: Truth
+    net: nn.Module
+    objective: Loss
+    chosen: ObjectiveConfig  # the objective's options; of auto, those it chose
+    latents: Latents | None  # the autoencoder in front; None: the network works on the items themselves
+    clip: bool  # sampling clips denoised items to [-1, 1]
+    notes: tuple[str, ...]  # sentences on what was converted, skipped or chosen
+
+    def decoded(self, drawn: Tensor) -> Tensor:
+        """Samples of the network as items of the data set."""
+        return drawn if self.latents is None else self.latents.decode(drawn)
+
+
+def build(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Parts:
+    """Open the data and make the network and the objective.
+
+    Args:
+        progress: called while images are decoded, with how many are done and of how many.
+
+    Raises:
+        UserError: a part of the configuration cannot be used.
+    """
+    config.settings()
+    process, chosen, automatic = config.build_process(), config.objective, config.objective.automatic
+    if automatic:
+        chosen = ObjectiveConfig("ddpm")  # until the data are there to choose by
+    objective = chosen.build(process, config.seed)
+    if config.vae and objective.levels_from == "truth":
+        raise UserError(
+            f"The objective {config.objective.name} is told the noise of pixels, and the autoencoder makes something else "
+            "of it. Expected an objective that is told nothing, or no vae."
+        )
+    latents = Latents.load(config.vae) if config.vae else None
+    dataset = load(config.data, **config.reading(), progress=progress)
+    parts = parse_corruption(config.corrupt)
+    std = _stored_levels(dataset) if objective.levels_from == "truth" else None
+    source = Source(dataset.items, parts, config.seed, config.corrupt_fresh, config.flip, dataset.window, std)
+    if latents is not None:
+        source = Source(_encoded(source, latents, Path(config.out)), seed=config.seed)
+    if automatic:
+        chosen = config.objective.fitted(source.some(auto.ITEMS))
+        objective = chosen.build(process, config.seed)
+    objective.require_items(source.item_shape)
+    truth = truth_of(config.corrupt, len(source), tuple(dataset.items.item_shape), config.seed)
+    torch.manual_seed(config.seed)
+    name = config.net if config.net != "auto" else ("mlp" if dataset.kind == "vector" else "tiny")
+    net = load_net(config.init, source.item_shape) if config.init else build_net(name, source.item_shape)
+    bounded = dataset.kind == "image" and latents is None
+    clips = objective.process.family == "vp" and bounded and not isinstance(net, MLP)
+    clip = clips if config.clip_sample is None else config.clip_sample
+    notes = (*dataset.notes, *([explain_auto(chosen)] if automatic else []))
+    return Parts(dataset, source, truth, net, objective, chosen, latents, clip, notes)
+
+
+def _encoded(source: Source, latents: Latents, folder: Path) -> Items:
+    """The latents of ``source``: those kept in the run folder, or encoded when they are asked for.
+
+    Raises:
+        UserError: the folder keeps latents of another autoencoder or of other items.
+    """
+    fresh, path = Encoded(source, latents), _latents_file(folder, latents)
+    others = [kept.name for kept in folder.glob("latents-*.npy") if kept != path]
+    if others:
+        raise UserError(
+            f"{folder} keeps {others[0]}, and the autoencoder now has the hash {path.stem.partition('-')[2]}: "
+            "it is not the one the run began with. Expected that one, or another --out."
+        )
+    if not path.is_file():
+        return fresh
+    kept = Mapped(path)
+    if (len(kept), *kept.item_shape) != (len(fresh), *fresh.item_shape):
+        raise UserError(
+            f"{path} holds {len(kept)} latents of shape {list(kept.item_shape)}, and the data now give {len(fresh)} of "
+            f"{list(fresh.item_shape)}. Expected the data the run began with, or another --out."
+        )
+    return kept
+
+
+def _latents_file(folder: Path, latents: Latents) -> Path:
+    return folder / f"latents-{weights_hash(latents.vae)}.npy"
+
+
+def with_latents_kept(
+    parts: Parts, folder: Path, device: torch.device, progress: Callable[[int, int], None] | None
+) -> Parts:
+    """The parts with all latents in a file of the run folder, encoded once, by whichever process comes first."""
+    from filelock import FileLock
+
+    if parts.latents is None:
+        return parts
+    parts.latents.vae.to(device)
+    if not isinstance(encoded := parts.source.items, Encoded):
+        return parts
+    path = _latents_file(folder, parts.latents)
+    with FileLock(folder / ".latents.lock"):
+        if not path.is_file():
+            with atomic(path) as scratch:
+                encoded.save(scratch, progress)
+    return dataclasses.replace(parts, source=dataclasses.replace(parts.source, items=Mapped(path)))
+
+
+def _stored_levels(dataset: Dataset) -> Tensor | None:
+    """The noise that the items of a file hold, as the truth beside it tells; None: the items are clean.
+
+    Raises:
+        UserError: there is no truth file beside the file, or it is of other items.
+    """
+    if (stored := dataset.stored) is None:
+        return None
+    path = stored.path.with_name("truth.npz")
+    if not path.is_file():
+        raise UserError(
+            f"The objective needs the noise level of each item, and there is no truth file beside {stored.path}. "
+            "Expected the folder that atdm corrupt wrote, or an objective that is told nothing, such as ambient_blind."
+        )
+    levels = truth_levels(Truth.load(path))
+    if len(levels) != stored.items:
+        raise UserError(
+            f"{path} tells of {len(levels)} items, and {stored.path} holds {stored.items}. Expected its own."
+        )
+    return levels[stored.rows]
+
+
+def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:
+    """What the run will cost: parameters, floating point operations, and seconds from timing a few samples here.
+
+    Timed is the processor time of this thread, which has its share in all that several threads do: other programs on a busy
+    machine do not count.
+    """
+    shape = parts.source.item_shape
+    per_item = flops(parts.net, shape)
+    counted = parts.objective.passes() | {"floor_over_ddpm": parts.chosen.cost(parts.objective.process)}
+    few = int(min(config.batch_size, max(2, 2e9 // max(1, per_item))))
+    trial = Objective("ddpm", parts.objective.process)
+    x = parts.source.first(few)
+    times = []
+    for _ in range(3):
+        begin = time.thread_time()
+        trial(
+            parts.net, x, draws=trial.draw(x.shape, generator=torch.Generator().manual_seed(0))
+        ).loss.mean().backward()
+        times.append(time.thread_time() - begin)
+    parts.net.zero_grad(set_to_none=True)
+    step = min(times) * config.batch_size / few * counted["floor_over_ddpm"]
+    return {
+        "parameters": count_parameters(parts.net),
+        "flops_per_step": 3 * per_item * config.batch_size * counted["floor_over_ddpm"],
+        **counted,
+        "seconds_on_this_cpu": step * config.steps,
+    }
