@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# What moves the cursor, colors, rings or turns the direction of text, and half characters of names that are no UTF-8.
+CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    """Somebody else's text as a terminal can show it: what controls it is written out, as in ``\\x1b``; lines stay lines."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """The same with the ends of its lines written out."""
+    return plain(text).replace("\n", "\\n")
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used. The command line prints the sentence and exits with code 2."""
+    """Something the user gave cannot be used. The command line prints the sentence and exits with code 2.
+
+    Args:
+        sentence: what was wrong and what was expected.
+        skipping: what ``skip_broken`` would do about it; not every command has that option.
+    """
+
+    def __init__(self, sentence: str, skipping: str = "") -> None:
+        super().__init__(sentence, skipping)
+        self.sentence = plain(sentence)
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.sentence, self.args[1]) if part)
 
 
 OPTIONAL = {  # modules of the extra "cli", and the packages that hold them

@@ -9,7 +9,7 @@ import os
 import sys
 
 from ..errors import UserError, missing, nearest
-from .common import SUMMARY, is_main
+from .common import SKIPPING, SUMMARY, is_main
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,7 +42,7 @@ def _run(words: list[str]) -> int:
         return 0
     except UserError as problem:
         who = "atdm" if is_main() else f"atdm (process {os.environ['RANK']})"
-        print(f"{who}: {problem}", file=sys.stderr)
+        print(f"{who}: {problem if words[0] in SKIPPING else problem.sentence}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as problem:
         sentence = missing(problem)

@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .common import add_sampling, clean_data, destination, make_parser, numbers, print_table, progress_bar, sampling_of
+from .common import (
+    add_reading,
+    add_sampling,
+    clean_data,
+    destination,
+    make_parser,
+    numbers,
+    print_table,
+    progress_bar,
+    sampling_of,
+)
 
 if TYPE_CHECKING:
     from ..attack import Victim
@@ -17,8 +27,7 @@ def run(words: list[str]) -> int:
     parser = make_parser("attack")
     parser.add_argument("model", help="run folder, or any diffusers pipeline together with --data")
     parser.add_argument("--data", type=str | None, default=None, help="clean reference; default: the run's own data")
-    parser.add_argument("--image_size", type=int | None, default=None, help="resize and crop the reference")
-    parser.add_argument("--limit", type=int | None, default=None, help="use so many items of the reference")
+    add_reading(parser)
     parser.add_argument("--attack", type=str, default="pgd", help="random, fgsm or pgd:steps=10,norm=l2,restarts=1")
     parser.add_argument(
         "--objective", type=str, default="denoised", help="denoised, prediction, target:item=0, distance, features"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 from ..errors import UserError
 from ..training.config import TrainConfig
-from .common import destination, make_parser, preparing, print_table, progress_bar, require_fixed_crop
+from .common import add_reading, destination, make_parser, preparing, print_table, progress_bar, reading, tell_notes
 
 FILES = ("audit.json", "recipe.yaml", "sheet.png")
 
@@ -20,12 +19,7 @@ def run(words: list[str]) -> int:
         "--corrupt", type=str, default="none", help="dirt to add first, to see what the audit makes of it"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--image_size", type=int | None, default=None)
-    parser.add_argument("--crop", type=str, default="center", help="center, or none: squeeze the whole image")
-    parser.add_argument(
-        "--limit", type=int | None, default=10_000, help="look at so many, chosen by seed; null: at all"
-    )
-    parser.add_argument("--cache", type=bool, default=True, help="decode images once, into a file that is mapped")
+    add_reading(parser, without=("skip_broken",), limit=10_000)  # broken ones are part of what is looked for
     parser.add_argument("--out", type=str, default="audit", help=f"folder for {', '.join(FILES)}")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
@@ -39,11 +33,11 @@ def run(words: list[str]) -> int:
     others = {f.name for f in folder.iterdir()} - set(FILES) if folder.is_dir() else set()
     if others:
         raise UserError(f"{folder} holds other files. Expected a new or empty folder, or an earlier audit's.")
-    require_fixed_crop(given.crop)
     base = TrainConfig(
         out="runs/audited",
         skip_broken=True,
-        **{name: given[name] for name in ("data", "corrupt", "seed", "image_size", "crop", "limit", "cache")},
+        **{name: given[name] for name in ("data", "corrupt", "seed")},
+        **reading(given),
     )
     parts = parse_corruption(given.corrupt)
     with progress_bar(given.json) as bar:
@@ -52,8 +46,7 @@ def run(words: list[str]) -> int:
         task = bar.add_task("looking", total=len(source), note="")
         found = audit(source, dataset.broken, lambda done, total: bar.update(task, completed=done, total=total))
         told = write(folder, found, source, base)
-    for note in dataset.notes:
-        print(note, file=sys.stderr)
+    tell_notes(dataset.notes)
     if given.json:
         print(json.dumps(told))
         return 0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, plain
 from ..files import require_writable
 
 SUMMARY = {
@@ -81,14 +83,49 @@ def _explain(message: str, parser: Any) -> str:
     return text
 
 
-def require_fixed_crop(crop: str) -> None:
-    """Refuse a crop that only training can make.
+READING: dict[str, tuple[Any, Any, str]] = {
+    "image_size": (int | None, None, "resize and crop images to this many pixels; null: as they are"),
+    "crop": (str, "center", "center, or none: squeeze the whole image"),
+    "limit": (int | None, None, "use so many items, of images a choice by seed; null: all"),
+    "skip_broken": (bool, False, "count and skip unreadable images instead of stopping"),
+    "cache": (bool, True, "decode images once, into a file that is mapped; false: keep them in memory"),
+    "max_pixels": (int, 178_956_970, "an image of more counts as broken"),
+}
+
+SKIPPING = ("train", "evaluate", "features", "attack", "report", "purify", "corrupt")  # those with --skip_broken
+
+
+def add_reading(parser: Any, without: tuple[str, ...] = (), **defaults: Any) -> None:
+    """The options of a command that say how images are read."""
+    for name, (kind, default, what) in READING.items():
+        if name not in without:
+            parser.add_argument(f"--{name}", type=kind, default=defaults.get(name, default), help=what)
+
+
+def reading(given: Any) -> dict[str, Any]:
+    """What those options say, for :func:`atdm.data.load`.
 
     Raises:
-        UserError: it is random.
+        UserError: a crop that only training can make.
     """
-    if crop == "random":
+    if given.crop == "random":
         raise UserError("A random crop is drawn anew in training. Expected center or none.")
+    return {name: given[name] for name in READING if name in given}
+
+
+def reading_of_data(given: Any) -> dict[str, Any] | None:
+    """The same of a command whose data are those of a run where ``--data`` is missing; None: they are.
+
+    Raises:
+        UserError: an option is for data that are not given.
+    """
+    options = reading(given)
+    if given.data is not None:
+        return options
+    changed = [f"--{name}" for name, value in options.items() if value != READING[name][1]]
+    if changed:
+        raise UserError(f"{' and '.join(changed)} are for --data; a run's own data come as it used them.")
+    return None
 
 
 def add_sampling(parser: Any, steps: int, preserving: str = "ddim", late: bool = True) -> None:
@@ -127,11 +164,19 @@ def clean_data(given: Any) -> tuple[Any, str]:
     from ..training.checkpoint import read_config
     from ..training.config import TrainConfig
 
-    options: dict[str, Any] = {k: getattr(given, k) for k in ("image_size", "limit") if hasattr(given, k)}
-    if given.data is not None:
-        return load(given.data, **options), given.data
-    stored = read_config(Path(given.model))
-    return load(stored["data"], **{k: stored[k] for k in TrainConfig.READING if k in stored}), stored["data"]
+    options, spec = reading_of_data(given), given.data
+    if options is None:
+        stored = read_config(Path(given.model))
+        options, spec = {k: stored[k] for k in TrainConfig.READING if k in stored}, stored["data"]
+    dataset = load(spec, **options)
+    tell_notes(dataset.notes)
+    return dataset, spec
+
+
+def tell_notes(notes: Iterable[str]) -> None:
+    """Say what was converted or left out, where it does not mix with results."""
+    for note in notes:
+        print(note, file=sys.stderr)
 
 
 def numbers(text: str, option: str) -> list[float]:
@@ -232,14 +277,16 @@ def progress_bar(hidden: bool) -> Any:
     )
 
     columns: list[Any] = [
-        "[progress.description]{task.description}",
+        TextColumn("{task.description}", style="progress.description", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         "<",
         TimeRemainingColumn(),
     ]
-    return Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), disable=hidden)
+    return Progress(
+        *columns, TextColumn("{task.fields[note]}", markup=False), console=Console(stderr=True), disable=hidden
+    )
 
 
 def preparing(bar: Any) -> Any:
@@ -259,10 +306,14 @@ def preparing(bar: Any) -> Any:
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    def text(value: Any) -> Text:  # no markup in it
+        return Text(plain(f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)))
+
+    table = Table(title=text(title), title_justify="left")
     for name in rows[0]:
-        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+        table.add_column(text(name), justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else "" if v is None else str(v) for v in row.values()))
+        table.add_row(*map(text, row.values()))
     Console().print(table)

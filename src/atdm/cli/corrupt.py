@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 from ..errors import UserError
-from ..training.config import TrainConfig
-from .common import destination, make_parser, preparing, progress_bar, require_fixed_crop
+from .common import add_reading, destination, make_parser, preparing, progress_bar, reading, tell_notes
 
 
 def run(words: list[str]) -> int:
@@ -18,11 +16,7 @@ def run(words: list[str]) -> int:
         "--corrupt", type=str, required=True, help="such as gaussian:share=0.9,std=0.2, or poison:model=RUN,share=0.5"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--image_size", type=int | None, default=None)
-    parser.add_argument("--crop", type=str, default="center", help="center, or none: squeeze the whole image")
-    parser.add_argument("--limit", type=int | None, default=None)
-    parser.add_argument("--skip_broken", type=bool, default=False)
-    parser.add_argument("--cache", type=bool, default=True, help="decode images once, into a file that is mapped")
+    add_reading(parser)
     parser.add_argument("--out", type=str, required=True, help="folder for samples.npz, a preview and truth.npz")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
@@ -34,10 +28,9 @@ def run(words: list[str]) -> int:
     folder = destination(given.out)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
-    require_fixed_crop(given.crop)
+    how = {"seed": given.seed, **reading(given)}
     poisoner = parse_poison(given.corrupt)
     with progress_bar(given.json) as bar:
-        how = {name: given[name] for name in TrainConfig.READING}
         dataset = load(given.data, **how, hold_out=False, progress=preparing(bar))
     source, truth = _poisoned(given, poisoner, dataset) if poisoner else _corrupted(given, dataset)
     with atomic(folder) as scratch:
@@ -46,8 +39,7 @@ def run(words: list[str]) -> int:
         truth.save(scratch / "truth.npz")
         if dataset.kind == "image":
             save_samples(source.first(min(64, len(source))), scratch / "preview.png")
-    for note in dataset.notes:
-        print(note, file=sys.stderr)
+    tell_notes(dataset.notes)
     counts = dict(zip(truth.details, truth.touched.sum(1).tolist(), strict=True))
     if given.json:
         told = {

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .common import add_sampling, clean_data, destination, draw, make_parser, print_table
+from .common import (
+    add_reading,
+    add_sampling,
+    clean_data,
+    destination,
+    draw,
+    make_parser,
+    print_table,
+    reading_of_data,
+)
 
 
 def run(words: list[str]) -> int:
@@ -19,8 +28,7 @@ def run(words: list[str]) -> int:
     parser.add_argument(
         "--data", type=str | None, default=None, help="clean reference; default: the run's data before corruption"
     )
-    parser.add_argument("--image_size", type=int | None, default=None, help="resize and crop the images of --data")
-    parser.add_argument("--limit", type=int | None, default=None, help="use so many items of --data")
+    add_reading(parser)
     parser.add_argument("--n", type=int, default=1000)
     add_sampling(parser, 250, "ddpm")
     parser.add_argument("--seed", type=int, default=0)
@@ -109,8 +117,7 @@ def _check(given: Any) -> None:
         raise UserError(f"The weights are '{given.weights}'. Expected ema or raw.")
     if given.out:
         destination(given.out, ".json")
-    if given.data is None and (given.limit or given.image_size):
-        raise UserError("--limit and --image_size are for --data; a run's own data come as it used them.")
+    reading_of_data(given)
 
 
 def _samples(given: Any, seed: int | None, dataset: Any) -> tuple[Any, dict[str, Any], list[Any]]:

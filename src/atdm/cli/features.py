@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 
 from ..errors import UserError
-from .common import destination, make_parser, progress_bar
+from .common import add_reading, destination, make_parser, progress_bar, reading, tell_notes
 
 
 def run(words: list[str]) -> int:
     parser = make_parser("features")
     parser.add_argument("--data", type=str, required=True, help="clean images; their held-out part where there is one")
-    parser.add_argument("--image_size", type=int | None, default=None, help="resize and crop images to this")
-    parser.add_argument("--limit", type=int | None, default=None, help="use so many of them")
+    add_reading(parser)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
@@ -23,7 +22,8 @@ def run(words: list[str]) -> int:
     from .. import metrics
     from ..data import load
 
-    dataset = load(given.data, seed=given.seed, image_size=given.image_size, limit=given.limit)
+    dataset = load(given.data, seed=given.seed, **reading(given))
+    tell_notes(dataset.notes)
     if dataset.kind != "image":
         raise UserError(f"{given.data} holds vectors. Expected images: vectors are compared as they are.")
     images = dataset.reference

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .common import add_sampling, make_parser, sampling_of
+from .common import add_reading, add_sampling, make_parser, reading, sampling_of, tell_notes
 
 
 def run(words: list[str]) -> int:
@@ -16,8 +16,7 @@ def run(words: list[str]) -> int:
         "--corrupt", type=str, default="none", help="dirt to add first, such as gaussian:share=1,std=0.2"
     )
     parser.add_argument("--noise", type=float, required=True, help="level sigma_t/alpha_t to diffuse to, data units")
-    parser.add_argument("--image_size", type=int | None, default=None)
-    parser.add_argument("--limit", type=int | None, default=64, help="purify so many items; null: all")
+    add_reading(parser, limit=64)
     add_sampling(parser, 100, late=False)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch_size", type=int, default=256)
@@ -33,7 +32,8 @@ def run(words: list[str]) -> int:
     from ..plot.samples import check_target, save_samples
     from ..training.checkpoint import load_pipeline
 
-    dataset = load(given.data, seed=given.seed, image_size=given.image_size, limit=given.limit, hold_out=False)
+    dataset = load(given.data, seed=given.seed, **reading(given), hold_out=False)
+    tell_notes(dataset.notes)
     x, _ = corrupt(dataset.x, given.corrupt, given.seed)
     net, process, clip = load_pipeline(given.model)
     require_shape(item_shape(net), given.model, dataset.item_shape, given.data)

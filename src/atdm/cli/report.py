@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import UserError
-from .common import destination, make_parser, numbers, progress_bar
+from .common import add_reading, destination, make_parser, numbers, progress_bar, reading_of_data
 
 
 def run(words: list[str]) -> int:
     parser = make_parser("report")
     parser.add_argument("model", nargs="+", help="run folders, diffusers pipeline folders or Hub names")
     parser.add_argument("--data", type=str | None, default=None, help="clean reference; default: the runs' own data")
-    parser.add_argument("--image_size", type=int | None, default=None, help="resize and crop the images of --data")
-    parser.add_argument("--limit", type=int | None, default=None, help="use so many items of --data")
+    add_reading(parser)
     parser.add_argument("--n", type=int, default=256, help="samples of each model at each number of steps")
     parser.add_argument("--steps_list", type=str, default="5,10,25,50,100,250", help="numbers of sampling steps")
     parser.add_argument(
@@ -41,7 +40,7 @@ def run(words: list[str]) -> int:
         budgets=tuple(sorted({0.0, *numbers(given.budgets, "budgets")})),
         **{name: given[name] for name in names},
     )
-    todo = lab.jobs(given.model, plan, given.data, given.image_size, given.limit)
+    todo = lab.jobs(given.model, plan, given.data, reading_of_data(given))
     told: dict[str, Any] = {}
 
     def work() -> Iterator[Any]:

@@ -6,13 +6,12 @@ import dataclasses
 import json
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from ..training.config import ObjectiveConfig, TrainConfig, recipe_file
-from .common import is_main, make_parser, preparing, print_table, progress_bar
+from .common import is_main, make_parser, preparing, print_table, progress_bar, tell_notes
 
 AGAIN = 1.0  # seconds within which a signal is the same wish: a launcher passes on what the terminal sent to all
 
@@ -65,8 +64,7 @@ def run(words: list[str]) -> int:
 
     if given.dry_run:
         parts = build(config)
-        for note in parts.notes:
-            print(note, file=sys.stderr)
+        tell_notes(parts.notes)
         cost = estimate(config, parts)
         if given.json:
             print(json.dumps({"config": config.as_dict(), "cost": cost}, default=str))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +12,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .. import memory
 from .. import spec as specs
 from ..errors import UserError, nearest
-from . import images
+from . import arrays, images
 from .decode import Framing, Progress, read
-from .items import Floats, Items, every
+from .items import Floats, Items, Pixels, every
+from .pixels import MAX_PIXELS
 from .subspace import Subspace
 from .toy import TOYS, Toy
 
@@ -89,7 +90,16 @@ class Digits:
 
 
 @dataclass(frozen=True)
+class Directory:
+    """A folder of images, or of parquet or tar files."""
+
+    path: str
+
+
+@dataclass(frozen=True)
 class Folder:
+    """A folder of images, whatever else is in it."""
+
     path: str
 
 
@@ -107,7 +117,7 @@ class Webdataset:
 
 @dataclass(frozen=True)
 class Npz:
-    """Items as ``atdm corrupt`` or ``atdm sample`` wrote them: the float array ``samples`` (or the only one there)."""
+    """Items of an .npz or .npy file (:mod:`atdm.data.arrays`), such as ``atdm corrupt`` and ``atdm sample`` write."""
 
     path: str
 
@@ -151,6 +161,7 @@ def load(
     limit: int | None = None,
     skip_broken: bool = False,
     cache: bool = True,
+    max_pixels: int = MAX_PIXELS,
     hold_out: bool = True,
     progress: Progress | None = None,
 ) -> Dataset:
@@ -164,6 +175,7 @@ def load(
             the other images are held out.
         skip_broken: leave unreadable images out instead of stopping.
         cache: keep decoded images in a file that is mapped, not in memory.
+        max_pixels: an image of more counts as broken.
         hold_out: read held-out images, too; without them reading is quicker.
         progress: called while images are decoded, with how many are done and of how many.
 
@@ -177,6 +189,7 @@ def load(
     if isinstance(source, Toy):
         if image_size is not None:
             raise UserError(f"image_size is {image_size}, but {spec} holds vectors. Expected none.")
+        memory.require(8.0 * source.n * 3, f"{source.n:,} points", "Expected a smaller n.")
         points = source.sample(source.n, torch.Generator().manual_seed(seed))
         test = source.sample(min(source.n, 10_000), torch.Generator().manual_seed(seed + 1_000_003))
         return Dataset(Floats(points[:limit]), "vector", spec, source, Floats(test))
@@ -184,19 +197,9 @@ def load(
         return _digits(source, spec, seed, image_size, limit)
     if isinstance(source, Npz):
         return _npz(source, spec, seed, image_size, limit)
-    held_out: images.Listing | None = None
-    if isinstance(source, Folder):
-        listing = images.from_folder(Path(source.path).expanduser())
-    elif isinstance(source, Webdataset):
-        listing = images.from_tars(source.path, source.column)
-    elif isinstance(source, Parquet):
-        listing, held_out = images.from_parquet(str(Path(source.path).expanduser()), source.column)
-    elif isinstance(source, Hub):
-        listing = images.from_hub(source.name, source.split, source.column)
-    else:
-        listing = images.from_torchvision(source.name, source.root, source.split, source.download)
+    listing, held_out = _listed(source)
     listing, rest = images.split(listing, limit, seed)
-    how: dict[str, Any] = {"skip_broken": skip_broken, "cache": cache, "progress": progress}
+    how: dict[str, Any] = {"skip_broken": skip_broken, "cache": cache, "max_pixels": max_pixels, "progress": progress}
     items, notes, broken = read(listing, framing, **how)
     if len(items) < 2:
         raise UserError(f"{spec} holds {len(items)} image. Expected at least 2.")
@@ -209,7 +212,24 @@ def load(
             if rest is None:
                 raise UserError(f"The {shapes}. Expected one shape.")
             held, notes = None, (*notes, f"Nothing is held out: {shapes}.")
+    notes += listing.notes
     return Dataset(items, "image", spec, held_out=held, notes=notes, broken=broken, window=framing.window)
+
+
+def _listed(source: Any) -> tuple[images.Listing, images.Listing | None]:
+    """The images that a source names: those to use, and those it names as held out."""
+    if isinstance(source, Directory):
+        return images.from_directory(Path(source.path).expanduser())
+    if isinstance(source, Folder):
+        path = Path(source.path).expanduser()
+        return images.from_folder(path, images.search(path)), None
+    if isinstance(source, Webdataset):
+        return images.from_tars(source.path, source.column), None
+    if isinstance(source, Parquet):
+        return images.from_parquet(source.path, source.column)
+    if isinstance(source, Hub):
+        return images.from_hub(source.name, source.split, source.column), None
+    return images.from_torchvision(source.name, source.root, source.split, source.download), None
 
 
 def _held_out(
@@ -229,17 +249,17 @@ def _source(spec: str) -> Any:
     if name in PATHS and rest and not rest.startswith("path="):
         return PATHS[name](rest)  # a path may hold the commas and equals signs that options are made of
     path = Path(spec).expanduser()
-    if spec.partition(":")[0] not in DATASETS:
-        if path.is_dir() and not any(path.rglob("*.parquet")):
-            return Folder(spec)
-        if path.is_dir() or ".parquet" in spec:
+    if name not in DATASETS:
+        if path.is_dir():
+            return Directory(spec)
+        if ".parquet" in path.name:
             return Parquet(spec)
-        if ".tar" in path.name:
+        if ".tar" in path.name or path.suffix == ".tgz":
             return Webdataset(spec)
-        if path.suffix == ".npz":
+        if path.suffix in (".npz", ".npy"):
             return Npz(spec)
         if path.is_file():
-            raise UserError(f"{spec} is a file. Expected a folder of images, a .parquet, .tar or .npz file.")
+            raise UserError(f"{spec} is a file. Expected a folder of images, a .parquet, .tar, .npz or .npy file.")
         if "/" in spec or "." in spec:
             raise UserError(
                 f"There is no folder {spec}. Expected a folder of images, a parquet file, or a name. {nearest(spec, DATASETS)}"
@@ -263,27 +283,17 @@ def _digits(source: Digits, spec: str, seed: int, image_size: int | None, limit:
 
 def _npz(source: Npz, spec: str, seed: int, image_size: int | None, limit: int | None) -> Dataset:
     path = Path(source.path).expanduser()
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            name = "samples" if "samples" in file.files or len(file.files) != 1 else file.files[0]
-            x = torch.from_numpy(file[name])
-    except FileNotFoundError:
-        raise UserError(f"There is no file {path}. Expected an .npz that atdm corrupt or atdm sample wrote.") from None
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as problem:
-        raise UserError(f"{path} holds no array 'samples'. Expected an .npz that atdm corrupt wrote.") from problem
-    shape = list(x.shape)
-    if not (x.is_floating_point() and (x.dim() == 2 or (x.dim() == 4 and shape[1] in (1, 3)))):
-        raise UserError(
-            f"{path} holds {x.dtype} of shape {shape}. Expected floats, [n, d] or [n, 1 or 3 channels, height, width]."
-        )
+    x, notes = arrays.read(path)
     if len(x) < 2:
         raise UserError(f"{path} holds {len(x)} item. Expected at least 2.")
-    if not bool(x.isfinite().all()):
-        raise UserError(f"{path} holds values that are not finite. Expected numbers.")
-    if image_size is not None and [image_size] * 2 != shape[2:]:
-        raise UserError(f"image_size is {image_size}, but {path} holds items of shape {shape[1:]}. Expected none.")
-    rows = torch.arange(len(x))
-    if limit is not None and limit < len(x):
-        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:limit].sort().values
-    items, stored = Floats(x[rows].float()), Stored(path, len(x), rows)
-    return Dataset(items, "vector" if x.dim() == 2 else "image", spec, stored=stored)
+    if image_size is not None and [image_size] * 2 != list(x.shape[2:]):
+        raise UserError(
+            f"image_size is {image_size}, but {path} holds items of shape {list(x.shape[1:])}. Expected none."
+        )
+    total, rows = len(x), torch.arange(len(x))
+    if limit is not None and limit < total:
+        rows = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:limit].sort().values
+        x = x[rows.numpy()]
+    items = Pixels(x) if x.dtype == np.uint8 else Floats(torch.from_numpy(x))
+    stored = Stored(path, total, rows)
+    return Dataset(items, "vector" if x.ndim == 2 else "image", spec, notes=notes, stored=stored)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import os
 import shutil
 import struct
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,33 +17,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..errors import UserError, unknown
+from .. import memory
+from ..errors import UserError, one_line, unknown
 from .items import Pixels
+from .listing import Listing, require_handles
+from .pixels import MAX_PIXELS, UnknownScale, common_top, decode, extent, formats, settings, why
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from .images import Listing
-
-VERSION = 1  # of what the cache holds; raise it when the same file comes to be decoded to other pixels
+VERSION = 2  # of what the cache holds; raise it when the same file comes to be decoded to other pixels
 CROPS = ("center", "random", "none")
 AT_ONCE = 64  # images decoded before they are written
 HEADER = 128  # bytes of an .npy file before its data
 
-# What Pillow's decoders raise on damaged files, beside DecompressionBombError.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    LookupError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
-
-GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F", "LA")
+RARE = 1e-4  # share of the pixels at either end that do not count for the range of a set
+NARROW = 64  # numbers of 256: a set that uses fewer may be meant otherwise
 
 Progress = Callable[[int, int], None]
 
@@ -79,12 +66,16 @@ class Framing:
         """Side of the random windows that training cuts from the stored images; None: it takes them whole."""
         return self.size if self.crop == "random" else None
 
+    @property
+    def side(self) -> int | None:
+        """Side of the stored images; None keeps their own."""
+        return self.size + self.size // 8 if self.size and self.crop == "random" else self.size
+
     def __call__(self, image: Image) -> Image:
         from PIL import Image, ImageOps
 
-        if self.size is None:
+        if (side := self.side) is None:
             return image
-        side = self.size + self.size // 8 if self.crop == "random" else self.size
         if self.crop == "none":
             return image.resize((side, side), Image.Resampling.LANCZOS)
         return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
@@ -99,6 +90,7 @@ class Tally:
     notes: Counter[str] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
     first: tuple[str, tuple[int, ...]] | None = None  # name and shape
+    histogram: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))  # of the 8-bit numbers
 
     def sentences(self) -> list[str]:
         """What was converted and skipped."""
@@ -108,8 +100,21 @@ class Tally:
         out = [f"{_images(count)} {what}." for what, count in sorted(notes.items())]
         if self.broken:
             more = ", ..." if len(self.broken) > 3 else ""
-            out.append(f"{len(self.broken)} unreadable images were skipped: {', '.join(self.broken[:3])}{more}")
-        return out
+            out.append(
+                f"{len(self.broken)} unreadable images were skipped: {', '.join(map(one_line, self.broken[:3]))}{more}"
+            )
+        return [*out, *self._range()]
+
+    def _range(self) -> list[str]:
+        """A warning where the pixels use little of the range they could."""
+        shares = np.cumsum(self.histogram) / max(1, self.histogram.sum())
+        low, high = (int(np.searchsorted(shares, share)) for share in (RARE, 1 - RARE))
+        if high - low >= NARROW:
+            return []
+        return [
+            f"The images use only the numbers from {low} to {high} of 0 to 255. Where they are meant to be brighter or "
+            "richer in contrast, stretch them first, all alike."
+        ]
 
 
 class Read(NamedTuple):
@@ -130,6 +135,7 @@ def read(
     *,
     skip_broken: bool = False,
     cache: bool = True,
+    max_pixels: int = MAX_PIXELS,
     progress: Progress | None = None,
 ) -> Read:
     """The pixels of images: decoded, converted, resized and cropped, or found in the cache.
@@ -139,6 +145,7 @@ def read(
         framing: size and crop.
         skip_broken: leave out what cannot be decoded.
         cache: keep the pixels in a file under :func:`cache_folder` and map it, instead of keeping them in memory.
+        max_pixels: an image of more is not decoded.
         progress: called with how many are done, and of how many.
 
     Returns:
@@ -147,8 +154,13 @@ def read(
     Raises:
         UserError: an unreadable image, mixed sizes without a size, no image left, or no room for the cache.
     """
+    if max_pixels < 1:
+        raise UserError(f"max_pixels is {max_pixels}. Expected a positive number.")
+    if framing.side is not None:
+        many = min(listing.count, AT_ONCE) if cache else listing.count
+        memory.require(3 * framing.side**2 * many, f"{many} images of {framing.side}x{framing.side}", _SMALLER)
     tally = Tally()
-    chunks = _decoded(listing, framing, skip_broken, tally, progress)
+    chunks = _decoded(listing, framing, skip_broken, max_pixels, tally, progress)
     if not cache:
         pixels = np.concatenate([*chunks])
         return Read(
@@ -158,7 +170,7 @@ def read(
         )
     from filelock import FileLock
 
-    key = json.dumps([VERSION, listing.key, asdict(framing), skip_broken])
+    key = json.dumps([VERSION, listing.key, listing.all.key, asdict(framing), skip_broken, max_pixels])
     path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,6 +186,7 @@ def read(
     return found
 
 
+_SMALLER = "Expected a smaller image_size or limit, or --cache true, which keeps the pixels on disk."
 _ELSEWHERE = (
     "Expected room there, ATDM_CACHE=FOLDER on another disk, a smaller image_size or limit, "
     "or --cache false, which keeps the pixels in memory."
@@ -248,31 +261,38 @@ def _sync(file: Any) -> None:
 
 
 def _decoded(
-    listing: Listing, framing: Framing, skip_broken: bool, tally: Tally, progress: Progress | None
+    listing: Listing, framing: Framing, skip_broken: bool, max_pixels: int, tally: Tally, progress: Progress | None
 ) -> Iterator[np.ndarray]:
     """RGB pixels ``[k, 3, h, w]`` a few images at a time, decoded on all cores; ``tally`` keeps the count."""
-    from PIL import Image
+    top: float | None = None
 
     def one(index: int) -> tuple[np.ndarray, bool, list[str]] | Exception:
         try:
-            image, notes = decode(listing.content(index), framing)
+            image, notes = decode(listing.content(index), top)
+            image = framing(image)
             return np.asarray(image.convert("RGB")).transpose(2, 0, 1), image.mode == "L", notes
-        except (*UNREADABLE, Image.DecompressionBombError) as problem:
+        except Exception as problem:  # each decoder raises its own
             return problem
 
-    Image.init()  # loads Pillow's decoders, which is not for threads
+    formats()
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         for at in range(0, listing.count, AT_ONCE):
             part = range(at, min(at + AT_ONCE, listing.count))
+            with settings(max_pixels):
+                results = [*pool.map(one, part)]
+                if any(isinstance(result, UnknownScale) for result in results):
+                    top = _common_top(listing.all, pool)
+                    results = [*pool.map(one, part)]
             chunk = []
-            for index, result in zip(part, pool.map(one, part), strict=True):
+            for index, result in zip(part, results, strict=True):
                 if isinstance(result, Exception):
-                    _broken(listing.name(index), result, skip_broken, tally)
+                    _broken(listing.name(index), result, skip_broken, max_pixels, tally)
                     continue
                 pixels, gray, notes = result
                 tally.notes.update(notes)
                 tally.gray += gray
                 tally.items += 1
+                tally.histogram += np.bincount(pixels.ravel(), minlength=256)
                 tally.first = tally.first or (listing.name(index), pixels.shape)
                 if pixels.shape != tally.first[1]:
                     raise _mixed(tally.first, listing.name(index), pixels.shape)
@@ -285,10 +305,26 @@ def _decoded(
         raise UserError(f"No image could be read ({len(tally.broken)} broken). Expected at least one.")
 
 
-def _broken(name: str, problem: Exception, skip_broken: bool, tally: Tally) -> None:
+def _common_top(listing: Listing, pool: ThreadPoolExecutor) -> int:
+    """The number that is white in all images whose format does not say it."""
+
+    def largest(index: int) -> float:
+        try:
+            found = extent(listing.content(index))
+        except Exception:  # a broken image is told when its turn comes
+            return 0.0
+        return found[1] if found and found[0] >= 0 and found[1] <= 65535 else 0.0
+
+    return common_top(max(pool.map(largest, range(listing.count))))
+
+
+def _broken(name: str, problem: Exception, skip_broken: bool, max_pixels: int, tally: Tally) -> None:
+    require_handles(problem)
     if not skip_broken:
+        larger = ", or a larger --max_pixels" if "max_pixels" in (reason := why(problem, max_pixels)) else ""
         raise UserError(
-            f"Cannot read the image {name}: {problem}. Expected a whole image file; --skip_broken true leaves such files out."
+            f"Cannot read the image {name}: {reason}. Expected a whole image file{larger}.",
+            "--skip_broken true leaves such files out.",
         ) from problem
     tally.broken.append(name)
 
@@ -298,33 +334,3 @@ def _mixed(first: tuple[str, tuple[int, ...]], name: str, shape: tuple[int, ...]
         f"The images have different sizes: {first[0]} is {first[1][2]}x{first[1][1]}, {name} is {shape[2]}x{shape[1]}. "
         "Expected one size, or --image_size N."
     )
-
-
-def decode(content: Any, framing: Framing) -> tuple[Image, list[str]]:
-    """A PIL image of mode L or RGB from encoded bytes or a PIL image, and what was done to it."""
-    from PIL import Image, ImageOps
-
-    notes = []
-    image = Image.open(io.BytesIO(content)) if isinstance(content, bytes) else content
-    if getattr(image, "n_frames", 1) > 1:
-        notes.append("animated (the first frame was taken)")
-        image.seek(0)
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    mode = image.mode
-    if mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        if not np.isfinite(values).all() or values.min() < 0 or (mode == "I" and values.max() > 65535):
-            raise ValueError(f"pixels from {values.min():g} to {values.max():g}, not 0 to 65535")
-        top = 65535.0 if mode != "F" else max(1.0, float(values.max()))
-        image = Image.fromarray(np.round(values.clip(0, top) / top * 255).astype(np.uint8))
-        notes.append("converted from 16 bits to 8")
-    elif mode in ("RGBA", "LA", "PA") or (mode == "P" and "transparency" in image.info):
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image).convert("L" if mode == "LA" else "RGB")
-        notes.append("laid on white where transparent")
-    elif mode not in ("L", "RGB"):
-        image = image.convert("L" if mode in GRAY_MODES else "RGB")
-        notes.append(f"converted from {mode} to {image.mode}")
-    return framing(image), notes

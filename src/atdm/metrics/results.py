@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from ..data import arrays
 from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..files import misfit, read_json, shown
@@ -257,28 +258,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_samples(path: Path) -> Shaped[Tensor, "n *item"]:
-    """Samples from ``.npz``: the float array ``samples`` that ``atdm sample`` writes, or the only array there.
-
-    Arrays of bytes are images, channels first or last, as other projects publish them; -1 is 0 and 1 is 255.
+    """Samples from a file of arrays (:func:`atdm.data.arrays.read`), images in [-1, 1].
 
     Raises:
         UserError: no such file, or no samples in it.
     """
-    import zipfile
-
-    import numpy as np
-
-    if not path.is_file():
-        raise UserError(f"There is no file {path}. Expected .npz or a folder of images.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            name = "samples" if "samples" in file.files or len(file.files) != 1 else file.files[0]
-            x = torch.from_numpy(file[name])
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as problem:
-        raise UserError(f"{path} holds no array 'samples'. Expected .npz, as atdm sample writes.") from problem
-    if x.dtype == torch.uint8 and x.dim() == 4:
-        x = x if x.shape[1] in (1, 3) else x.permute(0, 3, 1, 2)
-        return (x.float() / 127.5 - 1).contiguous()
-    if not x.is_floating_point():
-        raise UserError(f"{path} holds {x.dtype} of shape {list(x.shape)}. Expected floats, or images of bytes.")
-    return x.float()
+    x = torch.from_numpy(arrays.read(path).x)
+    return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x

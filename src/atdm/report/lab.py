@@ -129,13 +129,13 @@ def jobs(
     models: Sequence[str],
     plan: Plan,
     data: str | None = None,
-    image_size: int | None = None,
-    limit: int | None = None,
+    reading: Mapping[str, Any] | None = None,
 ) -> list[Job]:
     """A job for each model, once it is known that all of them can be measured beside the same data.
 
     Args:
         data: clean reference; default: the data of the runs among ``models``, before corruption.
+        reading: how it is read: options of :func:`atdm.data.load`.
 
     Raises:
         UserError: no data are known, or they differ from run to run or do not fit a model; a model cannot be opened.
@@ -145,9 +145,7 @@ def jobs(
     configs = {m: read_config(Path(m)) if (Path(m) / "config.yaml").is_file() else None for m in models}
     known = {m: c for m, c in configs.items() if c is not None}
     if data is not None:
-        reading: dict[str, Any] = {"image_size": image_size, "limit": limit}
-    elif image_size or limit:
-        raise UserError("--image_size and --limit are for --data; a run's own data come as it used them.")
+        reading = {**(reading or {})}
     elif not known:
         raise UserError(f"{', '.join(models)}: no run of atdm that names its data. Expected --data, a clean reference.")
     else:

@@ -191,6 +191,7 @@ class TrainConfig:
         limit: use so many items, of images a choice by seed; up to as many of the others are held out.
         skip_broken: count and skip unreadable images instead of stopping.
         cache: decode images once, into a file that is mapped; false keeps them in memory.
+        max_pixels: an image of more counts as broken.
         workers: processes that prepare batches ahead; 0: none; null: what the device and the data need.
         net: network, such as mlp:width=128, digits, tiny, cifar10 or celeba64; auto: mlp for vectors, tiny for images.
         init: start from this diffusers U-Net or pipeline (folder or Hub name) instead of a fresh network.
@@ -235,6 +236,7 @@ class TrainConfig:
     limit: int | None = None
     skip_broken: bool = False
     cache: bool = True
+    max_pixels: int = 178_956_970
     workers: int | None = None
     net: str = "auto"
     init: str | None = None
@@ -286,7 +288,7 @@ class TrainConfig:
         *("keep", "threads", "steps", "cache", "workers"),
     )
     # What says how the data are read, for whoever reads them again.
-    READING = ("seed", "image_size", "crop", "limit", "skip_broken", "cache")
+    READING = ("seed", "image_size", "crop", "limit", "skip_broken", "cache", "max_pixels")
 
     def reading(self) -> dict[str, Any]:
         """The options of :func:`atdm.data.load`."""

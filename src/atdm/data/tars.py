@@ -1,0 +1,141 @@
+"""The images of tar files in the webdataset layout: indexed once and then read at any place."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import tarfile
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import UserError, first_line
+from .folders import LISTED
+from .listing import Listing, key_of, left_out, matching, others, stamp
+from .pixels import suffixes
+
+ALL = "*"
+
+
+class _Entry(NamedTuple):
+    file: int
+    name: str
+    offset: int
+    size: int
+
+
+def from_tars(pattern: str | list[str], column: str | None) -> Listing:
+    """The images of tar files (in a webdataset the files of a sample share their name up to the first dot).
+
+    Args:
+        pattern: a file, a glob, a range of numbers such as ``train-{000..012}.tar``, or files.
+        column: what follows the first dot of the images to take, ``*`` for each; needed where a sample has several images.
+
+    Raises:
+        UserError: no such file, a compressed or broken one, or no image of that column.
+    """
+    files = matching(pattern) if isinstance(pattern, str) else pattern
+    where = pattern if isinstance(pattern, str) else os.path.dirname(files[0])
+    if not files:
+        raise UserError(f"There is no tar file at {where}. Expected a .tar file, a glob or a range {{000..012}}.tar.")
+    members: list[_Entry] = []
+    lost: list[str] = []
+    for number, file in enumerate(files):
+        try:
+            members += _index(number, file, lost)
+        except Exception as problem:  # tarfile raises its own and those of what it reads by
+            raise UserError(
+                f"Cannot read the tar file {file}: {first_line(problem)}. Expected a whole, uncompressed .tar file."
+            ) from problem
+    entries = [entry for entry in members if _wanted(entry.name, column)]
+    if not entries:
+        wanted = f"no file NAME.{column}" if column else f"no file ending in {LISTED}"
+        raise UserError(f"The tar files {where} hold {wanted}. Expected images.")
+    if column != ALL:
+        _require_one_each(entries, where)
+    rest = Counter(os.path.splitext(entry.name.lower())[1] for entry in members)
+    rest.subtract(os.path.splitext(entry.name.lower())[1] for entry in entries)
+
+    def content(index: int) -> bytes:
+        entry = entries[index]
+        with open(files[entry.file], "rb") as file:
+            file.seek(entry.offset)
+            return file.read(entry.size)
+
+    def name(index: int) -> str:
+        return f"{files[entries[index].file]}/{entries[index].name}"
+
+    notes = (*left_out("links that lead to nothing, and special files", lost), *others(+rest))
+    return Listing(len(entries), name, content, key_of("tars", column, *map(stamp, files)), notes)
+
+
+def _index(number: int, file: str, lost: list[str]) -> list[_Entry]:
+    """The files in a tar file, in order; links become what they lead to, and names that cannot be had go to ``lost``."""
+    plain: dict[str, tarfile.TarInfo] = {}
+    found: list[tuple[str, str]] = []  # the name of a member, and of that which holds its bytes
+    with tarfile.open(file, "r:") as tar:
+        for member in tar:
+            name = posixpath.normpath(member.name)
+            if member.isdir() or posixpath.basename(name).startswith("."):
+                continue
+            target = name
+            if member.islnk():
+                target = posixpath.normpath(member.linkname)
+            elif member.issym():
+                target = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+            elif member.isreg() and not member.issparse():
+                plain[name] = member
+            found.append((name, target))
+        end = tar.offset
+    with open(file, "rb") as handle:
+        handle.seek(end)
+        while block := handle.read(1 << 20):
+            if block.strip(b"\0"):
+                raise ValueError("behind its end there is more: it is damaged, or several files were joined")
+    links = {name: target for name, target in found if name != target}
+    entries = []
+    for name, target in found:
+        for _ in range(8):
+            if target in plain or target not in links:
+                break
+            target = links[target]
+        if target in plain:
+            entries.append(_Entry(number, name, plain[target].offset_data, plain[target].size))
+        else:
+            lost.append(f"{Path(file).name}/{name}")
+    return entries
+
+
+def _kinds(base: str) -> tuple[str, str]:
+    """Which column a file is of: all after its first dot, or the words at its end, for a name may hold dots, too."""
+    parts = base.split(".")
+    words = len(parts)
+    while words > 1 and re.fullmatch(r"[A-Za-z_][\w-]*", parts[words - 1]):
+        words -= 1
+    return ".".join(parts[1:]), ".".join(parts[words:])
+
+
+def _wanted(name: str, column: str | None) -> bool:
+    base = posixpath.basename(name)
+    return base.lower().endswith(suffixes()) if column in (None, ALL) else column in _kinds(base)
+
+
+def _require_one_each(entries: list[_Entry], where: str) -> None:
+    """Refuse samples with several images. A dot in a name alone makes no sample of it: columns recur from sample to sample.
+
+    Raises:
+        UserError: names the columns to choose from.
+    """
+    for reading in (0, 1):
+        samples: defaultdict[tuple[int, str], set[str]] = defaultdict(set)
+        for entry in entries:
+            kind = _kinds(posixpath.basename(entry.name))[reading]
+            samples[entry.file, entry.name.removesuffix(f".{kind}")].add(kind)
+        several = [kinds for kinds in samples.values() if len(kinds) > 1]
+        recurring = {kind for kind, count in Counter(k for kinds in several for k in kinds).items() if count > 1}
+        if len(recurring) > 1 and (reading == 1 or len(several) == len(samples)):
+            raise UserError(
+                f"The samples of {where} have several images. Expected column=NAME, one of "
+                f"{', '.join(sorted({k for kinds in samples.values() for k in kinds}))}, or column={ALL} for each image."
+            )

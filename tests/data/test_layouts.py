@@ -1,0 +1,310 @@
+"""Data as people have them: folders with links and other files, tar and parquet files of any layout; nothing is left out unsaid."""
+
+import io
+import os
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from atdm.data import folders, load
+from atdm.errors import UserError
+
+
+def photo(seed=0, side=8):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8))
+
+
+def encoded(seed=0):
+    file = io.BytesIO()
+    photo(seed).save(file, "PNG")
+    return file.getvalue()
+
+
+def fill(folder, count, first=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(first, first + count):
+        photo(i).save(folder / f"{i}.png")
+    return folder
+
+
+def notes(spec, **options):
+    return " ".join(load(str(spec), **options).notes)
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+def test_linked_folders_and_files_are_followed_once(tmp_path):
+    fill(tmp_path / "set" / "a", 2)
+    other = fill(tmp_path / "elsewhere", 10, 2)
+    (tmp_path / "set" / "b").symlink_to(other)
+    (tmp_path / "set" / "a" / "linked.png").symlink_to(tmp_path / "set" / "a" / "0.png")
+    data = load(str(tmp_path / "set"))
+    assert len(data.items) == 13
+    assert not data.notes
+    (other / "up").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "again").symlink_to(other)
+    (tmp_path / "set" / "self").symlink_to(".")
+    data = load(str(tmp_path / "set"))
+    assert len(data.items) == 13
+    assert "3 left out (links to folders that were read already): b, self, again/up" in " ".join(data.notes)
+
+
+def test_a_ladder_of_links_ends(tmp_path):
+    fill(tmp_path / "0", 2)
+    for i in range(1, 25):
+        (tmp_path / str(i)).mkdir()
+        for name in ("x", "y"):
+            (tmp_path / str(i) / name).symlink_to(tmp_path / str(i - 1))
+    assert len(load(str(tmp_path / "24")).items) == 2
+
+
+def test_every_ending_that_pillow_reads_is_an_image(tmp_path):
+    for suffix in (
+        "tga",
+        "jp2",
+        "jfif",
+        "jpe",
+        "dib",
+        "pcx",
+        "ppm",
+        "sgi",
+        "ico",
+        "webp",
+        "avif",
+        "qoi",
+        "TIFF",
+        "apng",
+    ):
+        photo().save(tmp_path / f"a.{suffix}")
+    assert len(load(str(tmp_path), image_size=8).items) == 14
+
+
+def test_what_is_no_image_is_counted_by_its_ending(tmp_path):
+    fill(tmp_path, 3)
+    for name in ("0.txt", "1.txt", "x.heic", "metadata.json", "README"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / ".DS_Store").write_text("nothing")
+    said = notes(tmp_path)
+    assert "5 left out (no images): 2 .txt, " in said
+    assert "1 .heic" in said
+    (tmp_path / ".thumbs").mkdir()
+    photo().save(tmp_path / ".thumbs" / "0.png")
+    photo().save(tmp_path / "._0.png")
+    said = notes(tmp_path)
+    assert "1 left out (hidden folders): .thumbs" in said
+    assert "1 left out (hidden files): ._0.png" in said
+
+
+def test_a_link_to_nothing_is_broken_and_a_pipe_is_left_out(tmp_path):
+    fill(tmp_path, 2)
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "1 left out (special files): pipe.png" in notes(tmp_path)
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"gone\.png: No such file"):
+        load(str(tmp_path))
+    assert load(str(tmp_path), skip_broken=True).broken == ("gone.png",)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    fill(tmp_path / "a", 2)
+    closed = fill(tmp_path / "b", 2)
+    plain = os.scandir
+
+    def scandir(path="."):
+        if str(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert "1 left out (folders that cannot be read): b" in notes(tmp_path)
+
+
+def test_too_many_open_files_are_a_sentence(tmp_path, monkeypatch):
+    fill(tmp_path / "a", 2)
+
+    def scandir(path="."):
+        raise OSError(24, "Too many open files", str(path))
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match="ulimit -n"):
+        load(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("where", ["/", "/..", "//"])
+def test_the_whole_disk_is_no_data_set(where):
+    with pytest.raises(UserError, match="everything on this disk"):
+        load(where)
+
+
+def test_a_search_gives_up_among_other_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "PATIENCE", 50)
+    fill(tmp_path / "photos", 3)
+    for i in range(85):
+        (tmp_path / f"{i}.py").write_text("")
+    with pytest.raises(UserError, match="Expected a folder of images, not of everything"):
+        load(str(tmp_path))
+    assert len(load(str(tmp_path / "photos")).items) == 3
+
+
+@pytest.mark.parametrize(("files", "command"), [(marks, command) for marks, command in folders.OWN.items()])
+def test_what_atdm_wrote_is_no_data(tmp_path, files, command):
+    fill(tmp_path, 3)
+    own = fill(tmp_path / "own", 2, 10)
+    fill(own / "samples", 2, 20)
+    for name in files:
+        (own / name).write_text("{}")
+    data = load(str(tmp_path))
+    assert len(data.items) == 3
+    assert "1 left out (folders that atdm wrote): own" in " ".join(data.notes)
+    if command in ("audit", "corrupt", "train"):
+        with pytest.raises(UserError, match=f"is what atdm {command} wrote"):
+            load(str(own))
+    assert len(load(str(own / "samples")).items) == 2
+
+
+# --- paths -----------------------------------------------------------------------------------------------------------
+def write_tar(path, files):
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            if isinstance(content, tuple):
+                entry.type, entry.linkname = content
+                tar.addfile(entry)
+            else:
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def write_parquet(path, columns):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["set [1]", "a*b", "what?", "{1..2}", "[abc]", "a b, c=d", "ünï", "x:y"])
+def test_odd_characters_in_paths_are_characters(tmp_path, name):
+    folder = fill(tmp_path / name / "photos", 2)
+    write_tar(tmp_path / name / "a[0].tar", {"0.png": encoded(0), "1.png": encoded(1)})
+    write_parquet(tmp_path / name / "p[0].parquet", {"img": [encoded(0), encoded(1)]})
+    for spec in (folder, tmp_path / name / "a[0].tar", tmp_path / name / "p[0].parquet"):
+        assert len(load(str(spec)).items) == 2, spec
+
+
+# --- tar files -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Screenshot 2024-01-01 at 10.30.15.png", "Screenshot 2024-01-01 at 10.30.16.png", "a.png"],
+        ["Mr. Smith.png", "Mr. Jones.png"],
+        ["v1.0 final.png", "v1.1 final.png", "v1.2.png"],
+        ["my.photo.one.png", "my.photo.two.png"],
+        ["2024.01.01.jpg.png", "2024.01.02.jpg.png"],
+        ["dir.with.dots/a.png", "dir.with.dots/b.png"],
+        ["./a.png", "./b.PNG"],
+    ],
+)
+def test_dots_in_the_names_of_members_are_dots(tmp_path, names):
+    tar = write_tar(tmp_path / "a.tar", {name: encoded(i) for i, name in enumerate(names)})
+    assert len(load(str(tar)).items) == len(names)
+
+
+def test_several_images_of_a_sample_are_asked_about(tmp_path):
+    files = {f"{i:03}.{kind}": encoded(i) for i in range(3) for kind in ("0.png", "1.png")}
+    tar = write_tar(tmp_path / "a.tar", files)
+    with pytest.raises(UserError, match=r"one of 0\.png, 1\.png, or column=\*"):
+        load(str(tar))
+    assert len(load(f"webdataset:path={tar},column=1.png").items) == 3
+    assert len(load(f"webdataset:path={tar},column=*").items) == 6
+    dotted = {f"v1.{i} a.{kind}.png": encoded(i) for i in range(3) for kind in ("image", "mask")}
+    tar = write_tar(tmp_path / "b.tar", dotted)
+    with pytest.raises(UserError, match=r"one of image\.png, mask\.png"):
+        load(str(tar))
+    assert len(load(f"webdataset:path={tar},column=mask.png").items) == 3
+
+
+def test_links_in_tars_are_taken_or_named(tmp_path):
+    files = {
+        "a/0.png": encoded(0),
+        "a/1.png": encoded(1),
+        "hard.png": (tarfile.LNKTYPE, "a/0.png"),
+        "a/soft.png": (tarfile.SYMTYPE, "1.png"),
+        "chain.png": (tarfile.SYMTYPE, "a/soft.png"),
+        "gone.png": (tarfile.SYMTYPE, "nowhere.png"),
+        "loop.png": (tarfile.SYMTYPE, "loop.png"),
+        "round.png": (tarfile.SYMTYPE, "about.png"),
+        "about.png": (tarfile.SYMTYPE, "round.png"),
+        "x.heic": b"text",
+    }
+    data = load(str(write_tar(tmp_path / "a.tar", files)))
+    assert len(data.items) == 5
+    assert "4 left out (links that lead to nothing, and special files): a.tar/gone.png" in " ".join(data.notes)
+    assert "1 left out (no images): 1 .heic" in " ".join(data.notes)
+
+
+def test_a_tar_that_goes_on_behind_its_end_is_refused(tmp_path):
+    one, two = (
+        write_tar(tmp_path / f"{i}.tar", {f"{i}.png": encoded(i), f"{i + 2}.png": encoded(i)}) for i in range(2)
+    )
+    (tmp_path / "both.tar").write_bytes(one.read_bytes() + two.read_bytes())
+    with pytest.raises(UserError, match="behind its end there is more"):
+        load(str(tmp_path / "both.tar"))
+    whole = bytearray(one.read_bytes())
+    second = whole.index(b"2.png")
+    whole[second : second + 300] = bytes(300)
+    (tmp_path / "hole.tar").write_bytes(whole)
+    with pytest.raises(UserError, match="Cannot read the tar file"):
+        load(str(tmp_path / "hole.tar"))
+
+
+def test_a_folder_of_tars_is_a_webdataset(tmp_path):
+    for split, first in (("train-0", 0), ("train-1", 4), ("test-0", 8), ("val-0", 12)):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        write_tar(tmp_path / "sub" / f"{split}.tar", {f"{i}.png": encoded(i) for i in range(first, first + 4)})
+    data = load(str(tmp_path))
+    assert (len(data.items), len(data.held_out)) == (8, 4)
+    assert "1 left out (files named val*): " in " ".join(data.notes)
+
+
+# --- parquet ---------------------------------------------------------------------------------------------------------
+def test_parquet_columns_of_plain_bytes(tmp_path):
+    import pyarrow as pa
+
+    cells = [encoded(i) for i in range(3)]
+    write_parquet(tmp_path / "a.parquet", {"jpg": cells, "label": [1, 2, 3]})
+    assert len(load(str(tmp_path / "a.parquet")).items) == 3
+    write_parquet(tmp_path / "b.parquet", {"x": pa.array(cells, pa.large_binary()), "y": cells})
+    with pytest.raises(UserError, match="2 image columns"):
+        load(str(tmp_path / "b.parquet"))
+    assert len(load(f"parquet:path={tmp_path}/b.parquet,column=y").items) == 3
+    write_parquet(tmp_path / "c.parquet", {"file_name": ["a", "b"], "n": [1, 2]})
+    with pytest.raises(UserError, match=r"no column of images\..*among file_name, n"):
+        load(str(tmp_path / "c.parquet"))
+
+
+def test_images_beside_other_tables_are_images(tmp_path):
+    fill(tmp_path, 3)
+    write_parquet(tmp_path / "metadata.parquet", {"file_name": ["0.png"], "text": ["a photo"]})
+    (tmp_path / "captions.txt").write_text("a photo")
+    data = load(str(tmp_path))
+    assert len(data.items) == 3
+    assert "1 .parquet" in " ".join(data.notes)
+    write_tar(tmp_path / "archive.tar", {"0.png": encoded(0)})
+    assert len(load(str(tmp_path)).items) == 3
+    write_parquet(tmp_path / "a.parquet", {"img": [encoded(0)] * 2})
+    with pytest.raises(UserError, match=r"folder:.* or parquet:"):
+        load(str(tmp_path))
+    assert len(load(f"folder:{tmp_path}").items) == 3
+
+
+def test_a_parquet_folder_says_what_it_leaves_out(tmp_path):
+    for split in ("train", "validation", "test"):
+        write_parquet(tmp_path / "data" / f"{split}-00000.parquet", {"img": [encoded(i) for i in range(3)]})
+    (tmp_path / "README.md").write_text("a card")
+    data = load(str(tmp_path))
+    assert (len(data.items), len(data.held_out)) == (3, 3)
+    assert "1 left out (files named val*): " in " ".join(data.notes)
