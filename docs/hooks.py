@@ -6,12 +6,12 @@ import ast
 import base64
 import contextlib
 import html
-import io
+import importlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File
@@ -169,28 +169,68 @@ def _dictionary(file: Path, name: str) -> dict[str, str]:
 
 
 # --- the command line, from its parsers -------------------------------------------------------------------------------
+class _Built(Exception):
+    """A command has built its parser."""
+
+
 def command_line() -> str:
-    """The ``--help`` of every command."""
+    """The options of every command, as ``atdm COMMAND --help`` has them."""
     from atdm.cli.common import SUMMARY
 
     parts = [
         "# Command line",
-        "Generated from the parsers: what `atdm COMMAND --help` prints. `-` and `_` in an option are the same.",
+        "Generated from the parsers; `atdm COMMAND --help` prints the same. `-` and `_` in the name of an option are the same. [The commands](../commands.md) "
+        "has an example of each.",
     ]
     for command, summary in SUMMARY.items():
-        parts.append(f"## atdm {command}\n\n{summary[0].upper()}{summary[1:]}.")
         for part in COMMANDS_WITH_PARTS.get(command, ("",)):
-            parts.append(f"```text\n{_help(f'{command} {part}'.split())}\n```")
+            parts.append(f"## atdm {command} {part}".strip() + f"\n\n{summary[0].upper()}{summary[1:]}.")
+            parts += _options(parser_of([command, *part.split()]))
     return "\n\n".join(parts) + "\n"
 
 
-def _help(words: list[str]) -> str:
-    from atdm.cli import main
+def parser_of(words: list[str]):
+    """The parser of a command."""
+    from atdm.cli import common
 
-    os.environ["COLUMNS"], printed = "100", io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        main([*words, "--help"])
-    return printed.getvalue().strip()
+    module, found = importlib.import_module(f"atdm.cli.{words[0]}"), []
+
+    def make(command: str):
+        parser = common.make_parser(command)
+        found.append(parser)
+
+        def stop(*_, **__):
+            raise _Built
+
+        parser.parse_args = stop
+        return parser
+
+    with mock.patch.object(module, "make_parser", make), contextlib.suppress(_Built):
+        module.run(words[1:])
+    return found[0]
+
+
+def _options(parser) -> list[str]:
+    """A table for each group of options."""
+    tables = []
+    for group in parser._action_groups:
+        rows = [_row(parser, action) for action in group._group_actions if action.dest not in ("help", "print_config")]
+        rows = [row for row in rows if "shtab" not in row]
+        if rows:
+            title = [] if group.title in ("options", "positional arguments") else [f"**{group.title.rstrip(':')}**"]
+            tables += [*title, "\n".join(["| option | meaning | type | default |", "|---|---|---|---|", *rows])]
+    return tables
+
+
+def _row(parser, action) -> str:
+    kind = getattr(action, "_typehint", None) or action.type
+    kind = "flag" if action.nargs == 0 else re.sub(r"typing\.|<class '|'>", "", str(kind or "str"))
+    default = ""
+    if action.option_strings and not action.required and action.default != "==SUPPRESS==":
+        default = json.dumps(action.default, default=str)
+    name = ", ".join(action.option_strings) or action.metavar or action.dest
+    cells = [f"`{name}`", " ".join((action.help or "").split()), f"`{kind}`", default and f"`{default}`"]
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 # --- tutorials, from notebooks ----------------------------------------------------------------------------------------

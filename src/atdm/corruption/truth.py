@@ -48,7 +48,7 @@ class Truth:
             np.savez_compressed(scratch, touched=self.touched, about=np.array(about), **details)
 
     @classmethod
-    def load(cls, path: Path) -> Truth:
+    def load(cls, path: str | Path) -> Truth:
         """What :meth:`save` wrote.
 
         Raises:
