@@ -304,3 +304,32 @@ def test_a_recipe_that_is_not_there(capsys):
     code, _, err = atdm(capsys, "train", "--config", "plane-outlier", "--dry_run")
     assert code == 2
     assert "plane-outliers" in err
+
+
+def test_a_file_that_may_mean_either_reading_is_refused(capsys, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: plane:n=100\nobjective:\n  weight: published:lam=0.2\n")
+    words = ["train", "--config", str(recipe), "--dry_run", "--json"]
+    code, _, err = atdm(capsys, *words)
+    assert code == 2
+    assert "version: 2" in err
+    assert "over_radius" in err
+    for own in (["--objective.version", "2"], ["--objective.weight", "over_radius"], ["--objective.name", "ddpm"]):
+        code, out, err = atdm(capsys, *words, *own)
+        assert code == 0, err
+    recipe.write_text(recipe.read_text() + "  version: 2\n")
+    code, out, _ = atdm(capsys, *words)
+    assert code == 0
+    assert json.loads(out)["config"]["objective"]["weight"] == "published:lam=0.2"
+
+
+@pytest.mark.parametrize(
+    ("radius", "weight"),
+    [("published", "over_radius:lam=0.3"), ("floored", "over_variance"), ("published:beta_min=0.05", "published")],
+)
+def test_readings_by_name(capsys, radius, weight):
+    words = ["--data", "plane:n=100", "--objective.radius", radius, "--objective.weight", weight]
+    code, out, err = atdm(capsys, "train", *words, "--dry_run", "--json")
+    assert code == 0, err
+    objective = json.loads(out)["config"]["objective"]
+    assert (objective["radius"], objective["weight"], objective["version"]) == (radius, weight, 2)

@@ -26,7 +26,7 @@ from atdm.experiments.runner import reproduce, stored
 from atdm.experiments.runner.findings import Claim, Findings, Outcome, at_most
 from atdm.experiments.runner.page import page_of, write_pages
 from atdm.experiments.runner.rows import cell, mean_over_seeds, table_of
-from atdm.experiments.runner.training import DDPM, Job, published, recommended
+from atdm.experiments.runner.training import DDPM, Job, recommended
 from atdm.pool import part
 
 PROVENANCE = ("checkpoint", "weights", "sampler", "steps", "seed", "samples", "reference", "reference_hash", "corrupt")
@@ -278,20 +278,6 @@ def test_jacobian_of_the_true_score_is_its_finite_difference(generator):
         step = 1e-2 * torch.eye(3)[j]
         difference = (model(x + step, t) - model(x - step, t)) / 2e-2
         assert torch.allclose(found[:, :, j], difference, atol=2e-3)
-
-
-def test_shrinkage_is_lambda_c():
-    from atdm.experiments.mixture import shrinkage
-
-    process, t = Process.linear(), torch.tensor([10, 100, 900])
-    gate = process.ratio(torch.tensor([100])).item() * 1.001
-    assert shrinkage(recommended(gate, 5, 3).build(process, 0), t).tolist() == [5, 5, 0]
-    adversarial = shrinkage(published("robust_adv").build(process, 0), t)
-    mean_radius = process.sigma(t) ** 2 / 2 + 8 / 255
-    assert torch.allclose(adversarial, 0.3 * math.sqrt(3) * mean_radius, rtol=1e-3)
-    assert torch.allclose(shrinkage(published("robust_rand").build(process, 0), t), adversarial / 3)
-    for name in ("ddpm", "inv_adv"):
-        assert not shrinkage(published(name).build(process, 0), t).any()
 
 
 @pytest.mark.parametrize(("k", "expected"), [(0.0, 0.5), (3.0, 0.25)])

@@ -13,6 +13,9 @@ from atdm.objective.perturb import (
     WEIGHTS,
     ConstantRadius,
     ConstantWeight,
+    FlooredRadius,
+    OverRadius,
+    OverVariance,
     Perturbation,
     PublishedRadius,
     PublishedWeight,
@@ -93,16 +96,34 @@ def test_published_radius_and_weight_have_the_published_values():
     half = PublishedRadius()(PROCESS, t, torch.full((3,), 0.5))
     torch.testing.assert_close(half, 0.5 * sigma**2 + 8 / 255)
     torch.testing.assert_close(PublishedRadius(beta="one")(PROCESS, t, torch.full((3,), 0.5)), r)
-    torch.testing.assert_close(PublishedWeight()(r, torch.zeros(3, 2)), 0.3 * math.sqrt(3) / r)
-    # 1/std of a uniform on [-r, r], as the published text motivates it
+    floored = FlooredRadius()(PROCESS, t, torch.full((3,), 0.5))
+    torch.testing.assert_close(floored, torch.maximum(0.5 * sigma**2, torch.tensor(8 / 255)))
+
+
+def test_published_weight_is_over_the_ray_and_knows_nothing_of_the_bias():
+    t, beta = torch.tensor([0, 250, 999]), torch.tensor([1.0, 0.5, 0.1])
+    ray = beta * PROCESS.sigmas[t] ** 2
+    for floor in (1 / 255, 64 / 255):
+        reach = PublishedRadius(floor=floor).reach(PROCESS, t, beta)
+        torch.testing.assert_close(PublishedWeight()(reach, torch.zeros(3, 2)), 0.3 * math.sqrt(3) / ray)
+        torch.testing.assert_close(OverRadius()(reach, torch.zeros(3, 2)), 0.3 * math.sqrt(3) / (ray + floor))
+        torch.testing.assert_close(OverVariance()(reach, torch.zeros(3, 2)), 0.9 / (ray + floor) ** 2)
+    # omega, beta and its lower bound are those of the radius
+    reach = PublishedRadius(omega=1.0, beta_min=0.5).reach(PROCESS, t, beta)
+    torch.testing.assert_close(reach.ray, (0.5 + 0.5 * beta) * PROCESS.sigmas[t])
+    torch.testing.assert_close(PublishedWeight(lam=1.0)(reach, torch.zeros(3, 2)), math.sqrt(3) / reach.ray)
+    # a radius without a bias is its own ray
+    assert torch.equal(ConstantRadius(0.4).reach(PROCESS, t, beta).ray, torch.full((3,), 0.4))
+    # 1/std of a uniform on [-r, r], as the formula is motivated
     uniform = (2 * torch.rand(100_000, generator=torch.Generator().manual_seed(0)) - 1) * 0.4
-    weight = PublishedWeight(lam=1.0)(torch.tensor([0.4]), torch.zeros(1, 2))
-    assert weight.item() == pytest.approx(1 / uniform.std().item(), rel=0.01)
+    weight = PublishedWeight(lam=1.0)(ConstantRadius(0.4).reach(PROCESS, t, beta), torch.zeros(3, 2))
+    assert weight[0].item() == pytest.approx(1 / uniform.std().item(), rel=0.01)
 
 
 def test_relative_weight_makes_lambda_c_the_dial(generator):
     delta = torch.randn(4, 3, 8, 8, generator=generator) * torch.tensor([0.1, 1, 3, 9]).reshape(4, 1, 1, 1)
-    weight = RelativeWeight(k=5)(torch.ones(4), delta)
+    reach = ConstantRadius().reach(PROCESS, torch.arange(4), torch.ones(4))
+    weight = RelativeWeight(k=5)(reach, delta)
     torch.testing.assert_close(weight * delta.square().flatten(1).mean(1), torch.full((4,), 5.0))
 
 
@@ -116,12 +137,12 @@ def test_every_radius_is_positive_and_per_sample(name, maker):
 
 @pytest.mark.parametrize(("name", "maker"), sorted(WEIGHTS.items()))
 def test_every_weight_is_nonnegative_and_scales_with_its_strength(name, maker):
-    strength = {"published": "lam", "relative": "k", "constant": "value"}[name]
-    r, delta = torch.tensor([0.5, 2.0]), torch.ones(2, 3)
-    one, three = maker(**{strength: 1.0})(r, delta), maker(**{strength: 3.0})(r, delta)
+    strength = {"relative": "k", "constant": "value"}.get(name, "lam")
+    reach, delta = PublishedRadius().reach(PROCESS, torch.tensor([3, 500]), torch.tensor([0.5, 0.1])), torch.ones(2, 3)
+    one, three = maker(**{strength: 1.0})(reach, delta), maker(**{strength: 3.0})(reach, delta)
     assert (one > 0).all()
     torch.testing.assert_close(3 * one, three)
-    assert maker(**{strength: 0.0})(r, delta).eq(0).all()
+    assert maker(**{strength: 0.0})(reach, delta).eq(0).all()
     with pytest.raises(UserError, match=strength):
         maker(**{strength: -1.0})
 
@@ -133,6 +154,7 @@ def test_mistakes_are_sentences():
         (lambda: Perturbation(kappa=0), "kappa"),
         (lambda: ConstantRadius(r=0), "Expected a number > 0"),
         (lambda: PublishedRadius(floor=0), "8/255"),
+        (lambda: PublishedRadius(beta_min=1), "0.05"),
         (lambda: ConstantWeight(value=-1), "value"),
     ]:
         with pytest.raises(UserError, match=words):

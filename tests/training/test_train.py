@@ -8,13 +8,17 @@ import time
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+from atdm.corruption import corrupt
+from atdm.data import load
 from atdm.diffusion.process import Process
+from atdm.diffusion.sampling import sample
 from atdm.errors import UserError
 from atdm.nets import build_net
 from atdm.objective import Objective
-from atdm.training import checkpoint, run
+from atdm.training import checkpoint, run, share
 from atdm.training import parts as parts_of_run
 from atdm.training.config import ObjectiveConfig, Settings, TrainConfig
 from atdm.training.log import read_log
@@ -158,6 +162,45 @@ def test_another_configuration_is_refused(tmp_path):
         next(run.train(config(tmp_path, steps=2, lr=0.1)))
 
 
+OLD = ObjectiveConfig(weight="over_radius:lam=0.2")
+
+
+def as_of_version_1(out):
+    """The run's files as training wrote them when the weight over_radius was called published."""
+    for name in ("config.yaml", "objective.json"):
+        stored = yaml.safe_load((out / name).read_text())
+        objective = stored.get("objective", stored)
+        del objective["version"]
+        objective["weight"] = objective["weight"].replace("over_radius", "published")
+        (out / name).write_text(yaml.safe_dump(stored) if name.endswith("yaml") else json.dumps(stored))
+
+
+def test_a_run_of_the_earlier_reading_says_so_and_goes_on_as_it_was(tmp_path):
+    steps = iter(range(100))
+    for _ in run.train(config(tmp_path / "whole", objective=OLD)):
+        pass
+    for _ in run.train(config(tmp_path / "parts", objective=OLD), stop=lambda: next(steps) >= 10):
+        pass
+    as_of_version_1(tmp_path / "parts")
+    assert checkpoint.read_config(tmp_path / "parts")["objective"]["weight"] == "over_radius:lam=0.2"
+    renamed = ObjectiveConfig(weight="published:lam=0.2")
+    with pytest.raises(UserError, match=r"is over_radius:lam=0.2, .* --objective.weight over_radius:lam=0.2 goes on"):
+        list(run.train(config(tmp_path / "parts", objective=renamed)))
+    for _ in run.train(config(tmp_path / "parts", objective=OLD)):
+        pass
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    as_of_version_1(tmp_path / "parts")
+    share.export(tmp_path / "parts", tmp_path / "shared")
+    assert "weight over_radius:lam=0.2" in (tmp_path / "shared" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["ddpm", "auto"])
+def test_a_run_that_has_no_use_for_the_weight_goes_on_whatever_its_version(name, tmp_path):
+    list(run.train(config(tmp_path, objective=ObjectiveConfig(name), steps=8)))
+    as_of_version_1(tmp_path)
+    list(run.train(config(tmp_path, objective=ObjectiveConfig(name), steps=8)))
+
+
 def test_the_model_opens_in_diffusers_and_samples(tmp_path):
     from diffusers import DDPMPipeline
 
@@ -181,6 +224,7 @@ def test_log_has_both_terms_by_quartile(tmp_path):
     for q in range(4):
         assert {f"denoise/q{q}", f"regularizer/q{q}"} <= line.keys()
     assert {"share_at_radius", "delta_rms", "gradient_norm", "samples_per_second"} <= line.keys()
+    assert line["weight_max"] > 10 * line["weight"] > 0, "the tail of 1/beta"
     assert line["loss"] == pytest.approx(line["denoise"] + line["regularizer"], rel=1e-4)
 
 
@@ -199,3 +243,14 @@ def test_a_broken_pipeline_folder_is_told(tmp_path, index):
     (tmp_path / "model_index.json").write_text(index)
     with pytest.raises(UserError, match=r"model_index\.json|does not open"):
         checkpoint.load_pipeline(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_heavy_tail_of_the_published_weight_diverges_in_none_of_20_seeds():
+    for seed in range(20):
+        data = load("plane", seed=seed).x
+        dirty, _ = corrupt(data, "gaussian:share=0.9,std=0.2", seed)
+        settings = Settings(steps=1000, batch_size=256, decay="cosine", ema=0.995, seed=seed)
+        last = steps_of(settings, dirty, seed=seed)[-1]
+        samples = sample(last.state.ema.eval(), Process.linear(), 500, (3,), steps=100, seed=seed)
+        assert samples.abs().max() < 3 * data.abs().max(), seed

@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..training.config import ObjectiveConfig, TrainConfig, recipe_file
-from .common import is_main, make_parser, preparing, print_table, progress_bar, tell_notes
+from ..training.versions import require_version
+from .common import is_main, make_parser, preparing, print_table, progress_bar, spell, tell_notes
 
 AGAIN = 1.0  # seconds within which a signal is the same wish: a launcher passes on what the terminal sent to all
 
@@ -58,6 +61,9 @@ def run(words: list[str]) -> int:
     names = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "objective"]
     objective = given.objective
     objective = objective if isinstance(objective, ObjectiveConfig) else ObjectiveConfig(**vars(objective))
+    if not any(word.startswith(("--objective.weight", "--objective.version")) for word in spell(words, parser)):
+        for file in given.config or ():
+            require_version(yaml.safe_load(Path(file).read_text()), str(file), objective.name)
     config = TrainConfig(objective=objective, **{n: given[n] for n in names})
     from ..training import run as runs
     from ..training.parts import build, estimate
@@ -69,8 +75,6 @@ def run(words: list[str]) -> int:
         if given.json:
             print(json.dumps({"config": config.as_dict(), "cost": cost}, default=str))
         else:
-            import yaml
-
             print(yaml.safe_dump(config.as_dict(), sort_keys=False))
             print_table("cost", [{"what": k, "value": v} for k, v in cost.items()])
         return 0

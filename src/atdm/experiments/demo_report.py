@@ -128,8 +128,8 @@ def plane_section(outcomes: list[Outcome]) -> Section:
     )
     text = (
         f"{data}A good model puts its samples on the plane (small distance) and covers the patch (spread 0.577). "
-        "'published' constants move a low-dimensional toy little, because lambda_t c is at most 0.52 there; the "
-        f"recommended setting (gate {e.gate}, k = {e.k:g}, r = {e.radius:g}, l_2) is the same for every kind of dirt. "
+        f"'published' is the formula and the constants of the paper, as far as they are known; the recommended "
+        f"setting (gate {e.gate}, k = {e.k:g}, r = {e.radius:g}, l_2) is the same for every kind of dirt. "
         f"'early stop' is the free rival: the plain DDPM, stopped at noise level {e.stop} and denoised once."
     )
     panels = {"training data": dirty} | {

@@ -12,7 +12,7 @@ from .. import plot
 from ..diffusion.process import Process
 from ..diffusion.sampling import sample
 from ..objective import Objective
-from ..objective.perturb import RelativeWeight
+from ..objective.theory import optimum, shrinkage
 from ..plot import panels as pictures
 from ..pool import Tell, part
 from ..report import Row
@@ -64,34 +64,14 @@ def _recipe(scale: str, spec: str) -> Recipe:
     )
 
 
-def shrinkage(objective: Objective, t: Tensor) -> Tensor:
-    """``lambda_t c`` of an isotropic Gaussian at each t, for the mean over beta (METHOD section 6).
-
-    There the ascent direction is that of the start, so that a sign step ends in a corner of the ball.
-    """
-    if not objective.kind.pushes or not objective.kind.equivariant:
-        return torch.zeros(len(t))
-    beta = (torch.arange(64) + 0.5) / 64
-    each = []
-    for step in t.tolist():
-        r = objective.radius(objective.process, torch.full((64,), step), beta)
-        if isinstance(objective.weight, RelativeWeight):
-            each.append(objective.weight.k)
-            continue
-        c = r.square() if objective.kind.adversarial else r.square() / 3
-        each.append((objective.weight(r, r[:, None]) * c).mean().item())
-    found = torch.tensor(each)
-    return found if objective.gate is None else torch.where(objective.process.ratio(t) < objective.gate, found, 0.0)
-
-
 def predicted_std(objective: Objective, std: float, sampler: str, steps: int) -> float:
     """The std of samples of the linear optimum ``a* = sigma / (alpha^2 std^2/(1 + lambda_t c) + sigma^2)``, by sampling it."""
     process = objective.process
-    shrunk = std**2 / (1 + shrinkage(objective, torch.arange(process.steps)))
+    every = torch.arange(process.steps)
+    gains = optimum(process, every, torch.tensor([[std**2]]), shrinkage(objective, every)).float()
 
     def ideal(x: Tensor, t: Tensor) -> Tensor:
-        variance = process.alpha(t, x).square() * shrunk[t].reshape(-1, 1) + process.sigma(t, x).square()
-        return process.sigma(t, x) / variance * x
+        return gains[t] * x
 
     return sample(ideal, process, 4096, (2,), batch_size=4096, sampler=sampler, steps=steps).std().item()
 

@@ -62,11 +62,12 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             f"times sigma_t, with lambda_t = {number(two['weight'])}",
         ),
     ]
-    corner = max(r["shrinkage"] for r in linear if r["omega"] == 2.0)
+    ends = [r["shrinkage"] for r in linear if r["omega"] == 2.0]
     notes = [
-        f"With lambda = {PublishedWeight().lam:g} the largest lambda_t c of a corner push is {number(corner)}, at the noisy "
-        f"end; at t = {content} it is {number(two['shrinkage'])}. For Gaussian data the push divides variance by "
-        "1 + lambda_t c, so the published constants act mostly where the state is noise."
+        f"With lambda = {PublishedWeight().lam:g} and beta = 1, lambda_t c of a corner push is {number(ends[-1])} at the noisy "
+        f"end, {number(two['shrinkage'])} at t = {content}, and {number(ends[0])} at t = 0, where the bias is larger than "
+        "r(t) and the weight does not know of it; for smaller beta the weight grows as 1/beta. For Gaussian data the push "
+        "divides variance by 1 + lambda_t c."
     ]
     keys = ["t", "sigma", "reach", "reach_over_ddpm", "radius", "weight", "shrinkage"]
     table = report.Table(
@@ -93,8 +94,8 @@ def _of(rows: Sequence[Row], omega: float) -> list[Row]:
 def rays(name: str, process: Process, omega: float, at: Sequence[int] = AT) -> list[Row]:
     """The ray at the timesteps ``at``."""
     t = torch.tensor([*at])
-    r, sigma = PublishedRadius(omega, beta="one")(process, t, torch.ones(len(t))), process.sigma(t)
-    weight = PublishedWeight()(r, r[:, None])
+    reach, sigma = PublishedRadius(omega, beta="one").reach(process, t, torch.ones(len(t))), process.sigma(t)
+    r, weight = reach.r, PublishedWeight()(reach, reach.r[:, None])
     return [
         {
             "process": name,

@@ -1,6 +1,6 @@
 """The objective: denoising, plus a regularizer that asks the prediction to move with the state (equivariance).
 
-``L = ||eps(x_t) - eps||^2 + lambda_t ||eps(x_t + sigma_t delta) - [eps(x_t) + delta]||^2`` (arXiv 2505.21742, eq. of section 4).
+``L = ||eps(x_t) - eps||^2 + lambda_t ||eps(x_t + sigma_t delta) - [eps(x_t) + delta]||^2`` (arXiv 2505.21742).
 Invariance, the ablation that must fail, drops the ``+ delta``. Everything is a mean over an item's dimensions.
 """
 
@@ -125,6 +125,7 @@ class Objective(Loss):
         if rows is None or draws.beta is None or draws.start is None:
             output, push = _Batch(model, x_t, t, process.time(t), conditioning).call(model, x_t), None
         else:
+            reach = self.radius.reach(process, t[rows], draws.beta[rows])
             output, push = self._push(
                 _Batch(model, x_t, t, process.time(t), conditioning), rows, draws.beta, draws.start
             )
@@ -143,7 +144,7 @@ class Objective(Loss):
             t,
             denoise,
             spread(item_mean(residual.square())),
-            spread(self.every * self.weight(push.r, push.delta) * process.eps_weight(t[rows])),
+            spread(self.every * self.weight(reach, push.delta) * process.eps_weight(t[rows])),
             spread(torch.ones_like(push.r)).bool(),
             spread(push.r),
             spread(item_mean(push.delta.square()).sqrt()),

@@ -1,15 +1,17 @@
 """Perturbations of the noisy state: how far (radius), how much it counts (weight), and in which direction.
 
 All radii are in *noise units*: ``delta`` is added to ``eps``, so the state moves by ``sigma_t delta``.
-Source: arXiv 2505.21742, section 4 (radius, weight, FGSM with random start); Goodfellow 2015, Wong 2020, Madry 2018.
+Source: arXiv 2505.21742 (radius, weight, FGSM with random start; what is known of its constants: docs/method.md);
+Goodfellow 2015, Wong 2020, Madry 2018.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -29,44 +31,80 @@ def _per_item(values: Tensor, like: Tensor) -> Tensor:
 
 
 # --- how far -----------------------------------------------------------------------------------------------------------
-@runtime_checkable
-class Radius(Protocol):
+class Reach(NamedTuple):
+    """How far the pushes of a batch go, and where: all that a weight may look at. Only a :class:`Radius` makes one."""
+
+    process: Process
+    t: Int[Tensor, "batch"]
+    beta: Float[Tensor, "batch"]  # as drawn, in (0, 1]
+    ray: Float[Tensor, "batch"]  # beta r(t): the radius without its bias, noise units
+    r: Float[Tensor, "batch"]  # r_beta(t), the radius of the ball, noise units
+
+
+class Radius(ABC):
     """The radius of the ball at each timestep, in noise units."""
 
+    @abstractmethod
     def __call__(
         self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]
     ) -> Float[Tensor, "batch"]:
         """``r_beta(t)`` for ``beta`` in (0, 1]; ``beta = 1`` gives the largest radius used at t."""
-        ...
+
+    def ray(self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+        """``r_beta(t)`` without its bias: of a radius that adds none, the radius itself."""
+        return self(process, t, beta)
+
+    def reach(self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]) -> Reach:
+        """Radius and ray together, for a :class:`Weight`."""
+        return Reach(process, t, beta, self.ray(process, t, beta), self(process, t, beta))
 
 
 @dataclass(frozen=True)
-class PublishedRadius:
-    """``r_beta(t) = beta sigma_t^omega + floor`` (METHOD section 3 of arXiv 2505.21742): large in noise, small in content.
+class PublishedRadius(Radius):
+    """``r_beta(t) = beta r(t) + floor`` with ``r(t) = sigma_t^omega``: large in noise, small in content.
+
+    From secondary sources, see docs/method.md.
 
     Args:
         omega: slope of the ray.
-        floor: smallest radius, keeps the term alive near t = 0.
-        beta: ``uniform`` draws beta ~ U(0, 1] per sample, ``one`` fixes it to 1.
+        floor: the bias, noise units; keeps the push alive near t = 0.
+        beta: ``uniform`` draws beta ~ U(beta_min, 1] per sample, ``one`` fixes it to 1.
+        beta_min: smallest beta; 0 as published, where the published weight has no finite mean over beta.
     """
 
     omega: float = 2.0
     floor: float = 8 / 255
     beta: Literal["uniform", "one"] = "uniform"
+    beta_min: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.omega >= 0, "omega of the radius", self.omega, "a number >= 0")
         _require(self.floor > 0, "floor of the radius", self.floor, "a number > 0, such as 8/255")
+        _require(0 <= self.beta_min < 1, "beta_min of the radius", self.beta_min, "a number in [0, 1), such as 0.05")
+
+    def ray(self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+        """``beta r(t)``."""
+        slope = self.beta_min + (1 - self.beta_min) * beta if self.beta == "uniform" else torch.ones_like(beta)
+        return process.sigma(t) ** self.omega * slope
 
     def __call__(
         self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]
     ) -> Float[Tensor, "batch"]:
-        ray = process.sigma(t) ** self.omega
-        return (ray * beta if self.beta == "uniform" else ray) + self.floor
+        return self.ray(process, t, beta) + self.floor
 
 
 @dataclass(frozen=True)
-class ConstantRadius:
+class FlooredRadius(PublishedRadius):
+    """``r_beta(t) = max(beta r(t), floor)``: the bias as a least radius."""
+
+    def __call__(
+        self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]
+    ) -> Float[Tensor, "batch"]:
+        return self.ray(process, t, beta).clamp_min(self.floor)
+
+
+@dataclass(frozen=True)
+class ConstantRadius(Radius):
     """The same radius ``r`` at every t."""
 
     r: float = 1.0
@@ -80,34 +118,53 @@ class ConstantRadius:
         return torch.full_like(beta, self.r)
 
 
-RADII: dict[str, type] = {"published": PublishedRadius, "constant": ConstantRadius}
+RADII: dict[str, type[Radius]] = {"published": PublishedRadius, "floored": FlooredRadius, "constant": ConstantRadius}
 
 
 # --- how much it counts ------------------------------------------------------------------------------------------------
-@runtime_checkable
-class Weight(Protocol):
-    """The factor ``lambda_t`` on the regularizer."""
+class Weight(ABC):
+    """The factor ``lambda_t`` on the regularizer. What it shares with the radius (omega, beta) it is given by the radius."""
 
-    def __call__(self, r: Float[Tensor, "batch"], delta: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
-        """``lambda_t`` for perturbations ``delta`` found in balls of radius ``r``."""
-        ...
+    @abstractmethod
+    def __call__(self, reach: Reach, delta: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
+        """``lambda_t`` for the perturbations ``delta`` found within ``reach``."""
 
 
 @dataclass(frozen=True)
-class PublishedWeight:
-    """``lambda_t = lam sqrt(3) / r``: lam over the standard deviation of a uniform on [-r, r]."""
+class PublishedWeight(Weight):
+    """``lambda_t = lam sqrt(3) / (beta r(t))``: lam over the standard deviation of a uniform on ``[-beta r(t), beta r(t)]``.
+
+    The bias of the radius has no part in it, so single samples with a tiny beta carry huge weights: clip gradients.
+    From secondary sources, see docs/method.md.
+    """
 
     lam: float = 0.3
 
     def __post_init__(self) -> None:
         _require(self.lam >= 0, "lam of the weight", self.lam, "a number >= 0")
 
-    def __call__(self, r: Float[Tensor, "batch"], delta: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
-        return self.lam * math.sqrt(3) / r
+    def __call__(self, reach: Reach, delta: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
+        return self.lam * math.sqrt(3) / reach.ray
 
 
 @dataclass(frozen=True)
-class RelativeWeight:
+class OverRadius(PublishedWeight):
+    """``lambda_t = lam sqrt(3) / r_beta(t)``, the bias inside the weight: what atdm called published until November 2026."""
+
+    def __call__(self, reach: Reach, delta: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
+        return self.lam * math.sqrt(3) / reach.r
+
+
+@dataclass(frozen=True)
+class OverVariance(PublishedWeight):
+    """``lambda_t = 3 lam / r_beta(t)^2``: lam over the variance of a uniform on ``[-r_beta(t), r_beta(t)]``."""
+
+    def __call__(self, reach: Reach, delta: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
+        return 3 * self.lam / reach.r.square()
+
+
+@dataclass(frozen=True)
+class RelativeWeight(Weight):
     """``lambda_t = k / mean(delta^2)``: k times the *relative* equivariance residual.
 
     With this weight the linear-Gaussian optimum shrinks the variance of a pushed direction by ``1 / (1 + k)`` at any radius.
@@ -118,12 +175,12 @@ class RelativeWeight:
     def __post_init__(self) -> None:
         _require(self.k >= 0, "k of the weight", self.k, "a number >= 0")
 
-    def __call__(self, r: Float[Tensor, "batch"], delta: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
+    def __call__(self, reach: Reach, delta: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
         return self.k / delta.square().flatten(1).mean(1).clamp_min(1e-12)
 
 
 @dataclass(frozen=True)
-class ConstantWeight:
+class ConstantWeight(Weight):
     """The same ``lambda_t = value`` at every t."""
 
     value: float = 1.0
@@ -131,11 +188,17 @@ class ConstantWeight:
     def __post_init__(self) -> None:
         _require(self.value >= 0, "value of the weight", self.value, "a number >= 0")
 
-    def __call__(self, r: Float[Tensor, "batch"], delta: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
-        return torch.full_like(r, self.value)
+    def __call__(self, reach: Reach, delta: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
+        return torch.full_like(reach.r, self.value)
 
 
-WEIGHTS: dict[str, type] = {"published": PublishedWeight, "relative": RelativeWeight, "constant": ConstantWeight}
+WEIGHTS: dict[str, type[Weight]] = {
+    "published": PublishedWeight,
+    "over_radius": OverRadius,
+    "over_variance": OverVariance,
+    "relative": RelativeWeight,
+    "constant": ConstantWeight,
+}
 
 
 # --- in which direction ------------------------------------------------------------------------------------------------

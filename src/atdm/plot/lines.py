@@ -29,8 +29,8 @@ def ray(process: Process, omegas: Sequence[float], floor: float = 8 / 255) -> Fi
     """How far the push reaches beside the DDPM ray ``sigma_t`` (figure 2c of arXiv 2505.21742), its radius and weight.
 
     Args:
-        omegas: slopes; each gives the largest radius ``r(t) = sigma_t^omega + floor``.
-        floor: the smallest radius, in noise units.
+        omegas: slopes; each gives the largest radius ``r(t) + floor``, ``r(t) = sigma_t^omega``, and the least weight.
+        floor: the bias of the radius, in noise units.
     """
     need(omegas, "slopes")
     t = torch.arange(process.steps)
@@ -40,14 +40,20 @@ def ray(process: Process, omegas: Sequence[float], floor: float = 8 / 255) -> Fi
     state.plot(t, sigma, color=INK, linestyle="--", label="DDPM ray $\\sigma_t$")
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(omegas)))
     for omega, shade in zip(omegas, shades, strict=True):
-        r = PublishedRadius(omega, floor, beta="one")(process, t, one)
+        reach = PublishedRadius(omega, floor, beta="one").reach(process, t, one)
         style = {"color": shade, "label": f"$\\omega$ = {omega:g}"}
-        state.plot(t, sigma * r, **style)
-        radius.plot(t, r, **style)
-        factor.plot(t, weight(r, r), **style)
-    dress(state, "timestep t", "state units", "Reach of the push, $\\sigma_t\\, r(t)$")
-    dress(radius, "timestep t", "noise units", "Radius $r(t) = \\sigma_t^{\\,\\omega}$ + floor")
-    dress(factor, "timestep t", "", f"Weight $\\lambda_t = {weight.lam:g}\\sqrt{{3}}\\,/\\,r(t)$", log="y")
+        state.plot(t, sigma * reach.r, **style)
+        radius.plot(t, reach.r, **style)
+        factor.plot(t, weight(reach, one), **style)
+    dress(state, "timestep t", "state units", "Reach of the push, $\\sigma_t\\, r_1(t)$")
+    dress(radius, "timestep t", "noise units", "Radius $r_1(t) = \\sigma_t^{\\,\\omega}$ + floor")
+    dress(
+        factor,
+        "timestep t",
+        "",
+        f"Weight $\\lambda_t = {weight.lam:g}\\sqrt{{3}}\\,/\\,\\sigma_t^{{\\,\\omega}}$",
+        log="y",
+    )
     legend(state)
     return figure
 

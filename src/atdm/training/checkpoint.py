@@ -37,6 +37,7 @@ from ..files import (
     seal,
 )
 from .config import ObjectiveConfig, TrainConfig
+from .versions import in_todays_words
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,7 +67,7 @@ def write_config(run: Path, config: dict[str, Any]) -> None:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The configuration of a run folder; options that were not there yet when it was written have their defaults.
+    """The configuration of a run folder, in today's words; options that were not there yet when it was written have their defaults.
 
     Raises:
         UserError: the folder is not a run, or its configuration is damaged.
@@ -80,7 +81,11 @@ def read_config(run: Path) -> dict[str, Any]:
         if wrong := misfit(values, {k: kinds_of(h) for k, h in get_type_hints(kind).items() if k in values}):
             raise UserError(f"Cannot read {file}: {wrong}. Expected {written}.")
     defaults = TrainConfig().as_dict()
-    return {**defaults, **stored, "objective": {**defaults["objective"], **stored.get("objective", {})}}
+    return {
+        **defaults,
+        **stored,
+        "objective": {**defaults["objective"], **in_todays_words(stored.get("objective", {}))},
+    }
 
 
 def latest(run: Path) -> Path | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError, unknown
+from .versions import RENAMED, in_todays_words, require_version
 
 # Builders are annotated with Any: the option parser resolves annotations, and importing torch for --help is slow.
 
@@ -79,8 +80,10 @@ class ObjectiveConfig:
         name: auto (robust_adv with gate and strength chosen from the data; auto:k=5 pushes harder), ddpm, robust_rand, robust_adv, inv_rand or
             inv_adv; or a rival with its constants, which like auto takes none of the options below:
             input_perturbation:gamma=0.1, pseudo_huber:c=0.1, ambient, ambient_blind, sure or free:radius=0.1.
-        radius: how far to push, in noise units: published:omega=2,floor=8/255,beta=uniform or constant:r=1.
-        weight: how much it counts: published:lam=0.3, relative:k=5 or constant:value=1.
+        radius: how far to push, in noise units: published:omega=2,floor=8/255,beta=uniform,beta_min=0, floored (its bias as
+            a least radius) or constant:r=1.
+        weight: how much it counts: published:lam=0.3, over_radius:lam=0.3 (the bias inside the weight), over_variance:lam=0.3,
+            relative:k=5 or constant:value=1.
         norm: ball of the push.
         steps: ascent steps of the attack (1: FGSM with random start, more: PGD).
         kappa: step length in radii; inf takes full steps (with l2: power iterations).
@@ -89,6 +92,7 @@ class ObjectiveConfig:
         detach_target: stop the gradient through the clean prediction in the target.
         every: push in one of so many steps, with so many times the weight.
         start: share of the training before the first push, or before a rival's own loss; 0.5 makes the first half ddpm's.
+        version: of the meaning of these options; before 2, which files did not say, the weight published was over_radius.
     """
 
     name: str = "robust_adv"
@@ -102,6 +106,7 @@ class ObjectiveConfig:
     detach_target: bool = False
     every: int = 1
     start: float = 0.0
+    version: Literal[2] = 2
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < 1:
@@ -322,8 +327,10 @@ class TrainConfig:
         for key, value in _flat(self.as_dict()).items():
             before = _flat(stored).get(key, defaults[key])
             if key not in free and before != value:
+                renamed = key == "objective.weight" and before == in_todays_words({"weight": value})["weight"]
+                hint = f" {RENAMED}; --objective.weight {before} goes on with the run." if renamed else ""
                 raise UserError(
-                    f"{where} belongs to another configuration: its {key} is {before}, this one's is {value}. "
+                    f"{where} belongs to another configuration: its {key} is {before}, this one's is {value}.{hint} "
                     "Expected the same options, or another --out."
                 )
 
@@ -348,6 +355,7 @@ def recipe(name: str) -> TrainConfig:
     import yaml
 
     values = yaml.safe_load(recipe_file(name).read_text())
+    require_version(values, f"The recipe {name}")
     return TrainConfig(**{**values, "objective": ObjectiveConfig(**values.get("objective", {}))})
 
 

@@ -20,6 +20,7 @@ from ..files import atomic, read_json
 from ..metrics import metric, read_rows
 from ..nets import count_parameters, item_shape, weights_hash
 from . import checkpoint
+from .versions import in_todays_words
 
 WEIGHTS = ("ema", "raw")
 NOT_PROVENANCE = ("metric", "value")
@@ -200,7 +201,9 @@ def _lead(config: Mapping[str, Any], images: bool) -> str:
 def _chosen(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the objective; of ``auto`` what it chose."""
     path = run / "objective.json"
-    return read_json(path, {"name": str}, "what atdm train wrote") if path.is_file() else config["objective"]
+    if not path.is_file():
+        return config["objective"]
+    return in_todays_words(read_json(path, {"name": str}, "what atdm train wrote"))
 
 
 def _objective(options: Mapping[str, Any]) -> str:

@@ -137,6 +137,7 @@ class Step:
                 "radius": terms.radius[chosen].mean().item(),
                 "delta_rms": terms.delta_rms[chosen].mean().item(),
                 "weight": terms.weight[chosen].mean().item(),
+                "weight_max": terms.weight[chosen].max().item(),
             }
         for q in range(4):
             rows = quartile == q
