@@ -224,7 +224,13 @@ def _options(parser) -> list[str]:
 
 def _row(parser, action) -> str:
     kind = getattr(action, "_typehint", None) or action.type
-    kind = "flag" if action.nargs == 0 else re.sub(r"typing\.|<class '|'>", "", str(kind or "str"))
+    kind = (
+        "flag"
+        if action.nargs == 0
+        else re.sub(r"typing\.|<class '|'>", "", str(kind or "str"))
+        .replace(" | None", " or null")
+        .replace(" | ", " or ")
+    )
     default = ""
     if action.option_strings and not action.required and action.default != "==SUPPRESS==":
         default = json.dumps(action.default, default=str)
