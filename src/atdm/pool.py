@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from multiprocessing import connection
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -17,7 +17,9 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 
 Tell = Callable[[float], None]
-Progress = tuple[float, float, str]  # done and all, in rough seconds of one core; what is under way
+Progress = Callable[
+    [float, float, str], None
+]  # hears done and all, in rough seconds of one core, and what is under way
 
 
 @runtime_checkable
@@ -49,21 +51,19 @@ def workers(jobs: int) -> int:
 
 
 def work_through(
-    work: Callable[[J, Tell], R], jobs: Sequence[J], name: Callable[[J], str] = str
-) -> Generator[Progress, None, list[R]]:
-    """Do every job, yielding how far all of them are twice a second; the results are the generator's value.
-
-    >>> outcomes = yield from work_through(work, jobs)
+    work: Callable[[J, Tell], R], jobs: Sequence[J], progress: Progress = lambda done, total, label: None
+) -> list[R]:
+    """Do every job; the results, in the order of the jobs.
 
     Args:
         work: a function of a module, ``work(job, tell)``; it calls ``tell`` with the share that is done, and often.
-        name: what progress calls a job.
+        progress: hears twice a second how far all of them are.
 
     Raises:
         Exception: the first one that a job raises; the others are then stopped.
     """
     costs = [job.cost for job in jobs]
-    yield 0, sum(costs), "starting"
+    progress(0, sum(costs), "starting")
     if not jobs:
         return []
     many = workers(len(jobs))
@@ -82,8 +82,8 @@ def work_through(
             finished, waiting = wait(waiting, 0.5)
             for result in finished:
                 result.result()  # a failed job ends the run at once
-            busy = [name(job) for job, share in zip(jobs, shares, strict=False) if 0 < share < 1]
-            yield sum(c * s for c, s in zip(costs, shares, strict=False)), sum(costs), ", ".join(busy)
+            busy = [str(job) for job, share in zip(jobs, shares, strict=False) if 0 < share < 1]
+            progress(sum(c * s for c, s in zip(costs, shares, strict=False)), sum(costs), ", ".join(busy))
     finally:
         shares[-1] = 1.0
         pool.shutdown(wait=True, cancel_futures=True)

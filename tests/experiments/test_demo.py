@@ -43,7 +43,8 @@ def test_a_short_demo_ends_with_numbers_and_a_report(tmp_path, monkeypatch):
     chosen = [j for j in demo.jobs([0], 0.01, False) if (j.experiment, j.corruption) == ("plane", "outliers")]
     monkeypatch.setattr(demo, "jobs", lambda seeds, scale, thorough: chosen)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    told = list(demo.run(tmp_path / "demo", [0], 0.01))
+    told = []
+    demo.run(tmp_path / "demo", [0], 0.01, progress=lambda *step: told.append(step))
     done = [d for d, _, _ in told]
     assert done[0] == 0
     assert done == sorted(done)

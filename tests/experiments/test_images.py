@@ -40,12 +40,12 @@ def test_an_unknown_recipe_names_the_nearest():
 
 def test_every_set_and_condition_has_both_models_alike():
     todo = images.jobs("cpu", [0], None)
-    places = {(job.set, job.condition) for job in todo}
+    places = {(job.options["set"], job.condition) for job in todo}
     assert len(todo) == 2 * len(places)
     assert places == {(name, condition) for name in images.SETS for condition in images.CONDITIONS}
     by_place = {}
     for job in todo:
-        by_place.setdefault((job.set, job.condition), []).append(job.config)
+        by_place.setdefault((job.options["set"], job.condition), []).append(job.config)
     for plain, robust in by_place.values():
         assert plain.objective.name == "ddpm"
         assert robust.objective.name.startswith("auto:k=")
@@ -61,7 +61,7 @@ def test_a_folder_without_the_sets_is_refused(tmp_path):
 
 def test_a_smoke_run_writes_numbers_and_grids(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    list(reproduce.run("images", tmp_path / "out", "smoke"))
+    reproduce.run("images", tmp_path / "out", "smoke")
     found = json.loads((tmp_path / "out" / "images" / "numbers.json").read_text())
     assert {r["method"] for r in found["rows"]} >= {"ddpm", "robust_adv", "ddpm, stopped at 0.3", images.REAL}
     for row in found["rows"]:
@@ -73,7 +73,7 @@ def test_a_smoke_run_writes_numbers_and_grids(tmp_path, monkeypatch):
     assert isinstance(images.smoke(), TrainConfig)
     # What is there is not trained again.
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("state.safetensors")}
-    list(reproduce.run("images", tmp_path / "again", "smoke"))
+    reproduce.run("images", tmp_path / "again", "smoke")
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("state.safetensors")} == before
     again = json.loads((tmp_path / "again" / "images" / "numbers.json").read_text())
     values = [[(r["method"], r["noise_std"]) for r in n["rows"]] for n in (found, again)]

@@ -128,7 +128,7 @@ def test_auto_can_be_told_to_push_harder():
 
 def test_a_late_start_leaves_the_first_steps_to_ddpm(tmp_path):
     pushing = ObjectiveConfig(start=0.5)
-    assert TrainConfig(objective=pushing, steps=11).settings().regularize_from == 6
+    assert TrainConfig(objective=pushing, steps=11).regularize_from == 6
     steps = list(train(config(tmp_path, objective=pushing)))
     assert [bool(step.terms.pushed.any()) for step in steps] == [False] * 6 + [True] * 6
     whole = ObjectiveConfig().cost(Process.linear())

@@ -456,20 +456,20 @@ def test_what_cannot_be_known_is_refused(tmp_path, generator):
 
 
 def test_methods_to_compare_take_options():
-    harder, rival = (rivals.method_of(spec) for spec in ("auto:k=5", "pseudo_huber:c=0.2"))
-    assert (harder.label, harder.objective.name) == ("robust_adv auto:k=5", "auto:k=5")
-    assert (rival.label, rival.objective.name) == ("pseudo_huber:c=0.2",) * 2
+    harder, rival = (rivals.named(spec) for spec in ("auto:k=5", "pseudo_huber:c=0.2"))
+    assert harder == ("robust_adv auto:k=5", ObjectiveConfig("auto:k=5"))
+    assert rival == ("pseudo_huber:c=0.2", ObjectiveConfig("pseudo_huber:c=0.2"))
     for job in rivals.jobs("smoke", [0], "digits", ["auto:k=5"]):
-        assert job.method in (rivals.METHODS["ddpm"], harder)
+        assert (job.label, job.config.objective) in (rivals.named("ddpm"), harder)
     for wrong, said in (
         ("auto:gate=1", "no option 'gate'"),
         ("auto:k=-1", "positive"),
         ("autos", "Did you mean 'auto'"),
     ):
         with pytest.raises(UserError, match=said):
-            rivals.method_of(wrong)
+            rivals.named(wrong)
     with pytest.raises(UserError, match="one by one"):
-        rivals.method_of("robust_adv:gate=1")
+        rivals.named("robust_adv:gate=1")
 
 
 def test_auto_is_judged_in_both_numbers_at_once():
@@ -520,7 +520,7 @@ def test_what_lacks_less_than_the_spread_is_level():
 def test_every_method_learns_images_of_a_folder_as_they_are_or_on_a_subspace(tmp_path, prefix):
     save_samples(pictures(120, 8), tmp_path / "photos")
     jobs = rivals.jobs("smoke", [0], f"{prefix}{tmp_path}/photos")
-    assert {job.label for job in jobs} == {method.label for method in rivals.METHODS.values()}
+    assert {job.label for job in jobs} == {rivals.named(name)[0] for name in rivals.OBJECTIVES}
     assert {job.condition for job in jobs} >= {"clean", "90% noise 0.2"}
     outcomes = [rivals.work(job, lambda share: None) for job in jobs if job.condition != "clean"]
     rows = [row for outcome in outcomes for row in outcome.rows]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -287,6 +288,14 @@ def progress_bar(hidden: bool) -> Any:
     return Progress(
         *columns, TextColumn("{task.fields[note]}", markup=False), console=Console(stderr=True), disable=hidden
     )
+
+
+@contextmanager
+def jobs_bar(name: str, hidden: bool) -> Iterator[Callable[[float, float, str], None]]:
+    """What shows how far jobs are (:data:`atdm.pool.Progress`)."""
+    with progress_bar(hidden) as bar:
+        task = bar.add_task(name, total=None, note="")
+        yield lambda done, total, label: bar.update(task, completed=round(done), total=max(1, round(total)), note=label)
 
 
 def preparing(bar: Any) -> Any:

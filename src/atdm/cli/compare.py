@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .common import destination, make_parser, print_table, progress_bar
+from .common import destination, jobs_bar, make_parser, print_table
 
 
 def run(words: list[str]) -> int:
@@ -101,20 +101,13 @@ def _trained(given: Any, out: Path | None) -> int:
     if given.seeds < 1:
         raise UserError(f"seeds is {given.seeds}. Expected at least 1.")
     keep = destination(given.keep) if given.keep else None
-    methods = [*rivals.METHODS] if given.train == "all" else given.train.split(",")
+    methods = [*rivals.OBJECTIVES] if given.train == "all" else given.train.split(",")
     jobs = rivals.jobs(given.scale, range(given.seeds), given.data, methods, given.corrupt)
-    with progress_bar(given.json) as bar:
-        task = bar.add_task("compare", total=None, note="")
-        do = partial(stored.work, rivals.work, keep) if keep else rivals.work
-        steps = pool.work_through(do, jobs)
-        while True:
-            try:
-                done, total, label = next(steps)
-            except StopIteration as end:
-                found = rivals.findings(given.scale, end.value)
-                break
-            bar.update(task, completed=round(done), total=max(1, round(total)), note=label)
-    text = "\n\n".join([*map(markdown, found.tables), found.paragraph(given.scale)])
+    do = partial(stored.work, rivals.work, keep) if keep else rivals.work
+    with jobs_bar("compare", given.json) as progress:
+        found = rivals.findings(given.scale, pool.work_through(do, jobs, progress))
+    found.provenance = {"scale": given.scale}
+    text = "\n\n".join([*map(markdown, found.tables), found.paragraph()])
     if out:
         with atomic(out) as scratch:
             scratch.write_text(text)

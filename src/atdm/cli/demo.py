@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from ..errors import UserError
-from .common import destination, make_parser, print_table, progress_bar
+from .common import destination, jobs_bar, make_parser, print_table
 
 
 def run(words: list[str]) -> int:
@@ -27,10 +27,8 @@ def run(words: list[str]) -> int:
     from ..experiments import demo, demo_report
 
     seeds = range(given.seed, given.seed + given.seeds)
-    with progress_bar(given.json) as bar:
-        task = bar.add_task("demo", total=None, note="")
-        for done, total, label in demo.run(out, seeds, 0.1 if given.quick else 1.0, given.thorough):
-            bar.update(task, completed=round(done), total=round(total), note=label)
+    with jobs_bar("demo", given.json) as progress:
+        demo.run(out, seeds, 0.1 if given.quick else 1.0, given.thorough, progress)
     summary = json.loads((out / "summary.json").read_text())
     if given.json:
         print(json.dumps(summary))

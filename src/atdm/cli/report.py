@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any
 
 from ..errors import UserError
-from .common import add_reading, destination, make_parser, numbers, progress_bar, reading_of_data
+from .common import add_reading, destination, jobs_bar, make_parser, numbers, reading_of_data
 
 
 def run(words: list[str]) -> int:
@@ -41,14 +39,7 @@ def run(words: list[str]) -> int:
         **{name: given[name] for name in names},
     )
     todo = lab.jobs(given.model, plan, given.data, reading_of_data(given))
-    told: dict[str, Any] = {}
-
-    def work() -> Iterator[Any]:
-        told.update((yield from lab.run(todo, out)))
-
-    with progress_bar(given.json) as bar:
-        task = bar.add_task("report", total=None, note="")
-        for done, total, label in work():
-            bar.update(task, completed=round(done), total=max(1, round(total)), note=label)
+    with jobs_bar("report", given.json) as progress:
+        told = lab.run(todo, out, progress)
     print(json.dumps(told) if given.json else f"The report on {', '.join(told['models'])} is {out}.")
     return 0

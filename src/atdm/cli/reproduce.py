@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..errors import UserError, unknown
-from .common import destination, make_parser, progress_bar
+from .common import destination, jobs_bar, make_parser
 
 
 def run(words: list[str]) -> int:
@@ -62,19 +62,15 @@ def run(words: list[str]) -> int:
 
     from ..experiments.runner.reproduce import run as reproduce
 
-    out, numbers = destination(given.out), {}
+    out, numbers, seeds = destination(given.out), {}, range(given.seed, given.seed + given.seeds)
     for name in names:
         data = given.data if name in takers else None
-        with progress_bar(given.json) as bar:
-            task = bar.add_task(name, total=None, note="")
-            for done, total, label in reproduce(
-                name, out, given.scale, range(given.seed, given.seed + given.seeds), data
-            ):
-                bar.update(task, completed=round(done), total=max(1, round(total)), note=label)
+        with jobs_bar(name, given.json) as progress:
+            found = reproduce(name, out, given.scale, seeds, data, progress)
         folder = out / folder_of(name, data)
-        numbers[name] = json.loads((folder / "numbers.json").read_text())
+        numbers[name] = found.numbers()
         if not given.json:
-            print(f"{name}\n\n{(folder / 'paragraph.md').read_text()}")
+            print(f"{name}\n\n{found.paragraph()}")
             print(f"The report is {folder / 'report.html'}; figures and numbers.json are beside it.\n")
     if pages is not None:
         write_pages(out, pages)

@@ -58,7 +58,7 @@ def run(words: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(_named(words))
-    names = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "objective"]
+    names = [f.name for f in dataclasses.fields(TrainConfig) if f.init and f.name != "objective"]
     objective = given.objective
     objective = objective if isinstance(objective, ObjectiveConfig) else ObjectiveConfig(**vars(objective))
     if not any(word.startswith(("--objective.weight", "--objective.version")) for word in spell(words, parser)):

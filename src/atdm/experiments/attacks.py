@@ -14,8 +14,8 @@ from ..report import Row
 from ..spec import build
 from . import by_scale, digits, plane
 from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.jobs import DDPM, RECOMMENDED, Job, Trained, grid, published, recommended, train
 from .runner.rows import mean_over_seeds, number, row, table_of, values_of
-from .runner.training import DDPM, Job, Trained, published, recommended, train
 
 BUDGETS = (0.0, 0.01, 0.03, 0.1, 0.3)
 IMAGE_BUDGETS = (0.0, 0.001, 0.003, 0.01, 0.03)  # more dimensions to push in
@@ -39,24 +39,24 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     if scale == "smoke":
         exact |= {"budgets": (0.0, 0.1), "attack": "pgd:steps=2,norm=l2"}
     dirt = [plane.NOISE] if scale == "smoke" else [plane.CLEAN, plane.NOISE]
-    points = [DDPM, published("robust_adv"), recommended(**plane.GATED)]
-    images = [DDPM, published("robust_adv"), recommended(**digits.GATED)]
-    return [
-        Job(recipe, method, condition, spec, seed, options)
-        for seed in seeds
-        for recipe, condition, spec, methods, options in (
-            *((plane.recipe(scale), f"plane, {name}", spec, points, exact) for name, spec in dirt),
-            *([] if scale == "smoke" else [(digits.recipe(scale), IMAGES, digits.NOISE["noise 0.2"], images, moved)]),
-        )
-        for method in (methods[::2] if scale == "smoke" else methods)
-    ]
+    points = {"ddpm": DDPM, "robust_adv": published("robust_adv"), RECOMMENDED: recommended(**plane.GATED)}
+    images = points | {RECOMMENDED: recommended(**digits.GATED)}
+    if scale == "smoke":
+        del points["robust_adv"]
+    todo = []
+    for seed in seeds:
+        conditions = {f"plane, {name}": spec for name, spec in dirt}
+        todo += grid(plane.base(scale).but(options=exact), points, conditions, [seed])
+        if scale != "smoke":
+            todo += grid(digits.base(scale).but(options=moved), images, {IMAGES: digits.NOISE["noise 0.2"]}, [seed])
+    return todo
 
 
 def work(job: Job, tell: Tell) -> Outcome:
     """Train, attack at every budget, and doubt the attack; a defended model has its undefended twin trained beside it."""
     trained = train(job, part(tell, 0, 0.3))
     twin = job.label != "ddpm"
-    plain = train(dataclasses.replace(job, method=DDPM), part(tell, 0.3, 0.4)) if twin else None
+    plain = train(job.but(objective=DDPM), part(tell, 0.3, 0.4)) if twin else None
     reference, truth, options = trained.dataset.reference, trained.dataset.truth, job.options
     search: Search = build("attack", options["attack"], ATTACKS)
     victim = _victim(trained)
@@ -66,9 +66,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     total = len(searches) * len(sampling_seeds) * len(options["budgets"])
     for name, how in searches.items():
         found: list[Row] = []
-        for point in damage_curve(
-            victim, how, options["budgets"], sampling_seeds, reference, truth, job.recipe.features
-        ):
+        for point in damage_curve(victim, how, options["budgets"], sampling_seeds, reference, truth, job.features):
             found.append(point.row)
             attacked.append(point.row)
             about = {"attack": name, "goal": options["goal"], "sampler": "ddim", "steps": options["steps"]}
@@ -89,7 +87,7 @@ def _victim(trained: Trained) -> Victim:
     options = trained.job.options
     reference, truth = trained.dataset.reference, trained.dataset.truth
     goal = build("objective of an attack", options["goal"], GOALS).fit(reference, truth)
-    sampling = Sampling("ddim", options["steps"], clip_sample=trained.job.recipe.clip_sample)
+    sampling = dataclasses.replace(trained.sampling, sampler="ddim", steps=options["steps"])
     return Victim(trained.net, trained.process, trained.dataset.item_shape, goal, options["n"], sampling=sampling)
 
 

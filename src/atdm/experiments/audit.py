@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -19,9 +19,11 @@ from ..data.source import Source
 from ..metrics import content_hash
 from ..pool import Tell
 from ..report import Row, Table
+from ..training.config import TrainConfig
 from . import by_scale
 from .images import SETS, folder_below
 from .runner.findings import Claim, Findings, Outcome
+from .runner.jobs import Job
 from .runner.rows import cell, number, table_of, values_of
 
 SHARES, STDS = (0.3, 0.6, 0.9), (0.05, 0.1, 0.2)
@@ -36,46 +38,36 @@ OTHER = {  # dirt that is not Gaussian noise
 }
 
 
-@dataclass(frozen=True)
-class Job:
-    """One data set under all kinds of dirt.
-
-    Args:
-        set: what tables call it.
-        data: its spec.
-        items: used of it.
-        saved: the dirty images are saved with 8 bits first, which clips the noise.
-    """
-
-    set: str
-    data: str
-    items: int
-    image_size: int | None
-    seed: int
-    saved: bool
-    shares: Sequence[float] = SHARES
-    stds: Sequence[float] = STDS
-    other: Sequence[str] = field(default_factory=lambda: [*OTHER])
+@dataclass(frozen=True, kw_only=True)
+class Look(Job):
+    """An audit of a data set under all kinds of corruption, which trains nothing."""
 
     @property
     def cost(self) -> float:
         """Seconds on one core, roughly."""
-        pixels = self.items * (self.image_size or 8) ** 2 / 1e6
-        return (1 + len(self.shares) * len(self.stds) + len(self.other)) * (2 + 2.5 * pixels)
+        pixels = (self.config.limit or 0) * (self.config.image_size or 8) ** 2 / 1e6
+        options = self.options
+        return (1 + len(options["shares"]) * len(options["stds"]) + len(options["other"])) * (2 + 2.5 * pixels)
 
     def __str__(self) -> str:
-        return self.set + (", saved" if self.saved else "")
+        return self.condition + (", saved" if self.options["saved"] else "")
 
 
-def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
+def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Look]:
     """The digits, and with ``data``, a folder that holds ``cifar10``, ``celeba`` and ``bedroom``, these."""
-    few = by_scale(scale, {"shares": (0.6,), "stds": (0.2,), "other": ["outliers"]}, {}, {})
-    out = [Job("digits", "digits", by_scale(scale, 600, 1500, 1500), None, s, False, **few) for s in seeds]
+    every = {"shares": SHARES, "stds": STDS, "other": [*OTHER]}
+    few = by_scale(scale, {"shares": (0.6,), "stds": (0.2,), "other": ["outliers"]}, every, every)
+
+    def look(title: str, spec: str, items: int, side: int | None, seed: int, saved: bool) -> Look:
+        config = TrainConfig(out="", data=spec, limit=items, image_size=side, seed=seed)
+        return Look(config=config, samples=0, condition=title, options={**few, "saved": saved})
+
+    out = [look("digits", "digits", by_scale(scale, 600, 1500, 1500), None, seed, False) for seed in seeds]
     if data is not None and scale != "smoke":
         size = by_scale(scale, 8, 32, 64)
         for name, title in SETS.items():
             spec, side = str(folder_below(data, name)), 32 if name == "cifar10" else size
-            out += [Job(title, spec, 2000, side, s, saved) for s in seeds for saved in (False, True)]
+            out += [look(title, spec, 2000, side, seed, saved) for seed in seeds for saved in (False, True)]
     return out
 
 
@@ -84,18 +76,20 @@ def _clean(data: str, items: int, image_size: int | None, seed: int) -> Tensor:
     return load(data, seed=seed, limit=items, image_size=image_size).x
 
 
-def work(job: Job, tell: Tell) -> Outcome:
+def work(job: Look, tell: Tell) -> Outcome:
     """Audit the set under each kind of dirt."""
-    clean = _clean(job.data, job.items, job.image_size, job.seed)
-    specs = {"clean": "none"}
+    clean = _clean(job.config.data, job.config.limit, job.config.image_size, job.seed)
+    options, specs = job.options, {"clean": "none"}
     specs |= {
-        f"{share:.0%}, std {std:g}": f"gaussian:share={share},std={std}" for std in job.stds for share in job.shares
+        f"{share:.0%}, std {std:g}": f"gaussian:share={share},std={std}"
+        for std in options["stds"]
+        for share in options["shares"]
     }
-    specs |= {name: OTHER[name] for name in job.other if "patch" not in name or clean.shape[-1] > 12}
+    specs |= {name: OTHER[name] for name in options["other"] if "patch" not in name or clean.shape[-1] > 12}
     rows = []
     for done, (condition, spec) in enumerate(specs.items()):
         dirty, truth = corrupt(clean, spec, job.seed)
-        if job.saved:
+        if options["saved"]:
             dirty = ((dirty.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
         found = audit(Source(Floats(dirty)))
         hit = truth.dirty
@@ -128,11 +122,11 @@ def work(job: Job, tell: Tell) -> Outcome:
     return Outcome(job, rows)
 
 
-def _made(job: Job, spec: str, dirty: Tensor) -> dict[str, Any]:
+def _made(job: Look, spec: str, dirty: Tensor) -> dict[str, Any]:
     """How a row came about."""
     return {
         "items": len(dirty),
-        "reference": job.data,
+        "reference": job.config.data,
         "reference_hash": content_hash(dirty),
         "corrupt": spec,
         "item_shape": list(dirty.shape[1:]),

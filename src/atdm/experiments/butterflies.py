@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,78 +14,70 @@ from ..data.items import Floats
 from ..data.subspace import Subspace
 from ..metrics import psnr
 from ..pool import Tell, part
-from ..training.config import ObjectiveConfig, Settings
-from ..training.train import Step
+from ..training.config import ObjectiveConfig
 from . import BUTTERFLIES, by_scale
 from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
+from .runner.jobs import AUTO, DDPM, Job, Trained, ddpm_job, draw, grid, open_held_out, prepare, published, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
-from .runner.training import AUTO, DDPM, Job, Method, Recipe, Trained, draw, open_held_out, process_of, published, train
 
 GRAY = torch.tensor([0.299, 0.587, 0.114])  # of ITU-R BT.601
 CONDITIONS = {"clean": "none", "noise 0.1": "gaussian:share=0.9,std=0.1", "noise 0.2": "gaussian:share=0.9,std=0.2"}
 SHOWN = 12
 
 
-def recipe(scale: str, data: str | None) -> Recipe:
-    """Photos of few pixels, or digits in their place at scale smoke."""
+def base(scale: str, data: str | None) -> Job:
+    """Photos of few pixels, or digits in their place at scale smoke; their subspace, and looks at samples during training."""
     data = data or by_scale(scale, "digits", BUTTERFLIES, BUTTERFLIES)
     size = None if re.match(r"(digits|npz)\b", data) else by_scale(scale, 16, 28, 32)
-    net = by_scale(
-        scale, "mlp:width=64,skip=true", "mlp:width=256,depth=2,residual=true,skip=true", "cifar10:dropout=0"
-    )
-    settings = by_scale(
-        scale,
-        Settings(30, 32, warmup=5),
-        Settings(2000, 128, lr=3e-3, decay="cosine", ema=0.995),
-        Settings(60_000, 128, lr=2e-4, ema=0.9999),
-    )
-    return Recipe(
-        data,
-        net,
-        settings,
-        samples=by_scale(scale, 24, 400, 2000),
-        sampling_steps=by_scale(scale, 10, 250, 1000),
-        image_size=size,
-        features=by_scale(scale, "pca:directions=8", "pca:directions=16", "pca:directions=64+inception"),
-        clip_sample=scale == "paper",
-        step_seconds=0.012,
-    )
-
-
-def options(scale: str) -> dict[str, Any]:
-    """The subspace, and looks at samples during training."""
-    return {
+    net = "mlp:width=256,depth=2,residual=true,skip=true"
+    options = {
         "dimension": by_scale(scale, 8, 16, 64),
         "gray": scale != "paper",
         "looks": by_scale(scale, 2, 5, 12),
         "look_steps": by_scale(scale, 5, 50, 100),
     }
+    return by_scale(
+        scale,
+        ddpm_job(data, "mlp:width=64,skip=true", 30, 32, 24, 10, warmup=5),
+        ddpm_job(data, net, 2000, 128, 400, 250, lr=3e-3, decay="cosine", ema=0.995),
+        ddpm_job(data, "cifar10:dropout=0", 60_000, 128, 2000, 1000, lr=2e-4, ema=0.9999),
+    ).but(
+        image_size=size,
+        features=by_scale(scale, "pca:directions=8", "pca:directions=16", "pca:directions=64+inception"),
+        step_seconds=0.012,
+        options=options,
+    )
 
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """Every method on clean and noisy photos; invariance at two strengths."""
-    harder = Method("robust_adv auto, k 5", ObjectiveConfig("auto:k=5"))
-    everything = [
-        DDPM,
-        published("robust_rand"),
-        published("robust_adv"),
-        AUTO,
-        harder,
-        published("inv_adv", 0.3, "inv_adv, lambda 0.3"),
-        published("inv_adv", 0.03, "inv_adv, lambda 0.03"),
-    ]
-    few = [DDPM, published("robust_adv"), AUTO, harder]
-    plans = by_scale(
+    harder, weak = "robust_adv auto, k 5", "inv_adv, lambda 0.03"
+    everything = {
+        "ddpm": DDPM,
+        "robust_rand": published("robust_rand"),
+        "robust_adv": published("robust_adv"),
+        AUTO: ObjectiveConfig("auto"),
+        harder: ObjectiveConfig("auto:k=5"),
+        "inv_adv, lambda 0.3": published("inv_adv", 0.3),
+        weak: published("inv_adv", 0.03),
+    }
+    few = ["ddpm", "robust_adv", AUTO, harder]
+    plans: dict[str, list[str]] = by_scale(
         scale,
-        {"noise 0.1": [DDPM, AUTO, everything[-1]]},
-        {"clean": few, "noise 0.1": everything, "noise 0.2": few},
-        dict.fromkeys(CONDITIONS, everything),
+        {"noise 0.1": ["ddpm", AUTO, weak]},
+        {"clean": few, "noise 0.1": [*everything], "noise 0.2": few},
+        {condition: [*everything] for condition in CONDITIONS},
     )
     return [
-        Job(recipe(scale, data), method, condition, CONDITIONS[condition], seed, options(scale))
+        job
         for seed in seeds
-        for condition, methods in plans.items()
-        for method in methods
+        for condition, labels in plans.items()
+        for job in grid(
+            base(scale, data),
+            {label: everything[label] for label in labels},
+            {condition: CONDITIONS[condition]},
+            [seed],
+        )
     ]
 
 
@@ -103,24 +94,24 @@ def linearized(job: Job) -> Dataset:
 
 def work(job: Job, tell: Tell) -> Outcome:
     """Train, looking at samples now and then; sample and measure."""
-    dataset = linearized(job)
-    looks = job.options["looks"]
-    at = {max(1, round(job.settings.steps * (i + 1) / looks)) for i in range(looks)}
+    parts = prepare(job, linearized(job))
+    dataset, looks = parts.dataset, job.options["looks"]
+    at = {max(1, round(job.config.steps * (i + 1) / looks)) for i in range(looks)}
+    few = min(100, job.samples)
     curve: list[tuple[int, float, float]] = []
 
-    def watch(step: Step) -> None:
-        if step.index in at:
-            trained = Trained(job, step.state.ema, process_of(job), dataset, dataset.x, 0.0)
-            samples = draw(trained, n=min(100, job.recipe.samples), steps=job.options["look_steps"])
-            curve.append((step.index, dataset.truth.residual_rms(samples), quality(dataset.truth, samples)))
+    def watch(trained: Trained, step: int) -> None:
+        if step in at:
+            samples = draw(trained, n=few, steps=job.options["look_steps"])
+            curve.append((step, dataset.truth.residual_rms(samples), quality(dataset.truth, samples)))
 
-    trained = train(job, part(tell, 0, 0.8), dataset, watch)
+    trained = train(job, part(tell, 0, 0.8), parts, watch)
     samples = draw(trained, part(tell, 0.8, 1))
     values = evaluate(trained, samples) | {"psnr": quality(dataset.truth, samples)}
     rows = [row(trained, samples, values)]
     rows += [
         row(trained, None, {"step": s, "look_off_support_rms": e, "look_psnr": q}, checkpoint=None, sampler="ddpm",
-            steps=job.options["look_steps"], samples=min(100, job.recipe.samples), training_steps=s)
+            steps=job.options["look_steps"], samples=few, training_steps=s)
         for s, e, q in curve
     ]  # fmt: skip
     tensors = {"curve": curve, "samples": samples[:SHOWN], "clean": dataset.x[:SHOWN], "dirty": trained.dirty[:SHOWN]}

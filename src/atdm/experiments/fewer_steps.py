@@ -9,8 +9,8 @@ from ..plot import panels as pictures
 from ..pool import Tell, part
 from . import by_scale, digits
 from .runner.findings import Claim, Findings, Outcome
+from .runner.jobs import DDPM, RECOMMENDED, Job, draw, grid, published, recommended, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
-from .runner.training import DDPM, Job, draw, published, recommended, train
 
 STEPS = (1000, 500, 300, 100, 50, 20, 10)
 SAMPLERS = ("ddpm", "ddim")
@@ -20,18 +20,12 @@ FEW = 20
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """ddpm and robust_adv, on clean images and on noisy ones."""
-    methods = [DDPM, published("robust_adv"), recommended(**digits.GATED)]
+    objectives = {"ddpm": DDPM, "robust_adv": published("robust_adv"), RECOMMENDED: recommended(**digits.GATED)}
     dirt = {"clean": "none", "noise 0.2": digits.NOISE["noise 0.2"]}
     if scale == "smoke":
-        methods, dirt = [methods[0], methods[2]], {"clean": "none"}
+        del objectives["robust_adv"], dirt["noise 0.2"]
     options = {"steps": by_scale(scale, (20, 10), STEPS, STEPS)}
-    recipe = digits.recipe(scale, samples=400)
-    return [
-        Job(recipe, m, condition, spec, seed, options)
-        for seed in seeds
-        for condition, spec in dirt.items()
-        for m in methods
-    ]
+    return grid(digits.base(scale, samples=400).but(options=options), objectives, dirt, seeds)
 
 
 def work(job: Job, tell: Tell) -> Outcome:

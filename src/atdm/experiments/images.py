@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,15 @@ import torch
 from torch import Tensor
 
 from .. import metrics, plot
-from ..data import load
-from ..diffusion.sampling import sample_stops
-from ..diffusion.schedulers import build_scheduler
 from ..diffusion.steps import Sampling
 from ..errors import UserError
-from ..nets import weights_hash
 from ..pool import Tell, part
 from ..report import Row
-from ..training import run as runs
-from ..training.checkpoint import load_pipeline
 from ..training.config import ObjectiveConfig, TrainConfig, recipe
-from ..training.parts import build
 from . import by_scale
 from .runner.findings import Claim, Findings, Outcome, at_most
-from .runner.rows import mean_over_seeds, table_of, values_of
+from .runner.jobs import Job, draw_stops, prepare, train
+from .runner.rows import mean_over_seeds, row, table_of, values_of
 
 SETS = {"cifar10": "CIFAR-10", "celeba": "CelebA", "bedroom": "bedrooms"}
 CONDITIONS = {
@@ -49,50 +44,20 @@ PUBLISHED_FID = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One run.
-
-    Args:
-        config: of the training.
-        samples, steps: drawn from it with ``sampler``.
-        features: feature spaces to measure in, beside one that is trained on the held-out images of the set.
-        own_steps: of that training.
-    """
-
-    config: TrainConfig
-    set: str
-    condition: str
-    method: str
-    seed: int
-    samples: int
-    sampler: str
-    steps: int
-    features: str
-    own_steps: int
-
-    @property
-    def cost(self) -> float:
-        """Seconds on one core, roughly."""
-        if self.config.data == "digits":
-            return 2.0
-        return 80 + 0.3 * self.config.steps * (1.0 if self.method == "ddpm" else 1.2)
-
-    def __str__(self) -> str:
-        return f"{SETS[self.set]}, {self.condition}, {self.method}"
-
-
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """ddpm and robust_adv on every set and condition.
 
     Args:
         data: a folder that holds ``cifar10``, ``celeba`` and ``bedroom``, instead of what the recipes name.
     """
-    samples = by_scale(scale, 32, 1000, 10_000)
-    sampler, steps = by_scale(scale, ("ddpm", 5), ("sde-dpm-solver++", 50), ("ddpm", 1000))
-    # Distances among the features of a network take longer than all else at scale smoke.
-    features = by_scale(scale, "patches", "pixels+efficientnet-lite", "patches+inception")
-    own_steps = by_scale(scale, 5, 300, 300)
+    job = partial(
+        Job,
+        samples=by_scale(scale, 32, 1000, 10_000),
+        sampling=by_scale(scale, Sampling("ddpm", 5), Sampling("sde-dpm-solver++", 50), Sampling("ddpm", 1000)),
+        # Distances among the features of a network take longer than all else at scale smoke.
+        features=by_scale(scale, "patches", "pixels+efficientnet-lite", "patches+inception"),
+        step_seconds=by_scale(scale, 0.003, 0.25, 0.25),
+    )
     todo = []
     for seed in seeds:
         for condition, corrupt in list(CONDITIONS.items())[: 2 if scale == "smoke" else None]:
@@ -100,12 +65,12 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
                 base = smoke() if scale == "smoke" else recipe(by_scale(scale, "", f"{name}-cpu", name))
                 if data is not None and scale != "smoke":
                     base = dataclasses.replace(base, data=str(folder_below(data, name)))
-                for method, objective in {"ddpm": ObjectiveConfig("ddpm"), "robust_adv": base.objective}.items():
-                    out = f"runs/images-{scale}/{name}-{condition.replace(' ', '-')}-{method}-{seed}"
-                    config = dataclasses.replace(base, out=out, corrupt=corrupt, objective=objective, seed=seed)
-                    config = dataclasses.replace(config, metrics="none", sample_every=0)
-                    job = Job(config, name, condition, method, seed, samples, sampler, steps, features, own_steps)
-                    todo.append(job)
+                for label, objective in {"ddpm": ObjectiveConfig("ddpm"), "robust_adv": base.objective}.items():
+                    out = f"runs/images-{scale}/{name}-{condition.replace(' ', '-')}-{label}-{seed}"
+                    own: dict[str, Any] = {"out": out, "corrupt": corrupt, "objective": objective, "seed": seed}
+                    config = dataclasses.replace(base, **own, metrics="none", sample_every=0)
+                    options = {"set": name, "own_steps": by_scale(scale, 5, 300, 300)}
+                    todo.append(job(config=config, label=label, condition=condition, options=options))
     return todo
 
 
@@ -125,75 +90,45 @@ def folder_below(data: str, name: str) -> Path:
 
 
 def work(job: Job, tell: Tell) -> Outcome:
-    """Train or go on, sample once, and measure the samples and what stopping earlier would have returned."""
-    dataset = load(job.config.data, **job.config.reading())
-    reference = dataset.reference
+    """Train or go on, sample once, and measure the samples and what stopping earlier would have returned.
+
+    Beside the feature spaces of the job stands one that is trained on the held-out images of the set.
+    """
+    parts = prepare(job)
+    reference = parts.dataset.reference
     # What is missing is told before the training.
     spaces = [own_features(job, reference), *metrics.require(job.features)]
-    training = part(tell, 0, 0.75)
-    for step in runs.train(job.config):
-        if step.index % 5 == 0:
-            training(step.index / job.config.steps)
-    net, process, clip = load_pipeline(job.config.out)
-    clip = clip and "clip_sample" in build_scheduler(job.sampler, process).config
-    how = Sampling(job.sampler, job.steps, clip_sample=clip)
-    stops = [None, *STOPS]
-    sampling = part(tell, 0.75, 0.9)
-    every = sample_stops(
-        net,
-        process,
-        job.samples,
-        dataset.item_shape,
-        how,
-        stops=stops,
-        batch_size=256,
-        seed=job.seed,
-        progress=lambda done, total: sampling(done / total),
-    )
-    drawn = dict(zip(stops, every, strict=True))
-    head = {"set": job.set, "condition": job.condition, "seed": job.seed}
-    head |= {"reference": job.config.data, "reference_hash": metrics.content_hash(reference)}
-    head |= {"reference_items": len(reference)}
-    made = {
-        "checkpoint": weights_hash(net),
-        "weights": "ema",
-        "objective": dataclasses.asdict(job.config.objective),
-        "training_steps": job.config.steps,
-        "net": job.config.net,
-        "corrupt": job.config.corrupt,
-        "sampler": job.sampler,
-        "steps": job.steps,
-        "clip_sample": clip,
-    }
+    trained = train(job, part(tell, 0, 0.75), parts)
+    drawn = dict(zip((None, *STOPS), draw_stops(trained, part(tell, 0.75, 0.9), [None, *STOPS]), strict=True))
 
     def measured(x: Tensor, spaces: list[metrics.Features]) -> Row:
-        scores = metrics.measure(x, reference, dataset.truth, spaces, seed=job.seed)
+        scores = metrics.measure(x, reference, parts.dataset.truth, spaces, seed=job.seed)
         features = {s.features: s.features_hash for s in scores if s.features}
-        return {s.metric: s.value for s in scores} | {"samples": len(x), "features": features}
+        return {"set": job.options["set"]} | {s.metric: s.value for s in scores} | {"features": features}
 
     rows: list[Row] = []
     for turn, (stop, x) in enumerate(drawn.items()):
-        label = job.method if stop is None else f"{job.method}, stopped at {stop:g}"
         # The last space, a network for larger images, takes longer than the sampling: it sees what was sampled to the end.
         values = measured(x, spaces if stop is None else spaces[:2])
-        stopped = dataclasses.replace(how, stop_ratio=stop)
-        made |= {"stop_ratio": stop, "last_ratio": stopped.last_ratio(process)}
-        rows.append(head | {"method": label} | values | made)
+        label = job.label if stop is None else f"{job.label}, stopped at {stop:g}"
+        rows.append(row(trained, x, values, stop_ratio=stop) | {"method": label})
         tell(0.9 + 0.1 * (turn + 1) / len(drawn))
-    if job.method == "ddpm" and job.condition == "clean":
-        some = torch.randperm(len(dataset.x), generator=torch.Generator().manual_seed(job.seed))[: job.samples]
-        rows.append(head | {"method": REAL} | dict.fromkeys(made) | measured(dataset.x[some], spaces))
-    dirty = build(job.config).source.first(16)
-    shown = {"clean": reference[:16], "training data": dirty, **{str(stop): x[:16] for stop, x in drawn.items()}}
+    if job.label == "ddpm" and job.condition == "clean":
+        x = parts.dataset.x
+        some = torch.randperm(len(x), generator=torch.Generator().manual_seed(job.seed))[: job.samples]
+        made = dict.fromkeys(("checkpoint", "weights", "sampler", "steps", "objective", "training_steps", "net"))
+        rows.append(row(trained, None, measured(x[some], spaces), samples=len(some), **made) | {"method": REAL})
+    shown = {"clean": reference[:16], "training data": trained.dirty[:16]}
+    shown |= {str(stop): x[:16] for stop, x in drawn.items()}
     return Outcome(job, rows, {name: x.clone() for name, x in shown.items()})
 
 
 def own_features(job: Job, images: Tensor) -> metrics.Features:
     """A small network of ``atdm features`` that knows the images of a set at their size; the first job of a set trains it."""
-    name = f"{job.set}-features-{metrics.content_hash(images)}.safetensors"
+    name = f"{job.options['set']}-features-{metrics.content_hash(images)}.safetensors"
     path = Path(job.config.out).with_name(name)
     if not path.exists():
-        for _ in metrics.small_file(path, images, job.config.data, job.own_steps):
+        for _ in metrics.small_file(path, images, job.config.data, job.options["own_steps"]):
             pass
     (space,) = metrics.require(f"small:file={path}")
     return space
@@ -253,12 +188,12 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         f"{rows[0]['last_ratio']:.2g}; averaged weights) against held-out clean images. Distances to clean data: lower is better; what {REAL} score in place of samples is the least to expect.",
     )
     figures = {
-        f"{o.job.set}-{o.job.condition}".replace(" ", "-"): (
-            f"{SETS[o.job.set]}, {o.job.condition}: clean images, training data, and samples of both models.",
+        f"{o.job.options['set']}-{o.job.condition}".replace(" ", "-"): (
+            f"{SETS[o.job.options['set']]}, {o.job.condition}: clean images, training data, and samples of both models.",
             plot.image_grids(_panels(outcomes, o), columns=4),
         )
         for o in outcomes
-        if o.job.method == "ddpm" and o.job.seed == outcomes[0].job.seed
+        if o.job.label == "ddpm" and o.job.seed == outcomes[0].job.seed
     }
     published = "; ".join(
         f"{SETS[name]} {condition}: ddpm {a}, robust_adv {b}" for (name, condition), (a, b) in PUBLISHED_FID.items()
@@ -281,9 +216,9 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
 def _pushes(outcomes: Sequence[Outcome]) -> str:
     """The objectives of the recipes, with the sets that have them."""
     sets: dict[str, list[str]] = {}
-    for job in (o.job for o in outcomes if o.job.method != "ddpm"):
+    for job in (o.job for o in outcomes if o.job.label != "ddpm"):
         named = sets.setdefault(job.config.objective.name, [])
-        named += [] if SETS[job.set] in named else [SETS[job.set]]
+        named += [] if SETS[job.options["set"]] in named else [SETS[job.options["set"]]]
     return ", ".join(f"{name} ({', '.join(named)})" for name, named in sets.items())
 
 
@@ -297,8 +232,8 @@ def _beats_stopping(rows: Sequence[Row], key: str, at: Mapping[str, Any], title:
 
 
 def _panels(outcomes: Sequence[Outcome], plain: Outcome) -> dict[str, Tensor]:
-    where = lambda o: (o.job.set, o.job.condition, o.job.seed)  # noqa: E731
-    robust = next(o for o in outcomes if where(o) == where(plain) and o.job.method == "robust_adv")
+    where = lambda o: (o.job.options["set"], o.job.condition, o.job.seed)  # noqa: E731
+    robust = next(o for o in outcomes if where(o) == where(plain) and o.job.label == "robust_adv")
     tensors = plain.tensors
     return {
         "clean": tensors["clean"],

@@ -9,17 +9,16 @@ from torch import Tensor
 
 from .. import plot
 from ..corruption import corrupt
-from ..data import Dataset
+from ..data import Dataset, load
 from ..data.items import Floats
 from ..metrics import Memorization, memorization
 from ..plot import panels as pictures
 from ..pool import Tell, part
 from ..report.lab import OTHER
-from ..training.config import Settings
 from . import by_scale, digits
 from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.jobs import DDPM, RECOMMENDED, Job, ddpm_job, draw, grid, prepare, published, recommended, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
-from .runner.training import DDPM, Job, Recipe, draw, open_data, published, recommended, train
 
 PAIRS = 6
 CONDITIONS = {"clean": "none", "noise 0.2": digits.NOISE["noise 0.2"]}
@@ -28,40 +27,34 @@ CONDITIONS = {"clean": "none", "noise 0.2": digits.NOISE["noise 0.2"]}
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """ddpm and robust_adv on training sets from one so small that ddpm copies it to one that it cannot copy."""
     spec = data or by_scale(scale, "digits", "digits", digits.CIFAR)
-    net = by_scale(scale, "mlp:width=32", "mlp:width=256,depth=3,residual=true,skip=true", "cifar10:dropout=0")
-    if scale == "cpu" and data is not None:
-        net = "tiny"
-    settings = by_scale(
+    net = "mlp:width=256,depth=3,residual=true,skip=true" if data is None else "tiny"
+    base = by_scale(
         scale,
-        Settings(30, 32, warmup=5),
-        Settings(4000, 64, lr=3e-3, decay="cosine", ema=0.995),
-        Settings(60_000, 128, lr=2e-4, ema=0.9999),
-    )
-    recipe = Recipe(
-        spec,
-        net,
-        settings,
-        samples=by_scale(scale, 32, 500, 5000),
-        sampling_steps=by_scale(scale, 10, 250, 1000),
-        features=by_scale(scale, "pixels", "pixels", "dinov2"),
-        clip_sample=not net.startswith("mlp"),
-        step_seconds=0.006,
-    )
+        ddpm_job(spec, "mlp:width=32", 30, 32, 32, 10, warmup=5),
+        ddpm_job(spec, net, 4000, 64, 500, 250, lr=3e-3, decay="cosine", ema=0.995),
+        ddpm_job(spec, "cifar10:dropout=0", 60_000, 128, 5000, 1000, lr=2e-4, ema=0.9999).but(features="dinov2"),
+    ).but(step_seconds=0.006)
     sizes = by_scale(scale, (40,), (100, 400, 1200), (2000, 10_000))
-    methods = [DDPM, published("robust_adv"), recommended(**digits.GATED)]
-    conditions = {"clean": "none"} if scale == "smoke" else CONDITIONS
+    objectives = {"ddpm": DDPM, "robust_adv": published("robust_adv"), RECOMMENDED: recommended(**digits.GATED)}
+    conditions = dict(CONDITIONS)
+    if scale == "smoke":
+        del objectives["robust_adv"], conditions["noise 0.2"]
     return [
-        Job(recipe, method, f"{condition}, {n} images", corruption, seed, {"train": n, "smallest": n == min(sizes)})
+        job
         for seed in seeds
         for n in sizes
-        for condition, corruption in conditions.items()
-        for method in (methods[::2] if scale == "smoke" else methods)
+        for job in grid(
+            base.but(options={"train": n, "smallest": n == min(sizes)}),
+            objectives,
+            {f"{condition}, {n} images": corrupt for condition, corrupt in conditions.items()},
+            [seed],
+        )
     ]
 
 
 def few(job: Job) -> tuple[Dataset, Tensor]:
     """The first images to train on, and of the others and those held out 2000: what an unseen image looks like."""
-    data, n = open_data(job), job.options["train"]
+    data, n = load(job.config.data, **job.config.reading()), job.options["train"]
     rest = data.x[n:] if data.test is None else torch.cat([data.x[n:], data.test])
     unseen = rest[:2000]
     return Dataset(Floats(data.x[:n]), data.kind, f"{data.spec}, first {n}", None, Floats(unseen)), unseen
@@ -70,10 +63,10 @@ def few(job: Job) -> tuple[Dataset, Tensor]:
 def work(job: Job, tell: Tell) -> Outcome:
     """Train on few images, sample, look for the nearest training image of each sample."""
     dataset, unseen = few(job)
-    trained = train(job, part(tell, 0, 0.85), dataset)
+    trained = train(job, part(tell, 0, 0.85), prepare(job, dataset))
     samples = draw(trained, part(tell, 0.85, 1))
-    unseen, _ = corrupt(unseen, job.corruption, job.seed + OTHER)
-    found = memorization(samples, trained.dirty, unseen, job.recipe.features)
+    unseen, _ = corrupt(unseen, job.config.corrupt, job.seed + OTHER)
+    found = memorization(samples, trained.dirty, unseen, job.features)
     numbers = {k: v for k, v in found.as_dict().items() if k not in ("samples", "held_out", "space")}
     about = {"memorization_features": found.space, "held_out": len(unseen), "training_items": len(dataset.items)}
     one = row(trained, samples, {**evaluate(trained, samples), **numbers}, **about)

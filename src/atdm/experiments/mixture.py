@@ -9,18 +9,17 @@ import torch
 from torch import Tensor
 
 from .. import plot
-from ..diffusion.process import Process
 from ..diffusion.sampling import sample
 from ..objective import Objective
 from ..objective.theory import optimum, shrinkage
 from ..plot import panels as pictures
 from ..pool import Tell, part
 from ..report import Row
-from ..training.config import ObjectiveConfig, Settings
+from ..training.config import ObjectiveConfig
 from . import by_scale
 from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.jobs import DDPM, RECOMMENDED, Job, ddpm_job, draw, grid, published, recommended, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
-from .runner.training import DDPM, Job, Method, Recipe, draw, published, recommended, train
 
 GAUSSIAN = ("one Gaussian", "mixture:modes=1,radius=0,std=0.5", "none")
 BALANCED = ("8 equal modes", "mixture:modes=8,std=0.1", "none")
@@ -31,36 +30,36 @@ KEPT = 0.2  # of its true mass: less, and a mode is lost
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """Every method on both mixtures; on one Gaussian, where the closed form is exact, a range of strengths."""
     push = ObjectiveConfig("robust_adv", "constant:r=1", "relative:k=1", norm="l2", kappa=math.inf)
-    gated = recommended(gate=0.3, k=5, r=3)
-    usual = [DDPM, published("robust_rand"), published("robust_adv"), gated]
-    strong = [
-        DDPM,
-        published("robust_rand", 3, "robust_rand, lambda 3"),
-        published("robust_adv"),
-        published("robust_adv", 3, "robust_adv, lambda 3"),
-        Method("robust_adv, relative k 1", push),
-        gated,
-    ]
+    usual = {"ddpm": DDPM, "robust_rand": published("robust_rand"), "robust_adv": published("robust_adv")}
+    gated = {RECOMMENDED: recommended(gate=0.3, k=5, r=3)}
+    strong = {
+        "ddpm": DDPM,
+        "robust_rand, lambda 3": published("robust_rand", 3),
+        "robust_adv": published("robust_adv"),
+        "robust_adv, lambda 3": published("robust_adv", 3),
+        "robust_adv, relative k 1": push,
+    }
+    few = {label: strong[label] for label in ("ddpm", "robust_adv, lambda 3")}
     plans = by_scale(
         scale,
-        [(GAUSSIAN, strong[:1] + strong[3:4]), (DIRTY, [DDPM, gated])],
-        [(GAUSSIAN, strong), (BALANCED, usual), (DIRTY, usual)],
-        [(GAUSSIAN, strong), (BALANCED, usual), (DIRTY, usual)],
+        [(GAUSSIAN, few), (DIRTY, {"ddpm": DDPM} | gated)],
+        *2 * [[(GAUSSIAN, strong | gated), (BALANCED, usual | gated), (DIRTY, usual | gated)]],
     )
     return [
-        Job(_recipe(scale, spec), method, condition, corruption, seed)
+        job
         for seed in seeds
-        for (condition, spec, corruption), methods in plans
-        for method in methods
+        for (condition, spec, corruption), objectives in plans
+        for job in grid(_base(scale, spec), objectives, {condition: corruption}, [seed])
     ]
 
 
-def _recipe(scale: str, spec: str) -> Recipe:
+def _base(scale: str, spec: str) -> Job:
+    net = "mlp:width=256,depth=4"
     return by_scale(
         scale,
-        Recipe(f"{spec},n=500", "mlp:width=32", Settings(40, 64, warmup=10), 200, 20),
-        Recipe(spec, "mlp", Settings(6000, 256, decay="cosine", ema=0.995), 4000, 1000),
-        Recipe(f"{spec},n=100000", "mlp:width=256,depth=4", Settings(40_000, 1024, decay="cosine"), 50_000, 1000),
+        ddpm_job(f"{spec},n=500", "mlp:width=32", 40, 64, 200, 20, warmup=10),
+        ddpm_job(spec, "mlp", 6000, 256, 4000, 1000, decay="cosine", ema=0.995),
+        ddpm_job(f"{spec},n=100000", net, 40_000, 1024, 50_000, 1000, decay="cosine"),
     )
 
 
@@ -89,9 +88,9 @@ def work(job: Job, tell: Tell) -> Outcome:
         "outside_modes": 1 - masses.sum().item(),
         "std_ratio": std_within(truth, samples) / std_within(truth, trained.dataset.reference),
     }
-    objective = job.method.build(Process.linear(), job.seed)
+    objective = trained.config.objective.build(trained.process, job.seed)
     if isinstance(objective, Objective):  # rivals have no closed form here
-        predicted = predicted_std(objective, truth.std, job.recipe.sampler, job.recipe.sampling_steps)
+        predicted = predicted_std(objective, truth.std, job.sampling.sampler, job.sampling.steps)
         values["predicted_std_ratio"] = predicted / truth.std
     return Outcome(job, [row(trained, samples, values)], {"samples": samples[:3000], "dirty": trained.dirty[:3000]})
 

@@ -12,8 +12,8 @@ from ..pool import Tell, part
 from ..spec import build
 from . import by_scale, plane
 from .runner.findings import Claim, Findings, Outcome, at_most
+from .runner.jobs import DDPM, RECOMMENDED, Job, draw, grid, recommended, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
-from .runner.training import DDPM, Job, draw, recommended, train
 
 WRITTEN = {
     "noise (epsilon)": "linear",
@@ -28,16 +28,18 @@ CONDITIONS = [plane.NOISE, plane.CLEAN]
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """ddpm and the recommended push with the same constants for every way to write the network."""
-    base = plane.recipe(scale)
-    written = {k: WRITTEN[k] for k in by_scale(scale, ["v", "rectified flow"], [*WRITTEN], [*WRITTEN])}
+    base, objectives = plane.base(scale), {"ddpm": DDPM, RECOMMENDED: recommended(**plane.GATED)}
     found = []
     for seed in seeds:
         for condition, corruption in by_scale(scale, CONDITIONS[:1], CONDITIONS, CONDITIONS):
-            for name, process in written.items():
-                sampler = default_sampler(build("process", process, PROCESSES), base.sampler)
-                recipe = dataclasses.replace(base, process=process, sampler=sampler)
-                for method in (DDPM, recommended(**plane.GATED)):
-                    found.append(Job(recipe, method, condition, corruption, seed, {"written": name}))
+            for name in by_scale(scale, ["v", "rectified flow"], [*WRITTEN], [*WRITTEN]):
+                sampler = default_sampler(build("process", WRITTEN[name], PROCESSES), base.sampling.sampler)
+                own = base.but(
+                    process=WRITTEN[name],
+                    sampling=dataclasses.replace(base.sampling, sampler=sampler),
+                    options={"written": name},
+                )
+                found += grid(own, objectives, {condition: corruption}, [seed])
     return found
 
 
@@ -45,7 +47,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     """Train, sample, measure."""
     trained = train(job, part(tell, 0, 0.8))
     samples = draw(trained, part(tell, 0.8, 1))
-    values = evaluate(trained, samples) | {"written": job.options["written"], "process": job.recipe.process}
+    values = evaluate(trained, samples) | {"written": job.options["written"], "process": job.config.process}
     return Outcome(job, [row(trained, samples, values)])
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..training.config import Settings
+from ..training.config import ObjectiveConfig
 from . import by_scale
-from .runner.training import DDPM, Method, Recipe, published, recommended
+from .runner.jobs import DDPM, RECOMMENDED, Job, ddpm_job, published, recommended
 
 OUTLIERS = ("10 % outliers", "outliers:share=0.1")
 NOISE = ("noise on 90 %", "gaussian:share=0.9,std=0.2")
@@ -19,17 +19,17 @@ def short(condition: str) -> str:
     return {OUTLIERS[0]: "outliers", NOISE[0]: "noise", CLEAN[0]: "clean"}[condition]
 
 
-def recipe(scale: str) -> Recipe:
+def base(scale: str) -> Job:
     """Points of a square patch of a tilted plane."""
     return by_scale(
         scale,
-        Recipe("plane:n=500", "mlp:width=32", Settings(40, 64, warmup=10), 200, 20),
-        Recipe("plane:n=10000", "mlp", Settings(4000, 256, decay="cosine", ema=0.995), 4000, 500),
-        Recipe("plane:n=100000", "mlp:width=256,depth=4", Settings(40_000, 1024, decay="cosine"), 20_000, 1000),
+        ddpm_job("plane:n=500", "mlp:width=32", 40, 64, 200, 20, warmup=10),
+        ddpm_job("plane:n=10000", "mlp", 4000, 256, 4000, 500, decay="cosine", ema=0.995),
+        ddpm_job("plane:n=100000", "mlp:width=256,depth=4", 40_000, 1024, 20_000, 1000, decay="cosine"),
     )
 
 
-def methods() -> list[Method]:
+def objectives() -> dict[str, ObjectiveConfig]:
     """The published comparison, and the recommended setting beside it."""
     names = ("inv_adv", "robust_rand", "robust_adv")
-    return [DDPM, *(published(name) for name in names), recommended(**GATED)]
+    return {"ddpm": DDPM, **{name: published(name) for name in names}, RECOMMENDED: recommended(**GATED)}

@@ -20,8 +20,8 @@ from ..pool import Tell, part
 from ..report import Row
 from . import by_scale, digits
 from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.jobs import DDPM, RECOMMENDED, Job, grid, recommended, train
 from .runner.rows import mean_over_seeds, number, row, table_of, values_of
-from .runner.training import DDPM, Job, recommended, train
 
 CONDITIONS = {"clean": "none", "noise 0.2": digits.NOISE["noise 0.2"]}
 NOISE = 0.3  # sigma_t/alpha_t that inputs are diffused to
@@ -33,7 +33,6 @@ SHOWN = 12
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """ddpm and robust_adv, trained on clean digits and on noisy ones; at the scale of the paper stronger attacks."""
-    recipe = digits.recipe("smoke" if scale == "smoke" else "cpu", steps=2500)
     options = {
         "images": by_scale(scale, 8, 200, 297),
         "radii": by_scale(scale, (MAIN,), (0.1, 0.2, MAIN, 0.5), (0.1, 0.2, MAIN, 0.4, 0.5)),
@@ -45,14 +44,9 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         "classifier_steps": by_scale(scale, 20, 400, 1000),
         "auto_steps": 100 if scale != "smoke" and find_spec("torchattacks") else 0,
     }
-    methods = [DDPM, recommended(**digits.GATED)]
+    base = digits.base("smoke" if scale == "smoke" else "cpu", steps=2500).but(options=options)
     conditions = {"clean": "none"} if scale == "smoke" else CONDITIONS
-    return [
-        Job(recipe, method, condition, corruption, seed, options)
-        for seed in seeds
-        for condition, corruption in conditions.items()
-        for method in methods
-    ]
+    return grid(base, {"ddpm": DDPM, RECOMMENDED: recommended(**digits.GATED)}, conditions, seeds)
 
 
 def labels(x: Tensor) -> Tensor:

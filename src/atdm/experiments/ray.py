@@ -13,8 +13,8 @@ from ..objective.perturb import PublishedRadius, PublishedWeight
 from ..pool import Tell
 from ..report import Row
 from .runner.findings import Claim, Findings, Outcome
+from .runner.jobs import Job
 from .runner.rows import number
-from .runner.training import Job
 
 OMEGAS = (0.5, 1.0, 2.0, 4.0)
 AT = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)

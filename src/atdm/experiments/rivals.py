@@ -8,42 +8,36 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from .. import plot
-from ..corruption import corrupt, parse_corruption
+from ..corruption import parse_corruption
 from ..diffusion.process import Process
+from ..diffusion.steps import Sampling
 from ..errors import unknown
 from ..objective.auto import GATE, STOP, quiet_std
 from ..plot import panels as pictures
 from ..pool import Tell, part
 from ..report import Row
 from ..spec import parse_spec
-from ..training.config import ObjectiveConfig, Settings
+from ..training.config import ObjectiveConfig
 from . import SUBSPACE, butterflies, by_scale, digits, plane
 from .runner.findings import Claim, Findings, Outcome
+from .runner.jobs import AUTO, DDPM, Job, ddpm_job, draw_stops, grid, open_held_out, prepare, published, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
-from .runner.training import AUTO, DDPM, Job, Method, Recipe, draw_stops, open_held_out, process_of, published, train
 
 SHARES, STDS = (0.3, 0.6, 0.9, 1.0), (0.05, 0.1, 0.2)
 STANDARD = (0.9, 0.2)  # where the shares and the stds cross
 STOPS = (0.3, 0.5)  # noise levels at which the sampling of ddpm is also stopped; what suits is not known without labels
 STOPPED = ", stopped "
 HALF = f"{STOPPED}at half its gate"
-METHODS = {
-    m.objective.name: m
-    for m in (
-        DDPM,
-        published("robust_rand"),
-        published("robust_adv"),
-        AUTO,
-        *(
-            Method(name, ObjectiveConfig(name))
-            for name in ("input_perturbation", "pseudo_huber", "free", "ambient", "ambient_blind", "sure")
-        ),
-    )
+RIVALS = ("input_perturbation", "pseudo_huber", "free", "ambient", "ambient_blind", "sure")
+OBJECTIVES = {
+    "ddpm": DDPM,
+    **{name: published(name) for name in ("robust_rand", "robust_adv")},
+    **{name: ObjectiveConfig(name) for name in ("auto", *RIVALS)},
 }
 TOLD = ("ambient", "sure")  # know the noise of every item
 IMAGES_ONLY = ("ambient_blind",)
@@ -77,116 +71,98 @@ def conditions(benchmark: str, scale: str) -> dict[str, str]:
     return {"clean": "none", **dict(noise(p, s) for p, s in chosen), **other}
 
 
-def recipe(benchmark: str, scale: str, data: str | None) -> Recipe:
+def base(benchmark: str, scale: str, data: str | None) -> Job:
     """Data, network and training of a benchmark."""
     if benchmark == "plane":
-        base = plane.recipe(scale)
-        return (
-            base
-            if scale != "cpu"
-            else dataclasses.replace(
-                base, settings=Settings(3000, 256, decay="cosine", ema=0.995), samples=2000, sampling_steps=250
-            )
-        )
-    if benchmark == PHOTOS:
-        return butterflies.recipe(scale, data)
-    if benchmark == IMAGES:
-        return photos(scale, data or "")
-    return digits.recipe(scale, steps=1500, samples=500, sampling_steps=125)
+        found = plane.base(scale)
+        found = found if scale != "cpu" else found.but(steps=3000, samples=2000, sampling=Sampling("ddpm", 250))
+    elif benchmark == PHOTOS:
+        found = butterflies.base(scale, data)
+    elif benchmark == IMAGES:
+        found = photos(scale, data or "").but(limit=by_scale(scale, 64, LIMIT, None))
+    else:
+        found = digits.base(scale, steps=1500, samples=500, sampling_steps=125)
+    return found.but(options={**found.options, "benchmark": benchmark})
 
 
-def photos(scale: str, data: str) -> Recipe:
+def photos(scale: str, data: str) -> Job:
     """Images as they are: at scale cpu 16x16 pixels and the network of ``recipes/cifar10-cpu.yaml``, which predicts v."""
+    net = "tiny:channels=16,multipliers=1-2-4,head_dim=64"
+    small = ddpm_job(data, net, 600, 32, 500, 25, lr=3e-3, warmup=100, decay="cosine", ema=0.99)
     return by_scale(
         scale,
-        Recipe(data, "mlp:width=16,depth=1", Settings(5, 8, warmup=2), 24, 5, image_size=8),
-        Recipe(
-            data,
-            "tiny:channels=16,multipliers=1-2-4,head_dim=64",
-            Settings(600, 32, lr=3e-3, warmup=100, decay="cosine", ema=0.99),
-            samples=500,
-            sampling_steps=25,
-            sampler="sde-dpm-solver++",
+        ddpm_job(data, "mlp:width=16,depth=1", 5, 8, 24, 5, warmup=2).but(image_size=8),
+        small.but(
+            sampling=Sampling("sde-dpm-solver++", 25),
             process="linear:prediction=v_prediction",
             image_size=16,
             step_seconds=0.075,
         ),
-        dataclasses.replace(digits.recipe("paper"), data=data, image_size=32),
+        digits.base("paper").but(data=data, image_size=32),
     )
-
-
-def options(benchmark: str, scale: str) -> dict[str, Any]:
-    """What a job of a benchmark knows beside its recipe."""
-    own = {PHOTOS: butterflies.options(scale), IMAGES: {"limit": by_scale(scale, 64, LIMIT, None)}}
-    return {"benchmark": benchmark} | own.get(benchmark, {})
 
 
 def jobs(
     scale: str,
     seeds: Sequence[int],
     data: str | None,
-    methods: Sequence[str] = tuple(METHODS),
+    objectives: Sequence[str] = tuple(OBJECTIVES),
     dirt: Sequence[str] = (),
 ) -> list[Job]:
-    """Every method under every condition.
+    """Every objective under every condition.
 
     Args:
         data: one of ``BENCHMARKS``; images, or ``subspace:`` and images to be projected onto a subspace; None: ``BENCHMARKS``.
-        methods: of ``METHODS``, with options of their own or without; ddpm, which the others are matched to, is always there.
+        objectives: of ``OBJECTIVES``, with options of their own or without; ddpm, which the others are matched to, is always
+            there.
         dirt: corruptions, instead of those of the benchmark; clean data are always there.
 
     Raises:
-        UserError: an unknown method or corruption.
+        UserError: an unknown objective or corruption.
     """
     for spec in dirt:
         parse_corruption(spec)
     own = {"clean": "none"} | {spec: spec for spec in dirt if spec != "none"}
-    chosen = [method_of(name) for name in dict.fromkeys(["ddpm", *methods])]
+    chosen = dict(named(name) for name in dict.fromkeys(["ddpm", *objectives]))
     benchmarks: Sequence[str] = by_scale(scale, BENCHMARKS[:1], BENCHMARKS, BENCHMARKS)
     if data:
         benchmarks = [data if data in BENCHMARKS else PHOTOS if data.startswith(SUBSPACE) else IMAGES]
         data = data.removeprefix(SUBSPACE)
-    return [
-        Job(recipe(benchmark, scale, data), method, condition, corruption, seed, options(benchmark, scale))
-        for seed in seeds
-        for benchmark in benchmarks
-        for condition, corruption in (own if dirt else conditions(benchmark, scale)).items()
-        for method in chosen
-        if not (benchmark == "plane" and parse_spec(method.objective.name)[0] in IMAGES_ONLY)
-    ]
+    todo = []
+    for seed in seeds:
+        for benchmark in benchmarks:
+            able = {k: o for k, o in chosen.items() if benchmark != "plane" or o.name.split(":")[0] not in IMAGES_ONLY}
+            todo += grid(base(benchmark, scale, data), able, own if dirt else conditions(benchmark, scale), [seed])
+    return todo
 
 
-def method_of(spec: str) -> Method:
-    """A method by name; ``auto`` and rivals take options, as in ``auto:k=5``.
+def named(spec: str) -> tuple[str, ObjectiveConfig]:
+    """What tables call an objective, and the objective; ``auto`` and rivals take options, as in ``auto:k=5``.
 
     Raises:
         UserError: an unknown name or option.
     """
     name, options = parse_spec(spec)
-    if name not in METHODS:
-        raise unknown("objective to compare", name, METHODS)
-    if not options:
-        return METHODS[name]
-    config = ObjectiveConfig(spec)
-    config.fitted(torch.eye(16)).build(Process.linear())  # refuses what is no option
-    return Method(spec.replace("auto", AUTO.label, 1) if config.automatic else spec, config)
+    if name not in OBJECTIVES:
+        raise unknown("objective to compare", name, OBJECTIVES)
+    objective = ObjectiveConfig(spec) if options else OBJECTIVES[name]
+    if options:
+        objective.fitted(torch.eye(16)).build(Process.linear())  # refuses what is no option
+    return spec.replace("auto", AUTO, 1) if objective.automatic else spec, objective
 
 
 def work(job: Job, tell: Tell) -> Outcome:
-    """Train with the compute of the recipe's ddpm steps, sample, measure; of ddpm and ``auto`` also what stopping early returns."""
-    dataset = butterflies.linearized(job) if job.options["benchmark"] == PHOTOS else open_held_out(job)
-    dirty, _ = corrupt(dataset.x, job.corruption, job.seed)
-    method = job.method.fitted(dirty)
-    cost = method.objective.cost(process_of(job))
-    steps = max(1, round(job.settings.steps / cost))
-    own = dataclasses.replace(job.recipe, settings=dataclasses.replace(job.recipe.settings, steps=steps))
-    trained = train(dataclasses.replace(job, method=method, recipe=own), part(tell, 0, 0.8), dataset)
+    """Train with the compute of the base's ddpm steps, sample, measure; of ddpm and ``auto`` also what stopping early returns."""
+    parts = prepare(job, butterflies.linearized(job) if job.options["benchmark"] == PHOTOS else open_held_out(job))
+    cost = parts.config.objective.cost(parts.objective.process)
+    config = dataclasses.replace(parts.config, steps=max(1, round(job.config.steps / cost)))
+    trained = train(job, part(tell, 0, 0.8), dataclasses.replace(parts, config=config))
     stops: dict[str, float | None] = {job.label: None}
     if job.label == "ddpm":
         stops |= {f"ddpm{STOPPED}at {stop:g}": stop for stop in STOPS}
-        stops |= {f"ddpm{STOPPED}by auto": max(GATE * quiet_std(dirty), 1e-6)}
-    elif job.method.objective.automatic:
-        stops |= {f"{job.label}{HALF}": max(STOP * (method.objective.gate or 0.0), 1e-6)}
+        stops |= {f"ddpm{STOPPED}by auto": max(GATE * quiet_std(trained.dirty), 1e-6)}
+    elif job.config.objective.automatic:
+        stops |= {f"{job.label}{HALF}": max(STOP * (config.objective.gate or 0.0), 1e-6)}
     rows = []
     drawn = draw_stops(trained, part(tell, 0.8, 1), [*stops.values()])
     for (label, stop), samples in zip(stops.items(), drawn, strict=True):
@@ -287,14 +263,14 @@ def words(key: str) -> str:
 
 def judged(rows: Sequence[Row], benchmark: str, dirt: str, distance: str) -> list[Claim]:
     """What the table says of ``auto``: on clean data, beside robust_adv as published, and beside every stop of ddpm."""
-    if AUTO.label not in values_of(rows, "method"):
+    if AUTO not in values_of(rows, "method"):
         return []
 
     def shown(method: str, condition: str) -> str:
         keys = (dirt, distance)
         return " / ".join(number(mean_over_seeds(rows, key, method=method, condition=condition)) for key in keys)
 
-    plain, ours = (mean_over_seeds(rows, distance, method=m, condition="clean") for m in ("ddpm", AUTO.label))
+    plain, ours = (mean_over_seeds(rows, distance, method=m, condition="clean") for m in ("ddpm", AUTO))
     claims = [
         Claim(
             f"{benchmark}, clean: auto is within 1.1 times ddpm's {words(distance)}",
@@ -302,7 +278,7 @@ def judged(rows: Sequence[Row], benchmark: str, dirt: str, distance: str) -> lis
             f"auto {number(ours)}, ddpm {number(plain)}: {number(ours / plain)} times",
         )
     ]
-    ways = {"auto": AUTO.label, "stopped": AUTO.label + HALF}
+    ways = {"auto": AUTO, "stopped": AUTO + HALF}
     for rival in [m for m in values_of(rows, "method") if m == "robust_adv" or m.startswith(f"ddpm{STOPPED}")]:
         places: dict[str, list[str]] = {"ahead": [], "level": [], "neither": [], "behind": []}
         for condition in [c for c in values_of(rows, "condition") if c != "clean"]:

@@ -16,8 +16,8 @@ from ..pool import Tell, part
 from ..report import Row
 from . import by_scale, plane
 from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.jobs import DDPM, RECOMMENDED, Job, Trained, grid, published, recommended, train
 from .runner.rows import mean_over_seeds, number, row, table_of
-from .runner.training import DDPM, Job, Trained, published, recommended, train
 from .smoothness import Smoothness, as_model, below, smoothness
 
 FIELD_T = 120  # sigma/alpha is about 0.4: the data's outline shows and the noise still matters
@@ -27,15 +27,10 @@ LATE = 0.5  # noise level below which the data's own directions are decided
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """ddpm and robust_adv on both kinds of dirt, and on clean data."""
-    methods = [DDPM, published("robust_adv"), recommended(**plane.GATED)]
+    objectives = {"ddpm": DDPM, "robust_adv": published("robust_adv"), RECOMMENDED: recommended(**plane.GATED)}
     dirt = [plane.OUTLIERS] if scale == "smoke" else [plane.OUTLIERS, plane.NOISE, plane.CLEAN]
     options = {"n": by_scale(scale, 16, 256, 2048)}
-    return [
-        Job(plane.recipe(scale), method, condition, spec, seed, options)
-        for seed in seeds
-        for condition, spec in dirt
-        for method in methods
-    ]
+    return grid(plane.base(scale).but(options=options), objectives, dict(dirt), seeds)
 
 
 def work(job: Job, tell: Tell) -> Outcome:
@@ -100,7 +95,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """Fields, errors over t, Jacobians along trajectories."""
     rows = [r for o in outcomes for r in o.rows]
     shown, process = first_seed(outcomes), Process.linear()
-    truth = load(shown[0].job.recipe.data).truth
+    truth = load(shown[0].job.config.data).truth
     ideal = field(lambda x, t: truth.score(x, process.alphas[FIELD_T].item(), process.sigmas[FIELD_T].item()), truth)
     summaries = [r for r in rows if "lyapunov" in r]
     conditions = list(dict.fromkeys(o.job.condition for o in shown))
@@ -137,7 +132,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
 
         plain = of("ddpm", "mean_score_error")
         true_gain = of("truth", "jacobian_gain_late")
-        for method in ("robust_adv", "robust_adv recommended"):
+        for method in ("robust_adv", RECOMMENDED):
             if condition != "clean":
                 claims.append(
                     Claim(

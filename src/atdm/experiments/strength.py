@@ -17,8 +17,8 @@ from ..pool import Tell, part
 from ..training.config import ObjectiveConfig
 from . import by_scale, digits
 from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.jobs import DDPM, RECOMMENDED, Job, draw, published, recommended, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of
-from .runner.training import AUTO, DDPM, Job, Method, draw, published, recommended, train
 
 STRONG = 3.0  # lambda of the sweeps of omega and floor: at 0.3 they would show little
 LATE = (0.5, 0.75, 0.9)  # share of the training after which the push begins
@@ -26,11 +26,11 @@ DIRTY, CLEAN = "noise 0.2", "clean"
 ON_CLEAN = ("lambda", "k", "auto")  # sweeps that are made on clean data, too
 
 
-def sweeps() -> dict[str, list[tuple[str, Method]]]:
-    """By the dial that is turned: the value as text, and the method."""
+def sweeps() -> dict[str, list[tuple[str, ObjectiveConfig]]]:
+    """By the dial that is turned: the value as text, and the objective."""
     base = digits.GATED
 
-    def gated(**own: Any) -> Method:
+    def gated(**own: Any) -> ObjectiveConfig:
         return recommended(**(base | own))
 
     return {
@@ -40,28 +40,22 @@ def sweeps() -> dict[str, list[tuple[str, Method]]]:
         "k": [(f"{k:g}", gated(k=k)) for k in (1, 2, 5, 15)],
         "radius": [(f"{r:g}", gated(r=r)) for r in (0.3, base["r"], 1, 3)],
         "gate": [(f"{g:g}", gated(gate=g)) for g in (0.1, 0.2, 0.4, 0.8)],
-        "every": [(f"{n}", changed(gated(), every=n)) for n in (1, 2, 4, 8)],
-        "auto": [(f"k {k:g}", Method(AUTO.label, ObjectiveConfig(f"auto:k={k:g}"))) for k in (K, 3, 5)],
+        "every": [(f"{n}", dataclasses.replace(gated(), every=n)) for n in (1, 2, 4, 8)],
+        "auto": [(f"k {k:g}", ObjectiveConfig(f"auto:k={k:g}")) for k in (K, 3, 5)],
     }
-
-
-def changed(method: Method, **own: Any) -> Method:
-    """The method with options of its objective changed."""
-    return Method(method.label, dataclasses.replace(method.objective, **own))
 
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """ddpm, and each setting once, however many sweeps go through it."""
-    recipe = digits.recipe(scale, steps=1500, samples=500, sampling_steps=125)
+    base = digits.base(scale, steps=1500, samples=500, sampling_steps=125)
     corruptions = {DIRTY: digits.NOISE[DIRTY], CLEAN: "none"}
     todo: dict[Any, Job] = {}
 
-    def add(name: str, sweep: str, value: str, method: Method, seed: int, condition: str = DIRTY) -> None:
-        key = (dataclasses.astuple(method.objective), condition, seed)
-        if key not in todo:
-            own = Method(name, method.objective)
-            todo[key] = Job(recipe, own, condition, corruptions[condition], seed, {"places": []})
-        todo[key].options["places"].append((sweep, value))
+    def add(label: str, place: tuple[str, str], objective: ObjectiveConfig, seed: int, condition: str = DIRTY) -> None:
+        config = {"objective": objective, "corrupt": corruptions[condition], "seed": seed}
+        new = base.but(label=label, condition=condition, options={"places": []}, **config)
+        job = todo.setdefault((dataclasses.astuple(objective), condition, seed), new)
+        job.options["places"].append(place)
 
     chosen = sweeps()
     if scale == "smoke":
@@ -69,21 +63,18 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     late = by_scale(scale, LATE[1:2], LATE, LATE)
     for seed in seeds:
         for condition in (DIRTY, CLEAN):
-            add("ddpm", "none", "", DDPM, seed, condition)
+            add("ddpm", ("none", ""), DDPM, seed, condition)
             for sweep, settings in chosen.items():
-                for value, method in settings if condition == DIRTY or sweep in ON_CLEAN else ():
-                    add(f"robust_adv, {sweep} {value}", sweep, value, method, seed, condition)
+                for value, objective in settings if condition == DIRTY or sweep in ON_CLEAN else ():
+                    add(f"robust_adv, {sweep} {value}", (sweep, value), objective, seed, condition)
         for share in late:
             last = f"{1 - share:.0%}"
             gated, strong = recommended(**digits.GATED), published("robust_adv", STRONG)
-            add(f"robust_adv recommended, last {last}", "late, recommended", last, changed(gated, start=share), seed)
-            add(
-                f"robust_adv, lambda {STRONG:g}, last {last}",
-                "late, published",
-                last,
-                changed(strong, start=share),
-                seed,
-            )
+            for label, sweep, objective in (
+                (RECOMMENDED, "late, recommended", gated),
+                (f"robust_adv, lambda {STRONG:g}", "late, published", strong),
+            ):
+                add(f"{label}, last {last}", (sweep, last), dataclasses.replace(objective, start=share), seed)
     return list(todo.values())
 
 
@@ -92,7 +83,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     trained = train(job, part(tell, 0, 0.9))
     samples = draw(trained, part(tell, 0.9, 1))
     values = evaluate(trained, samples)
-    values["cost"] = trained.job.method.objective.cost(trained.process)
+    values["cost"] = trained.config.objective.cost(trained.process)
     rows = [row(trained, samples, {**values, "sweep": sweep, "value": value}) for sweep, value in job.options["places"]]
     return Outcome(job, rows, {"samples": samples[:36], "dirty": trained.dirty[:36]})
 

@@ -12,8 +12,8 @@ from ..metrics import diverged_share
 from ..pool import Tell, part
 from . import plane
 from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
+from .runner.jobs import RECOMMENDED, Job, grid, paths, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
-from .runner.training import Job, paths, train
 
 FAR = 3.0  # times the largest clean coordinate: a sample beyond it left the data altogether
 SHOWN = 30  # noise levels at which trajectories are kept
@@ -22,18 +22,13 @@ SHOWN = 30  # noise levels at which trajectories are kept
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """Every method on both kinds of dirt."""
     dirt = [plane.OUTLIERS] if scale == "smoke" else [plane.OUTLIERS, plane.NOISE]
-    return [
-        Job(plane.recipe(scale), method, condition, spec, seed)
-        for seed in seeds
-        for condition, spec in dirt
-        for method in plane.methods()
-    ]
+    return grid(plane.base(scale), plane.objectives(), dict(dirt), seeds)
 
 
 def work(job: Job, tell: Tell) -> Outcome:
     """Train, then sample and keep the last part of the trajectories, from noise level 1.2 on."""
     trained = train(job, part(tell, 0, 0.8))
-    steps, total = job.recipe.sampling_steps, trained.process.steps
+    steps, total = job.sampling.steps, trained.process.steps
     late = [i for i in range(steps) if total - 1 - i * (total // steps) <= trained.process.timestep_at(1.2)]
     keep = late[:: max(1, len(late) // SHOWN)]
     drawn = paths(trained, part(tell, 0.8, 1), keep)
@@ -51,7 +46,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """Clouds, trajectories and how far from the plane they end."""
     rows = [r for o in outcomes for r in o.rows]
     shown = first_seed(outcomes)
-    truth = load(shown[0].job.recipe.data).truth
+    truth = load(shown[0].job.config.data).truth
     figures, claims = {}, []
     for condition in values_of(rows, "condition"):
         own, short = [o for o in shown if o.job.condition == condition], plane.short(condition)
@@ -99,10 +94,10 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             ),
             at_most(
                 f"{condition}: robust_adv with the recommended setting stays at 0.6 times ddpm's distance or less",
-                off("robust_adv recommended"),
+                off(RECOMMENDED),
                 plain,
                 0.6,
-                ("robust_adv recommended", "ddpm"),
+                (RECOMMENDED, "ddpm"),
             ),
             Claim(
                 f"{condition}: adversarial beats random at the published constants",

@@ -7,7 +7,7 @@ sampler, nearest training items, cost. :mod:`.lab_report` makes a page of the ou
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -319,16 +319,12 @@ def _training_seconds(log: Sequence[Mapping[str, float]], batch_size: int) -> fl
     return total or None
 
 
-def run(todo: Sequence[Job], out: Path) -> Generator[Progress, None, dict[str, Any]]:
-    """Do the jobs and write the page ``out``; the numbers on it are the generator's value.
-
-    Yields:
-        ``(done, all, label)``, done and all in rough seconds of one core.
+def run(todo: Sequence[Job], out: Path, progress: Progress) -> dict[str, Any]:
+    """Do the jobs and write the page ``out``; returns the numbers on it.
 
     Raises:
         UserError: something cannot be measured or written.
     """
     from . import sections as lab_report
 
-    outcomes = yield from work_through(work, todo)
-    return lab_report.write(outcomes, out)
+    return lab_report.write(work_through(work, todo, progress), out)

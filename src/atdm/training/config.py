@@ -19,16 +19,20 @@ class Settings:
     """How to optimize.
 
     Args:
-        steps: optimizer steps in all.
-        batch_size: samples per optimizer step, over all processes and accumulated micro-batches together.
+        steps: optimizer steps.
+        batch_size: samples per optimizer step, over all processes and micro-batches together.
         lr: peak learning rate of AdamW, reached after ``warmup`` steps and then constant or decayed to 0.
-        grad_clip: largest gradient norm (0: no clipping).
-        ema: decay of the exponential moving average of the weights; it grows to this value as (1 + step) / (10 + step).
+        warmup: steps of linear warm-up.
+        decay: learning rate after the warm-up.
+        weight_decay: AdamW's weight decay.
+        grad_clip: largest gradient norm; 0 does not clip.
+        ema: decay of the averaged weights; it grows to this value as (1 + step) / (10 + step).
         accumulate: micro-batches per optimizer step.
         regularize_from: first step with the regularizer; plain denoising before it.
-        channels_last: keep images and weights with the channels innermost.
-        compile: compile the network with ``torch.compile``; where that fails, say so and go on without.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        seed: seeds data, corruption, weights and training.
+        channels_last: keep images and weights with the channels innermost; faster convolutions on many devices.
+        compile: compile the network with torch.compile; where that fails, training says so and goes on without.
+        gradient_checkpointing: compute activations again in the backward pass: less memory, more time; U-Nets only.
     """
 
     steps: int = 4000
@@ -72,7 +76,7 @@ class Settings:
         return min(self.ema, (1 + step) / (10 + step))
 
 
-@dataclass
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """What the regularizer does.
 
@@ -181,12 +185,11 @@ def explain_auto(chosen: ObjectiveConfig) -> str:
     )
 
 
-@dataclass
-class TrainConfig:
-    """A training run.
+@dataclass(frozen=True)
+class DataConfig:
+    """What to learn from, and how it is read.
 
     Args:
-        out: run folder; training resumes when it holds a checkpoint of the same configuration.
         data: what to learn from: a toy (plane, mixture, moons, swiss_roll), digits, a folder of images, parquet or tar
             files, an .npz of atdm corrupt, hub:name=OWNER/NAME or torchvision:name=CIFAR10,root=PATH.
         corrupt: dirt to add, such as gaussian:share=0.9,std=0.2 or outliers:share=0.1; '+' composes.
@@ -198,6 +201,32 @@ class TrainConfig:
         cache: decode images once, into a file that is mapped; false keeps them in memory.
         max_pixels: an image of more counts as broken.
         workers: processes that prepare batches ahead; 0: none; null: what the device and the data need.
+        flip: mirror images at random.
+    """
+
+    data: str = "digits"
+    corrupt: str = "none"
+    corrupt_fresh: bool = False
+    image_size: int | None = None
+    crop: str = "center"
+    limit: int | None = None
+    skip_broken: bool = False
+    cache: bool = True
+    max_pixels: int = 178_956_970
+    workers: int | None = None
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"workers is {self.workers}. Expected an integer >= 0, or null.")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Settings, DataConfig):
+    """A training run: its data, how to optimize, and what is made of them.
+
+    Args:
+        out: run folder; training resumes when it holds a checkpoint of the same configuration.
         net: network, such as mlp:width=128, digits, tiny, cifar10 or celeba64; auto: mlp for vectors, tiny for images.
         init: start from this diffusers U-Net or pipeline (folder or Hub name) instead of a fresh network.
         vae: train on latents: encode the images once, after the corruption, by this frozen diffusers AutoencoderKL
@@ -205,21 +234,7 @@ class TrainConfig:
         process: forward process: linear, cosine, flow or edm, with options such as cosine:prediction=v_prediction (epsilon,
             sample, v_prediction, score, flow or edm), flow:shift=3 or edm:sigma_data=0.5.
         objective: what the regularizer does.
-        steps: optimizer steps.
-        batch_size: samples per optimizer step, over all processes and micro-batches together.
-        lr: peak learning rate of AdamW.
-        warmup: steps of linear warm-up.
-        decay: learning rate after the warm-up.
-        weight_decay: AdamW's weight decay.
-        grad_clip: largest gradient norm; 0 does not clip.
-        ema: decay of the averaged weights.
-        accumulate: micro-batches per optimizer step.
         precision: mixed precision.
-        flip: mirror images at random.
-        channels_last: keep images and weights with the channels innermost; faster convolutions on many devices.
-        compile: compile the network with torch.compile; where that fails, training says so and goes on without.
-        gradient_checkpointing: compute activations again in the backward pass: less memory, more time; U-Nets only.
-        seed: seeds data, corruption, weights and training.
         log_every: steps between log lines.
         save_every: steps between checkpoints.
         sample_every: steps between sample grids; 0: only at the end.
@@ -233,36 +248,12 @@ class TrainConfig:
     """
 
     out: str = "runs/run"
-    data: str = "digits"
-    corrupt: str = "none"
-    corrupt_fresh: bool = False
-    image_size: int | None = None
-    crop: str = "center"
-    limit: int | None = None
-    skip_broken: bool = False
-    cache: bool = True
-    max_pixels: int = 178_956_970
-    workers: int | None = None
     net: str = "auto"
     init: str | None = None
     vae: str | None = None
     process: str = "linear"
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    steps: int = 4000
-    batch_size: int = 128
-    lr: float = 1e-3
-    warmup: int = 100
-    decay: Literal["constant", "cosine"] = "constant"
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0
-    ema: float = 0.999
-    accumulate: int = 1
     precision: Literal["no", "fp16", "bf16"] = "no"
-    flip: bool = False
-    channels_last: bool = False
-    compile: bool = False
-    gradient_checkpointing: bool = False
-    seed: int = 0
     log_every: int = 50
     save_every: int = 500
     sample_every: int = 0
@@ -271,20 +262,16 @@ class TrainConfig:
     clip_sample: bool | None = None
     keep: int = 2
     threads: int = 0
+    regularize_from: int = field(init=False, default=0)  # as the objective's start says; of auto once it has chosen
 
     def __post_init__(self) -> None:
-        for name, low in [
-            ("log_every", 1),
-            ("save_every", 1),
-            ("sample_every", 0),
-            ("metrics_samples", 2),
-            ("keep", 1),
-            ("threads", 0),
-        ]:
+        Settings.__post_init__(self)
+        DataConfig.__post_init__(self)
+        least = {"log_every": 1, "save_every": 1, "sample_every": 0, "metrics_samples": 2, "keep": 1, "threads": 0}
+        for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
-        if self.workers is not None and self.workers < 0:
-            raise UserError(f"workers is {self.workers}. Expected an integer >= 0, or null.")
+        object.__setattr__(self, "regularize_from", self.objective.first_step(self.steps))
 
     # What may differ between a run folder and the command that resumes it: nothing that changes the weights.
     FREE = (
@@ -299,11 +286,6 @@ class TrainConfig:
         """The options of :func:`atdm.data.load`."""
         return {name: getattr(self, name) for name in self.READING}
 
-    def settings(self) -> Any:
-        """The part of the options that steers optimization; of ``auto`` before it has chosen, without its late start."""
-        names = [f.name for f in dataclasses.fields(Settings) if hasattr(self, f.name)]
-        return Settings(**{n: getattr(self, n) for n in names}, regularize_from=self.objective.first_step(self.steps))
-
     def build_process(self) -> Any:
         """The forward process."""
         from ..diffusion.process import PROCESSES
@@ -313,7 +295,8 @@ class TrainConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as written to ``config.yaml``."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        return {f.name: values[f.name] for f in dataclasses.fields(self) if f.init}
 
     def require_same(self, stored: dict[str, Any], where: str) -> None:
         """Refuse to resume a run that another configuration made.

@@ -31,12 +31,12 @@ from .config import ObjectiveConfig, TrainConfig, explain_auto
 class Parts:
     """What a configuration stands for."""
 
+    config: TrainConfig  # with what auto chose as its objective
     dataset: Dataset
     source: Source
     truth: Truth
     net: nn.Module
     objective: Loss
-    chosen: ObjectiveConfig  # the objective's options; of auto, those it chose
     latents: Latents | None  # the autoencoder in front; None: the network works on the items themselves
     clip: bool  # sampling clips denoised items to [-1, 1]
     notes: tuple[str, ...]  # sentences on what was converted, skipped or chosen
@@ -46,35 +46,36 @@ class Parts:
         return drawn if self.latents is None else self.latents.decode(drawn)
 
 
-def build(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Parts:
+def build(
+    config: TrainConfig, progress: Callable[[int, int], None] | None = None, dataset: Dataset | None = None
+) -> Parts:
     """Open the data and make the network and the objective.
 
     Args:
         progress: called while images are decoded, with how many are done and of how many.
+        dataset: clean data, where they are not what the configuration names.
 
     Raises:
         UserError: a part of the configuration cannot be used.
     """
-    config.settings()
-    process, chosen, automatic = config.build_process(), config.objective, config.objective.automatic
-    if automatic:
-        chosen = ObjectiveConfig("ddpm")  # until the data are there to choose by
-    objective = chosen.build(process, config.seed)
+    process, automatic = config.build_process(), config.objective.automatic
+    # Until the data are there to choose by, auto is ddpm.
+    objective = (ObjectiveConfig("ddpm") if automatic else config.objective).build(process, config.seed)
     if config.vae and objective.levels_from == "truth":
         raise UserError(
             f"The objective {config.objective.name} is told the noise of pixels, and the autoencoder makes something else "
             "of it. Expected an objective that is told nothing, or no vae."
         )
     latents = Latents.load(config.vae) if config.vae else None
-    dataset = load(config.data, **config.reading(), progress=progress)
+    dataset = dataset or load(config.data, **config.reading(), progress=progress)
     parts = parse_corruption(config.corrupt)
     std = _stored_levels(dataset) if objective.levels_from == "truth" else None
     source = Source(dataset.items, parts, config.seed, config.corrupt_fresh, config.flip, dataset.window, std)
     if latents is not None:
         source = Source(_encoded(source, latents, Path(config.out)), seed=config.seed)
     if automatic:
-        chosen = config.objective.fitted(source.some(auto.ITEMS))
-        objective = chosen.build(process, config.seed)
+        config = dataclasses.replace(config, objective=config.objective.fitted(source.some(auto.ITEMS)))
+        objective = config.objective.build(process, config.seed)
     objective.require_items(source.item_shape)
     truth = truth_of(config.corrupt, len(source), tuple(dataset.items.item_shape), config.seed)
     torch.manual_seed(config.seed)
@@ -83,8 +84,8 @@ def build(config: TrainConfig, progress: Callable[[int, int], None] | None = Non
     bounded = dataset.kind == "image" and latents is None
     clips = objective.process.family == "vp" and bounded and not isinstance(net, MLP)
     clip = clips if config.clip_sample is None else config.clip_sample
-    notes = (*dataset.notes, *([explain_auto(chosen)] if automatic else []))
-    return Parts(dataset, source, truth, net, objective, chosen, latents, clip, notes)
+    notes = (*dataset.notes, *([explain_auto(config.objective)] if automatic else []))
+    return Parts(config, dataset, source, truth, net, objective, latents, clip, notes)
 
 
 def _encoded(source: Source, latents: Latents, folder: Path) -> Items:
@@ -164,7 +165,7 @@ def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:
     """
     shape = parts.source.item_shape
     per_item = flops(parts.net, shape)
-    counted = parts.objective.passes() | {"floor_over_ddpm": parts.chosen.cost(parts.objective.process)}
+    counted = parts.objective.passes() | {"floor_over_ddpm": parts.config.objective.cost(parts.objective.process)}
     few = int(min(config.batch_size, max(2, 2e9 // max(1, per_item))))
     trial = Objective("ddpm", parts.objective.process)
     x = parts.source.first(few)

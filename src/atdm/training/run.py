@@ -18,7 +18,7 @@ from ..files import Hold, atomic, require_writable
 from ..nets import weights_hash
 from ..plot.samples import save_samples
 from . import checkpoint
-from .config import Settings, TrainConfig
+from .config import TrainConfig
 from .log import Log
 from .parts import Parts, build, with_latents_kept
 from .train import Diverged, State, Step, fit
@@ -32,6 +32,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     tell: Callable[[str], None] = lambda note: None,
     progress: Callable[[int, int], None] | None = None,
+    parts: Parts | None = None,
 ) -> Iterator[Step]:
     """Run or resume ``config``, yielding each step; files are taken care of. Ends early, saved, once ``stop()`` says so.
 
@@ -39,6 +40,7 @@ def train(
         stop: asked after each step, and while a grid of samples is drawn.
         tell: called with what was converted or skipped on reading the data, and with what of the run was damaged.
         progress: called while images are decoded, with how many are done and of how many.
+        parts: of :func:`~atdm.training.parts.build`, where they are there already.
 
     Raises:
         UserError: bad configuration or data, a folder of another run or one that another process writes, a full disk, or
@@ -56,11 +58,10 @@ def train(
     with Hold(folder, f"The run folder {folder}", "another --out") as hold:
         if main and folder.is_dir():
             hold.take()
-        parts = build(config, progress)
+        parts = parts or build(config, progress)
         for note in parts.notes:
             tell(note)
-        settings = dataclasses.replace(config, objective=parts.chosen).settings()
-        state = State.create(parts.net, settings)
+        state = State.create(parts.net, parts.config)
         if main:
             folder.mkdir(parents=True, exist_ok=True)
             hold.take()
@@ -73,10 +74,10 @@ def train(
         accelerator.wait_for_everyone()
         if main:
             checkpoint.set_aside(folder, state.step)
-        for step in _steps(config, settings, parts, state, accelerator, stop):
+        for step in _steps(config, parts, state, accelerator, stop):
             hold.beat()
             yield step
-        if state.step == settings.steps and not _anyone(accelerator, stop()):
+        if state.step == config.steps and not _anyone(accelerator, stop()):
             _finish(config, parts, state, spaces, accelerator)
 
 
@@ -93,13 +94,12 @@ def _begin(config: TrainConfig, folder: Path, parts: Parts) -> None:
     checkpoint.clean(folder)
     checkpoint.write_config(folder, config.as_dict())
     with atomic(folder / "objective.json") as scratch:
-        scratch.write_text(json.dumps(dataclasses.asdict(parts.chosen), indent=1))
+        scratch.write_text(json.dumps(dataclasses.asdict(parts.config.objective), indent=1))
     parts.truth.save(folder / "truth.npz")
 
 
 def _steps(
     config: TrainConfig,
-    settings: Settings,
     parts: Parts,
     state: State,
     accelerator: Accelerator,
@@ -121,8 +121,8 @@ def _steps(
     try:
         if main and draws(state.step) and not _grid(folder, state.step).is_file():
             _picture(folder, parts, state, accelerator.device, stop)  # the run was killed before it was drawn
-        for step in fit(parts.objective, state, parts.source, settings, accelerator, config.workers):
-            last = step.index == settings.steps
+        for step in fit(parts.objective, state, parts.source, parts.config, accelerator, config.workers):
+            last = step.index == config.steps
             if log and (step.index % config.log_every == 0 or last):
                 log.write(step)
             ending = _anyone(accelerator, stop())

@@ -50,6 +50,7 @@ class Findings:
         figures: by file name; caption and figure.
         tables: for the report.
         notes: paragraphs that were made from the numbers and are no claims.
+        provenance: the experiment, its scale and seeds, and the machine, filled in by :func:`.reproduce.run`.
     """
 
     lead: str
@@ -58,11 +59,27 @@ class Findings:
     figures: dict[str, tuple[str, plot.Figure]]
     tables: list[report.Table]
     notes: list[str] = field(default_factory=list)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    def paragraph(self, scale: str) -> str:
+    @property
+    def scale(self) -> str | None:
+        """Of networks, data and training."""
+        return self.provenance.get("scale")
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything but the figures, as JSON holds it."""
+        return {
+            "rows": finite(self.rows),
+            "claims": [dataclasses.asdict(c) for c in self.claims],
+            "tables": finite([{"columns": t.columns, "rows": t.rows, "caption": t.caption} for t in self.tables]),
+            "figures": {title: caption for title, (caption, _) in self.figures.items()},
+            "provenance": self.provenance,
+        }
+
+    def paragraph(self) -> str:
         """The comparison as Markdown: what agrees and what does not."""
         parts = [self.lead]
-        if scale == "smoke":
+        if self.scale == "smoke":
             parts.append(
                 "**At scale smoke the networks are hardly trained**: this shows that everything runs, and the comparison "
                 "below means nothing."
@@ -93,30 +110,22 @@ def first_seed(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return [o for o in outcomes if o.job.seed == outcomes[0].job.seed]
 
 
-def write(found: Findings, name: str, summary: str, scale: str, provenance: Mapping[str, Any], out: Path) -> None:
-    """Write what was found."""
-    for title, (_, figure) in found.figures.items():
+def write(found: Findings, title: str, out: Path) -> None:
+    """Write figures, ``numbers.json``, ``paragraph.md`` and ``report.html``, whose heading is ``title``."""
+    for name, (_, figure) in found.figures.items():
         for kind in ("png", "svg"):
-            plot.save(figure, out / f"{title}.{kind}")
-    claims = [dataclasses.asdict(c) for c in found.claims]
-    numbers = {
-        "rows": finite(found.rows),
-        "claims": claims,
-        "tables": finite([{"columns": t.columns, "rows": t.rows, "caption": t.caption} for t in found.tables]),
-        "figures": {title: caption for title, (caption, _) in found.figures.items()},
-        "provenance": provenance,
-    }
-    for file, text in (("numbers.json", json.dumps(numbers, indent=1)), ("paragraph.md", found.paragraph(scale))):
+            plot.save(figure, out / f"{name}.{kind}")
+    for file, text in (("numbers.json", json.dumps(found.numbers(), indent=1)), ("paragraph.md", found.paragraph())):
         with atomic(out / file) as scratch:
             scratch.write_text(text, encoding="utf-8")
     judged = report.Table(
         ["published or expected", "agrees", "measured"],
         [[c.statement, c.holds, c.measured] for c in found.claims],
-        "Judged by the numbers of this run." if scale != "smoke" else "At scale smoke this means nothing.",
+        "Judged by the numbers of this run." if found.scale != "smoke" else "At scale smoke this means nothing.",
     )
     sections = [
         report.Section("Comparison", "\n\n".join(found.notes), [], [judged] if found.claims else []),
         report.Section("Figures", "", [*found.figures.values()]),
         report.Section("Numbers", "", [], found.tables),
     ]
-    report.render(f"atdm reproduce {name}: {summary}", found.lead, sections, provenance, out / "report.html")
+    report.render(title, found.lead, sections, found.provenance, out / "report.html")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,15 +18,17 @@ from .findings import Findings, write
 
 
 def run(
-    name: str, out: Path, scale: str = "cpu", seeds: Sequence[int] = (0,), data: str | None = None
-) -> Iterator[Progress]:
+    name: str,
+    out: Path,
+    scale: str = "cpu",
+    seeds: Sequence[int] = (0,),
+    data: str | None = None,
+    progress: Progress = lambda done, total, label: None,
+) -> Findings:
     """Do an experiment and write figures, ``numbers.json``, ``paragraph.md`` and ``report.html`` to a folder in ``out``.
 
     What jobs have found is kept in ``out/NAME/jobs`` (:mod:`.stored`), so a run that was interrupted goes on, and more seeds cost
     only themselves.
-
-    Yields:
-        ``(done, all, label)``, done and all in rough seconds of one core.
 
     Raises:
         UserError: an unknown name or scale, or data that cannot be used.
@@ -35,11 +37,11 @@ def run(
     todo = module.jobs(scale, seeds, data)
     store = out / name / "jobs"
     kept = stored.kept(store, todo)
-    outcomes = yield from work_through(partial(stored.work, module.work, store), todo)
+    outcomes = work_through(partial(stored.work, module.work, store), todo, progress)
     total = sum(job.cost for job in todo)
-    yield total, total, "figures"
+    progress(total, total, "figures")
     found: Findings = module.findings(scale, outcomes)
-    provenance = {
+    found.provenance = {
         "experiment": name,
         "scale": scale,
         "seeds": list(seeds),
@@ -54,5 +56,6 @@ def run(
         "seconds of this run": round(time.perf_counter() - begin, 1),
         "cpu seconds of all jobs": round(sum(o.seconds for o in outcomes), 1),
     }
-    write(found, name, about.summary, scale, provenance, out / folder_of(name, data))
-    yield total, total, "report"
+    write(found, f"atdm reproduce {name}: {about.summary}", out / folder_of(name, data))
+    progress(total, total, "report")
+    return found

@@ -13,43 +13,46 @@ from torch import Tensor
 from ... import metrics, report
 from ...nets import weights_hash
 from ...report import Row
-from .training import Trained
+from .jobs import Trained, sampling_of
 
 
 def row(trained: Trained, drawn: Tensor | None, values: Mapping[str, Any], /, **about: Any) -> Row:
-    """A row of ``numbers.json``: values, and how they came about.
+    """A row of ``numbers.json``: values, and how they came about (:class:`atdm.metrics.Provenance`, and the training).
 
     Args:
         drawn: the samples that were measured; None where the network itself was.
-        about: of the provenance, such as another sampler or number of steps.
+        about: of the provenance, such as another sampler or number of steps than the job's.
     """
-    job = trained.job
-    reference = trained.dataset.reference
-    made = {
-        "checkpoint": weights_hash(trained.net),
-        "weights": "ema",
-        "objective": dataclasses.asdict(job.method.objective),
-        "training_steps": job.settings.steps,
-        "batch_size": job.settings.batch_size,
-        "net": job.recipe.net,
-        "corrupt": job.corruption,
-        "sampler": job.recipe.sampler if drawn is not None else None,
-        "steps": job.recipe.sampling_steps if drawn is not None else None,
-        "clip_sample": job.recipe.clip_sample,
-        "samples": len(drawn) if drawn is not None else None,
-        "reference": trained.dataset.spec,
-        "reference_hash": metrics.content_hash(reference),
+    job, config, reference = trained.job, trained.config, trained.dataset.reference
+    sampling = sampling_of(trained, about) if drawn is not None else None
+    made = metrics.Provenance(
+        len(drawn) if drawn is not None else 0,
+        trained.dataset.spec,
+        metrics.content_hash(reference),
+        model=config.out or None,
+        checkpoint=weights_hash(trained.net),
+        weights="ema",
+        sampling=sampling,
+        last_ratio=sampling.last_ratio(trained.process) if sampling else None,
+        seed=job.seed,
+    )
+    training = {
+        "objective": dataclasses.asdict(config.objective),
+        "training_steps": config.steps,
+        "batch_size": config.batch_size,
+        "net": config.net,
+        "corrupt": config.corrupt,
         "reference_items": len(reference),
         "seconds": trained.seconds,
     }
-    return {"method": job.label, "condition": job.condition, "seed": job.seed, **values, **made, **about}
+    head = {"method": job.label, "condition": job.condition}
+    return {**head, **values, **made.as_dict(), **training, **about}
 
 
 def evaluate(trained: Trained, samples: Tensor) -> Row:
     """Everything that is known of samples: :func:`atdm.metrics.evaluate_samples`, and the spread along the support."""
     truth, reference = trained.dataset.truth, trained.dataset.reference
-    features, seed = trained.job.recipe.features, trained.job.seed
-    values: Row = dict(metrics.evaluate_samples(samples, reference, truth, features, seed=seed))
+    values: Row = dict(metrics.evaluate_samples(samples, reference, truth, trained.job.features, seed=trained.job.seed))
     finite = samples[samples.flatten(1).isfinite().all(1)]
     if hasattr(truth, "spread") and len(finite) > 1:
         values["spread"] = truth.spread(finite)
