@@ -25,7 +25,7 @@ from atdm.errors import UserError
 from atdm.experiments import EXPERIMENTS, folder_of, module_of
 from atdm.experiments.runner import reproduce, stored
 from atdm.experiments.runner.findings import Claim, Findings, Outcome, at_most
-from atdm.experiments.runner.jobs import RECOMMENDED, Job, published, recommended
+from atdm.experiments.runner.jobs import RECOMMENDED, Job, recommended
 from atdm.experiments.runner.page import page_of, write_pages
 from atdm.experiments.runner.rows import cell, mean_over_seeds, table_of
 from atdm.metrics import Provenance

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +89,8 @@ def run(words: list[str]) -> int:
 
 def _trained(given: Any, out: Path | None) -> int:
     """Train the objectives and print one table per benchmark."""
-    from .. import pool
     from ..experiments import rivals
-    from ..experiments.runner import stored
+    from ..experiments.runner.reproduce import find
     from ..files import atomic
     from ..report import markdown
 
@@ -102,11 +100,17 @@ def _trained(given: Any, out: Path | None) -> int:
         raise UserError(f"seeds is {given.seeds}. Expected at least 1.")
     keep = destination(given.keep) if given.keep else None
     methods = [*rivals.OBJECTIVES] if given.train == "all" else given.train.split(",")
-    jobs = rivals.jobs(given.scale, range(given.seeds), given.data, methods, given.corrupt)
-    do = partial(stored.work, rivals.work, keep) if keep else rivals.work
     with jobs_bar("compare", given.json) as progress:
-        found = rivals.findings(given.scale, pool.work_through(do, jobs, progress))
-    found.provenance = {"scale": given.scale}
+        found = find(
+            "rivals",
+            given.scale,
+            range(given.seeds),
+            given.data,
+            keep,
+            progress,
+            objectives=methods,
+            dirt=given.corrupt,
+        )
     text = "\n\n".join([*map(markdown, found.tables), found.paragraph()])
     if out:
         with atomic(out) as scratch:

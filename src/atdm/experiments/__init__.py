@@ -39,6 +39,7 @@ class Entry(NamedTuple):
     data: str | None = None
 
 
+DEMO = Entry("demo", "the method on toys and digits, ending in a report")  # atdm demo; no published counterpart
 SUBSPACE = "subspace:"  # before data: their projection onto a subspace
 BUTTERFLIES = "hub:name=huggan/smithsonian_butterflies_subset"
 EXPERIMENTS: dict[str, Entry] = {
@@ -84,9 +85,9 @@ def entry(name: str) -> Entry:
     Raises:
         UserError: there is none.
     """
-    if name not in EXPERIMENTS:
+    if name not in EXPERIMENTS and name != DEMO.module:
         raise unknown("experiment", name, [*EXPERIMENTS, "all"])
-    return EXPERIMENTS[name]
+    return EXPERIMENTS.get(name, DEMO)
 
 
 def folder_of(name: str, data: str | None) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 from .. import plot
 from ..attack import ATTACKS, GOALS, Search, Victim, check_seeds, damage_curve, doubt, random, summarize
-from ..diffusion.steps import Sampling
 from ..pool import Tell, part
 from ..report import Row
 from ..spec import build

@@ -56,8 +56,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             plot.points3d(clouds, truth),
         )
         figures[f"trajectories-{short}"] = (
-            f"{condition}: the last part of reverse trajectories, from noise level 1.2 (grey) to the sample.",
-            plot.trajectories3d({o.job.label: o.tensors["paths"] for o in own}, truth),
+            f"{condition}: a cut across the plane. The last part of reverse trajectories, from noise level 1.2 (grey) to the sample.",
+            plot.trajectories({o.job.label: o.tensors["paths"] for o in own}, truth),
         )
         figures[f"distance-{short}"] = (
             f"{condition}: distance of the trajectories from the plane as the noise level falls (right to left).",

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from .base import COLOURS, DISTANCE, DPI, FAINT, INK, colours, data_uri, save
 from .images import image_grids, pairs
 from .lines import bars, curves, damage, ray, scatter_tradeoff
-from .points import points3d, scatter, score_fields, trajectories3d
+from .points import points3d, scatter, score_fields, trajectories
 from .runs import run_curves
 
 __all__ = [
@@ -33,5 +33,5 @@ __all__ = [
     "scatter",
     "scatter_tradeoff",
     "score_fields",
-    "trajectories3d",
+    "trajectories",
 ]

@@ -54,41 +54,44 @@ def points3d(
     return space.figure
 
 
-def trajectories3d(
-    panels: Mapping[str, Float[Tensor, "_ _ 3"]],
-    truth: HasDistance | None = None,
-    limits: tuple[float, float] | None = None,
-    most: int = 60,
+def trajectories(
+    panels: Mapping[str, Float[Tensor, "_ _ d"]], truth: HasDistance | None = None, most: int = 24
 ) -> Figure:
-    """Reverse trajectories in 3-D: a thin line an item from its grey start to a dot at its end.
+    """Reverse trajectories in a cut across the support: a thin line an item from its grey start to a dot at its end.
+
+    Across is the widest direction of the support, up the one in which it is flattest.
 
     Args:
-        panels: states ``[steps, n, 3]`` by the name of the objective.
-        truth: colours the ends by their distance from the support, and sets the view if it can be sampled.
-        limits: of every axis; default: what holds 99 % of the states of each panel. Lines are cut there.
+        panels: states ``[steps, n, d]`` by the name of the objective.
+        truth: if it can be sampled, knows the support, which is drawn as a grey line; else the ends of the first panel are it.
         most: items drawn in a panel.
     """
     need(panels, "panels")
-    ends = {name: x[-1] for name, x in panels.items()}
-    if limits is None:
-        states = torch.cat([_finite(x.flatten(0, 1)).abs().flatten()[:1_000_000] for x in panels.values()])
-        reach = 1.1 * states.quantile(0.995).item() if len(states) else 1.0
-        limits = (-reach, reach)
-    low, high = limits
     sampled = getattr(truth, "sample", None)
-    support = sampled(2000, torch.Generator().manual_seed(0)) if sampled else _finite(next(iter(ends.values())))
-    label = "distance of the end from the support (data units)"
-    space = _Space(list(panels), limits, _view(support), truth, ends.values(), label)
-    for axis, (name, x) in zip(space.axes, panels.items(), strict=True):
-        paths = x[:, :most].float().clone()
-        paths[~((paths >= low) & (paths <= high)).all(2)] = math.nan
-        for path in array(paths).swapaxes(0, 1):
-            axis.plot(*path.T, color=space.palette[name], linewidth=0.6, alpha=0.45)
-        axis.scatter(*array(paths[0]).T, s=5, color="#999999", linewidths=0, alpha=0.8, depthshade=False)
-        end = paths[-1][paths[-1].isfinite().all(1)]
-        space.cloud(axis, name, end, s=16, linewidths=0.4, edgecolors="white", zorder=3)
-        head(axis, name, loc="center", y=0.98)
-    return space.figure
+    ends = _finite(next(iter(panels.values()))[-1])
+    support = sampled(2000, torch.Generator().manual_seed(0)) if sampled else ends
+    centre = support.mean(0)
+    directions = torch.linalg.svd(support - centre, full_matrices=False).Vh[[0, -1]]
+    flat = (support - centre) @ directions.T
+    drawn = {name: (x[:, :most].float().cpu() - centre) @ directions.T for name, x in panels.items()}
+    states = torch.cat([_finite(x.flatten(0, 1)) for x in drawn.values()])
+    reach = 1.1 * states.abs().quantile(0.98, dim=0) if len(states) else torch.ones(2)
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, axes = frame(3.6 * columns, 3.0 * rows, rows, columns, sharex=True, sharey=True)
+    palette = colours(panels)
+    for axis, (name, x) in zip(axes, drawn.items(), strict=False):
+        axis.plot(flat[:, 0].aminmax(), (0, 0), color="#bbbbbb", linewidth=5, solid_capstyle="butt", zorder=1)
+        for path in array(x).swapaxes(0, 1):
+            axis.plot(*path.T, color=palette[name], linewidth=0.9, alpha=0.6, zorder=2)
+        axis.scatter(*array(x[0]).T, s=8, color="#888888", linewidths=0, zorder=3)
+        axis.scatter(*array(x[-1]).T, s=18, color=palette[name], linewidths=0.5, edgecolors="white", zorder=4)
+        dress(axis, title=name)
+    axes[0].set(xlim=(-reach[0], reach[0]), ylim=(-reach[1], reach[1]))
+    drop(axes, len(panels))
+    figure.supxlabel("along the support (data units)", fontsize=10, color=INK)
+    figure.supylabel("off the support (data units)", fontsize=10, color=INK)
+    return figure
 
 
 def scatter(x: Float[Tensor, "n d"], reference: Float[Tensor, "m d"] | None = None, most: int = 4000) -> Figure:

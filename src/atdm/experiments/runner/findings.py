@@ -50,7 +50,8 @@ class Findings:
         figures: by file name; caption and figure.
         tables: for the report.
         notes: paragraphs that were made from the numbers and are no claims.
-        provenance: the experiment, its scale and seeds, and the machine, filled in by :func:`.reproduce.run`.
+        sections: of the report, where they are not the comparison, the figures and the tables in turn.
+        provenance: the experiment, its scale and seeds, and the machine, filled in by :func:`.reproduce.find`.
     """
 
     lead: str
@@ -59,6 +60,7 @@ class Findings:
     figures: dict[str, tuple[str, plot.Figure]]
     tables: list[report.Table]
     notes: list[str] = field(default_factory=list)
+    sections: list[report.Section] = field(default_factory=list)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -123,9 +125,6 @@ def write(found: Findings, title: str, out: Path) -> None:
         [[c.statement, c.holds, c.measured] for c in found.claims],
         "Judged by the numbers of this run." if found.scale != "smoke" else "At scale smoke this means nothing.",
     )
-    sections = [
-        report.Section("Comparison", "\n\n".join(found.notes), [], [judged] if found.claims else []),
-        report.Section("Figures", "", [*found.figures.values()]),
-        report.Section("Numbers", "", [], found.tables),
-    ]
-    report.render(title, found.lead, sections, found.provenance, out / "report.html")
+    comparison = report.Section("Comparison", "\n\n".join(found.notes), [], [judged] if found.claims else [])
+    plain = [report.Section("Figures", "", [*found.figures.values()]), report.Section("Numbers", "", [], found.tables)]
+    report.render(title, found.lead, [comparison, *(found.sections or plain)], found.provenance, out / "report.html")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,17 +28,38 @@ def run(
 ) -> Findings:
     """Do an experiment and write figures, ``numbers.json``, ``paragraph.md`` and ``report.html`` to a folder in ``out``.
 
-    What jobs have found is kept in ``out/NAME/jobs`` (:mod:`.stored`), so a run that was interrupted goes on, and more seeds cost
-    only themselves.
+    Raises:
+        UserError: an unknown name or scale, or data that cannot be used.
+    """
+    found = find(name, scale, seeds, data, out / name / "jobs", progress)
+    write(found, f"atdm reproduce {name}: {entry(name).summary}", out / folder_of(name, data))
+    return found
+
+
+def find(
+    name: str,
+    scale: str,
+    seeds: Sequence[int],
+    data: str | None,
+    store: Path | None,
+    progress: Progress = lambda done, total, label: None,
+    **options: Any,
+) -> Findings:
+    """Do the jobs of an experiment and judge what they found.
+
+    Args:
+        store: what jobs have found is kept there (:mod:`.stored`), so a run that was interrupted goes on, and more seeds cost
+            only themselves; None keeps nothing.
+        options: of the experiment's own ``jobs``.
 
     Raises:
         UserError: an unknown name or scale, or data that cannot be used.
     """
-    module, about, begin = module_of(name), entry(name), time.perf_counter()
-    todo = module.jobs(scale, seeds, data)
-    store = out / name / "jobs"
-    kept = stored.kept(store, todo)
-    outcomes = work_through(partial(stored.work, module.work, store), todo, progress)
+    module, begin = module_of(name), time.perf_counter()
+    todo = module.jobs(scale, seeds, data, **options)
+    kept = stored.kept(store, todo) if store else 0
+    work = partial(stored.work, module.work, store) if store else module.work
+    outcomes = work_through(work, todo, progress)
     total = sum(job.cost for job in todo)
     progress(total, total, "figures")
     found: Findings = module.findings(scale, outcomes)
@@ -56,6 +78,4 @@ def run(
         "seconds of this run": round(time.perf_counter() - begin, 1),
         "cpu seconds of all jobs": round(sum(o.seconds for o in outcomes), 1),
     }
-    write(found, f"atdm reproduce {name}: {about.summary}", out / folder_of(name, data))
-    progress(total, total, "report")
     return found
