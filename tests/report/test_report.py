@@ -82,14 +82,18 @@ def test_points3d_says_what_it_leaves_out(clouds):
     assert len(figure.axes[2].collections[0].get_array()) == 340
 
 
-def test_trajectories_are_lines_from_start_to_end(clouds):
+def test_trajectories_are_lines_in_a_cut_across_the_support(clouds):
     paths = torch.stack([3 * clouds["robust_adv"], clouds["robust_adv"]])
-    figure = plot.trajectories3d({"ddpm": paths, "robust_adv": paths}, PLANE, limits=(-5, 5), most=10)
-    for axis, name in zip(figure.axes[:2], ["ddpm", "robust_adv"], strict=True):
-        assert len(axis.lines) == 10
-        np.testing.assert_allclose(np.array(axis.lines[3].get_data_3d()).T, paths[:, 3])
-        assert to_hex(axis.lines[0].get_color()) == plot.COLOURS[name]
-        np.testing.assert_allclose(axis.collections[1].get_array(), PLANE.distance(paths[-1, :10]), atol=1e-6)
+    figure = plot.trajectories({"ddpm": paths, "robust_adv": paths}, PLANE, most=10)
+    for axis, name in zip(figure.axes, ["ddpm", "robust_adv"], strict=True):
+        support, *lines = axis.lines
+        assert len(lines) == 10
+        assert [*support.get_ydata()] == [0, 0]
+        for line, path in zip(lines, paths[:, :10].unbind(1), strict=True):
+            np.testing.assert_allclose(np.abs(line.get_ydata()), PLANE.distance(path), atol=1e-4)
+        assert to_hex(lines[0].get_color()) == plot.COLOURS[name]
+        ends = np.abs(np.asarray(axis.collections[1].get_offsets())[:, 1])
+        np.testing.assert_allclose(ends, PLANE.distance(paths[-1, :10]), atol=1e-4)
 
 
 def test_score_fields_are_unit_arrows_coloured_by_magnitude(generator):
