@@ -13,7 +13,7 @@ RECENT := import sys; sys.exit(sys.version_info < (3, 10))
 .PHONY: help setup test demo docs lint wheel
 
 help:
-	@echo "make demo    train on noisy data, plain beside adversarial, and write demo/report.html (about four minutes on two free cores)"
+	@echo "make demo    train on noisy data, plain beside adversarial, and write demo/report.html (about three minutes on two free cores)"
 	@echo "make test    run the tests"
 	@echo "make lint    formatting, lint, types and import layers"
 	@echo "make docs    build the documentation into site/"

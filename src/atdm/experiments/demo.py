@@ -76,7 +76,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None, thorough: bool = Fa
     todo += grid(images, objectives, CONDITIONS, seeds)
     todo = [job.but(options={**job.options, "stops": STOPS if thorough else ()}) for job in todo]
     seconds = by_scale(scale, 0.0, 15.0, 60.0)
-    cost = Cost(config=images.config, samples=0, sampling_steps=0, options={"seconds": seconds})
+    cost = Cost(config=images.config, samples=0, options={"seconds": seconds})
     return sorted([*todo, cost], key=lambda job: -job.cost)
 
 
@@ -103,7 +103,7 @@ def work(job: Job, tell: Tell) -> Outcome:
 
 def _late(trained: Trained, tell: Tell) -> torch.Tensor:
     """The last part of a few trajectories ``[steps, n, 3]``."""
-    process, count = trained.process, trained.job.sampling_steps
+    process, count = trained.process, trained.sampling.steps
     stride = process.steps // count  # the sampler's step i is at timestep T - 1 - stride i
     begin = count - 1 - process.timestep_at(FAR) // stride
     return paths(trained, tell, range(begin, count, max(1, (count - begin) // KEPT)), n=200)
