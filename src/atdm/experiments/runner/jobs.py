@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from ...training import run as runs
 from ...training.checkpoint import load_pipeline
 from ...training.config import ObjectiveConfig, TrainConfig
 from ...training.parts import Parts, build
-from ...training.train import State, Step, fit
+from ...training.train import State, fit
 
 HELD_OUT = 0.1
 
@@ -173,12 +173,12 @@ def train(
     """
     parts = parts or prepare(job)
     process, config, source = parts.objective.process, parts.config, parts.source
-    state = State.create(parts.net, config)
+    net, steps = parts.net, runs.train(job.config, parts=parts)
+    if not config.out:
+        state = State.create(parts.net, config)
+        net, steps = state.ema, fit(parts.objective, state, source, config)
     sampling = job.sampling.resolved(process, parts.clip)
-    trained = Trained(job, config, state.ema, process, sampling, parts.dataset, source.first(len(source)), 0.0)
-    steps: Iterator[Step] = fit(parts.objective, state, source, config)
-    if config.out:
-        steps = runs.train(job.config, parts=parts)
+    trained = Trained(job, config, net, process, sampling, parts.dataset, source.first(len(source)), 0.0)
     begin = time.perf_counter()
     for step in steps:
         if step.index % 20 == 0:
