@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
@@ -98,6 +99,13 @@ def _enlist(shares: Any) -> None:
     _shares = shares
     parent = multiprocessing.parent_process()
     if parent is not None:
+        for number in (
+            "SIGINT",
+            "SIGHUP",
+            "SIGUSR1",
+        ):  # they reach all processes of a terminal or a job; the first ends the others
+            if hasattr(signal, number):
+                signal.signal(getattr(signal, number), signal.SIG_IGN)
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import os
 import sys
 
-from ..errors import UserError, missing, nearest
+from ..errors import UserError, nearest
 from .common import SKIPPING, SUMMARY, is_main
+from .faults import explain
+from .signals import STOP, end_with_parent
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run ``atdm``. Exits with 0, 2 after a mistake of the user's, or 130 after Ctrl-C."""
+    """Run ``atdm``. Exits with 0, with 2 after a mistake of the user's or of the machine, or with 130 after a signal."""
     words = sys.argv[1:] if arguments is None else arguments
     if arguments is None and "ACCELERATE_USE_CPU" in os.environ:
         from . import launch
@@ -21,44 +22,62 @@ def main(arguments: list[str] | None = None) -> None:
         count = launch.wanted(dict(os.environ), launch.launcher_command())
         if count > 1:
             sys.exit(launch.start(words, count))
+    end_with_parent()
     with contextlib.ExitStack() as stack:
         if not is_main():  # of many processes one speaks
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        sys.exit(_run(words))
+        stack.enter_context(STOP.listening())
+        code = _run(words)
+    sys.exit(code)
 
 
 def _run(words: list[str]) -> int:
     try:
-        if not words or words[0] in ("-h", "--help"):
-            print(_overview())
-        elif words[0] == "--version":
-            from .. import __version__
-
-            print(f"atdm {__version__}")
-        elif words[0] not in SUMMARY:
-            raise UserError(f"Unknown command '{words[0]}'. {nearest(words[0], SUMMARY)}")
-        else:
-            return importlib.import_module(f".{words[0]}", __name__).run(words[1:])
-        return 0
+        code = _command(words)
+        sys.stdout.flush()  # here, where a reader that is gone is told of
+        return code
     except UserError as problem:
-        who = "atdm" if is_main() else f"atdm (process {os.environ['RANK']})"
-        print(f"{who}: {problem if words[0] in SKIPPING else problem.sentence}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as problem:
-        sentence = missing(problem)
-        if sentence is None:
+        return _tell(str(problem if words[0] in SKIPPING else problem.sentence), 2)
+    except KeyboardInterrupt as problem:
+        return _tell(str(problem) or "stopped.", 130)
+    except BrokenPipeError:
+        _drop_output()
+        return _tell("nobody reads the output any more; it is cut short.", 0)
+    except Exception as problem:
+        if (told := explain(problem)) is None:
             raise
-        print(f"atdm: {sentence}", file=sys.stderr)
-        return 2
-    except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = f" ({problem.filename})" if problem.filename else ""
-        print(f"atdm: The disk is full{where}. What was saved before is still there.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("atdm: stopped.", file=sys.stderr)
-        return 130
+        _drop_output()
+        return _tell(told, 2)
+
+
+def _command(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        from .. import __version__
+
+        print(f"atdm {__version__}")
+        return 0
+    if words[0] not in SUMMARY:
+        raise UserError(f"Unknown command '{words[0]}'. {nearest(words[0], SUMMARY)}")
+    return int(importlib.import_module(f".{words[0]}", __name__).run(words[1:]))
+
+
+def _tell(sentence: str, code: int) -> int:
+    who = "atdm" if is_main() else f"atdm (process {os.environ['RANK']})"
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        print(f"{who}: {sentence}", file=sys.stderr)
+    return code
+
+
+def _drop_output() -> None:
+    """Keep Python from writing again at its end what could not be written now."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _overview() -> str:

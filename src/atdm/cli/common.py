@@ -266,8 +266,20 @@ def draw(given: Any, seed: int, target: Path | None = None) -> tuple[Any, dict[s
     return drawn, made
 
 
-def progress_bar(hidden: bool) -> Any:
+def _console(stderr: bool = False) -> Any:
+    """A console whose lost reader ends a progress bar but not the work, and a table as it ends what Python prints."""
     from rich.console import Console
+
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:
+            if not stderr:
+                raise BrokenPipeError
+            self.quiet = True
+
+    return Screen(stderr=stderr)
+
+
+def progress_bar(hidden: bool) -> Any:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -286,7 +298,7 @@ def progress_bar(hidden: bool) -> Any:
         TimeRemainingColumn(),
     ]
     return Progress(
-        *columns, TextColumn("{task.fields[note]}", markup=False), console=Console(stderr=True), disable=hidden
+        *columns, TextColumn("{task.fields[note]}", markup=False), console=_console(stderr=True), disable=hidden
     )
 
 
@@ -313,7 +325,6 @@ def preparing(bar: Any) -> Any:
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -325,4 +336,4 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
         table.add_column(text(name), justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
         table.add_row(*map(text, row.values()))
-    Console().print(table)
+    _console().print(table)

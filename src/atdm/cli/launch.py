@@ -15,6 +15,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from .signals import LAST, PARENT, SIGNALS
+
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and the MPIs
 
 PATIENCE = 20.0  # seconds for the others to end when one has failed
@@ -48,7 +50,7 @@ def start(words: Sequence[str], count: int) -> int:
     common = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     workers = []
     for rank in range(count):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count), PARENT: str(os.getpid())}
         workers.append(subprocess.Popen([sys.executable, "-m", "atdm", *words], env={**common, **own}))
 
     def forward(number: int, _: object) -> None:
@@ -56,15 +58,21 @@ def start(words: Sequence[str], count: int) -> int:
             if worker.poll() is None:
                 worker.send_signal(number)
 
-    signal.signal(signal.SIGTERM, forward)
-    signal.signal(signal.SIGINT, forward)
-    code, deadline = 0, float("inf")
+    for number in SIGNALS:
+        if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, forward)
+    code, deadline, parent = 0, float("inf"), os.getppid()
     while any(worker.poll() is None for worker in workers):
         failed = [worker.returncode for worker in workers if worker.poll()]
         if failed and not code:
-            code, deadline = failed[0], time.monotonic() + PATIENCE
+            code, deadline = failed[0], time.monotonic() + (LAST if failed[0] == 130 else PATIENCE)
             time.sleep(1)  # the others may be about to say the same
+            if code != 130:  # one that a signal ended leaves another that saves
+                forward(signal.SIGTERM, None)
+        if os.getppid() != parent:  # accelerate was killed
+            parent = os.getppid()
             forward(signal.SIGTERM, None)
+            deadline = min(deadline, time.monotonic() + LAST)
         if time.monotonic() > deadline:  # they wait for one that is gone
             forward(signal.SIGKILL, None)
         time.sleep(0.05)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +13,7 @@ import yaml
 from ..training.config import ObjectiveConfig, TrainConfig, recipe_file
 from ..training.versions import require_version
 from .common import is_main, make_parser, preparing, print_table, progress_bar, spell, tell_notes
-
-AGAIN = 1.0  # seconds within which a signal is the same wish: a launcher passes on what the terminal sent to all
-
-
-class Stop:
-    """Ctrl-C and SIGTERM, once, end the training after its step; a second time, at once."""
-
-    def __init__(self) -> None:
-        self.wished = False
-        self._since = 0.0
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, self._wish)
-
-    def _wish(self, *_: Any) -> None:
-        if self.wished and time.monotonic() - self._since > AGAIN:
-            raise KeyboardInterrupt
-        if not self.wished:
-            self.wished, self._since = True, time.monotonic()
-
-    def __call__(self) -> bool:
-        return self.wished
+from .signals import STOP, Interrupted
 
 
 def _named(words: list[str]) -> list[str]:
@@ -78,20 +56,23 @@ def run(words: list[str]) -> int:
             print(yaml.safe_dump(config.as_dict(), sort_keys=False))
             print_table("cost", [{"what": k, "value": v} for k, v in cost.items()])
         return 0
-    stop = Stop()
     last = None
-    with progress_bar(not is_main() or given.json) as bar:
-        task = bar.add_task(config.objective.name, total=config.steps, note="")
+    try:
+        with progress_bar(not is_main() or given.json) as bar:
+            task = bar.add_task(config.objective.name, total=config.steps, note="")
 
-        def tell(note: str) -> None:
-            if is_main():
-                bar.console.print(note, markup=False, highlight=False, soft_wrap=True)
+            def tell(note: str) -> None:
+                if is_main():
+                    bar.console.print(note, markup=False, highlight=False, soft_wrap=True)
 
-        for last in runs.train(config, stop, tell, preparing(bar)):
-            bar.update(task, completed=last.index)
-            if last.index % 10 == 0:  # reading the loss waits for the device
-                loss = last.terms.loss.mean().item()
-                bar.update(task, note=f"loss {loss:.4f}  {last.samples / last.seconds:,.0f} samples/s")
+            for last in runs.train(config, STOP, tell, preparing(bar)):
+                STOP.wait(last.index < config.steps)
+                bar.update(task, completed=last.index)
+                if last.index % 10 == 0:  # reading the loss waits for the device
+                    loss = last.terms.loss.mean().item()
+                    bar.update(task, note=f"loss {loss:.4f}  {last.samples / last.seconds:,.0f} samples/s")
+    except Interrupted as problem:
+        raise Interrupted(f"{problem} {_left(last.index if last else 0, config.steps)}") from None
     if is_main():
         done: dict[str, Any] = {
             "run": config.out,
@@ -103,10 +84,19 @@ def run(words: list[str]) -> int:
             done["metrics"] = f"{config.out}/metrics.json"
         if given.json:
             print(json.dumps(done))
-        elif stop.wished and done["step"] < config.steps:
+        elif STOP():
             print(f"Stopped after step {done['step']} and saved; the same command goes on from there.")
         else:
             if "metrics" in done:
                 print(f"What was measured is in {done['metrics']}; atdm compare puts it beside other runs.")
             print(f"The model is in {config.out}/model, a diffusers pipeline. Next: atdm evaluate {config.out}")
-    return 130 if stop.wished else 0
+    return 130 if STOP() else 0
+
+
+def _left(step: int, steps: int) -> str:
+    """What is left of a training that was ended at once."""
+    if step == 0:
+        return "No step was made; the same command begins again."
+    if step >= steps:
+        return "All steps are made and saved; the same command goes on with what follows them."
+    return "The step under way was not waited for; the same command goes on from the last checkpoint."

@@ -216,8 +216,9 @@ def feed(source: Source, plan: Plan, rows: Tensor, steps: range, workers: int, p
 
 def _ignore_signals(_: int) -> None:
     """Ctrl-C reaches every process of the terminal; the one that trains ends the others, after its step."""
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def workers_for(source: Source, device: torch.device, processes: int) -> int:

@@ -1,0 +1,255 @@
+"""What ends a command from outside: signals in every phase, lost parents and readers, and what is then said."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from atdm import cli
+from atdm.cli import faults, launch
+from atdm.training import checkpoint
+from helpers import atdm
+
+TRAIN = ["train", "--data=plane:n=300", "--net=mlp:width=16,depth=1", "--batch_size=16", "--threads=1"]
+PATIENCE = 200  # seconds on a busy machine; the phases themselves take hours
+
+
+def begin(*words, code="from atdm.cli import main; main()", **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        **options,
+    )
+
+
+def end(process, name):
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=PATIENCE)
+    assert "Traceback" not in err, err
+    assert process.returncode == 130, (process.returncode, err)
+    return out, " ".join(err.split())
+
+
+def until(process, condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_every_signal_saves_the_step(tmp_path, name):
+    process = begin(*TRAIN, "--steps=1000000", "--log_every=1", "--save_every=1000000", f"--out={tmp_path}/run")
+    log = tmp_path / "run" / "log.jsonl"
+    until(process, lambda: log.is_file() and len(log.read_text().splitlines()) > 3)
+    out, _ = end(process, name)
+    step = int(checkpoint.latest(tmp_path / "run").name[5:])
+    assert f"Stopped after step {step} and saved; the same command goes on from there." in out
+    assert json.loads(log.read_text().splitlines()[-1])["step"] == step
+    assert not [*(tmp_path / "run").rglob(".partial-*")]
+
+
+def test_what_nohup_ignores_stays_ignored(tmp_path):
+    process = begin(
+        *TRAIN,
+        "--steps=1000000",
+        "--log_every=1",
+        f"--out={tmp_path}/run",
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    log = tmp_path / "run" / "log.jsonl"
+    until(process, log.is_file)
+    process.send_signal(signal.SIGHUP)
+    before = log.stat().st_size
+    until(process, lambda: log.stat().st_size > before)
+    end(process, "SIGTERM")
+
+
+# A phase that takes forever from a mark on, by the function that it calls again and again.
+PHASES = {
+    "decoding": ("atdm.data.decode", "decode", ["train", "--data={photos}", "--out={out}/run"], "No step was made"),
+    "sampling": ("atdm.nets.mlp", "MLP.forward", ["sample", "{run}", "--out={out}/a.npz"], "stopped by SIGTERM."),
+    "exporting": (
+        "atdm.training.checkpoint",
+        "write_pipeline",
+        [*TRAIN, "--steps=2", "--out={out}/run"],
+        "All steps are",
+    ),
+    "measuring": (
+        "atdm.metrics",
+        "measure",
+        ["evaluate", "{run}", "--n=8", "--steps=2", "--out={out}/a.json"],
+        "stopped by",
+    ),
+    "measuring a run": (
+        "atdm.metrics",
+        "measure",
+        [*TRAIN, "--steps=2", "--metrics=pixels", "--metrics_samples=8", "--out={out}/run"],
+        "All steps are made and saved",
+    ),
+    "sharing": ("atdm.training.share", "_card", ["export", "{run}", "--out={out}/model"], "stopped by"),
+    "corrupting": ("atdm.data.source", "Source.save", ["corrupt", "--data=digits", "--out={out}/dirty"], "stopped by"),
+}
+FOREVER = """
+import importlib, sys, time
+module, name = sys.argv.pop(1), sys.argv.pop(1)
+mark = sys.argv.pop(1)
+place = importlib.import_module(module)
+*path, last = name.split(".")
+for part in path:
+    place = getattr(place, part)
+original = getattr(place, last)
+def slow(*arguments, **options):
+    open(mark, "w").close()
+    time.sleep(3600)
+    return original(*arguments, **options)
+setattr(place, last, slow)
+from atdm.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_every_phase_ends_within_seconds(tmp_path, folder, phase):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(photos / f"{i}.png")
+    module, name, words, sentence = PHASES[phase]
+    words = [word.format(photos=photos, out=tmp_path, run=folder) for word in words]
+    mark = tmp_path / "mark"
+    # An image that is being decoded is waited for, so decoding is made to sleep where its result is waited for.
+    code = FOREVER.replace("time.sleep(3600)", "time.sleep(1)") if phase == "decoding" else FOREVER
+    process = begin(module, name, mark, *words, code=code)
+    until(process, mark.exists)
+    began = time.monotonic()
+    _, err = end(process, "SIGTERM")
+    assert time.monotonic() - began < 60
+    assert sentence in err
+    assert not [*tmp_path.rglob(".partial-*")]
+    assert {path.name for path in tmp_path.iterdir()} <= {"photos", "mark", "run"}
+    if phase in ("exporting", "measuring a run"):
+        assert checkpoint.latest(tmp_path / "run").name == "step-00000002"
+        done = subprocess.run([sys.executable, "-m", "atdm", *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "run" / "model" / "model_index.json").is_file()
+
+
+START = "import sys; from atdm.cli import launch; sys.exit(launch.start(sys.argv[1:], 2))"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_two_processes_end_with_their_launcher_and_save(tmp_path, name):
+    """A launcher that is killed cannot tell them."""
+    process = begin(*TRAIN, "--steps=1000000", "--save_every=3", f"--out={tmp_path}/run", code=START)
+    until(process, lambda: checkpoint.latest(tmp_path / "run"))
+    import psutil
+
+    ranks = psutil.Process(process.pid).children()
+    process.send_signal(getattr(signal, name))
+    process.wait(PATIENCE)
+    _, alive = psutil.wait_procs(ranks, PATIENCE)
+    assert not alive
+    assert process.returncode == (130 if name == "SIGTERM" else -9)
+    last = int(checkpoint.latest(tmp_path / "run").name[5:])
+    log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert last >= 3
+    assert all(json.loads(line)["step"] <= last for line in log)
+    process = begin(*TRAIN, f"--steps={last + 1}", f"--out={tmp_path}/run")
+    _, err = process.communicate(timeout=2 * PATIENCE)
+    assert process.returncode == 0, err
+
+
+def test_of_two_processes_one_that_is_lost_is_a_sentence(tmp_path):
+    process = begin(*TRAIN, "--steps=1000000", "--save_every=3", f"--out={tmp_path}/run", code=START)
+    until(process, lambda: checkpoint.latest(tmp_path / "run"))
+    import psutil
+
+    ranks = psutil.Process(process.pid).children()
+    ranks[1].kill()
+    _, err = process.communicate(timeout=2 * PATIENCE)
+    assert process.returncode != 0
+    assert "Traceback" not in err, err
+    assert "Another process of this run is gone" in err or process.returncode in (-9, 130)
+
+
+@pytest.mark.parametrize(
+    ("problem", "sentence"),
+    [
+        (MemoryError("Unable to allocate 7.28 TiB for an array with shape (1000000000000,)"), "7.28 TiB more"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes."),
+            "4,000.0 GB",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has"), "20.00 GiB more"),
+        (MemoryError(), "There is not enough memory. Expected"),
+        (RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed."), "fewer --workers"),
+        (cli.faults.BrokenExecutor("A process in the process pool was terminated"), "was killed"),
+        (OSError(24, "Too many open files", "/a/b"), r"ulimit -n\) \(/a/b\)"),
+        (OSError(30, "Read-only file system", "/a"), r"read-only \(/a\)"),
+        (OSError(13, "Permission denied", "/a"), r"Permission denied \(/a\)"),
+        (OSError(28, "No space left on device"), "The disk is full"),
+        (OSError("cannot read"), "cannot read"),
+        (
+            RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"),
+            "Another process",
+        ),
+        (RuntimeError("received 0 items of ancdata: Too many open files"), "Too many files"),
+    ],
+)
+def test_what_the_machine_refuses_is_a_sentence(monkeypatch, capsys, problem, sentence):
+    monkeypatch.setattr(cli, "_overview", lambda: (_ for _ in ()).throw(problem))
+    code, _, err = atdm(capsys, "--help")
+    assert code == 2
+    assert err.startswith("atdm: ")
+    assert err.count("\n") == 1
+    import re
+
+    assert re.search(sentence, err)
+
+
+@pytest.mark.parametrize(
+    "problem", [KeyError("x"), RuntimeError("mat1 and mat2 shapes cannot be multiplied"), TypeError()]
+)
+def test_a_mistake_of_the_program_keeps_its_traceback(monkeypatch, problem):
+    assert faults.explain(problem) is None
+
+
+@pytest.mark.parametrize("words", ["--help", "show radius --json --out a.png", "train --help"])
+def test_a_reader_that_is_gone(tmp_path, words):
+    """``atdm ... | head`` when head has read enough."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "atdm", *words.split()],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    os.close(writer)
+    assert done.returncode == 0
+    assert done.stderr == "atdm: nobody reads the output any more; it is cut short.\n"
+
+
+def test_a_terminal_without_room(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "atdm", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (2, "atdm: The disk is full. What was saved before is still there.\n")
+
+
+def test_the_launcher_knows_the_signals():
+    assert {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1} == {*launch.SIGNALS}
