@@ -225,7 +225,7 @@ def test_a_mistake_of_the_program_keeps_its_traceback(monkeypatch, problem):
     assert faults.explain(problem) is None
 
 
-@pytest.mark.parametrize("words", ["--help", "show radius --json --out a.png", "train --help"])
+@pytest.mark.parametrize("words", ["--help", "show radius --json --out a.png"])
 def test_a_reader_that_is_gone(tmp_path, words):
     """``atdm ... | head`` when head has read enough."""
     reader, writer = os.pipe()
