@@ -23,6 +23,8 @@ COMMANDS_WITH_PARTS = {"show": ("radius", "run")}
 PUBLIC = {
     "objective": ["atdm.objective", "atdm.objective.perturb", "atdm.objective.auto"],
     "diffusion": [
+        "atdm.diffusion.model",
+        "atdm.diffusion.steps",
         "atdm.diffusion.process",
         "atdm.diffusion.predictions",
         "atdm.diffusion.sampling",

@@ -10,10 +10,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from atdm import Model
 from atdm.attack import Search
 from atdm.attack.purify import ImageAttack, Purifier, doubt_purifier, robust_accuracy
 from atdm.data import load
-from atdm.training.checkpoint import load_pipeline
 
 NOISE, RADIUS, IMAGES = 0.3, 0.3, 150  # sigma_t/alpha_t; l_inf in the scale of [-1, 1]; of the 297 held out
 
@@ -52,8 +52,7 @@ def main(runs: list[str]) -> None:
     classifier = train(data.x, labels(data.x))
     attack = ImageAttack(RADIUS, Search(steps=20, kappa=0.5, draws=4))
     for run in runs:
-        model, process, clip = load_pipeline(run)
-        purifier = Purifier(model.requires_grad_(False), process, NOISE, steps=50, clip_sample=clip)
+        purifier = Purifier(Model.from_pretrained(run), noise=NOISE, steps=50).requires_grad_(False)
         found = robust_accuracy(classifier, purifier, x, y, attack)
         print(run, {name: round(value, 3) for name, value in found.items()})
         print(" ", doubt_purifier(found).says)

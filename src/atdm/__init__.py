@@ -24,6 +24,7 @@ _WHERE = {
     "load": "data",
     "build_net": "nets",
     "MLP": "nets.mlp",
+    "Model": "diffusion.model",
     "Sampling": "diffusion.steps",
     "sample": "diffusion.sampling",
     "trajectory": "diffusion.sampling",
@@ -35,7 +36,7 @@ _WHERE = {
     "fit": "training.train",
     "Settings": "training.config",
     "State": "training.train",
-    "load_pipeline": "training.checkpoint",
+    "load_pipeline": "diffusion.model",
     "UserError": "errors",
 }
 __all__ = [*_WHERE]

@@ -23,6 +23,7 @@ from atdm.attack import (
 )
 from atdm.data import load
 from atdm.data.toy import Moons, Plane
+from atdm.diffusion.model import Model
 from atdm.diffusion.sampling import sample, trajectory
 from atdm.diffusion.schedulers import SAMPLERS
 from atdm.diffusion.steps import Sampling
@@ -119,9 +120,7 @@ def test_every_sampler_can_be_attacked(sampler):
 
     def damage(search):
         victim = Victim(
-            Skewed(truth),
-            LINEAR,
-            (3,),
+            Model(Skewed(truth), LINEAR, shape=(3,)),
             GOALS["distance"]().fit(truth.sample(9, seeded()), truth),
             64,
             {7, 8},
@@ -200,7 +199,7 @@ def test_every_goal_is_raised_and_does_damage(name):
     torch.manual_seed(0)
     model = build_net("mlp:width=16", (3,))
     goal = build("goal", name, GOALS).fit(reference, truth)
-    victim = Victim(model, LINEAR, (3,), goal, n=100, sampling=Sampling(steps=10))
+    victim = Victim(Model(model, LINEAR, shape=(3,)), goal, n=100, sampling=Sampling(steps=10))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     damage = []
     for budget in (0.0, 0.3, 1.0):
@@ -225,7 +224,9 @@ def test_goals_are_the_measures_of_the_metrics():
 
 
 def test_a_transferred_attack_repeats_the_pushes():
-    victim = Victim(Gaussian(), LINEAR, (D,), Denoised(), n=300, sampling=Sampling(steps=5), batch_size=130)
+    victim = Victim(
+        Model(Gaussian(), LINEAR, shape=(D,)), Denoised(), n=300, sampling=Sampling(steps=5), batch_size=130
+    )
     samples, hook = victim.attack(Search(2), 0.5, 0, keep=True)
     assert torch.allclose(victim.sample(0, Replay(hook)), samples, atol=1e-6)
     with pytest.raises(UserError, match="fewer batches"):
@@ -238,7 +239,7 @@ def test_the_damage_curve_has_paired_and_exact_numbers():
     truth = Plane()
     reference = truth.sample(500, seeded())
     goal = GOALS["distance"]().fit(reference, truth)
-    victim = Victim(Skewed(truth), LINEAR, (3,), goal, 200, sampling=Sampling(steps=10))
+    victim = Victim(Model(Skewed(truth), LINEAR, shape=(3,)), goal, 200, sampling=Sampling(steps=10))
     budgets = [0.0, 0.2, 0.5]
     points = list(damage_curve(victim, Search(3), budgets, [0, 1], reference, truth))
     rows = [point.row for point in points]
@@ -277,7 +278,11 @@ def test_the_damage_curve_has_paired_and_exact_numbers():
         (lambda: GOALS["features"]("patches").fit(load("digits").x[:9], None), "several rows"),
         (lambda: Target()(torch.zeros(1, 2), None), "has no image"),
         (
-            lambda: list(damage_curve(Victim(Ideal(), LINEAR, (2,), Denoised()), Search(), [], [0], torch.zeros(2, 2))),
+            lambda: list(
+                damage_curve(
+                    Victim(Model(Ideal(), LINEAR, shape=(2,)), Denoised()), Search(), [], [0], torch.zeros(2, 2)
+                )
+            ),
             "at least one of each",
         ),
     ],

@@ -8,6 +8,7 @@ from torch import nn
 
 from atdm.attack import Denoised, Prediction, Push, Search, Victim, bootstrap, check_seeds, doubt, fgsm, random
 from atdm.attack.checks import check_budget, check_converged, check_expectation, check_gradient, check_stronger
+from atdm.diffusion.model import Model
 from atdm.diffusion.steps import Sampling
 from atdm.objective import perturb
 from helpers import LINEAR, STDS, D, Gaussian
@@ -15,7 +16,7 @@ from helpers import LINEAR, STDS, D, Gaussian
 
 def victim(model=None, goal=None, **options):
     sampling = Sampling(options.pop("sampler", "ddim"), 10)
-    return Victim(model or Gaussian(), LINEAR, (D,), goal or Denoised(), 64, sampling=sampling, **options)
+    return Victim(Model(model or Gaussian(), LINEAR, shape=(D,)), goal or Denoised(), 64, sampling=sampling, **options)
 
 
 def findings(*args, **options):

@@ -10,6 +10,7 @@ from atdm.attack.poison import Poison, parse_poison, poison, poison_item
 from atdm.corruption import Truth, parse_corruption
 from atdm.data import load
 from atdm.data.items import Floats
+from atdm.diffusion.model import Model
 from atdm.diffusion.process import Process
 from atdm.errors import UserError
 from helpers import atdm
@@ -27,7 +28,7 @@ def ideal(x, t):
 def test_against_a_gaussian_the_strongest_poison_is_the_corner_away_from_the_mean(generator):
     # E ||g (alpha (x + delta) + sigma eps) - eps||^2 = E (g alpha)^2 ||x + delta||^2 + const: the corner along sign(x).
     x = 0.5 * torch.randn(20, 6, generator=generator)
-    poisoned, truth = poison(Floats(x), ideal, PROCESS, Poison("ideal", radius=0.1, draws=64))
+    poisoned, truth = poison(Floats(x), Model(ideal, PROCESS), Poison("ideal", radius=0.1, draws=64))
     far = x.abs() > 0.2  # nearer to the mean a finite number of draws may err
     assert torch.allclose(poisoned[far], (x + 0.1 * x.sign())[far], atol=1e-6)
     assert ((poisoned - x)[far].abs() - 0.1).abs().max() < 1e-6
@@ -37,12 +38,37 @@ def test_against_a_gaussian_the_strongest_poison_is_the_corner_away_from_the_mea
 
 def test_recorded_losses_are_the_closed_form(generator):
     x = torch.randn(120, 6, generator=generator)
-    _, truth = poison(Floats(x), ideal, PROCESS, Poison("ideal", radius=0.3, steps=0, draws=1))
+    _, truth = poison(Floats(x), Model(ideal, PROCESS), Poison("ideal", radius=0.3, steps=0, draws=1))
     t = torch.arange(1000)
     a, s = PROCESS.alpha(t).double(), PROCESS.sigma(t).double()
     g = s / (a**2 * S2 + s**2)
     expected = (g * a).square().mean() * x.double().square().mean() + (g * s - 1).square().mean()
     assert truth.details["poison"]["loss_before"].mean() == pytest.approx(expected.item(), rel=0.06)
+
+
+@pytest.mark.parametrize("family", ["flow", "edm"])
+def test_the_surrogate_of_a_flow_or_edm_is_given_its_own_time(family):
+    """The ideal network of a Gaussian, which looks its timestep up by the time that it is given: the closed form again."""
+    process = getattr(Process, family)()
+    times = process.time(torch.arange(process.steps))
+
+    def ideal(x, time):
+        t = (times[None] == time[:, None]).int().argmax(1)
+        assert torch.equal(times[t], time), "the network is given T s or log(sigma)/4, not the timestep"
+        a, s = process.alpha(t, x), process.sigma(t, x)
+        v = a**2 * S2 + s**2
+        return process.target(a * S2 * x / v, s * x / v, t)
+
+    x = 0.5 * torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
+    poisoned, truth = poison(Floats(x), Model(ideal, process), Poison("ideal", radius=0.1, draws=64))
+    far = x.abs() > 0.2
+    at_corner = (poisoned - (x + 0.1 * x.sign()))[far].abs() < 1e-4
+    assert at_corner.float().mean() > 0.95  # a finite number of draws may err, more often at few levels
+    t = torch.arange(process.steps)
+    a, s = process.alpha(t).double(), process.sigma(t).double()
+    g = s / (a**2 * S2 + s**2)
+    expected = (g * a).square().mean() * x.double().square().mean() + (g * s - 1).square().mean()
+    assert truth.details["poison"]["loss_before"].mean() == pytest.approx(expected.item(), rel=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +85,14 @@ def surrogate():
     state = State.create(build_net("mlp:width=64,depth=2", (1, 8, 8)), settings)
     for _ in fit(Objective("ddpm", PROCESS), state, load("digits").x, settings):
         pass
-    return state.model.eval()
+    return Model(state.model.eval(), PROCESS)
 
 
 def test_poison_raises_the_loss_of_a_trained_surrogate_more_than_random_noise(surrogate):
     items = Floats(load("digits").x[:16])
     risen = {}
     for steps in (0, 10):
-        _, truth = poison(items, surrogate, PROCESS, Poison("run", radius=0.1, steps=steps), seed=1)
+        _, truth = poison(items, surrogate, Poison("run", radius=0.1, steps=steps), seed=1)
         details = truth.details["poison"]
         risen[steps] = details["loss_after"] - details["loss_before"]  # of the same draws
         assert details["moved_max"].max() <= 0.1 + 1e-6
@@ -76,7 +102,7 @@ def test_poison_raises_the_loss_of_a_trained_surrogate_more_than_random_noise(su
 
 def test_items_stay_in_the_ball_and_images_in_their_range(surrogate):
     x = load("digits").x[:16]
-    poisoned, truth = poison(Floats(x), surrogate, PROCESS, Poison("run", share=0.5, radius=0.3, steps=3))
+    poisoned, truth = poison(Floats(x), surrogate, Poison("run", share=0.5, radius=0.3, steps=3))
     assert poisoned.min() >= -1
     assert poisoned.max() <= 1
     moved = (poisoned - x).flatten(1).abs().amax(1)
@@ -90,20 +116,22 @@ def test_items_stay_in_the_ball_and_images_in_their_range(surrogate):
 
 def test_an_item_is_the_same_to_the_bit_whatever_is_beside_it(surrogate):
     x, how = load("digits").x[:6], Poison("run", share=0.7, radius=0.2, steps=3)
-    whole, _ = poison(Floats(x), surrogate, PROCESS, how, seed=3)
+    whole, _ = poison(Floats(x), surrogate, how, seed=3)
     state = torch.get_rng_state()
-    alone = [poison_item(x[i], surrogate, PROCESS, how, 3, i)[0] for i in (5, 2, 0)]
+    alone = [poison_item(x[i], surrogate, how, 3, i)[0] for i in (5, 2, 0)]
     assert torch.equal(torch.stack(alone), whole[[5, 2, 0]])
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(p.requires_grad for p in surrogate.parameters())
-    other, _ = poison(Floats(x), surrogate, PROCESS, how, seed=4)
+    assert all(p.requires_grad for p in surrogate.net.parameters())
+    other, _ = poison(Floats(x), surrogate, how, seed=4)
     assert not torch.equal(other, whole)
 
 
 def test_the_share_is_that_of_the_items_and_not_those_of_other_dirt():
     from atdm.corruption import truth_of
 
-    touched = poison(Floats(torch.zeros(400, 2)), ideal, PROCESS, Poison("m", share=0.3, steps=0, draws=1))[1].dirty
+    touched = poison(Floats(torch.zeros(400, 2)), Model(ideal, PROCESS), Poison("m", share=0.3, steps=0, draws=1))[
+        1
+    ].dirty
     assert touched.mean() == pytest.approx(0.3, abs=0.06)
     gaussian = truth_of("gaussian:share=0.3", 400, (2,)).dirty
     assert (touched & gaussian).mean() == pytest.approx(0.09, abs=0.04)

@@ -6,6 +6,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from atdm.attack.purify import Purifier
+from atdm.diffusion.model import Model, load_pipeline
 from atdm.diffusion.predictions import PREDICTIONS
 from atdm.diffusion.process import Process
 from atdm.diffusion.sampling import generators, sample, trajectory
@@ -102,14 +103,14 @@ def test_what_diffusers_takes_is_not_converted():
 @pytest.mark.parametrize("spec", ["flow:shift=3", "edm:sigma_data=0.5", "linear:prediction=score"])
 def test_a_run_trains_exports_and_samples_alike(spec, tmp_path):
     """What training leaves in the folder samples as the network in memory does."""
-    from atdm.training import checkpoint, run
+    from atdm.training import run
     from atdm.training.config import TrainConfig
 
     options = {"data": "plane:n=200", "net": "mlp:width=16", "batch_size": 32, "threads": 1, "process": spec}
     for step in run.train(TrainConfig(**options, out=str(tmp_path), steps=3)):
         assert step.terms.loss.isfinite().all()
     process = TrainConfig(**options).build_process()
-    network, read, clip = checkpoint.load_pipeline(tmp_path)
+    network, read, clip = load_pipeline(tmp_path)
     assert not clip
     assert (read.family, read.prediction) == (process.family, process.prediction)
     torch.testing.assert_close(read.sigmas, process.sigmas)
@@ -128,12 +129,10 @@ def _named(network, process):
 def test_the_pipeline_of_diffusers_draws_the_same_images(family, tmp_path):
     from diffusers import ConsistencyModelPipeline, DDPMPipeline
 
-    from atdm.training import checkpoint
-
     torch.manual_seed(0)
     process = AFTER[family]()
-    checkpoint.export(tmp_path / "model", build_net("digits", (1, 8, 8)), process, clip_sample=False)
-    network, read, clip = checkpoint.load_pipeline(tmp_path / "model")
+    Model(build_net("digits", (1, 8, 8)), process).save_pretrained(tmp_path / "model")
+    network, read, clip = load_pipeline(tmp_path / "model")
     kind = ConsistencyModelPipeline if family == "edm" else DDPMPipeline
     pipeline = kind.from_pretrained(tmp_path / "model")
     pipeline.set_progress_bar_config(disable=True)

@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import wasserstein_distance
 from torch import nn
 
+from atdm.diffusion.model import Model
 from atdm.diffusion.process import Process
 from atdm.diffusion.steps import Sampling
 from atdm.errors import UserError
@@ -235,10 +236,10 @@ def test_score_errors_of_a_model_over_t():
         def forward(self, x, t):
             return self.inner(x)
 
-    scores = score_errors(Zero(), process, truth)
+    scores = score_errors(Model(Zero(), process), truth)
     assert [s.metric for s in scores] == ["score_error", *(f"score_error_t{t}" for t in (0, 10, 25, 50, 74, 89, 99))]
     assert all(s.value == pytest.approx(1) for s in scores)
-    assert score_errors(Zero(), process, Line()) == []
+    assert score_errors(Model(Zero(), process), Line()) == []
 
 
 # --- noise and closeness ---------------------------------------------------------------------------------------------

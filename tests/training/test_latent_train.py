@@ -16,10 +16,11 @@ from atdm.data.encoded import Encoded
 from atdm.data.items import Floats
 from atdm.data.source import Source
 from atdm.diffusion.latent import Latents
+from atdm.diffusion.model import load_pipeline
 from atdm.diffusion.sampling import generators, sample
 from atdm.errors import UserError
 from atdm.nets import weights_hash
-from atdm.training import checkpoint, run
+from atdm.training import run
 from atdm.training.config import ObjectiveConfig, TrainConfig
 from atdm.training.parts import build
 
@@ -98,8 +99,8 @@ def test_a_run_that_resumes_is_the_one_that_never_stopped(capsys, photos, vae, t
 
 
 def test_samples_are_decoded(capsys, trained, photos, tmp_path):
-    network, process, clip = checkpoint.load_pipeline(trained, latent=True)
-    latents = checkpoint.load_latents(trained)
+    network, process, clip = load_pipeline(trained, latent=True)
+    latents = Latents.load(trained)
     assert not clip, "latents are not in [-1, 1]"
     drawing = ["--sampler", "ddim", "--steps", "5", "--seed", "3"]
     code, out, err = atdm(capsys, "sample", trained, "--n", "3", *drawing, "--out", tmp_path / "drawn.npz", "--json")
@@ -251,4 +252,4 @@ def test_a_recipe_may_name_it(capsys, photos, vae, tmp_path):
     )
     code, _, err = atdm(capsys, "train", "--config", tmp_path / "recipe.yaml", "--out", tmp_path / "run", "--json")
     assert code == 0, err
-    assert isinstance(checkpoint.load_latents(tmp_path / "run"), Latents)
+    assert isinstance(Latents.load(tmp_path / "run"), Latents)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from atdm.cli import launch, main
+from atdm.diffusion.model import load_pipeline
 from atdm.training import checkpoint, run
 from atdm.training.config import TrainConfig
 from atdm.training.log import read_log
@@ -100,7 +101,7 @@ class Accelerator:
 
 @pytest.mark.parametrize("world", [2, 3, 7])
 def test_each_sample_is_drawn_by_one_process(one, world):
-    network, process, _ = checkpoint.load_pipeline(one)
+    network, process, _ = load_pipeline(one)
     from atdm.diffusion.sampling import sample
 
     def draw(accelerator=None):

@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from atdm.diffusion.model import load_pipeline
 from atdm.diffusion.sampling import block_size, generators, sample
 from atdm.errors import UserError
 from atdm.nets import weights_hash
@@ -74,7 +75,7 @@ def test_a_stranger_draws_the_same_images_by_the_lines_of_the_card(digits, tmp_p
     with np.load(tmp_path / "drawn.npz", allow_pickle=False) as file:
         theirs, others = file["images"], file["others"]
     assert not len(others)
-    network, process, clip = checkpoint.load_pipeline(digits)
+    network, process, clip = load_pipeline(digits)
     ours = sample(network, process, 6, (1, 8, 8), sampler="ddpm", steps=20, seed=seed, clip_sample=clip)[:4]
     ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     assert float(((ours > 0) & (ours < 1)).float().mean()) > 0.3, "nothing to compare: all is clipped"
@@ -106,7 +107,7 @@ def test_the_weights_asked_for_are_the_weights_given(digits, tmp_path, weights, 
 
 
 def test_the_card_tells_data_dirt_objective_and_numbers_with_their_origin(digits, tmp_path):
-    made = weights_hash(checkpoint.load_pipeline(digits)[0])
+    made = weights_hash(load_pipeline(digits)[0])
     row = {"metric": "noise_std", "value": 0.123456, "sampler": "ddpm", "steps": 250, "seed": 7, "features": None}
     row |= {"reference": "/home/somebody/secret/photos", "checkpoint": made}
     rows = [row, {**row, "metric": "frechet_pixels", "value": None}, {**row, "value": 9.0, "checkpoint": "0" * 16}]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from atdm.corruption import corrupt
 from atdm.data import load
+from atdm.diffusion.model import load_pipeline
 from atdm.diffusion.process import Process
 from atdm.diffusion.sampling import sample
 from atdm.errors import UserError
@@ -209,7 +210,7 @@ def test_the_model_opens_in_diffusers_and_samples(tmp_path):
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "model")
     images = pipeline(batch_size=2, num_inference_steps=3, output_type="np").images
     assert images.shape == (2, 8, 8, 1)
-    net, process, _ = checkpoint.load_pipeline(tmp_path)
+    net, process, _ = load_pipeline(tmp_path)
     ema = {k[4:]: v for k, v in weights(tmp_path).items() if k.startswith("ema.")}
     assert same(ema, dict(net.state_dict()))
     torch.testing.assert_close(process.alphas, Process.linear().alphas)
@@ -242,7 +243,7 @@ def test_the_cost_is_told_in_processor_time_of_the_quickest_trial(tmp_path, monk
 def test_a_broken_pipeline_folder_is_told(tmp_path, index):
     (tmp_path / "model_index.json").write_text(index)
     with pytest.raises(UserError, match=r"model_index\.json|does not open"):
-        checkpoint.load_pipeline(tmp_path)
+        load_pipeline(tmp_path)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from atdm.diffusion.model import load_pipeline
 from atdm.diffusion.process import Process
 from atdm.errors import UserError
 from atdm.nets import build_net
@@ -170,7 +171,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, switch):
         pass
     whole, parts = (load_file(checkpoint.latest(tmp_path / o) / "state.safetensors") for o in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    assert len(checkpoint.load_pipeline(tmp_path / "whole")) == 3, "the pipeline of the average opens again"
+    assert len(load_pipeline(tmp_path / "whole")) == 3, "the pipeline of the average opens again"
 
 
 def test_seeding_is_that_of_torch():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..diffusion.process import Process
-from ..diffusion.sampling import Hook, sample
+from ..diffusion.model import Model, require_finite
+from ..diffusion.sampling import Hook
 from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..metrics import evaluate_samples
@@ -38,7 +38,7 @@ class Victim:
     """A model, how it is sampled, and what an attack on it is after.
 
     Args:
-        model: any ``model(x, t)``.
+        model: of pixels or vectors.
         goal: fitted to the data (``goal.fit(reference, truth)``).
         n: samples.
         at, through: see :class:`TrajectoryAttack`.
@@ -46,9 +46,7 @@ class Victim:
         batch_size: see :class:`~atdm.diffusion.sampling.Batches`.
     """
 
-    model: Callable[..., Any]
-    process: Process
-    item_shape: tuple[int, ...]
+    model: Model
     goal: Goal
     n: int = 256
     at: Collection[int] | None = None
@@ -59,7 +57,7 @@ class Victim:
     def sample(self, seed: int, hook: Hook | None = None) -> Float[Tensor, "n *item"]:
         """The samples of a seed, clean or under a hook."""
         options: dict[str, Any] = {"seed": seed, "hook": hook, "batch_size": self.batch_size}
-        return sample(self.model, self.process, self.n, self.item_shape, self.sampling, **options)
+        return self.model.sample(self.n, self.sampling, **options)
 
     def attack(
         self, search: Search, budget: float, seed: int, keep: bool = False
@@ -104,12 +102,13 @@ def damage_curve(
     :func:`atdm.metrics.evaluate_samples` says of the attacked samples, and the attack's own diagnostics.
 
     Raises:
-        UserError: no budget or seed, or a negative budget.
+        UserError: no budget or seed, a negative budget, or samples that diverge without attack.
     """
     if not budgets or not seeds:
         raise UserError("A damage curve needs budgets and seeds. Expected at least one of each.")
     for seed in seeds:
         clean = victim.sample(seed)
+        require_finite(clean, "samples without attack")
         for budget in budgets:
             samples, hook = victim.attack(search, budget, seed)
             values = evaluate_samples(samples, reference, truth, features)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +21,10 @@ from torch import Tensor
 from .. import spec as specs
 from ..corruption import CORRUPTIONS, PLACES, Truth, stream
 from ..data.items import Items
+from ..diffusion.model import Model
 from ..diffusion.process import Process
 from ..diffusion.sampling import evaluating
 from ..errors import UserError
-from ..nets import call
 from ..nets.passes import frozen
 from . import Search
 
@@ -82,7 +81,7 @@ def parse_poison(spec: str) -> Poison | None:
 
 
 def poison_item(
-    x: Float[Tensor, "*item"], model: Callable[..., Any], process: Process, how: Poison, seed: int, index: int
+    x: Float[Tensor, "*item"], model: Model, how: Poison, seed: int, index: int
 ) -> tuple[Float[Tensor, "*item"], dict[str, float] | None]:
     """Item ``index`` as the poisoned set has it, and what was done to it (None: untouched).
 
@@ -96,28 +95,29 @@ def poison_item(
     rng = stream(seed, index, PLACES - 1)  # other dirt under the same seed touches other items
     if rng.random() >= how.share:
         return x, None
-    device = next((p.device for p in getattr(model, "parameters", lambda: iter(()))()), x.device)
     noise = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    process = model.process
     ahead, judged = _draws(how.draws, x.shape, process, noise), _draws(JUDGED, x.shape, process, noise)
     starts = torch.Generator().manual_seed(int(rng.integers(2**63)))
-    clean = x[None].to(device)
+    clean = x[None].to(model.device)
     low, high = (clean.clamp(max=-1), clean.clamp(min=1)) if x.dim() == 3 else (None, None)
 
     def placed(delta: Tensor) -> Tensor:
         return clean + delta if low is None else (clean + delta).clamp(low, high)
 
-    with frozen(model) as network, evaluating(model):
+    with frozen(model.net) as net, evaluating(model.net):
+        surrogate = dataclasses.replace(model, net=net)
 
         def gain(delta: Tensor, draw: int | None) -> Tensor:
             fresh = ahead if draw is not None else _draws(how.draws, x.shape, process, noise)
-            return _loss(network, process, placed(delta), fresh)[None]
+            return _loss(surrogate, placed(delta), fresh)[None]
 
         search = Search(how.steps, "linf")
         unit = lambda: search.ball.start((1, *x.shape), starts, torch.device("cpu")).to(clean)  # noqa: E731
-        found = search.run(gain, unit, torch.full((1,), how.radius, device=device))
+        found = search.run(gain, unit, torch.full((1,), how.radius, device=model.device))
         poisoned = placed(found.delta)
         with torch.no_grad():
-            losses = [_loss(network, process, item, judged).item() for item in (clean, poisoned)]
+            losses = [_loss(surrogate, item, judged).item() for item in (clean, poisoned)]
     moved = (poisoned - clean).cpu()
     told = dict(zip(("loss_before", "loss_after"), losses, strict=True))
     told |= {"moved_rms": moved.square().mean().sqrt().item(), "moved_max": moved.abs().max().item()}
@@ -126,31 +126,28 @@ def poison_item(
 
 def poison(
     items: Items,
-    model: Callable[..., Any],
-    process: Process,
+    model: Model,
     how: Poison,
     seed: int = 0,
     *,
-    checkpoint: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Float[Tensor, "n *item"], Truth]:
     """A poisoned copy of clean items, and the truth about it.
 
     Args:
-        model: the surrogate, any ``model(x, t)``.
-        checkpoint: hash of its weights, for the truth.
+        model: the surrogate.
         progress: called with how many items are done and of how many.
     """
     poisoned, done = [], []
     for rows in torch.arange(len(items)).split(256):
         for index, x in zip(rows.tolist(), items[rows], strict=True):
-            item, told = poison_item(x, model, process, how, seed, index)
+            item, told = poison_item(x, model, how, seed, index)
             poisoned.append(item)
             done.append(told)
             progress(index + 1, len(items))
     names = ("loss_before", "loss_after", "moved_rms", "moved_max")
     values = {name: np.array([np.nan if told is None else told[name] for told in done]) for name in names}
-    about = {"items": len(done), "parts": [dataclasses.asdict(how) | {"kind": "poison"}], "checkpoint": checkpoint}
+    about = {"items": len(done), "parts": [dataclasses.asdict(how) | {"kind": "poison"}], "checkpoint": model.hash}
     touched = np.array([[told is not None for told in done]])
     return torch.stack(poisoned), Truth(touched, specs.describe("poison", how), seed, about, {"poison": values})
 
@@ -163,10 +160,8 @@ def _draws(
     return torch.randn((count, *shape), generator=generator), (places * process.steps).clamp(max=process.steps - 1)
 
 
-def _loss(
-    model: Callable[..., Any], process: Process, item: Float[Tensor, "1 *item"], draws: tuple[Tensor, Tensor]
-) -> Float[Tensor, ""]:
+def _loss(model: Model, item: Float[Tensor, "1 *item"], draws: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
     """The denoising loss of one item, mean over draws and coordinates."""
     eps, t = draws[0].to(item), draws[1].long().to(item.device)
-    x_t = process.mix(item.expand_as(eps), eps, t)
-    return (process.to_eps(call(model, x_t, t), x_t, t) - eps).square().mean()
+    x_t = model.process.mix(item.expand_as(eps), eps, t)
+    return (model.eps(x_t, t) - eps).square().mean()

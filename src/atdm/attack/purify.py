@@ -6,6 +6,7 @@ the purifier, with the expectation over its noise (Athalye 2018), not of the cla
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..diffusion.model import Model
 from ..diffusion.process import Process
 from ..diffusion.sampling import evaluating, generators, open_solver
-from ..diffusion.steps import Sampling
+from ..diffusion.solver import Solver
+from ..diffusion.steps import Sampling, asked
 from ..errors import UserError
 from . import Finding, Search
 
@@ -28,10 +31,11 @@ class Purifier(nn.Module):
     The model is put in evaluation mode for good. On the way back through the sampler every network evaluation is
     computed again (checkpointed), so memory is that of one.
 
+    >>> defended = nn.Sequential(Purifier(Model.from_pretrained("runs/digits"), noise=0.4), classifier)
     >>> defended = nn.Sequential(Purifier(unet, process, noise=0.4), classifier)
 
     Args:
-        model: any ``model(x, t)``.
+        model: a :class:`~atdm.diffusion.model.Model`, or any ``net(x, t)`` together with its ``process``.
         noise: noise level ``sigma_t/alpha_t`` at t*, in data units; the sampler's next lower one is taken.
         sampling: how; it begins at ``noise``. Its fields can be given by name as well; ``steps`` is 100 by default.
         conditioning: passed to the model.
@@ -43,9 +47,9 @@ class Purifier(nn.Module):
 
     def __init__(
         self,
-        model: Callable[..., Any],
-        process: Process,
-        noise: float,
+        model: Model | Callable[..., Any],
+        process: Process | None = None,
+        noise: float = 0.0,
         sampling: Sampling | None = None,
         *,
         conditioning: Mapping[str, Any] | None = None,
@@ -57,20 +61,20 @@ class Purifier(nn.Module):
             raise UserError(
                 f"The noise of the purifier is {noise}. Expected a level sigma_t/alpha_t > 0, in data units."
             )
-        self.model, self.process, self.conditioning = model, process, dict(conditioning or {})
+        if not isinstance(model, Model):
+            if process is None:
+                raise UserError("The purifier has a network without its process. Expected a Model, or both.")
+            model = Model(model, process)
+        self.model = dataclasses.replace(model, conditioning={**model.conditioning, **(conditioning or {})})
+        self.net = model.net  # where it is a module, it is one of the purifier's
         self.generator = torch.Generator().manual_seed(seed)
-        if isinstance(model, nn.Module):
-            model.eval()
-        solver = open_solver(
-            model,
-            process,
-            (1, 1),
-            sampling or Sampling(steps=100),
-            generator=self.generator,
-            **{**options, "start_ratio": noise},
-        )
-        self.sampling, self.t = solver.sampling, solver.t
-        self.level = float(process.sigmas[self.t] / process.alphas[self.t])
+        if isinstance(model.net, nn.Module):
+            model.net.eval()
+        how = asked(sampling or Sampling(steps=100), {**options, "start_ratio": noise})
+        self.sampling = model.sampling(how)
+        solver = self._solver((1, 1), [self.generator], None)
+        self.t = solver.t
+        self.level = float(model.process.sigmas[self.t] / model.process.alphas[self.t])
         self.evaluations = len(solver.timesteps)
 
     def forward(
@@ -82,19 +86,16 @@ class Purifier(nn.Module):
             streams: of the noise, sharing the batch; default: the purifier's own, which goes on from call to call.
         """
         streams = streams or [self.generator]
-        solver = open_solver(
-            self.model,
-            self.process,
-            tuple(x.shape),
-            self.sampling,
-            generator=streams,
-            conditioning=self.conditioning,
-            device=x.device,
-        )
+        solver = self._solver(tuple(x.shape), streams, x.device)
         rows = x.shape[0] // len(streams)
         eps = torch.cat([torch.randn((rows, *x.shape[1:]), generator=g, device=g.device).to(x) for g in streams])
-        solver.begin(self.process.mix(x, eps, torch.full((len(x),), self.t, device=x.device)))
+        solver.begin(self.model.process.mix(x, eps, torch.full((len(x),), self.t, device=x.device)))
         return solver.finish()
+
+    def _solver(self, shape: tuple[int, ...], streams: list[torch.Generator], device: torch.device | None) -> Solver:
+        model = self.model
+        options: dict[str, Any] = {"conditioning": model.conditioning, "device": device or model.device}
+        return open_solver(model.net, model.process, shape, self.sampling, generator=streams, **options)
 
 
 @torch.no_grad()

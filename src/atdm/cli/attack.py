@@ -14,6 +14,7 @@ from .common import (
     destination,
     make_parser,
     numbers,
+    open_model,
     print_table,
     progress_bar,
     sampling_of,
@@ -65,8 +66,8 @@ def run(words: list[str]) -> int:
     dataset, data = clean_data(given)
     reference = dataset.reference
     goal = goal.fit(reference, dataset.truth)
-    victim, checkpoint = _victim(given, given.model, goal, at, reference)
-    other = _victim(given, given.undefended, goal, at, reference)[0] if given.undefended else None
+    victim = _victim(given, given.model, goal, at, reference)
+    other = _victim(given, given.undefended, goal, at, reference) if given.undefended else None
     seeds = [given.seed + i for i in range(given.seeds)]
     rows, shown, findings = [], {}, []
     worst = max(budgets)
@@ -83,7 +84,7 @@ def run(words: list[str]) -> int:
             bar.advance(task)
     provenance = {
         "model": given.model,
-        "checkpoint": checkpoint,
+        "checkpoint": victim.model.hash,
         "weights": "ema",
         **victim.sampling.as_dict(),
         "seeds": seeds,
@@ -125,19 +126,12 @@ def _steps(text: str) -> set[int] | None:
     return chosen
 
 
-def _victim(given: Any, model: str, goal: Any, at: set[int] | None, reference: Any) -> tuple[Victim, str]:
-    import torch
-
+def _victim(given: Any, source: str, goal: Any, at: set[int] | None, reference: Any) -> Victim:
     from ..attack import Victim
-    from ..nets import item_shape, require_shape, weights_hash
-    from ..training.checkpoint import load_pipeline
 
-    net, process, clip = load_pipeline(model)
-    sampling = sampling_of(given).resolved(process, clip)
-    shape = item_shape(net)
-    require_shape(shape, model, reference.shape[1:], "the reference")
-    net = net.to("cuda" if torch.cuda.is_available() else "cpu")
-    return Victim(net, process, shape, goal, given.n, at, given.through, sampling, given.batch_size), weights_hash(net)
+    model = open_model(given, True, source).for_items(tuple(reference.shape[1:]), source, "the reference")
+    sampling = model.sampling(sampling_of(given))
+    return Victim(model, goal, given.n, at, given.through, sampling, given.batch_size)
 
 
 def _write(folder: Path, told: dict[str, Any], shown: dict[float, Any], dataset: Any) -> None:

@@ -142,6 +142,7 @@ def add_sampling(parser: Any, steps: int, preserving: str = "ddim", late: bool =
         "--sampler", type=str | None, default=None, help=f"{names}; default: {preserving}, or euler of flows and EDM"
     )
     parser.add_argument("--steps", type=int, default=steps, help="of the sampler, from pure noise to the data")
+    add_label(parser)
     if late:
         parser.add_argument(
             "--start_ratio", type=float | None, default=None, help="begin at this sigma_t/alpha_t, from N(0, I)"
@@ -149,6 +150,11 @@ def add_sampling(parser: Any, steps: int, preserving: str = "ddim", late: bool =
         parser.add_argument(
             "--stop_ratio", type=float | None, default=None, help="stop at this sigma_t/alpha_t and return the denoised"
         )
+
+
+def add_label(parser: Any) -> None:
+    """The option of a network that is conditioned on classes."""
+    parser.add_argument("--label", type=int | None, default=None, help="the class, of a class-conditional network")
 
 
 def sampling_of(given: Any) -> Any:
@@ -215,11 +221,23 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def draw(given: Any, seed: int, target: Path | None = None) -> tuple[Any, dict[str, Any]]:
-    """The samples that the options ask for, in every process the same, and how they were made.
+def open_model(given: Any, pixels: bool = False, source: str | None = None) -> Any:
+    """The :class:`~atdm.diffusion.model.Model` that the options name, on a GPU where there is one.
 
     Args:
-        target: where they will be written: checked before they are drawn.
+        pixels: refuse a model of latents.
+        source: instead of ``given.model``.
+    """
+    import torch
+
+    from ..diffusion.model import Model
+
+    model = Model.from_pretrained(source or given.model, pixels=pixels, label=given.label)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def draw(given: Any, model: Any, seed: int) -> tuple[Any, dict[str, Any]]:
+    """The samples that the options ask for, in every process the same, and how they were made.
 
     Returns:
         The samples, and fields of :class:`atdm.metrics.Provenance`.
@@ -227,43 +245,19 @@ def draw(given: Any, seed: int, target: Path | None = None) -> tuple[Any, dict[s
     import torch
     from accelerate import Accelerator
 
-    from ..diffusion.sampling import sample
-    from ..nets import item_shape, weights_hash
-    from ..plot.samples import check_target
-    from ..training.checkpoint import load_latents, load_pipeline, load_weights
-
-    net, process, clip = load_pipeline(given.model, latent=True)
-    latents, shape = load_latents(given.model), item_shape(net)
-    sampling = sampling_of(given).resolved(process, clip, "ddpm")
-    if getattr(given, "weights", None) == "raw":
-        load_weights(Path(given.model), net, "model")
-    if target is not None:
-        check_target(target, shape if latents is None else latents.image_shape(shape))
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    sampling = model.sampling(sampling_of(given), "ddpm")
     with progress_bar(not is_main()) as bar:
         task = bar.add_task("sampling", total=None, note="")
-        drawn = sample(
-            net.to(accelerator.device),
-            process,
+        drawn = model.sample(
             given.n,
-            shape,
             sampling,
-            batch_size=given.batch_size,
             seed=seed,
-            device=accelerator.device,
-            accelerator=accelerator,
+            batch_size=given.batch_size,
+            accelerator=Accelerator(cpu=not torch.cuda.is_available()),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-        if latents is not None:
-            latents.vae.to(accelerator.device)
-            drawn = latents.decode(drawn)
-    made = {
-        "checkpoint": weights_hash(net),
-        "sampling": sampling,
-        "last_ratio": sampling.last_ratio(process),
-        "seed": seed,
-    }
-    return drawn, made
+    last = sampling.last_ratio(model.process)
+    return drawn, {"checkpoint": model.hash, "sampling": sampling, "last_ratio": last, "seed": seed}
 
 
 def _console(stderr: bool = False) -> Any:

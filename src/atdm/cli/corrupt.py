@@ -75,21 +75,18 @@ def _poisoned(given: Any, how: Any, dataset: Any) -> tuple[Any, Any]:
     from ..attack.poison import poison
     from ..data.items import Floats
     from ..data.source import Source
-    from ..nets import item_shape, require_shape, weights_hash
-    from ..training.checkpoint import load_pipeline
+    from ..diffusion.model import Model
 
-    net, process, _ = load_pipeline(how.model)
-    require_shape(item_shape(net), f"The surrogate {how.model}", dataset.item_shape, given.data)
-    net = net.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = Model.from_pretrained(how.model, pixels=True)
+    model = model.for_items(dataset.item_shape, f"The surrogate {how.model}", given.data)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     with progress_bar(given.json) as bar:
         task = bar.add_task("poisoning", total=len(dataset.items), note="")
         items, truth = poison(
             dataset.items,
-            net,
-            process,
+            model,
             how,
             given.seed,
-            checkpoint=weights_hash(net),
             progress=lambda done, total: bar.update(task, completed=done),
         )
     return Source(Floats(items)), truth

@@ -14,6 +14,7 @@ from .common import (
     destination,
     draw,
     make_parser,
+    open_model,
     print_table,
     reading_of_data,
 )
@@ -123,20 +124,16 @@ def _check(given: Any) -> None:
 def _samples(given: Any, seed: int | None, dataset: Any) -> tuple[Any, dict[str, Any], list[Any]]:
     """Samples, how they were made, and what was measured on the model itself."""
     from .. import metrics
-    from ..nets import item_shape, require_shape
-    from ..training.checkpoint import load_latents, load_pipeline, load_weights
+    from ..training.checkpoint import load_weights
 
     if seed is None:
         return _stored(given.samples), {"model": given.samples}, []
-    net, process, _ = load_pipeline(given.model, latent=True)
-    latents, shape = load_latents(given.model), item_shape(net)
-    drawn = shape if latents is None else latents.image_shape(shape)
-    require_shape(drawn, given.model, dataset.reference.shape[1:], "the reference")
+    model = open_model(given).for_items(dataset.item_shape, given.model, "the reference")
     own = (Path(given.model) / "config.yaml").is_file()
     if given.weights == "raw" and own:
-        load_weights(Path(given.model), net, "model")
-    extra = metrics.score_errors(net, process, dataset.truth, seed)
-    samples, made = draw(given, seed)
+        load_weights(Path(given.model), model.net, "model")
+    extra = metrics.score_errors(model, dataset.truth, seed)
+    samples, made = draw(given, model, seed)
     return samples, {"model": given.model, "weights": given.weights or ("ema" if own else "pipeline"), **made}, extra
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .common import add_reading, add_sampling, make_parser, reading, sampling_of, tell_notes
+from .common import add_reading, add_sampling, make_parser, open_model, reading, sampling_of, tell_notes
 
 
 def run(words: list[str]) -> int:
@@ -23,33 +23,25 @@ def run(words: list[str]) -> int:
     parser.add_argument("--out", type=str, default="purified.png", help=".png grid, .npz, or a folder of PNGs")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
-    import torch
-
     from ..attack.purify import Purifier, purify
     from ..corruption import corrupt
     from ..data import load
-    from ..nets import item_shape, require_shape, weights_hash
+    from ..diffusion.model import require_finite
     from ..plot.samples import check_target, save_samples
-    from ..training.checkpoint import load_pipeline
 
     dataset = load(given.data, seed=given.seed, **reading(given), hold_out=False)
     tell_notes(dataset.notes)
     x, _ = corrupt(dataset.x, given.corrupt, given.seed)
-    net, process, clip = load_pipeline(given.model)
-    require_shape(item_shape(net), given.model, dataset.item_shape, given.data)
+    model = open_model(given, pixels=True).for_items(dataset.item_shape, given.model, given.data)
     check_target(out := Path(given.out), dataset.item_shape)
-    purifier = Purifier(
-        net.to("cuda" if torch.cuda.is_available() else "cpu"),
-        process,
-        given.noise,
-        sampling_of(given).resolved(process, clip),
-    )
+    purifier = Purifier(model, noise=given.noise, sampling=sampling_of(given))
     made = purify(purifier, x, seed=given.seed, batch_size=given.batch_size)
+    require_finite(made, "purified items")
     path = save_samples(made, out)
     rms = lambda a, b: (a - b).double().square().mean().sqrt().item()  # noqa: E731
     told = {
         "model": given.model,
-        "checkpoint": weights_hash(net),
+        "checkpoint": model.hash,
         "sampler": purifier.sampling.sampler,
         "t": purifier.t,
         "noise": purifier.level,

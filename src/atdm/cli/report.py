@@ -20,7 +20,12 @@ def run(words: list[str]) -> int:
     )
     parser.add_argument("--attack", type=str, default="pgd:steps=3,norm=l2", help="as of atdm attack")
     parser.add_argument("--attacked", type=int, default=64, help="samples of each model under attack")
-    parser.add_argument("--attacked_steps", type=int, default=25, help="steps of the sampler under attack (ddim)")
+    parser.add_argument(
+        "--attacked_steps",
+        type=int,
+        default=25,
+        help="steps of the sampler under attack (ddim; euler of flows and EDM)",
+    )
     parser.add_argument("--features", type=str, default="pixels", help="feature space of distances and near-duplicates")
     parser.add_argument("--seed", type=int, default=0, help="of the noise that all models start from")
     parser.add_argument("--out", type=str, default="report.html")

@@ -19,6 +19,8 @@ from ..errors import UserError, unknown
 from .predictions import PREDICTIONS
 
 FAMILIES = ("vp", "flow", "edm")
+TABLES = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
+CLIPPING = ("clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value", "set_alpha_to_one")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Process:
         alphas: ``alpha_t``, the factor on the data.
         sigmas: ``sigma_t``, the standard deviation of the noise.
         prediction: what the network predicts, a name in :data:`~atdm.diffusion.predictions.PREDICTIONS`.
-        schedule: how diffusers' schedulers of the family rebuild the tables, beside the number of timesteps.
+        schedule: how diffusers' schedulers of the family rebuild the tables, beside the number of timesteps, and how far
+            and in what way they clip; in their words.
         family: whose schedulers sample it: ``vp`` (variance preserving), ``flow`` or ``edm``.
         times: what the network is told at each timestep; default: t itself.
         chances: how often training draws each timestep (sums to 1); default: all alike.
@@ -167,9 +170,9 @@ class Process:
             schedule = {k: config[k] for k in keys if k != "clip_sample"}
             return cls._from_levels(fresh.sigmas.double().flip(0), config.get("prediction_type", "flow"), schedule)
         if "sigma_data" in config:
-            if config["sigma_schedule"] != "karras":
+            if config.get("sigma_schedule") != "karras" or "rho" not in config:
                 raise UserError(
-                    f"{type(scheduler).__name__} has the sigma_schedule '{config['sigma_schedule']}'. Expected 'karras'."
+                    f"{type(scheduler).__name__} has the sigma_schedule '{config.get('sigma_schedule')}'. Expected 'karras'."
                 )
             spoken = config["prediction_type"]
             options = {k: config[k] for k in ("sigma_min", "sigma_max", "rho", "sigma_data")}
@@ -182,8 +185,11 @@ class Process:
                 f"{type(scheduler).__name__} has no alphas_cumprod. Expected a scheduler that is variance preserving "
                 "such as DDPMScheduler, for flow matching such as FlowMatchEulerDiscreteScheduler, or EDMEulerScheduler."
             )
-        keys = ["beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr"]
-        schedule = {k: config[k] for k in keys if config.get(k) is not None}
+        if config.get("rescale_betas_zero_snr"):
+            abar = torch.cat([abar[:-1], torch.zeros_like(abar[-1:])])  # some schedulers keep a little signal there
+        schedule = {k: config[k] for k in (*TABLES, *CLIPPING) if config.get(k) is not None}
+        if str(config.get("variance_type", "")).startswith("fixed"):  # learned ones are not sampled from
+            schedule["variance_type"] = config["variance_type"]
         return cls._from_abar(abar.double(), config.get("prediction_type", "epsilon"), schedule)
 
     @classmethod

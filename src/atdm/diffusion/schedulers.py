@@ -57,6 +57,7 @@ SAMPLERS: dict[str, Sampler] = {
     "unipc": Sampler("UniPCMultistepScheduler"),
     "deis": Sampler("DEISMultistepScheduler"),
 }
+FROM_PURE_NOISE = ("ddpm", "ddim", "ddpm-unrespaced")  # begin also where alpha_t is 0
 FLOW_SAMPLERS: dict[str, Sampler] = {
     "euler": Sampler("FlowMatchEulerDiscreteScheduler", predictions=NATIVE["flow"]),
     "heun": Sampler("FlowMatchHeunDiscreteScheduler", predictions=NATIVE["flow"]),
@@ -78,14 +79,37 @@ def strided(name: str, process: Process) -> bool:
     return FAMILY_SAMPLERS[process.family][name].strided
 
 
+def require_signal(process: Process, name: str | None = None) -> None:
+    """Refuse what cannot begin at pure noise, of a process that ends there (Lin et al. 2024, arXiv 2305.08891).
+
+    Args:
+        name: of a sampler; None: whether any can.
+
+    Raises:
+        UserError: the network predicts the noise, which says nothing about the data there; or the sampler divides by alpha_t.
+    """
+    if process.family != "vp" or float(process.alphas[-1]) > 0:
+        return
+    if process.prediction in ("epsilon", "score"):
+        raise UserError(
+            "The process ends at pure noise (zero terminal signal-to-noise ratio), where a network that predicts "
+            f"'{process.prediction}' says nothing about the data. Expected one that predicts v_prediction or sample."
+        )
+    if name is not None and name not in FROM_PURE_NOISE:
+        raise UserError(
+            f"The sampler '{name}' works with sigma_t/alpha_t, which is infinite at the last timestep of this process (zero "
+            f"terminal signal-to-noise ratio). Expected {' or '.join(FROM_PURE_NOISE[:2])}."
+        )
+
+
 def build_scheduler(name: str, process: Process, clip_sample: bool = False) -> Any:
     """The diffusers scheduler called ``name`` for ``process``; ``set_timesteps`` then spaces its steps evenly from T-1.
 
     Where it has no word for the prediction of the process, it expects another: :class:`~atdm.diffusion.solver.Solver` converts.
 
     Args:
-        clip_sample: clip the denoised image to [-1, 1] at every step, for images; only ddpm, ddim and heun (of
-            variance-preserving processes) can.
+        clip_sample: clip the denoised image at every step, to [-1, 1] or what the process's ``schedule`` says; only ddpm,
+            ddim and heun (of variance-preserving processes) can.
 
     Raises:
         UserError: an unknown name, or a process the scheduler cannot follow.
@@ -101,6 +125,7 @@ def build_scheduler(name: str, process: Process, clip_sample: bool = False) -> A
             name,
             samplers,
         )
+    require_signal(process, name)
     sampler = samplers[name]
     spoken = process.prediction if process.prediction in sampler.predictions else sampler.predictions[0]
     kind = getattr(unrespaced if hasattr(unrespaced, sampler.scheduler) else diffusers, sampler.scheduler)

@@ -33,7 +33,7 @@ class Step:
         t: the timestep.
         x: the state the network saw, after the hook.
         eps: the noise it predicted.
-        denoised: ``D(x, t)``, in [-1, 1] when sampling with ``clip_sample``.
+        denoised: ``D(x, t)``, clipped as the sampler clips it.
         next: the state after the step; of the last Step, the sample.
     """
 
@@ -172,8 +172,7 @@ class Solver:
         output, eps, denoised = self.predict(x, checkpointed)
         if self.spoken is not self.process:
             output = self.spoken.target(denoised, eps, torch.tensor(t, device=self.device).expand(self.shape[0]))
-        if self.sampling.clip_sample:
-            denoised = denoised.clamp(-1, 1)
+        denoised = self._clipped(denoised)
         ratio = float(self.process.sigmas[t] / self.process.alphas[t])
         count = len(self.timesteps)
         if self.sampling.stop_ratio is not None and ratio < self.sampling.stop_ratio:
@@ -198,6 +197,14 @@ class Solver:
         while not self.done:
             self.step(checkpointed)
         return self.x
+
+    def _clipped(self, denoised: Tensor) -> Tensor:
+        """As the scheduler clips it."""
+        config = self.scheduler.config
+        if config.get("thresholding") and hasattr(self.scheduler, "_threshold_sample"):
+            return self.scheduler._threshold_sample(denoised)
+        reach = config.get("clip_sample_range") or 1.0
+        return denoised.clamp(-reach, reach) if self.sampling.clip_sample else denoised
 
     def _scale(self) -> Tensor:
         """What the network's coordinates are of the scheduler's, at the present t."""

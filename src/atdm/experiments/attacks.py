@@ -87,7 +87,7 @@ def _victim(trained: Trained) -> Victim:
     reference, truth = trained.dataset.reference, trained.dataset.truth
     goal = build("objective of an attack", options["goal"], GOALS).fit(reference, truth)
     sampling = dataclasses.replace(trained.sampling, sampler="ddim", steps=options["steps"])
-    return Victim(trained.net, trained.process, trained.dataset.item_shape, goal, options["n"], sampling=sampling)
+    return Victim(trained.model, goal, options["n"], sampling=sampling)
 
 
 def budget_that_doubles(curve: Mapping[float, float]) -> float | None:

@@ -84,7 +84,8 @@ def work(job: Job, tell: Tell) -> Outcome:
     classifier = classifier_of(trained.dataset, options["classifier_steps"], job.seed).to(device)
     x = trained.dataset.reference[: options["images"]].to(device)
     y = labels(x.cpu()).to(device)
-    purifier = Purifier(trained.net.requires_grad_(False), trained.process, NOISE, steps=options["steps"])
+    trained.net.requires_grad_(False)
+    purifier = Purifier(trained.model, noise=NOISE, steps=options["steps"])
     about = {"classifier": weights_hash(classifier), "images": len(x), "purifier_noise": purifier.level}
     about |= {"purifier_evaluations": purifier.evaluations, "sampler": "ddim", "steps": options["steps"]}
     about["auto_attack_steps"] = options["auto_steps"]

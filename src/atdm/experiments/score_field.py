@@ -11,7 +11,6 @@ from torch import Tensor
 from .. import metrics, plot
 from ..data import load
 from ..diffusion.process import Process
-from ..nets import call
 from ..pool import Tell, part
 from ..report import Row
 from . import by_scale, plane
@@ -40,7 +39,7 @@ def work(job: Job, tell: Tell) -> Outcome:
 
     def score(x: Tensor, t: Tensor) -> Tensor:
         x, t = x.to(device), t.to(device)
-        return process.score(process.to_eps(call(trained.net, x, t), x, t), t).cpu()
+        return trained.model.score(x, t).cpu()
 
     n = job.options["n"]
     generator = torch.Generator().manual_seed(job.seed)

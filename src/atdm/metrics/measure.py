@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from ..diffusion.process import Process
+from ..diffusion.model import Model
 from ..errors import UserError
-from ..nets import call
 from ..spec import build
 from . import cache
 from .distances import SPLITS, SUBSET, class_score, frechet_distance, frechet_extrapolated, kernel_distance, moments
@@ -174,15 +173,14 @@ def in_space(
     return scores
 
 
-def score_errors(model: nn.Module, process: Process, truth: object, seed: int = 0) -> list[Score]:
+def score_errors(model: Model, truth: object, seed: int = 0) -> list[Score]:
     """Error of a model's score against the analytic one, at quantiles of t and their mean; empty where none is known."""
     if not isinstance(truth, HasScore):
         return []
-    device = next(model.parameters()).device
+    process = model.process
 
     def score_fn(x: Tensor, t: Tensor) -> Tensor:
-        x, t = x.to(device), t.to(device)
-        return process.score(process.to_eps(call(model, x, process.time(t)), x, t), t).cpu()
+        return model.score(x.to(model.device), t.to(model.device)).cpu()
 
     timesteps = [round(q * (process.steps - 1)) for q in SCORE_QUANTILES]
     errors = score_error(score_fn, truth, process, timesteps, generator=_seeded(seed)).tolist()

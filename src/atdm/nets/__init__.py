@@ -86,26 +86,44 @@ def load_net(source: str | Path, item_shape: tuple[int, ...] | None = None) -> n
     if (folder / "model" / "model_index.json").is_file():  # a run folder of ours
         folder = folder / "model"
     require_sealed(folder)
-    net = _load(folder, source, "unet" if (folder / "unet" / "config.json").is_file() else None)
+    net = open_net(folder, source)
+    require_unconditional(net, source)
     if item_shape is not None:
-        _check_fits(net, tuple(item_shape), source)
+        _require_fit(net, item_shape, source)
     return net
 
 
-def _load(folder: Path, source: str | Path, subfolder: str | None) -> nn.Module:
+def _require_fit(net: nn.Module, shape: tuple[int, ...], source: str | Path) -> None:
+    if not fits(net, shape):
+        raise UserError(
+            f"The network of '{source}' is for items of shape {item_shape(net)}; the data have {tuple(shape)}."
+        )
+
+
+def open_net(folder: Path, source: str | Path) -> nn.Module:
+    """The network of a diffusers pipeline or model folder, as one of as many outputs as inputs.
+
+    Of a network with learned variances it is the half that predicts the mean (Nichol & Dhariwal 2021, eq. 15).
+
+    Args:
+        source: what sentences call it.
+
+    Raises:
+        UserError: it cannot be read, is of another kind, or its weights are not finite.
+    """
     from diffusers import UNet2DModel
 
     from .mlp import MLP
 
     classes: dict[str, Any] = {"UNet2DModel": UNet2DModel, "MLP": MLP}
+    subfolder = "unet" if (folder / "unet" / "config.json").is_file() else None
     try:
-        config = UNet2DModel.load_config(folder, subfolder=subfolder)
-        name = config.get("_class_name")
+        name = UNet2DModel.load_config(folder, subfolder=subfolder).get("_class_name")
         if name not in classes:
             raise UserError(
                 f"'{source}' holds a {name or 'model without a class name'}. Expected {' or '.join(classes)}."
             )
-        return classes[name].from_pretrained(folder, subfolder=subfolder)
+        net: nn.Module = classes[name].from_pretrained(folder, subfolder=subfolder)
     except UserError:
         raise
     except Exception as problem:  # diffusers, safetensors and the Hub client each raise their own
@@ -114,24 +132,69 @@ def _load(folder: Path, source: str | Path, subfolder: str | None) -> nn.Module:
             f"Cannot load a network from '{source}': {reason} "
             "Expected a diffusers pipeline or model folder with config.json and weights, or a Hub name."
         ) from problem
+    broken = next(
+        (k for k, v in net.state_dict().items() if v.is_floating_point() and not bool(v.isfinite().all())), None
+    )
+    if broken:
+        raise UserError(f"The weights of '{source}' are not finite ({broken}). Expected a model that did not diverge.")
+    _keep_mean(net, source)
+    return net
 
 
-def _check_fits(net: nn.Module, shape: tuple[int, ...], source: str | Path) -> None:
+def _keep_mean(net: nn.Module, source: str | Path) -> None:
+    """Cut off the outputs beyond the inputs: the last layer is linear, and its first half predicts the mean."""
     config: Any = net.config
-    channels = config["in_channels"]
-    outputs = config.get("out_channels", channels)
-    if outputs != channels:
+    channels, outputs = config["in_channels"], config.get("out_channels", config["in_channels"])
+    if outputs == channels:
+        return
+    unet: Any = net
+    last = getattr(unet, "conv_out", None)
+    if outputs != 2 * channels or last is None or any("Skip" in kind for kind in config.get("up_block_types", ())):
         raise UserError(
-            f"The network of '{source}' has {outputs} output channels for {channels} inputs (learned variances?). "
-            "Expected as many outputs as inputs."
+            f"The network of '{source}' has {outputs} output channels for {channels} inputs. Expected as many outputs as "
+            "inputs, or twice as many where it also predicts variances."
         )
-    if "block_out_channels" in config:  # convolutions take any side they can halve
-        halvings = 2 ** (len(config["block_out_channels"]) - 1)
-        fits = len(shape) == 3 and shape[0] == channels and not any(s % halvings for s in shape[1:])
-    else:
-        fits = shape == item_shape(net)
-    if not fits:
-        raise UserError(f"The network of '{source}' is for items of shape {item_shape(net)}; the data have {shape}.")
+    last.weight, last.bias = (nn.Parameter(part.detach()[:channels].clone()) for part in (last.weight, last.bias))
+    last.out_channels = channels
+    unet.register_to_config(out_channels=channels)
+
+
+def require_unconditional(net: nn.Module, source: str | Path, label: int | None = None) -> dict[str, Tensor]:
+    """What the network is to be given beside x and t: nothing, or the ``label`` of the class it is to model.
+
+    Raises:
+        UserError: it is conditioned on classes and there is no label, or the other way round.
+    """
+    config: Any = net.config
+    classes, kind = config.get("num_class_embeds"), config.get("class_embed_type")
+    if classes is None and kind is None:
+        if label is not None:
+            raise UserError(f"The network of '{source}' knows no classes. Expected no label.")
+        return {}
+    if classes is None:
+        raise UserError(
+            f"The network of '{source}' is conditioned on an embedding (class_embed_type {kind}). "
+            "Expected an unconditional network, or one of classes by number."
+        )
+    if label is None:
+        raise UserError(
+            f"The network of '{source}' is conditioned on one of {classes} classes. Expected an unconditional network, or the "
+            f"class where a command takes one: --label, from 0 to {classes - 1}."
+        )
+    if not 0 <= label < classes:
+        raise UserError(
+            f"The label is {label}. Expected one of the {classes} classes of '{source}', from 0 to {classes - 1}."
+        )
+    return {"class_labels": torch.tensor([label])}  # for all items of a batch
+
+
+def fits(net: nn.Module, shape: Sequence[int]) -> bool:
+    """Whether a diffusers model takes items of ``shape``: convolutions take any sides that they can halve."""
+    config: Any = net.config
+    if "block_out_channels" not in config:
+        return tuple(shape) == item_shape(net)
+    halvings = 2 ** (len(config["block_out_channels"]) - 1)
+    return len(shape) == 3 and shape[0] == config["in_channels"] and not any(side % halvings for side in shape[1:])
 
 
 def item_shape(net: nn.Module) -> tuple[int, ...]:
@@ -139,23 +202,6 @@ def item_shape(net: nn.Module) -> tuple[int, ...]:
     config: Any = net.config
     size = config["sample_size"]
     return (config["in_channels"], *((size, size) if isinstance(size, int) else tuple(size or ())))
-
-
-def require_shape(own: Sequence[int], model: str, shape: Sequence[int], data: str) -> None:
-    """Refuse data that a diffusers model is not for.
-
-    Args:
-        own: shape of the model's items.
-        model, data: what sentences call them.
-
-    Raises:
-        UserError: the model is for items of another shape.
-    """
-    if list(own) != list(shape):
-        hint = f" --image_size {own[-1]} crops images." if len(own) == 3 else ""
-        raise UserError(
-            f"{model} is for items of shape {list(own)}, and those of {data} are {list(shape)}. Expected the same shape.{hint}"
-        )
 
 
 def count_parameters(net: nn.Module) -> int:
@@ -173,7 +219,7 @@ def weights_hash(network: nn.Module) -> str:
 
 
 @torch.no_grad()
-def flops(net: nn.Module, item_shape: tuple[int, ...]) -> int:
+def flops(net: nn.Module, item_shape: tuple[int, ...], **conditioning: Any) -> int:
     """Floating point operations of a forward pass for one item (matrix products, convolutions; 2 per multiply-add)."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -183,7 +229,7 @@ def flops(net: nn.Module, item_shape: tuple[int, ...]) -> int:
     net.eval()
     try:
         with FlopCounterMode(display=False) as counter:
-            call(net, x, torch.zeros(1, dtype=torch.long, device=x.device))
+            call(net, x, torch.zeros(1, dtype=torch.long, device=x.device), **conditioning)
     finally:
         for module, training in modes:
             module.training = training

@@ -14,28 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import metrics
 from ..attack import ATTACKS, GOALS, Finding, Victim, check_seeds, damage_curve, doubt, summarize
 from ..corruption import parse_corruption
 from ..data import Dataset, load
 from ..data.source import Source
-from ..diffusion.process import Process
-from ..diffusion.sampling import sample
+from ..diffusion.model import Model, require_finite
+from ..diffusion.schedulers import default_sampler
 from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..metrics import Memorization, memorization
-from ..nets import count_parameters, flops, item_shape, require_shape, weights_hash
+from ..nets import count_parameters, flops
 from ..pool import Progress, Tell, part, work_through
 from ..spec import build
-from ..training.checkpoint import load_pipeline, read_config
+from ..training.checkpoint import read_config
 from ..training.config import ObjectiveConfig, TrainConfig
 from ..training.log import read_log
 from .page import Row
 
+SECOND = {"vp": "ddim", "flow": "heun", "edm": "dpm-solver++"}  # the sampler beside that of atdm sample
 OTHER = 1_000_003  # seeds the corruption of held-out images, which must not be that of the training images
-SAMPLERS = ("ddpm", "ddim")
 MOST_TRAINING = 5000  # training items among which nearest neighbours are looked for
 
 
@@ -47,7 +47,7 @@ class Plan:
         n: samples at each number of steps.
         steps: numbers of sampling steps.
         budgets: of the attack, noise units at each step.
-        attack: on the trajectory of a ddim sampler.
+        attack: on the trajectory of a deterministic sampler.
         attacked: samples under attack.
         attacked_steps: of their sampler.
         attack_seeds: of the sampling, for the intervals.
@@ -85,6 +85,7 @@ class Job:
         label: what figures and tables call it.
         data: spec of the clean reference, the same for all models.
         reading: how it is read; see :func:`atdm.data.load`.
+        samplers: two of the family of its process, that of ``atdm sample`` first.
         config: of its run; None for a pipeline that somebody else made.
         undefended: a ddpm run on the same data, to transfer attacks from and to.
         cost: seconds on one core, roughly.
@@ -95,6 +96,7 @@ class Job:
     plan: Plan
     data: str
     reading: Mapping[str, Any]
+    samplers: tuple[str, str]
     config: Mapping[str, Any] | None = None
     undefended: str | None = None
     cost: float = 1.0
@@ -109,7 +111,7 @@ class Outcome:
 
     Args:
         rows: one per sampler and number of steps.
-        samples: of the ddpm and ddim sampler, by name and number of steps: the first ones, for pictures.
+        samples: of each sampler, by name and number of steps: the first ones, for pictures.
         damage: rows of :func:`atdm.attack.summarize`.
         checks: what speaks for and against the attack.
         copies: nearest training items, with the samples and the training items; None where they cannot be judged.
@@ -156,16 +158,19 @@ def jobs(
         first = next(iter(known.values()))
         data, reading = first["data"], {k: first[k] for k in TrainConfig.READING if k in first}
     shape = load(data, **reading).item_shape
-    costs = {}
-    for model in models:
-        net, process, _ = load_pipeline(model)
-        require_shape(item_shape(net), model, shape, f"the reference {data}")
-        for sampler, steps in {*product(SAMPLERS, plan.steps), ("ddim", plan.attacked_steps)}:
-            Sampling(sampler, steps).place(process)
-        costs[model] = _seconds(net, plan)
+    costs, samplers = {}, {}
+    for source in models:
+        model = Model.from_pretrained(source, pixels=True).for_items(shape, source, f"the reference {data}")
+        samplers[source] = (default_sampler(model.process, "ddpm"), SECOND[model.process.family])
+        for sampler, steps in {*product(samplers[source], plan.steps), (None, plan.attacked_steps)}:
+            Sampling(sampler, steps).place(model.process)
+        costs[source] = _seconds(model, plan)
     plain = next((m for m, c in known.items() if c["objective"]["name"] == "ddpm"), None)
     labels = _labels(configs)
-    return [Job(m, labels[m], plan, data, reading, configs[m], plain if m != plain else None, costs[m]) for m in models]
+    return [
+        Job(m, labels[m], plan, data, reading, samplers[m], configs[m], plain if m != plain else None, costs[m])
+        for m in models
+    ]
 
 
 def _labels(configs: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:
@@ -179,66 +184,72 @@ def _labels(configs: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:
     return labels
 
 
-def _seconds(net: nn.Module, plan: Plan) -> float:
+def _seconds(model: Model, plan: Plan) -> float:
     """A guess from the operations, at 2e9 a second."""
-    passes = len(SAMPLERS) * sum(plan.steps) * plan.n
+    passes = 2 * sum(plan.steps) * plan.n
     search = build("attack", plan.attack, ATTACKS)
     rounds = plan.attack_seeds * len(plan.budgets) + 8
     passes += rounds * plan.attacked_steps * plan.attacked * (1 + 3 * search.steps * search.restarts)
-    return 1 + flops(net, item_shape(net)) * passes / 2e9
+    return 1 + _operations(model) * passes / 2e9
+
+
+def _operations(model: Model) -> int:
+    net: Any = model.net
+    return flops(net, model.net_shape, **model.conditioning)
 
 
 def work(job: Job, tell: Tell) -> Outcome:
     """Everything about one model."""
-    net, process, clip = load_pipeline(job.model)
-    net = net.to("cuda" if torch.cuda.is_available() else "cpu")
     dataset = load(job.data, **job.reading)
-    rows, drawn, seconds = _qualities(job, net, process, clip, dataset, part(tell, 0, 0.5))
-    damage, checks = _attacked(job, net, process, clip, dataset, part(tell, 0.5, 1))
-    copies = _copies(job, drawn[SAMPLERS[0], max(job.plan.steps)])
+    model = _opened(job.model, dataset)
+    rows, drawn, seconds = _qualities(job, model, dataset, part(tell, 0, 0.5))
+    damage, checks = _attacked(job, model, dataset, part(tell, 0.5, 1))
+    copies = _copies(job, drawn[job.samplers[0], max(job.plan.steps)])
     shown = {key: x[:64] if x.dim() == 4 else x for key, x in drawn.items()}
-    return Outcome(job, rows, shown, damage, checks, copies, _facts(job, net, process, seconds))
+    return Outcome(job, rows, shown, damage, checks, copies, _facts(job, model, seconds))
+
+
+def _opened(source: str, dataset: Dataset) -> Model:
+    model = Model.from_pretrained(source, pixels=True).for_items(tuple(dataset.item_shape), source, "the reference")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _qualities(
-    job: Job, net: nn.Module, process: Process, clip: bool, dataset: Dataset, tell: Tell
+    job: Job, model: Model, dataset: Dataset, tell: Tell
 ) -> tuple[list[Row], dict[tuple[str, int], Tensor], float]:
     """Rows and samples by sampler and number of steps; and the seconds of a sample at the most steps."""
     plan, reference = job.plan, dataset.reference
-    about = {"model": job.model, "checkpoint": weights_hash(net), "reference": job.data, "clip_sample": clip}
-    about["reference_hash"] = metrics.content_hash(reference)
+    compared: dict[str, Any] = {"reference": job.data, "reference_hash": metrics.content_hash(reference)}
+    compared |= {"model": job.model, "checkpoint": model.hash}
     rows, drawn, seconds, done = [], {}, 0.0, 0
-    total = len(SAMPLERS) * sum(plan.steps)
+    total = len(job.samplers) * sum(plan.steps)
 
     def hear(i: int, _: int) -> None:
         tell((done + i) / total)
 
-    for sampler in SAMPLERS:
+    for sampler in job.samplers:
         for steps in plan.steps:
             begin = time.perf_counter()
-            x = sample(
-                net,
-                process,
-                plan.n,
-                dataset.item_shape,
-                Sampling(sampler, steps, clip_sample=clip),
-                seed=plan.seed,
-                batch_size=256,
-                progress=hear,
-            )
+            sampling = model.sampling(Sampling(sampler, steps))
+            x = model.sample(plan.n, sampling, seed=plan.seed, batch_size=256, progress=hear)
+            require_finite(x, f"samples of {job.model} with the sampler {sampler} and {steps} steps", some=True)
             if steps == max(plan.steps):
                 seconds = (time.perf_counter() - begin) / plan.n
             values = metrics.evaluate_samples(x, reference, dataset.truth, plan.features, plan.seed)
-            made = {"sampler": sampler, "steps": steps, "seed": plan.seed, "samples": plan.n}
-            rows.append({"label": job.label, **values, **made, **about})
+            made = metrics.Provenance(
+                plan.n,
+                sampling=sampling,
+                last_ratio=sampling.last_ratio(model.process),
+                seed=plan.seed,
+                **compared,
+            )
+            rows.append({"label": job.label, **values, **made.as_dict()})
             drawn[sampler, steps] = x
             done += steps
     return rows, drawn, seconds
 
 
-def _attacked(
-    job: Job, net: nn.Module, process: Process, clip: bool, dataset: Dataset, tell: Tell
-) -> tuple[list[dict[str, Any]], list[Finding]]:
+def _attacked(job: Job, model: Model, dataset: Dataset, tell: Tell) -> tuple[list[dict[str, Any]], list[Finding]]:
     """The damage curve, and what speaks against the attack at its largest budget."""
     plan, reference = job.plan, dataset.reference
     search, worst = build("attack", plan.attack, ATTACKS), max(plan.budgets)
@@ -247,19 +258,16 @@ def _attacked(
     except UserError:  # the distance from these data is not known, or cannot be differentiated
         goal = build("objective of an attack", "denoised", GOALS)
 
-    def victim(model: nn.Module, process: Process, clip: bool) -> Victim:
-        sampling = Sampling("ddim", plan.attacked_steps, clip_sample=clip)
-        return Victim(model, process, dataset.item_shape, goal, plan.attacked, sampling=sampling, batch_size=256)
+    def victim(model: Model) -> Victim:
+        sampling = model.sampling(Sampling(steps=plan.attacked_steps))
+        return Victim(model, goal, plan.attacked, sampling=sampling, batch_size=256)
 
-    of, rows, seeds = victim(net, process, clip), [], range(plan.seed, plan.seed + plan.attack_seeds)
+    of, rows, seeds = victim(model), [], range(plan.seed, plan.seed + plan.attack_seeds)
     total = len(seeds) * len(plan.budgets) + 8
     for point in damage_curve(of, search, plan.budgets, seeds, reference, dataset.truth, plan.features):
         rows.append(point.row)
         tell(len(rows) / total)
-    other = None
-    if job.undefended is not None:
-        plain, its_process, its_clip = load_pipeline(job.undefended)
-        other = victim(plain.to(next(net.parameters()).device), its_process, its_clip)
+    other = None if job.undefended is None else victim(_opened(job.undefended, dataset))
     checks = doubt(of, search, worst, plan.seed, other)
     return summarize(rows), [*checks, check_seeds([r["damage"] for r in rows if r["budget"] == worst])]
 
@@ -281,9 +289,10 @@ def _copies(job: Job, samples: Tensor) -> tuple[Memorization, Tensor, Tensor] | 
     return memorization(samples, training, held_out, job.plan.features), samples, training
 
 
-def _facts(job: Job, net: nn.Module, process: Process, seconds: float) -> dict[str, Any]:
+def _facts(job: Job, model: Model, seconds: float) -> dict[str, Any]:
     """What the model is and what it costs; training is known of runs only."""
-    steps, operations = max(job.plan.steps), flops(net, item_shape(net))
+    net: Any = model.net
+    steps, operations = max(job.plan.steps), _operations(model)
     facts: dict[str, Any] = {
         "network": type(net).__name__,
         "parameters": count_parameters(net),
@@ -294,7 +303,7 @@ def _facts(job: Job, net: nn.Module, process: Process, seconds: float) -> dict[s
     }
     config = job.config
     if config is not None:
-        objective = ObjectiveConfig(**config["objective"]).build(process, 0)
+        objective = ObjectiveConfig(**config["objective"]).build(model.process, 0)
         log = [r for r in read_log(Path(job.model)) if r.get("samples_per_second")]
         passes = objective.passes()
         facts |= {

@@ -14,7 +14,7 @@ from .. import __version__, metrics, plot
 from ..data import load
 from ..plot import panels as pictures
 from . import page as report
-from .lab import SAMPLERS, Outcome
+from .lab import Outcome
 from .page import Row, Section, Table, finite
 
 IMAGES, FEW_IMAGES, PAIRS = 36, 16, 6
@@ -71,9 +71,9 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}" + ("s" if n != 1 else "")
 
 
-def _row(outcome: Outcome, sampler: str = SAMPLERS[0]) -> Row:
-    """The row at the most steps."""
-    return max((r for r in outcome.rows if r["sampler"] == sampler), key=lambda r: r["steps"])
+def _row(outcome: Outcome) -> Row:
+    """The row of the first sampler at the most steps."""
+    return max((r for r in outcome.rows if r["sampler"] == outcome.job.samplers[0]), key=lambda r: r["steps"])
 
 
 def _damage_at_worst(outcome: Outcome, measure: str) -> tuple[float, float] | None:
@@ -81,6 +81,11 @@ def _damage_at_worst(outcome: Outcome, measure: str) -> tuple[float, float] | No
     worst = max(outcome.job.plan.budgets)
     found = [r for r in outcome.damage if r["budget"] == worst and r["measure"] == measure]
     return (found[0]["mean"], (found[0]["high"] - found[0]["low"]) / 2) if found else None
+
+
+def _named(outcomes: Sequence[Outcome], place: int) -> str:
+    """The first or second sampler of the models, in words."""
+    return " or ".join(dict.fromkeys(o.job.samplers[place] for o in outcomes))
 
 
 def _overview(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
@@ -101,7 +106,7 @@ def _overview(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
     units = {names[k]: metrics.metric(k).unit for k in kept} | {"moved by attack": "data units, rms"}
     best: dict[str, report.Better] = {names[k]: metrics.metric(k).better for k in kept}
     caption = (
-        f"The {SAMPLERS[0]} sampler with {steps} steps; moved by attack: root mean square movement of the samples at budget "
+        f"The {_named(outcomes, 0)} sampler with {steps} steps; moved by attack: root mean square movement of the samples at budget "
         f"{worst:g}, with its 95 % interval. Shaded: the best of a column, which may be by chance. "
         + " ".join(f"{names[k]}: {_decapitalized(metrics.metric(k).meaning)}" for k in kept)
     )
@@ -122,14 +127,14 @@ def _samples(outcomes: Sequence[Outcome], reference: Tensor) -> Section:
     plan = outcomes[0].job.plan
     steps = max(plan.steps)
     truth = load(outcomes[0].job.data, **outcomes[0].job.reading).truth
-    panels = {"clean data": reference} | {o.job.label: o.samples[SAMPLERS[0], steps] for o in outcomes}
+    panels = {"clean data": reference} | {o.job.label: o.samples[o.job.samplers[0], steps] for o in outcomes}
     few = sorted({plan.steps[round(i * (len(plan.steps) - 1) / 3)] for i in range(4)})
-    shorter = {f"{o.job.label}, {count} steps": o.samples[SAMPLERS[1], count] for o in outcomes for count in few}
+    shorter = {f"{o.job.label}, {count} steps": o.samples[o.job.samplers[1], count] for o in outcomes for count in few}
     figures = []
-    across = f"The first samples of each model with the {SAMPLERS[0]} sampler and {steps} steps, beside clean data."
-    down = (
-        f"The same starting noise with fewer steps of the {SAMPLERS[1]} sampler: few steps cost less and lose detail."
+    across = (
+        f"The first samples of each model with the {_named(outcomes, 0)} sampler and {steps} steps, beside clean data."
     )
+    down = f"The same starting noise with fewer steps of the {_named(outcomes, 1)} sampler: few steps cost less and lose detail."
     if reference.dim() == 4:
         figures.append((across, plot.image_grids({k: x[:IMAGES] for k, x in panels.items()}, columns=6)))
         figures.append((down, plot.image_grids({k: x[:FEW_IMAGES] for k, x in shorter.items()}, columns=4)))
@@ -160,9 +165,10 @@ def _few_steps(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
                 [r.get(k, float("nan")) for r in o.rows if r["sampler"] == sampler],
             )
             for o in outcomes
+            if sampler in o.job.samplers
         }
         for k in shown
-        for sampler in SAMPLERS
+        for sampler in dict.fromkeys(name for o in outcomes for name in o.job.samplers)
     }
     figure = pictures.curve_panels(panels, "sampling steps", "", "xy")
     counts = outcomes[0].job.plan.steps
@@ -172,7 +178,7 @@ def _few_steps(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
             [
                 [o.job.label, sampler, *(r.get(k) for r in o.rows if r["sampler"] == sampler)]
                 for o in outcomes
-                for sampler in SAMPLERS
+                for sampler in o.job.samplers
             ],
             f"{metrics.label(k).replace('_', ' ')}, {outcomes[0].job.plan.n} samples: {_decapitalized(metrics.metric(k).meaning)}",
         )
@@ -181,8 +187,10 @@ def _few_steps(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
     text = (
         "Each step of the sampler is one pass through the network, so fewer steps mean cheaper samples. The curves show what "
         "quality is left when the steps become few: a curve that stays flat to the left belongs to a model that can be "
-        "sampled cheaply. The ddpm sampler adds fresh noise at every step and ddim none."
+        "sampled cheaply."
     )
+    if any("ddpm" in o.job.samplers for o in outcomes):
+        text += " The ddpm sampler adds fresh noise at every step and ddim none."
     return Section("Few steps", text, [("Quality against sampling steps; lower is better.", figure)], tables)
 
 
@@ -191,7 +199,7 @@ def _attack(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
     wanted = list(dict.fromkeys(["moved_rms", kept[0], kept[-1]]))
     figure = plot.damage({o.job.label: o.damage for o in outcomes}, wanted)
     caption = (
-        f"{plan.attack} on every one of {plan.attacked_steps} ddim steps, {plan.attacked} samples, mean over "
+        f"{plan.attack} on every one of {plan.attacked_steps} steps of a deterministic sampler (ddim; euler of flows and EDM), {plan.attacked} samples, mean over "
         f"{plan.attack_seeds} seeds and its 95 % interval. A budget of 0.01 moves each state by a hundredth of its own noise."
     )
     text = (

@@ -19,6 +19,7 @@ from ..data.encoded import Encoded
 from ..data.items import Items, Mapped
 from ..data.source import Source
 from ..diffusion.latent import Latents
+from ..diffusion.model import Model
 from ..errors import UserError
 from ..files import atomic
 from ..nets import build_net, count_parameters, flops, load_net, weights_hash
@@ -41,9 +42,9 @@ class Parts:
     clip: bool  # sampling clips denoised items to [-1, 1]
     notes: tuple[str, ...]  # sentences on what was converted, skipped or chosen
 
-    def decoded(self, drawn: Tensor) -> Tensor:
-        """Samples of the network as items of the data set."""
-        return drawn if self.latents is None else self.latents.decode(drawn)
+    def model(self, net: nn.Module) -> Model:
+        """``net``, which is trained on these data, as a model of them."""
+        return Model(net.eval(), self.objective.process, self.clip, self.latents, tuple(self.source.item_shape))
 
 
 def build(

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import metrics
-from ..diffusion.sampling import sample
 from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..files import Hold, atomic, require_writable
-from ..nets import weights_hash
 from ..plot.samples import save_samples
 from . import checkpoint
 from .config import TrainConfig
@@ -150,7 +148,7 @@ def _finish(
     folder, main = Path(config.out), accelerator.is_main_process
     if main:
         state.ema.eval()
-        checkpoint.export(folder / "model", state.ema, parts.objective.process, parts.clip, parts.latents)
+        parts.model(state.ema).save_pretrained(folder / "model")
         _picture(folder, parts, state, accelerator.device, lambda: False)
     if config.metrics != "none":
         rows = _measure(config, parts, state, spaces, accelerator)
@@ -171,11 +169,9 @@ def _measure(
     config: TrainConfig, parts: Parts, state: State, spaces: list[metrics.Features], accelerator: Any
 ) -> list[dict[str, Any]]:
     """Rows of what ``atdm evaluate`` measures, with its sampler, steps and seed; all processes take part."""
-    process = parts.objective.process
-    sampling = Sampling(steps=min(250, process.steps)).resolved(process, parts.clip, "ddpm")
-    options: dict[str, Any] = {"seed": 0, "batch_size": 256, "accelerator": accelerator}
-    drawn = sample(state.ema.eval(), process, config.metrics_samples, parts.source.item_shape, sampling, **options)
-    drawn = parts.decoded(drawn)
+    model = parts.model(state.ema)
+    sampling = model.sampling(Sampling(steps=min(250, model.process.steps)), "ddpm")
+    drawn = model.sample(config.metrics_samples, sampling, seed=0, batch_size=256, accelerator=accelerator)
     dataset = parts.dataset
     reference = dataset.reference
     provenance = metrics.Provenance(
@@ -183,13 +179,13 @@ def _measure(
         config.data,
         metrics.content_hash(reference),
         model=config.out,
-        checkpoint=weights_hash(state.ema),
+        checkpoint=model.hash,
         weights="ema",
         sampling=sampling,
-        last_ratio=sampling.last_ratio(process),
+        last_ratio=sampling.last_ratio(model.process),
         seed=0,
     )
-    scores = metrics.score_errors(state.ema, process, dataset.truth)
+    scores = metrics.score_errors(model, dataset.truth)
     scores += metrics.measure(drawn, reference, dataset.truth, spaces, accelerator=accelerator)
     return [metrics.Result(score, provenance).as_dict() for score in scores]
 
@@ -200,8 +196,8 @@ class _Ended(Exception):
 
 def _picture(folder: Path, parts: Parts, state: State, device: torch.device, stop: Callable[[], bool]) -> None:
     """Samples of the averaged weights so far: a grid of images, or a scatter plot of vectors. Left out once ``stop()``."""
-    images, shape, process = parts.dataset.kind == "image", parts.source.item_shape, parts.objective.process
-    if not images and shape[0] not in (2, 3):
+    images = parts.dataset.kind == "image"
+    if not images and parts.source.item_shape[0] not in (2, 3):
         return
 
     def watch(*_: int) -> None:
@@ -210,16 +206,9 @@ def _picture(folder: Path, parts: Parts, state: State, device: torch.device, sto
 
     try:
         with torch.random.fork_rng():
-            drawn = sample(
-                state.ema.to(device),
-                process,
-                64 if images else 1000,
-                shape,
-                Sampling(steps=min(100, process.steps)).resolved(process, parts.clip, "ddpm"),
-                seed=0,
-                progress=watch,
-            )
-            drawn = parts.decoded(drawn)
+            model = parts.model(state.ema.to(device))
+            sampling = model.sampling(Sampling(steps=min(100, model.process.steps)), "ddpm")
+            drawn = model.sample(64 if images else 1000, sampling, seed=0, progress=watch)
     except _Ended:
         return
     target = _grid(folder, state.step)

@@ -13,12 +13,13 @@ from .. import __version__, hub
 from ..corruption import Truth
 from ..data import DATASETS
 from ..diffusion.latent import Latents
+from ..diffusion.model import Model
 from ..diffusion.process import Process
 from ..diffusion.schedulers import NATIVE
 from ..errors import UserError, first_line, unknown
 from ..files import atomic, read_json
 from ..metrics import metric, read_rows
-from ..nets import count_parameters, item_shape, weights_hash
+from ..nets import count_parameters
 from . import checkpoint
 from .versions import in_todays_words
 
@@ -51,19 +52,19 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
     config = checkpoint.read_config(run)
-    network, process, clip = checkpoint.load_pipeline(run, latent=True)
-    latents = checkpoint.load_latents(run)
-    step = checkpoint.load_weights(run, network, "ema" if weights == "ema" else "model")
-    made = weights_hash(network)
+    model: Any = Model.from_pretrained(run)
+    process, latents = model.process, model.latents
+    step = checkpoint.load_weights(run, model.net, "ema" if weights == "ema" else "model")
+    made = model.hash
     rows = _rows(run, numbers)
     fitting = [row for row in rows if row.get("checkpoint") == made]
-    shape = item_shape(network)
+    shape = model.net_shape
     picture = _picture(run, step) if weights == "ema" else None
     facts = {
         "data": _public(config["data"]),
         "corruption added": config["corrupt"],
         "objective": _objective(_chosen(run, config)),
-        "network": f"{config['net']}, {count_parameters(network):,} parameters, items of shape {list(shape)}",
+        "network": f"{config['net']}, {count_parameters(model.net):,} parameters, items of shape {list(shape)}",
         "started from": config["init"] and _public(config["init"]),
         "autoencoder": config.get("vae") and _public(config["vae"]),
         "process": f"{config['process']}, {process.steps} timesteps, predicts {process.prediction}",
@@ -73,7 +74,7 @@ def export(
         "seed": config["seed"],
     }
     with atomic(out) as scratch:
-        checkpoint.write_pipeline(scratch, network, process, clip, latents)
+        model.write(scratch)
         if picture:
             (scratch / "samples.png").write_bytes(picture.read_bytes())
         card = _card(
@@ -88,7 +89,7 @@ def export(
             by_hand=latents is not None and (process.family == "flow" or latents.shift != 0 or shape[1] != shape[2]),
             decoding=_decoding(latents),
             prediction=process.prediction,
-            own_class=type(network).__name__ == "MLP",
+            own_class=type(model.net).__name__ == "MLP",
             where=name or out.name,
             item_shape=shape,
             made=[(k, f"`{v}`" if k in ("data", "corruption added") else v) for k, v in facts.items() if v is not None],

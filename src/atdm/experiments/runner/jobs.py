@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from ...data import Dataset, load
 from ...data.items import Floats
+from ...diffusion.model import Model
 from ...diffusion.process import Process
 from ...diffusion.sampling import sample_paths, sample_stops
 from ...diffusion.schedulers import build_scheduler
 from ...diffusion.steps import Sampling, asked
 from ...pool import Tell
 from ...training import run as runs
-from ...training.checkpoint import load_pipeline
 from ...training.config import ObjectiveConfig, TrainConfig
 from ...training.parts import Parts, build
 from ...training.train import State, fit
@@ -139,6 +139,12 @@ class Trained:
     dirty: Tensor
     seconds: float
 
+    @property
+    def model(self) -> Model:
+        """The network as a model of the data."""
+        clip = bool(self.sampling.clip_sample)
+        return Model(self.net, self.process, clip, shape=tuple(self.dataset.item_shape))
+
 
 def open_held_out(job: Job) -> Dataset:
     """The clean images of a job, a tenth held out where the set itself holds out none."""
@@ -187,7 +193,7 @@ def train(
             watch(trained, step.index)
     trained.seconds = time.perf_counter() - begin
     if config.out:  # what was there already made no step
-        trained.net, _, _ = load_pipeline(config.out)
+        trained.net = Model.from_pretrained(config.out).net  # type: ignore[assignment]
     trained.net.eval()
     return trained
 

@@ -1,0 +1,307 @@
+"""A model: a network with its process, its clipping and its autoencoder, without which its outputs mean nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import hub
+from ..errors import UserError, first_line
+from ..files import atomic, read_json, require_sealed, seal
+from ..nets import call, fits, item_shape, open_net, require_unconditional, weights_hash
+from .latent import Latents
+from .process import Process
+from .sampling import sample
+from .schedulers import pipeline_scheduler, require_signal
+from .steps import Sampling, asked
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network and what it needs to be one: of a run folder, of any pipeline of diffusers, or of your own.
+
+    >>> model = Model.from_pretrained("runs/digits")
+    >>> images = model.sample(16, steps=20, seed=0)
+
+    Args:
+        net: any ``net(x, t, **conditioning)``.
+        process: how noise is mixed in, and what the network predicts.
+        clip_sample: whether its samples are clipped to [-1, 1] at every step.
+        latents: the autoencoder whose latents the network works on; None: pixels or vectors.
+        shape: of what the network works on, where its own configuration does not say.
+        conditioning: passed to the network at every call, such as ``{"class_labels": torch.tensor([3])}``.
+    """
+
+    net: Callable[..., Any]
+    process: Process
+    clip_sample: bool = False
+    latents: Latents | None = None
+    shape: tuple[int, ...] | None = None
+    conditioning: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, pixels: bool = False, label: int | None = None) -> Model:
+        """Open a run folder, the folder of a diffusers pipeline, or one on the Hub.
+
+        Of a network with learned variances (Nichol & Dhariwal 2021) it takes the half that predicts the mean.
+
+        Args:
+            pixels: refuse a model of latents.
+            label: the class to model, of a network that is conditioned on classes.
+
+        Raises:
+            UserError: nothing is there, or a pipeline that atdm cannot run: says what it is and what was expected.
+        """
+        folder = _pipeline_folder(source)
+        index = _index(folder)
+        latent = "vqvae" in index  # the word of LDMPipeline
+        if pixels and latent:
+            raise UserError(
+                f"{source} is a latent diffusion model, and this works on pixels. Expected a model of pixels; train, sample, "
+                "evaluate, show and export take latent ones."
+            )
+        require_sealed(folder)
+        net = open_net(folder, source)
+        conditioning = require_unconditional(net, source, label)
+        scheduler = _scheduler(folder, index, source)
+        process = Process.from_scheduler(scheduler)
+        require_signal(process)
+        clip = bool(scheduler.config.get("clip_sample", process.family == "vp"))
+        latents = Latents.load(folder) if latent else None
+        return cls(net.eval(), process, clip, latents, conditioning=conditioning)
+
+    @property
+    def net_shape(self) -> tuple[int, ...]:
+        """The shape of what the network works on.
+
+        Raises:
+            UserError: neither ``shape`` nor the network's configuration says it.
+        """
+        if self.shape is not None:
+            return self.shape
+        if not isinstance(self.net, nn.Module) or not hasattr(self.net, "config"):
+            raise UserError("The network does not say what items it is for. Expected Model(..., shape=(3, 32, 32)).")
+        shape, config = item_shape(self.net), dict(self.net.config)  # type: ignore[arg-type]
+        if len(shape) == 1 and "block_out_channels" in config:
+            raise UserError(
+                "The network does not say how large its images are (sample_size is null). Expected a size: --image_size 32, "
+                "or from Python dataclasses.replace(model, shape=(3, 32, 32))."
+            )
+        return shape
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """The shape of the items it models, as :meth:`sample` returns them: ``(d,)`` or ``(channels, height, width)``."""
+        return self.net_shape if self.latents is None else self.latents.image_shape(self.net_shape)
+
+    @property
+    def channels(self) -> int:
+        """Of its images, or the numbers of its vectors, also where the size of the images is open."""
+        if self.shape is not None or self.latents is not None:
+            return self.item_shape[0]
+        return int(item_shape(self.net)[0])  # type: ignore[arg-type]
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits of the SHA-256 of the network's weights; of a function without weights an empty text."""
+        return weights_hash(self.net) if isinstance(self.net, nn.Module) else ""
+
+    @property
+    def device(self) -> torch.device:
+        parameter = next(self.net.parameters(), None) if isinstance(self.net, nn.Module) else None
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def to(self, device: torch.device | str) -> Model:
+        """The same on ``device``; the network and the autoencoder are moved, not copied."""
+        for module in (self.net, self.latents and self.latents.vae):
+            if isinstance(module, nn.Module):
+                module.to(device)
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.conditioning.items()}
+        return dataclasses.replace(self, conditioning=moved)
+
+    def for_items(self, shape: tuple[int, ...], name: str, data: str) -> Model:
+        """The model for items of ``shape``, which a network for images of any size takes from there.
+
+        Args:
+            name, data: what sentences call the model and the items.
+
+        Raises:
+            UserError: it is for items of another shape.
+        """
+        config: Mapping[str, Any] = getattr(self.net, "config", {})
+        if self.shape is None and self.latents is None and "sample_size" in config and config["sample_size"] is None:
+            if not isinstance(self.net, nn.Module) or not fits(self.net, shape):
+                raise UserError(
+                    f"{name} is for images of {config['in_channels']} channels whose sides it can halve "
+                    f"{len(config['block_out_channels']) - 1} times, and those of {data} are {list(shape)}."
+                )
+            return dataclasses.replace(self, shape=tuple(shape))
+        if list(self.item_shape) != list(shape):
+            hint = f" --image_size {self.item_shape[-1]} crops images." if len(self.item_shape) == 3 else ""
+            raise UserError(
+                f"{name} is for items of shape {list(self.item_shape)}, and those of {data} are {list(shape)}. "
+                f"Expected the same shape.{hint}"
+            )
+        return self
+
+    def output(self, x: Float[Tensor, "batch *dims"], t: Tensor, **conditioning: Any) -> Float[Tensor, "batch *dims"]:
+        """What the network says at ``x_t`` and the timesteps t (0 .. T-1)."""
+        return call(self.net, x, self.process.time(t), **{**self.conditioning, **conditioning})
+
+    def eps(self, x: Float[Tensor, "batch *dims"], t: Tensor, **conditioning: Any) -> Float[Tensor, "batch *dims"]:
+        """The noise it predicts in ``x_t``."""
+        return self.process.to_eps(self.output(x, t, **conditioning), x, t)
+
+    def denoised(self, x: Float[Tensor, "batch *dims"], t: Tensor, **conditioning: Any) -> Float[Tensor, "batch *dims"]:
+        """``D(x_t, t)``, not clipped."""
+        return self.process.to_x0(self.output(x, t, **conditioning), x, t)
+
+    def score(self, x: Float[Tensor, "batch *dims"], t: Tensor, **conditioning: Any) -> Float[Tensor, "batch *dims"]:
+        """``grad log p_t(x_t) = -eps / sigma_t``."""
+        return self.process.score(self.eps(x, t, **conditioning), t)
+
+    def sampling(self, sampling: Sampling | None = None, preserving: str = "ddim") -> Sampling:
+        """``sampling`` with the defaults of this model: see :meth:`Sampling.resolved`."""
+        return (sampling or Sampling()).resolved(self.process, self.clip_sample, preserving)
+
+    def sample(self, n: int, sampling: Sampling | None = None, **options: Any) -> Float[Tensor, "n *item"]:
+        """``n`` samples, on the CPU; of latents the images they decode to.
+
+        Args:
+            sampling: how; its fields can be given by name as well, as in ``steps=20``.
+            options: of :func:`atdm.diffusion.sampling.sample`, such as ``seed``, ``batch_size``, ``hook`` and ``conditioning``.
+        """
+        how = self.sampling(asked(sampling, options))
+        options["conditioning"] = {**self.conditioning, **(options.get("conditioning") or {})}
+        drawn = sample(self.net, self.process, n, self.net_shape, how, **options)
+        return drawn if self.latents is None else self.latents.decode(drawn)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write it as the folder of a diffusers pipeline, whole or not at all.
+
+        It is a ``DDPMPipeline``, of EDM a ``ConsistencyModelPipeline``: that one scales what the network sees. Their own
+        ``__call__`` samples what diffusers has a word for; a network that predicts a score needs :meth:`sample`. With
+        ``latents`` it is an ``LDMPipeline``, which decodes what it draws, and whose sampler is ddim: it gives no generator
+        to the steps.
+        """
+        with atomic(Path(folder)) as scratch:
+            self.write(scratch)
+
+    def write(self, folder: Path) -> None:
+        """:meth:`save_pretrained` into a folder that is already a scratch folder of :func:`atdm.files.atomic`."""
+        from diffusers import ConsistencyModelPipeline, DDPMPipeline, LDMPipeline
+
+        net: Any = self.net
+        net.to(memory_format=torch.contiguous_format)  # all that safetensors writes
+        scheduler = pipeline_scheduler(self.process, self.clip_sample, deterministic=self.latents is not None)
+        kind: Any = ConsistencyModelPipeline if self.process.family == "edm" else DDPMPipeline
+        with _quiet():
+            pipeline: Any = (
+                kind(net, scheduler) if self.latents is None else LDMPipeline(self.latents.vae, net, scheduler)
+            )
+        pipeline.save_pretrained(folder)
+        seal(folder)
+
+
+def load_pipeline(folder: Path | str, *, latent: bool = False) -> tuple[nn.Module, Process, bool]:
+    """The network, the process and the clipping of :meth:`Model.from_pretrained`, for those who want them apart.
+
+    Args:
+        latent: open also a network that works on latents; :meth:`Latents.load` opens its autoencoder.
+
+    Raises:
+        UserError: as :meth:`Model.from_pretrained`.
+    """
+    model: Any = Model.from_pretrained(folder, pixels=not latent)
+    return model.net, model.process, model.clip_sample
+
+
+def require_finite(x: Float[Tensor, "n *item"], what: str, some: bool = False) -> None:
+    """Refuse items that are not finite.
+
+    Args:
+        what: they are called in the sentence.
+        some: one finite item is enough.
+
+    Raises:
+        UserError: says how many are not finite.
+    """
+    broken = int((~x.flatten(1).isfinite()).any(1).sum())
+    if broken and not (some and broken < len(x)):
+        raise UserError(
+            f"{broken} of the {len(x)} {what} are not finite: the model diverges under this sampler. Expected a model that "
+            "has converged, or another sampler or more steps."
+        )
+
+
+def _pipeline_folder(source: Path | str) -> Path:
+    """The folder with ``model_index.json`` of a run, a pipeline, or a name on the Hub."""
+    path = Path(source)
+    if not path.exists():
+        if not hub.is_name(source):
+            raise UserError(
+                f"There is no folder {source}. Expected a run folder, a diffusers pipeline folder or a Hub name."
+            )
+        path = hub.fetch(str(source))
+    path = path / "model" if (path / "model" / "model_index.json").is_file() else path
+    if not (path / "model_index.json").is_file():
+        if (path / "config.yaml").is_file():
+            raise UserError(
+                f"The run {source} has no model/ yet: its training has not ended. "
+                "The command that started it goes on with it; a smaller --steps ends it sooner."
+            )
+        raise UserError(
+            f"{source} holds no diffusers pipeline. Expected a run folder with model/, or a folder with model_index.json."
+        )
+    return path
+
+
+def _index(pipeline: Path) -> dict[str, Any]:
+    file = pipeline / "model_index.json"
+    index = read_json(file, {}, "what diffusers writes")
+    if not {"unet", "scheduler"} <= index.keys():
+        raise UserError(
+            f"{file} names no unet and scheduler. Expected the pipeline of an unconditional U-Net, such as a DDPMPipeline."
+        )
+    return index
+
+
+def _scheduler(pipeline: Path, index: Mapping[str, Any], source: str | Path) -> Any:
+    import diffusers
+
+    entry = index["scheduler"]
+    name = entry[-1] if isinstance(entry, list) else entry
+    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not hasattr(kind, "set_timesteps"):
+        raise UserError(
+            f"{source} has the scheduler {name}, which diffusers does not have. Expected one of its own, such as DDPMScheduler."
+        )
+    try:
+        with _quiet():
+            return kind.from_pretrained(pipeline, subfolder="scheduler" if (pipeline / "scheduler").is_dir() else None)  # type: ignore[union-attr]
+    except Exception as problem:  # diffusers raises what its constructors do
+        raise UserError(f"The scheduler of {source} does not open: {first_line(problem)}") from problem
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' warning that the network of a ``DDPMPipeline`` is a class of ours, and without its bars."""
+    from diffusers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
