@@ -144,6 +144,13 @@ def test_a_run_that_starts_late_cannot_be_made_longer(tmp_path):
         list(train(config(tmp_path, objective=ObjectiveConfig(start=0.5), steps=20)))
 
 
+def test_the_gate_follows_noise_that_only_files_show():
+    x = plane("none")
+    assert constants(x, hidden=0.15)["gate"] == pytest.approx(GATE * 0.15)
+    noisy = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    assert constants(noisy, hidden=0.15) == constants(noisy)
+
+
 @pytest.mark.parametrize("start", [-0.1, 1.0])
 def test_a_start_is_a_share_of_the_training(start):
     with pytest.raises(UserError, match=r"\[0, 1\)"):

@@ -14,12 +14,14 @@ from torch import Tensor
 from ..data.source import Source
 from ..noise import Estimate
 from ..noise.estimate import SAMPLE, PatchMeter, by_patches, spread, whole_estimate
+from ..noise.files import FileNoise
 from ..noise.mixture import SEEN
 from ..noise.pixels import replaced_share
 from .duplicates import Duplicates, image_duplicates, vector_duplicates
 from .outliers import ALONE, Outliers, image_outliers, shrink, vector_outliers
 
 CHUNK = 256
+ALIKE = 0.15  # std of the log of the noise std of items below which they are called noisy alike
 NAMED = 100  # items of each kind that are named
 
 Progress = Callable[[int, int], None]
@@ -31,27 +33,50 @@ class Audit:
 
     Args:
         items: how many were looked at.
-        estimate: of the noise; None where noise cannot be told from content.
+        estimate: of the noise as the items show it; None where noise cannot be told from content.
+        files: of the noise as their files show it, without those that hold something else; None where there are no files.
         replaced: share of the pixels of each item that were replaced.
         outliers: items unlike the rest.
         duplicates: items that show the same.
         broken: names of unreadable files.
         scale: std of the data.
+        changed: as of :meth:`FileNoise.merged`.
     """
 
     items: int
     item_shape: tuple[int, ...]
     estimate: Estimate | None
+    files: FileNoise | None
     replaced: Float[np.ndarray, "n"]
     outliers: Outliers
     duplicates: Duplicates
     broken: tuple[str, ...]
     scale: float
+    changed: bool = False
 
     @property
     def noise_of_each(self) -> Float[np.ndarray, "n"]:
         """Noise std of each item; 0 where it is more likely clean."""
-        return np.zeros(self.items) if self.estimate is None else self.estimate.stds
+        each = np.zeros(self.items) if self.estimate is None else self.estimate.stds
+        return each if self.files is None else self.files.merged(each, np.arange(self.items), self.changed)
+
+    @property
+    def noise_share(self) -> float:
+        """Share of the items that are noisy."""
+        if self._files_tell or self.estimate is None:
+            return float((self.noise_of_each > 0).mean())
+        return self.estimate.noise.share
+
+    @property
+    def noise_std(self) -> float | None:
+        """Std of the noise of the noisy ones (median); None where there are none."""
+        if self._files_tell or self.estimate is None:
+            return _median(self.noise_of_each)
+        return self.estimate.noise.std
+
+    @property
+    def _files_tell(self) -> bool:
+        return self.files is not None and bool(self.files.hidden.any())
 
     def as_dict(self) -> dict[str, Any]:
         """The findings, for JSON."""
@@ -94,17 +119,47 @@ class Audit:
         if self.estimate is None:
             return {"share": None, "std": None, "told": False}
         noise, each = self.estimate.noise, self.noise_of_each
+        alike = float(np.log(each[each > 0]).std()) < ALIKE if self._files_tell else noise.width == 0
         return {
-            "share": noise.share,
-            "std": noise.std,
+            "share": self.noise_share,
+            "std": self.noise_std,
             "told": True,
-            "alike": noise.width == 0,
+            "alike": alike,
             "channels": "common" if self.estimate.common else "independent",
             "quantiles": _quantiles(each[each > 0]),
             "level_quantiles": _quantiles(self.estimate.levels),
             "clean_level": noise.content,
             "smallest": SEEN,
+            "formats": self._formats(),
         }
+
+    def _formats(self) -> list[dict[str, Any]]:
+        """What was found in the files of each format."""
+        if self.files is None:
+            return []
+        out, each = [], self.noise_of_each
+        saved = np.where(self.files.hidden, self.files.stds, each)
+        for kind in sorted(set(self.files.kinds)):
+            own = np.array([k == kind for k in self.files.kinds])
+            sizes = self.files.sizes[own]
+            order = np.argsort(sizes.prod(1), kind="stable")
+            out.append(
+                {
+                    "format": kind,
+                    "files": int(own.sum()),
+                    "smallest": sizes[order[0]].tolist(),
+                    "largest": sizes[order[-1]].tolist(),
+                    "share": float((each[own] > 0).mean()),
+                    "std_in_file": _median(saved[own]),
+                    "std": _median(each[own]),
+                }
+            )
+        return out
+
+
+def _median(stds: Float[np.ndarray, "n"]) -> float | None:
+    """Of those above 0."""
+    return float(np.median(stds[stds > 0])) if (stds > 0).any() else None
 
 
 def _quantiles(x: Float[np.ndarray, "n"]) -> dict[str, float] | None:
@@ -115,11 +170,11 @@ def _quantiles(x: Float[np.ndarray, "n"]) -> dict[str, float] | None:
 
 
 def audit(source: Source, broken: tuple[str, ...] = (), progress: Progress | None = None) -> Audit:
-    """Look at all items of ``source``, as of its first epoch.
+    """Look at all items of ``source``, as of its first epoch, and at the files they come from.
 
     Args:
         broken: names of files that could not be read.
-        progress: called with how many items were read, and of how many.
+        progress: called with how many items were looked at, and of how many.
     """
     return _images(source, broken, progress) if by_patches(source.item_shape) else _whole(source, broken)
 
@@ -144,7 +199,8 @@ def _images(source: Source, broken: tuple[str, ...], progress: Progress | None) 
     alone = np.isin(np.arange(n), [i for i, why in outliers.why.items() if why == ALONE])
     if alone.any():  # noise with nothing under it is an outlier, no noisy image
         estimate = meter.judge(levels, (replaced == 0) & ~alone)
-    return Audit(n, shape, estimate, replaced, outliers, duplicates, broken, sample.std().item())
+    files = None if source.files is None else source.files.noise().of_these((replaced == 0) & ~alone)
+    return Audit(n, shape, estimate, files, replaced, outliers, duplicates, broken, sample.std().item(), source.changed)
 
 
 def _whole(source: Source, broken: tuple[str, ...]) -> Audit:
@@ -159,7 +215,7 @@ def _whole(source: Source, broken: tuple[str, ...]) -> Audit:
         estimate = whole_estimate(x, ~np.isin(np.arange(len(x)), [*outliers.why])) or estimate
         each = estimate.stds
     duplicates = image_duplicates(x, each) if x.dim() == 4 else vector_duplicates(flat)
-    return Audit(len(x), source.item_shape, estimate, np.zeros(len(x)), outliers, duplicates, broken, scale)
+    return Audit(len(x), source.item_shape, estimate, None, np.zeros(len(x)), outliers, duplicates, broken, scale)
 
 
 def _rows(source: Source, rows: Tensor) -> Tensor:

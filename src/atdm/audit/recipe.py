@@ -9,6 +9,7 @@ from .look import Audit
 
 DUPLICATED = 0.005  # share of near duplicates from which on they are mentioned
 MATTERS = 0.02  # share of noisy items or outliers from which on the push is recommended
+WORTH = 0.02  # std from which on noise is; what resizing leaves of less is below the texture of clean images
 SMALL = 12  # sides below this are for an MLP
 
 
@@ -20,10 +21,11 @@ def recommend(base: TrainConfig, found: Audit, cuda: bool) -> tuple[TrainConfig,
         cuda: whether there is a GPU to train on.
     """
     values: dict[str, Any] = {name: getattr(base, name) for name in (*TrainConfig.READING, "out", "data", "corrupt")}
-    share, std = (found.estimate.noise.share, found.estimate.noise.std) if found.estimate else (0.0, None)
+    share, std = found.noise_share, found.noise_std
     vectors = len(found.item_shape) == 1
     outliers = len(found.outliers.why) / found.items
-    noisy, far = std if share >= MATTERS else None, vectors and outliers >= MATTERS
+    noisy = std if std is not None and share >= MATTERS and std >= WORTH else None
+    far = vectors and outliers >= MATTERS
     if noisy is not None or far:
         values["objective"] = ObjectiveConfig("auto")
         dirt = [] if noisy is None else [f"{share:.0%} of the items carry noise of std {noisy:.2g}"]

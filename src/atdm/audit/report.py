@@ -66,7 +66,7 @@ def _sheet(found: Audit, source: Source) -> Any:
     if found.estimate is not None:
         each = found.noise_of_each
         order = [int(i) for i in np.argsort(-each, kind="stable")[:SHOWN] if each[i] > 0]
-        title = f"noisiest ({found.estimate.noise.share:.1%} look noisy)"
+        title = f"noisiest ({found.noise_share:.1%} look noisy)"
         rows.append((title, [(i, f"#{i}  {each[i]:.2g}") for i in order]))
     hit = found.most_replaced
     if hit:

@@ -42,7 +42,7 @@ def run(words: list[str]) -> int:
     parts = parse_corruption(given.corrupt)
     with progress_bar(given.json) as bar:
         dataset = load(given.data, **base.reading(), hold_out=False, progress=preparing(bar))
-        source = Source(dataset.items, parts, given.seed)
+        source = Source(dataset.items, parts, given.seed, files=dataset.files)
         task = bar.add_task("looking", total=len(source), note="")
         found = audit(source, dataset.broken, lambda done, total: bar.update(task, completed=done, total=total))
         told = write(folder, found, source, base)
@@ -51,6 +51,8 @@ def run(words: list[str]) -> int:
         print(json.dumps(told))
         return 0
     print_table(f"{given.data}: {found.items:,} items of {list(found.item_shape)}", _rows(told))
+    if formats := _formats(told["noise"]):
+        print_table("noise by file format", formats)
     print("recipe: " + "\n        ".join(told["recipe"]["reasons"]))
     cost = told["recipe"]["cost"]
     print(
@@ -90,6 +92,23 @@ def _rows(told: dict[str, Any]) -> list[dict[str, Any]]:
             "found": f"{twins['pairs']} pairs in {twins['groups']} groups; {twins['extra']} extra",
         },
         {"what": "broken", "found": f"{broken['count']}" + (f": {names}" if names else "")},
+    ]
+
+
+def _formats(noise: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each file format where any is noisy."""
+    found = noise.get("formats", [])
+    return [
+        {
+            "format": row["format"],
+            "files": row["files"],
+            "size": " to ".join(dict.fromkeys("x".join(map(str, row[end])) for end in ("smallest", "largest"))),
+            "noisy": f"{row['share']:.1%}",
+            "std in the file": "" if row["std_in_file"] is None else f"{row['std_in_file']:.2g}",
+            "std as read": "" if row["std"] is None else f"{row['std']:.2g}",
+        }
+        for row in found
+        if any(other["std"] for other in found)
     ]
 
 

@@ -17,6 +17,7 @@ from .. import spec as specs
 from ..errors import UserError, nearest
 from . import arrays, images
 from .decode import Framing, Progress, read
+from .files import Files
 from .items import Floats, Items, Pixels, every
 from .pixels import MAX_PIXELS
 from .subspace import Subspace
@@ -48,6 +49,7 @@ class Dataset:
         broken: names of the unreadable images that were skipped.
         window: side of the random windows training cuts from ``items``; None where it takes them whole.
         stored: the .npz they come from, beside which may lie the truth about it; None for other sources.
+        files: the image files they were decoded from; None where there are none.
     """
 
     items: Items
@@ -59,6 +61,7 @@ class Dataset:
     broken: tuple[str, ...] = ()
     window: int | None = None
     stored: Stored | None = None
+    files: Files | None = None
 
     @property
     def item_shape(self) -> tuple[int, ...]:
@@ -213,7 +216,8 @@ def load(
                 raise UserError(f"The {shapes}. Expected one shape.")
             held, notes = None, (*notes, f"Nothing is held out: {shapes}.")
     notes += listing.notes
-    return Dataset(items, "image", spec, held_out=held, notes=notes, broken=broken, window=framing.window)
+    files = Files(listing, broken, framing, cache)
+    return Dataset(items, "image", spec, None, held, notes, broken, framing.window, files=files)
 
 
 def _listed(source: Any) -> tuple[images.Listing, images.Listing | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import struct
@@ -70,6 +71,12 @@ class Framing:
     def side(self) -> int | None:
         """Side of the stored images; None keeps their own."""
         return self.size + self.size // 8 if self.size and self.crop == "random" else self.size
+
+    def scale(self, size: tuple[int, int]) -> float:
+        """How many pixels of an image of this width and height become one."""
+        if self.side is None:
+            return 1.0
+        return (math.sqrt(size[0] * size[1]) if self.crop == "none" else min(size)) / self.side
 
     def __call__(self, image: Image) -> Image:
         from PIL import Image, ImageOps

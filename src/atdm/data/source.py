@@ -23,6 +23,7 @@ from ..corruption import Corruption, corrupt_rows, require_fit
 from ..corruption.levels import drawn_levels
 from ..errors import UserError
 from ..noise import Gauge
+from .files import Files
 from .items import Floats, Items, every
 
 RESIDENT = 256 * 2**20  # bytes of items that are prepared once and kept in memory
@@ -53,6 +54,7 @@ class Source:
         window: cut a random square of this side from each image, anew in every epoch; None takes images whole.
         std: standard deviation of the Gaussian noise that each item is known to hold before anything is done to it;
             None: the items are clean.
+        files: the image files of the items, in which noise is seen that their formats and resizing hide; None: there are none.
 
     Raises:
         UserError: corruption, flip or window are for images and the items are not.
@@ -65,6 +67,7 @@ class Source:
     flip: bool = False
     window: int | None = None
     std: Float[Tensor, "n"] | None = field(default=None, compare=False)
+    files: Files | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         require_fit(self.corruption, tuple(self.items.item_shape))
@@ -122,12 +125,23 @@ class Source:
         return self.batch(chosen, torch.zeros_like(chosen))
 
     def gauge(self) -> Gauge:
-        """What tells the noise of the items of a batch from these themselves.
+        """What tells the noise of the items of a batch from these themselves and from their files.
 
         Raises:
             UserError: there is no telling noise from content in such data.
         """
-        return Gauge.fit(self.some(GAUGED), self._chosen(GAUGED))
+        gauge = Gauge.fit(self.some(GAUGED), self._chosen(GAUGED))
+        return gauge if self.files is None else replace(gauge, files=self.files.noise(), changed=self.changed)
+
+    @property
+    def changed(self) -> bool:
+        """Whether items hold anything that their files do not."""
+        return bool(self.corruption) or self.std is not None
+
+    @property
+    def hidden_std(self) -> float:
+        """Root mean square over all items of the noise that their files show and their formats and resizing hide."""
+        return 0.0 if self.files is None else float(np.sqrt(np.mean(self.files.noise().remains ** 2)))
 
     def _chosen(self, count: int) -> Int[Tensor, "b"]:
         return torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed))[:count]
@@ -188,7 +202,7 @@ def feed(source: Source, plan: Plan, rows: Tensor, steps: range, workers: int, p
     Raises:
         UserError: a worker died.
     """
-    batches = _Steps(source, plan, rows)
+    batches = _Steps(replace(source, files=None), plan, rows)  # workers only read items
     if workers == 0:
         for step in steps:
             batch = batches[step]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from . import mixture
+from .files import FileNoise
 from .filters import LEAST, Probe, Thin, central
 from .mixture import Noise
 from .pixels import replaced_share
@@ -154,11 +155,15 @@ class Gauge:
     Args:
         noise: the law of the set.
         way: which of the meter's levels it is for.
+        files: what the files of the set show where its items hide it; None: there are no files.
+        changed: as of :meth:`FileNoise.merged`.
     """
 
     meter: Meter
     noise: Noise
     way: int
+    files: FileNoise | None = None
+    changed: bool = False
 
     @classmethod
     def fit(cls, x: Float[Tensor, "n *item"], rows: Int[Tensor, "n"] | None = None) -> Gauge:
@@ -179,8 +184,12 @@ class Gauge:
             rows: indices of the items in the set.
         """
         levels = self.meter.levels(x, rows)[self.way].double().cpu().numpy()
-        found = torch.from_numpy(self.noise.stds(levels)).float().to(x.device)
-        return found if isinstance(self.meter, WholeMeter) else found * (replaced_share(x) == 0)
+        found = self.noise.stds(levels)
+        if isinstance(self.meter, PatchMeter):
+            found = found * (replaced_share(x) == 0).cpu().numpy()
+        if self.files is not None:
+            found = self.files.merged(found, rows.cpu().numpy(), self.changed)
+        return torch.from_numpy(found).float().to(x.device)
 
 
 def _look(x: Float[Tensor, "n *item"], rows: Int[Tensor, "n"] | None = None) -> tuple[Gauge, Estimate]:

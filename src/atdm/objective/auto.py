@@ -66,7 +66,7 @@ def _patches(x: Float[Tensor, "n channels height width"], generator: torch.Gener
     )
 
 
-def constants(x: Float[Tensor, "n *item"], k: float = K) -> dict[str, Any]:
+def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0) -> dict[str, Any]:
     """The options of ``robust_adv`` (:class:`atdm.training.config.ObjectiveConfig`) for training data ``x``.
 
     The gated relative push along the l2 gradient: gate ``2 quiet_std``, and a push of 5 noise units in all, that is
@@ -75,13 +75,15 @@ def constants(x: Float[Tensor, "n *item"], k: float = K) -> dict[str, Any]:
 
     Args:
         k: relative weight; more leaves less dirt, less stays closer to the data.
+        hidden: root mean square noise that the quiet directions need not show, for JPEG empties and resizing smooths them;
+            the gate follows the larger of the two.
 
     Raises:
         UserError: too few items, or a weight that is not positive.
     """
     if not k > 0:
         raise UserError(f"The k of objective auto is {k:g}. Expected a positive weight, such as {K:g}.")
-    std, d = quiet_std(x[:ITEMS]), math.prod(x.shape[1:])
+    std, d = max(quiet_std(x[:ITEMS]), hidden), math.prod(x.shape[1:])
     return {
         "name": "robust_adv",
         "radius": f"constant:r={LENGTH / math.sqrt(d):.4g}",

@@ -132,14 +132,18 @@ class ObjectiveConfig:
 
         return parse_spec(self.name)[0] == "auto"
 
-    def fitted(self, x: Any) -> ObjectiveConfig:
-        """These options, with ``auto`` replaced by what it chooses for training data ``x`` (:mod:`atdm.objective.auto`)."""
+    def fitted(self, x: Any, hidden: float = 0.0) -> ObjectiveConfig:
+        """These options, with ``auto`` replaced by what it chooses for training data ``x`` (:mod:`atdm.objective.auto`).
+
+        Args:
+            hidden: noise of ``x`` that only its files show (:attr:`atdm.data.source.Source.hidden_std`).
+        """
         if not self.automatic:
             return self
         from ..objective.auto import constants
         from ..spec import build
 
-        return ObjectiveConfig(**build("objective", self.name, {"auto": constants}, x=x))
+        return ObjectiveConfig(**build("objective", self.name, {"auto": constants}, x=x, hidden=hidden))
 
     def build(self, process: Any, seed: int = 0) -> Any:
         """The objective for ``process``."""

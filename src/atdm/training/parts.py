@@ -71,11 +71,15 @@ def build(
     dataset = dataset or load(config.data, **config.reading(), progress=progress)
     parts = parse_corruption(config.corrupt)
     std = _stored_levels(dataset) if objective.levels_from == "truth" else None
-    source = Source(dataset.items, parts, config.seed, config.corrupt_fresh, config.flip, dataset.window, std)
+    source = Source(
+        dataset.items, parts, config.seed, config.corrupt_fresh, config.flip, dataset.window, std, dataset.files
+    )
     if latents is not None:
         source = Source(_encoded(source, latents, Path(config.out)), seed=config.seed)
     if automatic:
-        config = dataclasses.replace(config, objective=config.objective.fitted(source.some(auto.ITEMS)))
+        config = dataclasses.replace(
+            config, objective=config.objective.fitted(source.some(auto.ITEMS), source.hidden_std)
+        )
         objective = config.objective.build(process, config.seed)
     objective.require_items(source.item_shape)
     truth = truth_of(config.corrupt, len(source), tuple(dataset.items.item_shape), config.seed)

@@ -1,0 +1,77 @@
+"""The files that images were decoded from: what their formats hide of their noise is measured in them, once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..files import atomic
+from ..noise.blocks import Blocks, measure
+from ..noise.files import FileNoise
+from .decode import AT_ONCE, Framing, Progress, cache_folder
+from .listing import Listing
+from .pixels import MAX_PIXELS, formats, settings
+
+VERSION = 1  # of what the cache holds
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of the items of a data set, in their order.
+
+    Args:
+        listing: what there is.
+        broken: names of those that were skipped.
+        framing: how they were resized.
+        cache: keep what was measured beside the decoded images.
+    """
+
+    listing: Listing
+    broken: tuple[str, ...]
+    framing: Framing
+    cache: bool
+
+    def noise(self, progress: Progress | None = None) -> FileNoise:
+        """The noise of each.
+
+        Args:
+            progress: called with how many were read, and of how many.
+        """
+        path = cache_folder() / f"{self._key()}.files.json"
+        try:
+            found = [Blocks.from_json(row) for row in json.loads(path.read_text())]
+        except (OSError, ValueError):
+            found = self._measured(progress)
+            if self.cache:
+                with atomic(path) as scratch:
+                    scratch.write_text(json.dumps(found))
+        return FileNoise.of(found, np.array([self.framing.scale(file.size) for file in found]))
+
+    def _key(self) -> str:
+        return hashlib.sha256(json.dumps([VERSION, self.listing.key, self.broken]).encode()).hexdigest()[:32]
+
+    def _measured(self, progress: Progress | None) -> list[Blocks]:
+        broken = set(self.broken)
+        rows = [i for i in range(self.listing.count) if not broken or self.listing.name(i) not in broken]
+
+        def one(index: int) -> Blocks:
+            try:
+                return measure(self.listing.content(index))
+            except (
+                Exception
+            ):  # Pillow's decoders raise what they like; these files were decoded before, in another mode
+                return Blocks("unreadable", (1, 1), None, False, (0.0, 0.0), 0)
+
+        out: list[Blocks] = []
+        formats()  # loads Pillow's decoders, which is not for threads
+        with settings(MAX_PIXELS), ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+            for at in range(0, len(rows), AT_ONCE):
+                out += pool.map(one, rows[at : at + AT_ONCE])
+                if progress:
+                    progress(len(out), len(rows))
+        return out
