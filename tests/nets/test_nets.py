@@ -88,6 +88,20 @@ def test_mlp_takes_every_form_of_timestep(residual, generator):
         net(x, torch.tensor([1, 2, 3]))
 
 
+def test_the_output_of_an_mlp_is_that_of_a_unet():
+    """By attribute, by key, by place and as a tuple, and through a tree map as compilers walk it."""
+    from diffusers.models.unets.unet_2d import UNet2DOutput
+
+    x = torch.randn(2, 5)
+    ours = build_net("mlp:width=8", (5,))(x, 3)
+    theirs = UNet2DOutput(sample=ours.sample)
+    for output in (ours, theirs):
+        assert output[0] is output["sample"] is output.to_tuple()[0] is output.sample
+    assert dict(ours) == dict(theirs)
+    twice = torch.utils._pytree.tree_map(lambda value: 2 * value, ours)
+    assert torch.equal(twice.sample, 2 * ours.sample)
+
+
 def test_mlp_counts():
     width, depth, d = 16, 3, 2
     net = build_net(f"mlp:width={width},depth={depth}", (d,))

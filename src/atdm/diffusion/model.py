@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -196,19 +198,29 @@ class Model:
             self.write(scratch)
 
     def write(self, folder: Path) -> None:
-        """:meth:`save_pretrained` into a folder that is already a scratch folder of :func:`atdm.files.atomic`."""
-        from diffusers import ConsistencyModelPipeline, DDPMPipeline, LDMPipeline
+        """:meth:`save_pretrained` into a folder that is already a scratch folder of :func:`atdm.files.atomic`.
 
+        The parts write themselves, and their names the index, byte for byte what the pipeline's ``save_pretrained`` writes:
+        importing that class means importing every model of diffusers.
+        """
         net: Any = self.net
         net.to(memory_format=torch.contiguous_format)  # all that safetensors writes
         scheduler = pipeline_scheduler(self.process, self.clip_sample, deterministic=self.latents is not None)
-        kind: Any = ConsistencyModelPipeline if self.process.family == "edm" else DDPMPipeline
-        with _quiet():
-            pipeline: Any = (
-                kind(net, scheduler) if self.latents is None else LDMPipeline(self.latents.vae, net, scheduler)
-            )
-        pipeline.save_pretrained(folder)
+        parts = {"scheduler": scheduler, "unet": net} | ({} if self.latents is None else {"vqvae": self.latents.vae})
+        index: dict[str, Any] = {"_class_name": self.pipeline_class, "_diffusers_version": version("diffusers")}
+        for name, part in parts.items():
+            part.save_pretrained(folder / name)
+            library = type(part).__module__
+            index[name] = ["diffusers" if library.startswith("diffusers.") else library, type(part).__name__]
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         seal(folder)
+
+    @property
+    def pipeline_class(self) -> str:
+        """The pipeline of diffusers that opens what :meth:`save_pretrained` writes."""
+        if self.latents is not None:
+            return "LDMPipeline"
+        return "ConsistencyModelPipeline" if self.process.family == "edm" else "DDPMPipeline"
 
 
 def load_pipeline(folder: Path | str, *, latent: bool = False) -> tuple[nn.Module, Process, bool]:

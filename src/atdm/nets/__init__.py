@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -111,19 +112,18 @@ def open_net(folder: Path, source: str | Path) -> nn.Module:
     Raises:
         UserError: it cannot be read, is of another kind, or its weights are not finite.
     """
-    from diffusers import UNet2DModel
-
     from .mlp import MLP
 
-    classes: dict[str, Any] = {"UNet2DModel": UNet2DModel, "MLP": MLP}
+    modules = {"UNet2DModel": "diffusers", "MLP": MLP.__module__}
     subfolder = "unet" if (folder / "unet" / "config.json").is_file() else None
     try:
-        name = UNet2DModel.load_config(folder, subfolder=subfolder).get("_class_name")
-        if name not in classes:
+        name = MLP.load_config(folder, subfolder=subfolder).get("_class_name")
+        if name not in modules:
             raise UserError(
-                f"'{source}' holds a {name or 'model without a class name'}. Expected {' or '.join(classes)}."
+                f"'{source}' holds a {name or 'model without a class name'}. Expected {' or '.join(modules)}."
             )
-        net: nn.Module = classes[name].from_pretrained(folder, subfolder=subfolder)
+        kind = getattr(import_module(modules[name]), name)
+        net: nn.Module = kind.from_pretrained(folder, subfolder=subfolder)
     except UserError:
         raise
     except Exception as problem:  # diffusers, safetensors and the Hub client each raise their own

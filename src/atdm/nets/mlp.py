@@ -7,16 +7,28 @@ that holds one once ``atdm.nets.mlp`` is imported (diffusers imports no module j
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.unets.unet_2d import UNet2DOutput
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, BaseOutput
 from jaxtyping import Float, Int
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 TIME_FEATURES = 32  # sines and cosines of t
+
+
+@dataclass
+class MLPOutput(BaseOutput):
+    """What a pass returns, as a ``UNet2DOutput``: that one's module imports every transformer of diffusers, two seconds."""
+
+    sample: Float[Tensor, "batch channels *sides"]
 
 
 class MLP(ModelMixin, ConfigMixin):
@@ -60,7 +72,7 @@ class MLP(ModelMixin, ConfigMixin):
         sample: Float[Tensor, "batch channels *sides"],
         timestep: int | float | Int[Tensor, "*batch"] | Float[Tensor, "*batch"],
         return_dict: bool = True,
-    ) -> UNet2DOutput | tuple[Tensor]:
+    ) -> MLPOutput | tuple[Tensor]:
         """The prediction at ``sample`` (data units) and ``timestep`` (one for all, or one per item)."""
         time = self.embed(self._features(timestep))
         h = self.enter(sample.flatten(1)) + time
@@ -70,7 +82,22 @@ class MLP(ModelMixin, ConfigMixin):
         if self.pass_through is not None:
             output = output + self.pass_through(nn.functional.silu(time)) * sample.flatten(1)
         output = output.reshape(sample.shape)
-        return UNet2DOutput(sample=output) if return_dict else (output,)
+        return MLPOutput(sample=output) if return_dict else (output,)
+
+    # ModelMixin's own look for hooks of offloading and sharding first, which imports peft and transformers for a second.
+
+    def to(self, *args: Any, **kwargs: Any) -> MLP:
+        """As of any module."""
+        return nn.Module.to(self, *args, **kwargs)  # type: ignore[call-overload]
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
+        """Write ``config.json`` and safetensors, byte for byte as any diffusers model does."""
+        if options:
+            ModelMixin.save_pretrained(self, save_directory, **options)
+            return
+        self.save_config(save_directory)
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, Path(save_directory) / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})
 
     def _features(self, timestep: int | float | Tensor) -> Float[Tensor, "rows features"]:
         t = torch.as_tensor(timestep, device=self.frequencies.device).reshape(-1)

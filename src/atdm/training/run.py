@@ -14,7 +14,6 @@ from .. import metrics
 from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..files import Hold, atomic, require_writable
-from ..plot.samples import save_samples
 from . import checkpoint
 from .config import TrainConfig
 from .log import Log
@@ -213,11 +212,12 @@ def _picture(folder: Path, parts: Parts, state: State, device: torch.device, sto
         return
     target = _grid(folder, state.step)
     target.parent.mkdir(exist_ok=True)
+    from .. import plot
+    from ..plot.samples import save_samples
+
     if images:
         save_samples(drawn, target)
     else:
-        from .. import plot
-
         plot.save(plot.scatter(drawn, parts.dataset.x[:1000]), target)
 
 

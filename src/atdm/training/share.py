@@ -14,7 +14,6 @@ from ..corruption import Truth
 from ..data import DATASETS
 from ..diffusion.latent import Latents
 from ..diffusion.model import Model
-from ..diffusion.process import Process
 from ..diffusion.schedulers import NATIVE
 from ..errors import UserError, first_line, unknown
 from ..files import atomic, read_json
@@ -84,7 +83,7 @@ def export(
             picture="samples.png" if picture else None,
             stock=len(shape) == 3 and process.prediction in NATIVE[process.family],
             family=process.family,
-            opens=_opens(process, latents),
+            opens=model.pipeline_class,
             latent=latents is not None,
             by_hand=latents is not None and (process.family == "flow" or latents.shift != 0 or shape[1] != shape[2]),
             decoding=_decoding(latents),
@@ -162,12 +161,6 @@ def _card(**parts: Any) -> str:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     return environment.from_string(template).render(**parts)
-
-
-def _opens(process: Process, latents: Latents | None) -> str:
-    if latents is not None:
-        return "LDMPipeline"
-    return "ConsistencyModelPipeline" if process.family == "edm" else "DDPMPipeline"
 
 
 def _decoding(latents: Latents | None) -> str:
