@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 
-# What moves the cursor, colors, rings or turns the direction of text, and half characters of names that are no UTF-8.
-CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def plain(text: str) -> str:
-    """Somebody else's text as a terminal can show it: what controls it is written out, as in ``\\x1b``; lines stay lines."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def one_line(text: str) -> str:
-    """The same with the ends of its lines written out."""
-    return plain(text).replace("\n", "\\n")
+from .text import plain
 
 
 class UserError(ValueError):

@@ -81,7 +81,10 @@ def _convert(text: str, kind: Any, where: str) -> Any:
         if kind is float and "/" in text:  # 8/255, as the field writes radii
             top, _, bottom = text.partition("/")
             return float(top) / float(bottom)
-        return kind(text)
-    except (ValueError, ZeroDivisionError):
+        value = kind(text)
+        if kind is int and not -(2**63) <= value < 2**63:
+            raise ValueError("more than 63 bits")
+        return value
+    except (ValueError, ZeroDivisionError, OverflowError):
         article = "an integer" if kind is int else "a number"
         raise UserError(f"'{text}' is not a valid {where}. Expected {article}.") from None

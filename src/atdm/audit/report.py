@@ -13,6 +13,7 @@ import yaml
 from .. import plot
 from ..data.source import Source
 from ..files import atomic
+from ..text import one_line
 from ..training.config import TrainConfig
 from ..training.parts import build, estimate
 from . import sheet
@@ -23,7 +24,7 @@ SHOWN = 24
 
 
 def write(folder: Path, found: Audit, source: Source, base: TrainConfig) -> dict[str, Any]:
-    """Write ``audit.json``, ``recipe.yaml`` and ``sheet.png``, all or none, and return what the first holds.
+    """Write ``audit.json`` and ``recipe.yaml``, then ``sheet.png``, and return what the first holds.
 
     Args:
         base: says what data the recipe reads.
@@ -39,7 +40,7 @@ def write(folder: Path, found: Audit, source: Source, base: TrainConfig) -> dict
         scratch.mkdir()
         (scratch / "audit.json").write_text(json.dumps(told, indent=1))
         (scratch / "recipe.yaml").write_text(text)
-        plot.save(_sheet(found, source), scratch / "sheet.png")
+    plot.save(_sheet(found, source), folder / "sheet.png")
     return told
 
 
@@ -53,7 +54,7 @@ def _chosen(config: TrainConfig) -> dict[str, Any]:
 
 
 def _yaml(chosen: dict[str, Any], reasons: list[str]) -> str:
-    head = "".join(f"# {line}\n" for line in ["Recommended by atdm audit.", *reasons])
+    head = "".join(f"# {one_line(line)}\n" for line in ["Recommended by atdm audit.", *reasons])
     return head + yaml.safe_dump(chosen, sort_keys=False)
 
 

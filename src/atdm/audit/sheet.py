@@ -10,6 +10,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .. import text
 from ..data.items import to_uint8
 from ..plot import scatter
 
@@ -30,7 +31,7 @@ def images(rows: Sequence[Row], x: dict[int, Float[Tensor, "c h w"]]) -> Figure:
     figure = Figure(figsize=(ACROSS * INCH, height), facecolor="white")
     top = 0.0
     for (title, items), own in zip(rows, heights, strict=True):
-        figure.text(0.01, 1 - (top + 0.3) * INCH / height, title, fontsize=10, weight="bold", va="center")
+        figure.text(0.01, 1 - (top + 0.3) * INCH / height, text.figure(title), fontsize=10, weight="bold", va="center")
         top += 0.45
         if not items:
             figure.text(0.02, 1 - (top + 0.3) * INCH / height, "none", fontsize=9, va="center")

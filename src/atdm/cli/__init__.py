@@ -8,6 +8,7 @@ import os
 import sys
 
 from ..errors import UserError, nearest
+from ..text import plain
 from .common import SKIPPING, SUMMARY, is_main
 from .faults import explain
 from .signals import STOP, end_with_parent
@@ -67,7 +68,7 @@ def _command(words: list[str]) -> int:
 def _tell(sentence: str, code: int) -> int:
     who = "atdm" if is_main() else f"atdm (process {os.environ['RANK']})"
     with contextlib.suppress(OSError):  # a terminal that is gone
-        print(f"{who}: {sentence}", file=sys.stderr)
+        print(f"{who}: {plain(sentence)}", file=sys.stderr)
     return code
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import UserError, nearest, plain
+from ..errors import UserError
 from ..files import require_writable
+from ..text import plain
+from .explain import explain
 
 SUMMARY = {
     "train": "train a model in a run folder, or resume it",
@@ -37,10 +38,14 @@ def make_parser(command: str) -> Any:
 
     class Parser(ArgumentParser):
         def parse_args(self, args: Any = None, *others: Any, **more: Any) -> Any:
-            return super().parse_args(args and spell(args, self), *others, **more)
+            given = super().parse_args(args and spell(args, self), *others, **more)
+            for name, value in given.items():
+                if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                    raise UserError(f"The option {name} is {value}. Expected an integer of at most 63 bits.")
+            return given
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise UserError(_explain(message, self))
+            raise UserError(explain(message, _options(self), self.prog))
 
     return Parser(prog=f"atdm {command}", description=SUMMARY[command.split()[0]], allow_abbrev=False)
 
@@ -51,37 +56,24 @@ def _options(parser: Any) -> dict[str, Any]:
 
 
 def spell(words: list[str], parser: Any) -> list[str]:
-    """``words`` with the options as the parser spells them: ``-`` and ``_`` in a name are the same, and an option that
-    is true or false may stand alone."""
+    """``words`` with the options as the parser spells them: ``-`` and ``_`` in a name are the same, an option that is true
+    or false may stand alone, and ``~`` begins a path also where the shell leaves it, as in ``--out=~/x``."""
     known = {name.replace("-", "_"): (name, action) for name, action in _options(parser).items()}
     spelled = []
     for place, word in enumerate(words):
         option, equals, value = word.partition("=")
         name, action = known.get(option[2:].replace("-", "_"), ("", None))
         if not option.startswith("--") or not name:
-            spelled.append(word)
+            spelled.append(_at_home(word))
             continue
         following = words[place + 1].lower() if place + 1 < len(words) else ""
         alone = getattr(action, "_typehint", None) is bool and following not in ("true", "false", "yes", "no")
-        spelled.append(f"--{name}=true" if alone and not equals else f"--{name}{equals}{value}")
+        spelled.append(f"--{name}=true" if alone and not equals else f"--{name}{equals}{_at_home(value)}")
     return spelled
 
 
-def _explain(message: str, parser: Any) -> str:
-    """One sentence for what the option parser found, with the nearest valid choice."""
-    text = " ".join(message.split())
-    unknown = re.search(r"[Uu]nrecognized arguments: --([\w.\-]+)", text) or re.search(
-        r"Option '([\w.\-]+)' is not accepted", text
-    )
-    if unknown:
-        return f"Unknown option '{unknown[1]}'. {nearest(unknown[1], _options(parser))}"
-    kind = re.search(r"[Pp]arser key \"([\w.]+)\": Expected a <class '(\w+)'>\. Got value: (\S+)", text)
-    if kind:
-        return f"The option {kind[1]} is '{kind[3]}'. Expected {'an integer' if kind[2] == 'int' else 'a ' + kind[2]}."
-    kind = re.search(r"[Pp]arser key \"([\w.]+)\": Does not validate .*?\[<class '(\w+)'>.*Given value: (\S+)", text)
-    if kind:
-        return f"The option {kind[1]} is '{kind[3]}'. Expected {'an integer' if kind[2] == 'int' else 'a ' + kind[2]} or null."
-    return text
+def _at_home(value: str) -> str:
+    return os.path.expanduser(value) if value.startswith("~") else value
 
 
 READING: dict[str, tuple[Any, Any, str]] = {
@@ -207,13 +199,24 @@ def destination(out: str, ending: str = "") -> Path:
     Raises:
         UserError: another ending, a folder in place of a file or a file in place of a folder, or a place not to be written to.
     """
-    path = Path(out)
+    path = Path(out).expanduser()
     if ending and (path.suffix != ending or path.is_dir()):
         raise UserError(f"Cannot write to '{out}'. Expected NAME{ending}.")
     if not ending and path.is_file():
         raise UserError(f"{out} is a file. Expected a folder.")
     require_writable(path)
     return path
+
+
+def require_outside(out: Path, data: str) -> None:
+    """Refuse pictures among those they are made from: the next command would take them for data.
+
+    Raises:
+        UserError: ``out`` is in the folder that ``data`` names.
+    """
+    folder = Path(data.removeprefix("folder:")).expanduser()
+    if out.suffix != ".npz" and folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{out} is in {folder}, and would be read as data there. Expected another place.")
 
 
 def is_main() -> bool:

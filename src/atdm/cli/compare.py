@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..text import markdown, plain
 from .common import destination, jobs_bar, make_parser, print_table
 
 
@@ -81,7 +82,7 @@ def run(words: list[str]) -> int:
         return 0
     print_table("mean (std over sampling seeds), rank", table)
     for note in notes:
-        print(note)
+        print(plain(note))
     if out:
         print(f"The table is in {out}.")
     return 0
@@ -178,7 +179,7 @@ def _told(differences: list[Any]) -> list[str]:
 
 def _markdown(table: list[dict[str, Any]], notes: list[str]) -> str:
     columns = list(table[0])
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(str(line[c]) for c in columns) + " |" for line in table]
-    notes = ["Mean (std over sampling seeds), rank.", *(f"Not ranked: {note}." for note in notes)]
+    lines = ["| " + " | ".join(map(markdown, columns)) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(markdown(str(line[c])) for c in columns) + " |" for line in table]
+    notes = ["Mean (std over sampling seeds), rank.", *(f"Not ranked: {markdown(note)}." for note in notes)]
     return "\n".join([*lines, "", *notes, ""])

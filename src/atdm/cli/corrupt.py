@@ -37,8 +37,8 @@ def run(words: list[str]) -> int:
         scratch.mkdir()
         source.save(scratch / "samples.npz")
         truth.save(scratch / "truth.npz")
-        if dataset.kind == "image":
-            save_samples(source.first(min(64, len(source))), scratch / "preview.png")
+    if dataset.kind == "image":
+        save_samples(source.first(min(64, len(source))), folder / "preview.png")
     tell_notes(dataset.notes)
     counts = dict(zip(truth.details, truth.touched.sum(1).tolist(), strict=True))
     if given.json:

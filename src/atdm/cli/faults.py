@@ -9,6 +9,7 @@ from concurrent.futures import BrokenExecutor
 
 from ..errors import first_line, missing
 from ..files.writing import REASONS
+from ..text import short
 
 MEMORY = ("can't allocate memory", "out of memory", "unable to allocate", "storage size calculation overflowed")
 # What torch's back ends for several processes say when one of them is gone.
@@ -42,7 +43,7 @@ def explain(problem: Exception) -> str | None:
 
 
 def _system(problem: OSError) -> str:
-    where = f" ({problem.filename})" if problem.filename else ""
+    where = f" ({short(str(problem.filename))})" if problem.filename else ""
     if problem.errno is None:
         return f"{first_line(problem)}."
     reason = REASONS.get(problem.errno, os.strerror(problem.errno))

@@ -5,7 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .common import add_reading, add_sampling, make_parser, open_model, reading, sampling_of, tell_notes
+from .common import (
+    add_reading,
+    add_sampling,
+    make_parser,
+    open_model,
+    reading,
+    require_outside,
+    sampling_of,
+    tell_notes,
+)
 
 
 def run(words: list[str]) -> int:
@@ -33,7 +42,8 @@ def run(words: list[str]) -> int:
     tell_notes(dataset.notes)
     x, _ = corrupt(dataset.x, given.corrupt, given.seed)
     model = open_model(given, pixels=True).for_items(dataset.item_shape, given.model, given.data)
-    check_target(out := Path(given.out), dataset.item_shape)
+    check_target(out := Path(given.out).expanduser(), dataset.item_shape)
+    require_outside(out, given.data)
     purifier = Purifier(model, noise=given.noise, sampling=sampling_of(given))
     made = purify(purifier, x, seed=given.seed, batch_size=given.batch_size)
     require_finite(made, "purified items")

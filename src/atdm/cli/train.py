@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ..files import read_yaml
 from ..training.config import ObjectiveConfig, TrainConfig, recipe_file
 from ..training.versions import require_version
 from .common import is_main, make_parser, preparing, print_table, progress_bar, spell, tell_notes
@@ -22,8 +23,14 @@ def _named(words: list[str]) -> list[str]:
     for i, word in enumerate(words):
         flag, equals, value = word.partition("=")
         place, name = (i, value) if equals else (i + 1, words[i + 1] if i + 1 < len(words) else "")
-        if flag == "--config" and re.fullmatch(r"[\w-]+", name) and not Path(name).is_file():
-            found[place] = f"{flag}{equals}{recipe_file(name)}" if equals else str(recipe_file(name))
+        if flag != "--config" or not name:
+            continue
+        file = Path(name).expanduser()
+        if re.fullmatch(r"[\w-]+", name) and not file.is_file():
+            file = recipe_file(name)
+            found[place] = f"{flag}{equals}{file}" if equals else str(file)
+        if file.exists():
+            read_yaml(file, {}, "a configuration in YAML, or the name of a recipe such as cifar10-cpu")
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -189,15 +189,16 @@ def load(
         raise UserError(f"limit is {limit}. Expected at least 2 items, or none.")
     framing = Framing(image_size, crop)
     source = _source(spec)
+    shadow = _shadow(spec)
     if isinstance(source, Toy):
         if image_size is not None:
             raise UserError(f"image_size is {image_size}, but {spec} holds vectors. Expected none.")
         memory.require(8.0 * source.n * 3, f"{source.n:,} points", "Expected a smaller n.")
         points = source.sample(source.n, torch.Generator().manual_seed(seed))
         test = source.sample(min(source.n, 10_000), torch.Generator().manual_seed(seed + 1_000_003))
-        return Dataset(Floats(points[:limit]), "vector", spec, source, Floats(test))
+        return Dataset(Floats(points[:limit]), "vector", spec, source, Floats(test), shadow)
     if isinstance(source, Digits):
-        return _digits(source, spec, seed, image_size, limit)
+        return replace(_digits(source, spec, seed, image_size, limit), notes=shadow)
     if isinstance(source, Npz):
         return _npz(source, spec, seed, image_size, limit)
     listing, held_out = _listed(source)
@@ -248,8 +249,20 @@ def _held_out(
     return images.joined(test, images.split(rest, limit - test.count, seed)[0])
 
 
+def _shadow(spec: str) -> tuple[str, ...]:
+    """A note where the name of a set is that of a file or folder, too."""
+    name = spec.partition(":")[0]
+    if name in PATHS or name not in DATASETS or not Path(name).exists():
+        return ()
+    return (f"'{name}' is the data set of that name, not the folder. The folder is ./{name}",)
+
+
 def _source(spec: str) -> Any:
     name, _, rest = spec.partition(":")
+    if not spec.strip() or (name in PATHS and not rest.removeprefix("path=")):
+        raise UserError(
+            f"The data set '{spec}' names nothing. Expected a folder of images, a file, or a name. {nearest(name, DATASETS)}"
+        )
     if name in PATHS and rest and not rest.startswith("path="):
         return PATHS[name](rest)  # a path may hold the commas and equals signs that options are made of
     path = Path(spec).expanduser()

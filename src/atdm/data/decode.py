@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import memory
-from ..errors import UserError, one_line, unknown
+from ..errors import UserError, unknown
+from ..text import one_line
 from .items import Pixels
 from .listing import Listing, require_handles
 from .pixels import MAX_PIXELS, UnknownScale, common_top, decode, extent, formats, settings, why

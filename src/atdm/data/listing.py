@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError, one_line
+from ..errors import UserError
+from ..text import one_line
 
 
 @dataclass(frozen=True)

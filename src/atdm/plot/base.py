@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import Any, Literal
@@ -94,6 +95,7 @@ def dress(axis: Axes, x_label: str = "", y_label: str = "", title: str = "", log
 
 
 def head(axis: Any, title: str, **options: Any) -> None:
+    """A title of our own; one that names something goes through :func:`atdm.text.figure`."""
     axis.set_title(title, fontsize=10.5, color=INK, loc=options.pop("loc", "left"), **options)
 
 
@@ -134,6 +136,7 @@ def data_uri(figure: Figure, dpi: int = DPI) -> str:
 def _bytes(figure: Figure, kind: str, dpi: int = DPI) -> bytes:
     buffer = io.BytesIO()
     # The same figure gives the same bytes: no date, and identifiers that are not random.
-    with matplotlib.rc_context({"svg.hashsalt": "atdm"}):
+    with matplotlib.rc_context({"svg.hashsalt": "atdm"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name in another script
         figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else {"Software": None})
     return buffer.getvalue()

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .. import text
 from .base import DPI, drop, frame, head, need
 from .samples import grid
 
@@ -30,7 +31,7 @@ def image_grids(panels: Mapping[str, Float[Tensor, "_ _ _ _"]], columns: int = 8
     for axis, (name, picture) in zip(axes, grids.items(), strict=False):
         axis.imshow(picture, interpolation="nearest")
         axis.set_axis_off()
-        head(axis, name)
+        head(axis, text.figure(name))
     drop(axes, len(grids))
     return figure
 

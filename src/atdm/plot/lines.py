@@ -17,6 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .. import text
 from ..diffusion.process import Process
 from ..errors import UserError
 from ..metrics import METRICS
@@ -75,7 +76,7 @@ def curves(
     palette = colours(series)
     for name, (x, y) in series.items():
         marker = "o" if len(x) <= 30 else ""
-        axis.plot(x, y, label=name, color=palette[name], marker=marker, markersize=4, linewidth=1.6)
+        axis.plot(x, y, label=text.figure(name), color=palette[name], marker=marker, markersize=4, linewidth=1.6)
     dress(axis, x_label, y_label, title, log)
     if len(series) > 1:
         figure.legend(loc="outside right upper", fontsize=9, frameon=False, labelcolor=INK)
@@ -102,7 +103,7 @@ def scatter_tradeoff(
         members = [p for p in points if p[1] == group]
         x, y = [p[2] for p in members], [p[3] for p in members]
         style = {"color": palette[group], "marker": MARKERS[i % len(MARKERS)], "markeredgecolor": "white"}
-        axis.plot(x, y, label=group, markersize=8, linewidth=1, alpha=0.9, **style)
+        axis.plot(x, y, label=text.figure(group), markersize=8, linewidth=1, alpha=0.9, **style)
     dress(axis, x_label, y_label, title, log)
     axis.margins(0.1)
     _annotate(axis, points, palette)
@@ -122,7 +123,7 @@ def _annotate(axis: Axes, points: Sequence[tuple[str, str, float, float]], palet
         if label and all((abs(at - other) > size).any() for other in taken):
             taken.append(at)
             place: dict[str, Any] = {"xytext": (5, 5), "textcoords": "offset points"}
-            axis.annotate(label, (x, y), fontsize=7.5, color=palette[group], **place)
+            axis.annotate(text.figure(label), (x, y), fontsize=7.5, color=palette[group], **place)
 
 
 def _group(points: Sequence[tuple[str, str, float, float]], i: int) -> str | None:
@@ -157,7 +158,9 @@ def bars(
     for (cluster, name), found in values.items():
         offset = (names.index(name) - (per_cluster - 1) / 2) * width if per_cluster > 1 else 0
         at, mean = clusters.index(cluster) + offset, statistics.fmean(found)
-        axis.bar(at, mean, 0.92 * width, color=palette[name], label=name if cluster == clusters[0] else None)
+        axis.bar(
+            at, mean, 0.92 * width, color=palette[name], label=text.figure(name) if cluster == clusters[0] else None
+        )
         spread = statistics.stdev(found) if len(found) > 1 else 0.0
         if spread:
             axis.errorbar(at, mean, spread, color=INK, capsize=3, linewidth=1)
@@ -166,12 +169,12 @@ def bars(
         axis.annotate(f"{mean:.{3 if per_cluster < 4 else 2}g}", (at, top), **note)
     dress(axis, "", _metric_label(metric), title)
     axis.grid(axis="x", visible=False)
-    axis.set_xticks(range(len(clusters)), clusters)
+    axis.set_xticks(range(len(clusters)), [text.figure(cluster) for cluster in clusters])
     if max(map(len, clusters)) * len(clusters) > 9 * figure.get_figwidth():
         axis.tick_params(axis="x", labelrotation=25)
     axis.margins(y=0.12)
     if per_cluster > 1:
-        handles = [matplotlib.patches.Patch(color=palette[name], label=name) for name in names]
+        handles = [matplotlib.patches.Patch(color=palette[name], label=text.figure(name)) for name in names]
         figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(names)), fontsize=9, frameon=False)
     return figure
 
@@ -208,13 +211,15 @@ def damage(models: Mapping[str, Sequence[Mapping[str, Any]]], measures: Sequence
             x = [row["budget"] for row in of]
             low, high = ([row[end] for row in of] for end in ("low", "high"))
             axis.fill_between(x, low, high, color=palette[name], alpha=0.18, linewidth=0)
-            axis.plot(x, [row["mean"] for row in of], color=palette[name], marker="o", markersize=4, label=name)
+            axis.plot(
+                x, [row["mean"] for row in of], color=palette[name], marker="o", markersize=4, label=text.figure(name)
+            )
         dress(axis, "budget (noise units)", "", _metric_label(measure))
         axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
     drop(axes, len(kept))
     if len(models) > 1:
-        handles = [matplotlib.patches.Patch(color=palette[name], label=name) for name in models]
+        handles = [matplotlib.patches.Patch(color=palette[name], label=text.figure(name)) for name in models]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(models)), fontsize=9, frameon=False)
     if title:
-        figure.suptitle(title, fontsize=11.5, color=INK)
+        figure.suptitle(text.figure(title), fontsize=11.5, color=INK)
     return figure

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
-from .. import plot
+from .. import plot, text
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -65,7 +65,7 @@ def curve_panels(
             if bands is not None:
                 axis.fill_between(x, *bands[title][name], color=palette[name], alpha=0.15, linewidth=0)
             marker = "o" if len(x) <= 30 else ""
-            axis.plot(x, y, color=palette[name], marker=marker, markersize=4, linewidth=1.5, label=name)
+            axis.plot(x, y, color=palette[name], marker=marker, markersize=4, linewidth=1.5, label=text.figure(name))
         for side in log:
             axis.set(**{f"{side}scale": "log"})
             edge = axis.xaxis if side == "x" else axis.yaxis

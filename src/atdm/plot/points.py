@@ -19,6 +19,7 @@ from matplotlib.colors import Colormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .. import text
 from ..errors import UserError
 from ..metrics.exact import HasDistance
 from .base import COLOURS, DISTANCE, INK, array, colours, dress, drop, frame, head, need
@@ -48,7 +49,7 @@ def points3d(
         inside = _finite(x)
         inside = inside[((inside >= low) & (inside <= high)).all(1)]
         outside = len(x) - len(inside)
-        head(axis, name + _outside(outside, len(x)), loc="center", y=0.98)
+        head(axis, text.figure(name) + _outside(outside, len(x)), loc="center", y=0.98)
         shown = inside[:most]
         space.cloud(axis, name, shown, s=3, linewidths=0, alpha=0.7, rasterized=True)
     return space.figure
@@ -86,7 +87,7 @@ def trajectories(
             axis.plot(*path.T, color=palette[name], linewidth=0.9, alpha=0.6, zorder=2)
         axis.scatter(*array(x[0]).T, s=8, color="#888888", linewidths=0, zorder=3)
         axis.scatter(*array(x[-1]).T, s=18, color=palette[name], linewidths=0.5, edgecolors="white", zorder=4)
-        dress(axis, title=name)
+        dress(axis, title=text.figure(name))
     axes[0].set(xlim=(-reach[0], reach[0]), ylim=(-reach[1], reach[1]))
     drop(axes, len(panels))
     figure.supxlabel("along the support (data units)", fontsize=10, color=INK)
@@ -156,7 +157,7 @@ def score_fields(fields: Mapping[str, tuple[Float[Tensor, "_ 2"], Float[Tensor, 
         arrows = {"angles": "xy", "scale_units": "xy", "scale": per_unit, "pivot": "mid"}
         arrows |= {"units": "xy", "width": 0.13 / per_unit, "headwidth": 3, "headlength": 3.2, "headaxislength": 2.8}
         axis.quiver(x[:, 0], x[:, 1], unit[:, 0], unit[:, 1], size, cmap=DISTANCE, norm=norm, **arrows)
-        dress(axis, title=name)
+        dress(axis, title=text.figure(name))
         axis.grid(False)
         axis.set_aspect("equal")
     _bar(figure, drop(axes, len(fields)), norm, DISTANCE, "magnitude (1 / data units)")

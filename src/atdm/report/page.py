@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from matplotlib.figure import Figure
 
+from .. import text
 from ..errors import UserError, unknown
 from ..files import atomic
 from ..plot import data_uri
@@ -58,7 +59,7 @@ def markdown(table: Table) -> str:
 
 
 def _line(cells: Iterable[Any]) -> str:
-    return f"| {' | '.join(str(c).replace('|', '/') for c in cells)} |"
+    return f"| {' | '.join(text.cell(str(c)) for c in cells)} |"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -269,12 +270,15 @@ class TrainConfig(Settings, DataConfig):
     regularize_from: int = field(init=False, default=0)  # as the objective's start says; of auto once it has chosen
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "out", os.path.expanduser(self.out))
         Settings.__post_init__(self)
         DataConfig.__post_init__(self)
         least = {"log_every": 1, "save_every": 1, "sample_every": 0, "metrics_samples": 2, "keep": 1, "threads": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
+        if self.threads > 1024:
+            raise UserError(f"threads is {self.threads}. Expected at most 1024, and no more than there are cores.")
         object.__setattr__(self, "regularize_from", self.objective.first_step(self.steps))
 
     # What may differ between a run folder and the command that resumes it: nothing that changes the weights.

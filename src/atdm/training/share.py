@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,7 +13,7 @@ import yaml
 
 from .. import __version__, hub
 from ..corruption import Truth
-from ..data import DATASETS
+from ..data import DATASETS, PATHS
 from ..diffusion.latent import Latents
 from ..diffusion.model import Model
 from ..diffusion.schedulers import NATIVE
@@ -19,6 +21,7 @@ from ..errors import UserError, first_line, unknown
 from ..files import atomic, read_json
 from ..metrics import metric, read_rows
 from ..nets import count_parameters
+from ..text import code, markdown, one_line, without_folders
 from . import checkpoint
 from .versions import in_todays_words
 
@@ -64,8 +67,8 @@ def export(
         "corruption added": config["corrupt"],
         "objective": _objective(_chosen(run, config)),
         "network": f"{config['net']}, {count_parameters(model.net):,} parameters, items of shape {list(shape)}",
-        "started from": config["init"] and _public(config["init"]),
-        "autoencoder": config.get("vae") and _public(config["vae"]),
+        "started from": config["init"] and _public(config["init"], model=True),
+        "autoencoder": config.get("vae") and _public(config["vae"], model=True),
         "process": f"{config['process']}, {process.steps} timesteps, predicts {process.prediction}",
         "steps": f"{step:,} of batch {config['batch_size']}, learning rate {config['lr']:g}",
         "weights": f"averaged (decay {config['ema']:g})" if weights == "ema" else "raw, not averaged",
@@ -78,7 +81,7 @@ def export(
             (scratch / "samples.png").write_bytes(picture.read_bytes())
         card = _card(
             front=_front(config, licence, stock=len(shape) == 3),
-            title=name.partition("/")[2] or out.name,
+            title=markdown(name.partition("/")[2] or out.name),
             lead=_lead(config, len(shape) == 3),
             picture="samples.png" if picture else None,
             stock=len(shape) == 3 and process.prediction in NATIVE[process.family],
@@ -89,9 +92,14 @@ def export(
             decoding=_decoding(latents),
             prediction=process.prediction,
             own_class=type(model.net).__name__ == "MLP",
-            where=name or out.name,
+            where=json.dumps(one_line(name or out.name), ensure_ascii=False),
+            few_steps=code(f"atdm sample {shlex.quote(name or out.name)} --sampler dpm-solver++ --steps 25"),
             item_shape=shape,
-            made=[(k, f"`{v}`" if k in ("data", "corruption added") else v) for k, v in facts.items() if v is not None],
+            made=[
+                (k, code(v) if k in ("data", "corruption added") else markdown(str(v)))
+                for k, v in facts.items()
+                if v is not None
+            ],
             dirt=_dirt(run, config["corrupt"]),
             numbers=_groups(fitting),
             regularized=config["objective"]["name"] != "ddpm",
@@ -177,7 +185,7 @@ def _front(config: Mapping[str, Any], licence: str, stock: bool) -> str:
         front["pipeline_tag"] = "unconditional-image-generation"
     front["tags"] = ["diffusers", "atdm", "adversarial-training", config["objective"]["name"]]
     if config["data"].startswith("hub:"):
-        front["datasets"] = [_option(config["data"], "name")]
+        front["datasets"] = [name for name in [_option(config["data"], "name")] if hub.is_name(name)]
     if config["init"] and hub.is_name(config["init"]) and not Path(config["init"]).exists():
         front["base_model"] = config["init"]
     return yaml.safe_dump(front, sort_keys=False)
@@ -185,11 +193,11 @@ def _front(config: Mapping[str, Any], licence: str, stock: bool) -> str:
 
 def _lead(config: Mapping[str, Any], images: bool) -> str:
     name = config["objective"]["name"]
-    how = "without a regularizer (plain DDPM)" if name == "ddpm" else f"with the regularizer `{name}`"
-    dirt = "" if config["corrupt"] == "none" else f", corrupted by `{config['corrupt']}`"
+    how = "without a regularizer (plain DDPM)" if name == "ddpm" else f"with the regularizer {code(name)}"
+    dirt = "" if config["corrupt"] == "none" else f", corrupted by {code(config['corrupt'])}"
     what = "images" if images else "vectors"
     kind = "latent diffusion" if config.get("vae") else "diffusion"
-    return f"A {kind} model of {what}, trained {how} on `{_public(config['data'])}`{dirt}."
+    return f"A {kind} model of {what}, trained {how} on {code(_public(config['data']))}{dirt}."
 
 
 def _chosen(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,18 +227,23 @@ def _dirt(run: Path, spec: str) -> str:
 def _licence(licence: str) -> str:
     if licence == "unknown":
         return "None was stated. Ask the author before you use it; the data it was trained on may set terms too."
-    return f"`{licence}`, as its author states. The data it was trained on may set terms too."
+    return f"{code(licence)}, as its author states. The data it was trained on may set terms too."
 
 
-def _public(spec: str) -> str:
-    """A spec without the folders of this machine."""
+def _public(spec: str, model: bool = False) -> str:
+    """A spec of data or a model without the folders of this machine."""
     name, _, rest = spec.partition(":")
-    if name == "hub" or (name not in DATASETS and hub.is_name(spec) and not Path(spec).exists()):
+    if hub.is_name(spec) and model and not Path(spec).exists():
         return spec
+    if name not in DATASETS:
+        return Path(spec).name
+    if name in PATHS:
+        place, *options = rest.removeprefix("path=").split(",column=") if rest.startswith("path=") else [rest]
+        return ",column=".join([Path(place).name, *options])
     if name == "torchvision":
         return ",".join(part for part in spec.split(",") if not part.startswith("root="))
-    if name in ("folder", "parquet") or name not in DATASETS:
-        return Path(rest.partition("path=")[2] or rest if name in DATASETS else spec).name
+    if name == "hub" and not hub.is_name(owned := _option(spec, "name")):
+        return spec.replace(owned, Path(owned).name)
     return spec
 
 
@@ -254,12 +267,19 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         provenance = {k: v for k, v in row.items() if k not in NOT_PROVENANCE and v is not None}
-        told = ", ".join(
-            f"{k.replace('_', ' ')} {_public(str(v)) if k == 'reference' else v}" for k, v in provenance.items()
-        )
+        told = ", ".join(f"{markdown(k.replace('_', ' '))} {markdown(_told(k, str(v)))}" for k, v in provenance.items())
         value = "not finite" if row["value"] is None else f"{row['value']:.4g}"
-        groups.setdefault(told, []).append({"metric": row["metric"], "value": value, **_meaning(row["metric"])})
+        groups.setdefault(told, []).append(
+            {"metric": markdown(without_folders(row["metric"])), "value": value, **_meaning(row["metric"])}
+        )
     return [{"provenance": told, "rows": found} for told, found in groups.items()]
+
+
+def _told(key: str, value: str) -> str:
+    """A value of a row without the folders of this machine."""
+    if key in ("reference", "model"):
+        return _public(value, model=key == "model")
+    return without_folders(value)
 
 
 def _meaning(name: str) -> dict[str, str]:

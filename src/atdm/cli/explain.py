@@ -1,0 +1,48 @@
+"""What jsonargparse and argparse find wrong with options, in sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from ..errors import nearest
+from ..text import short
+
+KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+
+
+def explain(message: str, options: Collection[str], program: str) -> str:
+    """One sentence for what the option parser found, with the nearest valid choice.
+
+    Args:
+        options: the names of all options.
+        program: what to ask for ``--help``.
+    """
+    text = " ".join(message.split())
+    if found := re.search(r"[Uu]nrecognized arguments: --([\w.\-]+)|Option '([\w.\-]+)' is not accepted", text):
+        return f"Unknown option '{short(found[1] or found[2])}'. {nearest(found[1] or found[2], options)}"
+    if found := re.search(r"[Uu]nrecognized arguments: ?(.*)", text):
+        return f"Nothing is expected at '{short(found[1])}'. Expected options, as in --name value; {program} --help tells which."
+    if found := re.search(r"arguments are required: (.*)", text):
+        return f"What is missing: {found[1]}. {program} --help tells what that is."
+    if found := re.search(r"argument (?:-\w/)?(--[\w.]+): expected (?:at least )?one argument", text):
+        return f"The option {found[1]} is without its value. Expected {found[1]} VALUE."
+    if found := re.search(r"argument (?:-\w/)?(--[\w.]+): ignored explicit argument '(.*)'", text):
+        return f"The option {found[1]} takes no value, and has '{short(found[2])}'. Expected it alone."
+    where = re.search(r"[Pp]arser key \"([\w.]+)\":", text)
+    value = re.search(
+        r"(?:Got value:|Given value:|Unable to load config|File does not exist:) ?(.*?)(?: - Parser key.*)?$", text
+    )
+    if where is None or value is None:
+        return text
+    if where[1] == "config":
+        return f"There is no file {short(value[1])}. Expected a configuration in YAML, or the name of a recipe such as cifar10-cpu."
+    choices = re.search(r"typing\.Literal\[(.*?)\]", text)
+    kinds = dict.fromkeys(
+        KINDS[kind] for kind in re.findall(r"<class '(\w+)'>", text.partition("Given value")[0]) if kind in KINDS
+    )
+    named = nearest(value[1], re.findall(r"'([^']*)'", choices[1])) if choices else f"Expected {' or '.join(kinds)}."
+    if not choices and not kinds:
+        group = [name for name in options if name.startswith(f"{where[1]}.")]
+        named = f"Expected one of --{', --'.join(group)}." if group else "Expected another value."
+    return f"The option {where[1]} is '{short(value[1])}'. {named}"

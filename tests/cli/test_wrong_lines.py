@@ -1,0 +1,252 @@
+"""Wrong command lines, drawn at random from what the parsers take: each ends in a sentence, none in a traceback."""
+
+import random
+import re
+
+import pytest
+
+from atdm.cli.common import SUMMARY, make_parser
+from helpers import atdm
+
+# What options are given: no number, no path, no name; too large, too small, empty, of another kind, meant for other programs.
+ODD = [
+    *(
+        "",
+        " ",
+        "x",
+        "null",
+        "true",
+        "-1",
+        "0",
+        "nan",
+        "inf",
+        "-inf",
+        "1e400",
+        "9" * 40,
+        "1.5",
+        "1,2",
+        "1,",
+        ",",
+        "[]",
+        "{}",
+        "[1",
+    ),
+    *(
+        "a:b=c",
+        "a:b",
+        ":",
+        "=",
+        "a=",
+        "digits:subspace=0",
+        "digits:subspace=x",
+        "plane:n=-1",
+        "plane:n=99999999999999",
+        "moons:x=1",
+    ),
+    *(
+        "linear:steps=0",
+        "linear:prediction=x",
+        "cosine:steps=9e9",
+        "flow:shift=0",
+        "edm:sigma_data=-1",
+        "mlp:width=0",
+        "mlp:width=x",
+    ),
+    *(
+        "gaussian:std=-1",
+        "gaussian:share=nan",
+        "jpeg:quality=0",
+        "gaussian+",
+        "poison:model=x",
+        "auto:k=x",
+        "published:omega=x",
+    ),
+    *(
+        "/",
+        "..",
+        ".",
+        "/dev/null",
+        "/dev/null/x",
+        "/etc/passwd",
+        "/proc/self",
+        "nothing/here",
+        "~",
+        "~/",
+        "x" * 5000,
+        "x" * 300,
+    ),
+    *(
+        "folder:",
+        "folder:x",
+        "npz:x",
+        "npz:",
+        "x.npz",
+        "x.npy",
+        "*.tar",
+        "{0..3}.tar",
+        "x.parquet",
+        "parquet:path=,column=",
+        "webdataset:*",
+    ),
+    *(
+        "hub:name=",
+        "torchvision:name=x",
+        "torchvision:name=CIFAR10,root=nothing",
+        "hub:",
+        "none",
+        "auto",
+        "all",
+        "published",
+        "constant:r=-1",
+    ),
+    *(
+        "\x1b[31mred",
+        "[/b]",
+        "[bold]x",
+        "$x_$",
+        "ü",
+        "\u202ex",
+        "a\nb",
+        "%s%n",
+        "../../x",
+        "--",
+        "-",
+        "🙂",
+        "\udcff",
+        "{x}",
+        "<script>",
+        "`x`",
+    ),
+]
+# What makes the start of a line cheap where its options happen to be right.
+CHEAP = {
+    "train": [
+        "--data",
+        "plane:n=40",
+        "--steps",
+        "1",
+        "--net",
+        "mlp:width=8,depth=1",
+        "--batch_size",
+        "4",
+        "--out",
+        "run",
+    ],
+    "sample": ["{run}", "--n", "2", "--steps", "2", "--out", "s.npz"],
+    "evaluate": ["{run}", "--n", "4", "--steps", "2", "--out", "e.json"],
+    "attack": [
+        "{run}",
+        "--n",
+        "2",
+        "--steps",
+        "2",
+        "--seeds",
+        "1",
+        "--attack",
+        "random",
+        "--checks",
+        "false",
+        "--budgets",
+        "0",
+    ],
+    "purify": ["{run}", "--data", "plane:n=20", "--noise", "0.3", "--steps", "2", "--out", "p.npz"],
+    "corrupt": ["--data", "plane:n=20", "--corrupt", "gaussian", "--out", "noisy"],
+    "audit": ["plane:n=40"],
+    "export": ["{run}", "--out", "exported"],
+    "features": ["--data", "digits", "--steps", "1", "--limit", "20"],
+}
+# Where they would be dear: something is always wrong.
+WRONG = {
+    "demo": ["--seeds", "0"],
+    "reproduce": ["nothing", "--scale", "x"],
+    "compare": ["nothing.json", "--seeds", "0"],
+    "report": ["nothing"],
+    "bench": ["--net", "nothing"],
+    "show radius": ["--omegas", "x"],
+    "show run": ["nothing"],
+}
+
+
+class Heard(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def options():
+    """The options of each command, as its parser takes them."""
+    import importlib
+
+    import jsonargparse
+
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+
+        def listen(self, *_, **__):
+            raise Heard(self)
+
+        patch.setattr(jsonargparse.ArgumentParser, "parse_args", listen)
+        for line in [*CHEAP, *WRONG]:
+            command, *part = line.split()
+            with pytest.raises(Heard) as heard:
+                importlib.import_module(f"atdm.cli.{command}").run([*part, "--x"])
+            actions = heard.value.args[0]._actions
+            found[line] = sorted(
+                s for a in actions for s in a.option_strings if s.startswith("--") and "shtab" not in s
+            )
+    return found
+
+
+def lines(options, run, count, seed):
+    rng = random.Random(seed)
+    dear = ("--seeds", "--train", "--scale", "--net", "--omegas", "--push_to_hub", "--help", "--quick", "--thorough")
+    for _ in range(count):
+        name = rng.choice([*options, *CHEAP])
+        words = [word.replace("{run}", str(run)) for word in {**CHEAP, **WRONG}[name]]
+        for _ in range(rng.randint(1, 2)):
+            option = rng.choice(options[name])
+            if name in WRONG and option in dear:
+                continue
+            value = rng.choice(ODD)
+            kind = rng.random()
+            if kind < 0.1:
+                words.insert(rng.randrange(len(words) + 1), value)
+            elif kind < 0.2:
+                words += [option]
+            elif kind < 0.25:
+                words += [option[:-1] + rng.choice("xyz"), value]
+            elif kind < 0.6:
+                words += [f"{option}={value}"]
+            else:
+                words += [option, value]
+        yield [*name.split(), *words]
+
+
+def check(capsys, words):
+    code, out, err = atdm(capsys, *words)
+    assert code in (0, 2, 130), (words, code)
+    assert "Traceback" not in err, words
+    assert not re.search(r" object at 0x|<class '", err), (words, err)
+    assert "\x1b" not in out + err, words
+    assert (code == 0) or err.startswith("atdm: ") or "\natdm: " in err, (words, err)
+    return code
+
+
+def test_all_commands_are_tried(options):
+    assert {name.partition(" ")[0] for name in options} == {*SUMMARY}
+    assert make_parser("train").prog == "atdm train"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wrong_line_is_a_sentence(capsys, folder, options, tmp_path, monkeypatch, seed):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    codes = [check(capsys, words) for words in lines(options, folder, 20, seed)]
+    assert codes.count(2) > 10
+
+
+@pytest.mark.slow
+def test_three_hundred_wrong_lines(capsys, folder, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for words in lines(options, folder, 300, "three hundred"):
+        check(capsys, words)
