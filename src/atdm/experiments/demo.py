@@ -102,11 +102,11 @@ def work(job: Job, tell: Tell) -> Outcome:
 
 
 def _late(trained: Trained, tell: Tell) -> torch.Tensor:
-    """The last part of a few trajectories ``[steps, n, 3]``."""
+    """The last part of trajectories ``[steps, n, 3]`` of the DDIM sampler, which is smooth: noise enters at the start alone."""
     process, count = trained.process, trained.sampling.steps
     stride = process.steps // count  # the sampler's step i is at timestep T - 1 - stride i
     begin = count - 1 - process.timestep_at(FAR) // stride
-    return paths(trained, tell, range(begin, count, max(1, (count - begin) // KEPT)), n=200)
+    return paths(trained, tell, range(begin, count, max(1, (count - begin) // KEPT)), n=200, sampler="ddim")
 
 
 def _cost(job: Cost) -> Outcome:
@@ -228,8 +228,8 @@ def _pictures(shown: Sequence[Outcome], rows: Sequence[Row], name: str) -> dict[
     if "paths" in shown[0].tensors and shown[0].job.condition != plane.CLEAN[0]:
         late = {o.job.label: o.tensors["paths"] for o in shown}
         found[f"trajectories-{name}"] = (
-            f"A cut across the plane: how samples reach it from noise level {FAR:g} (grey) on. Across: the plane's widest direction. "
-            "Up: off the plane.",
+            f"A cut across the plane: how samples of the DDIM sampler reach it from noise level {FAR:g} (grey) on. Across: the plane's "
+            "widest direction. Up: off the plane.",
             plot.trajectories(late, data.truth),
         )
     main = [r for r in rows if r["method"] in ORDER]

@@ -31,13 +31,14 @@ def work(job: Job, tell: Tell) -> Outcome:
     steps, total = job.sampling.steps, trained.process.steps
     late = [i for i in range(steps) if total - 1 - i * (total // steps) <= trained.process.timestep_at(1.2)]
     keep = late[:: max(1, len(late) // SHOWN)]
-    drawn = paths(trained, part(tell, 0.8, 1), keep)
+    drawn = paths(trained, part(tell, 0.8, 0.95), keep)
     samples = drawn[-1]
     values = evaluate(trained, samples)
     values["left_share"] = diverged_share(samples, FAR * trained.dataset.x.abs().max().item())
     t = torch.tensor([total - 1 - i * (total // steps) for i in keep])
     levels = trained.process.ratio(torch.cat([t, torch.zeros(1, dtype=t.dtype)])).tolist()  # of samples: the lowest
-    tensors = {"paths": drawn[:, :40], "samples": samples[:3000], "dirty": trained.dirty[:3000]}
+    smooth = paths(trained, part(tell, 0.95, 1), keep, n=40, sampler="ddim")
+    tensors = {"paths": smooth, "samples": samples[:3000], "dirty": trained.dirty[:3000]}
     away = [trained.dataset.truth.distance(x[x.isfinite().all(1)]).square().mean().sqrt().item() for x in drawn]
     return Outcome(job, [row(trained, samples, values)], {**tensors, "away": (levels, away)})
 
@@ -56,7 +57,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             plot.points3d(clouds, truth),
         )
         figures[f"trajectories-{short}"] = (
-            f"{condition}: a cut across the plane. The last part of reverse trajectories, from noise level 1.2 (grey) to the sample.",
+            f"{condition}: a cut across the plane. The last part of reverse trajectories of the DDIM sampler, from noise level 1.2 (grey) on.",
             plot.trajectories({o.job.label: o.tensors["paths"] for o in own}, truth),
         )
         figures[f"distance-{short}"] = (

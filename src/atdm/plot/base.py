@@ -29,7 +29,8 @@ COLOURS: dict[str, str] = {
     "inv_rand": "#e69f00",
     "robust_rand": "#56b4e9",
     "robust_adv": "#0072b2",
-    "early stop": "#009e73",
+    "robust_adv auto": "#cc79a7",
+    "ddpm, stopped": "#009e73",
     "input_perturbation": "#a6761d",
     "pseudo_huber": "#8b3a8b",
     "ambient": "#117733",
@@ -37,7 +38,7 @@ COLOURS: dict[str, str] = {
     "sure": "#5b7083",
     "free": "#c2185b",
 }
-OTHER_COLOURS = ("#cc79a7", "#8c6d31", "#7b6fd0", "#2f7f7f", "#b8a400", "#a03050")
+OTHER_COLOURS = ("#8c6d31", "#7b6fd0", "#2f7f7f", "#b8a400", "#a03050")
 INK, FAINT = "#222222", "#dddddd"
 DISTANCE = ListedColormap(matplotlib.colormaps["plasma"](np.linspace(0, 0.86, 256)), "distance")  # its end is too pale
 DPI = 140
@@ -47,13 +48,15 @@ Log = Literal["", "x", "y", "xy"]
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name: the fixed one of the objective it is or begins with, or else the next free one."""
+    """A colour for each name: the fixed one of the longest name it is or begins with, or else the next free one."""
     found: dict[str, str] = {}
     free = 0
     for name in dict.fromkeys(names):
-        own = [key for key in COLOURS if name == key or name.startswith((f"{key} ", f"{key},", f"{key}:"))]
-        if own and COLOURS[own[0]] not in found.values():
-            found[name] = COLOURS[own[0]]
+        own = max(
+            (key for key in COLOURS if f"{name} ".startswith((f"{key} ", f"{key},", f"{key}:"))), key=len, default=""
+        )
+        if own and COLOURS[own] not in found.values():
+            found[name] = COLOURS[own]
         else:
             found[name] = OTHER_COLOURS[free % len(OTHER_COLOURS)]
             free += 1

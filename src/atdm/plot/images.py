@@ -23,8 +23,8 @@ def image_grids(panels: Mapping[str, Float[Tensor, "_ _ _ _"]], columns: int = 8
     """
     need(panels, "images")
     grids = {name: grid(x.detach().float().cpu(), columns).permute(1, 2, 0).numpy() for name, x in panels.items()}
-    across = min(4, len(grids))
-    down = math.ceil(len(grids) / across)
+    down = math.ceil(len(grids) / 4)
+    across = math.ceil(len(grids) / down)
     height, width = (max(picture.shape[side] for picture in grids.values()) for side in (0, 1))
     inches = min(11 / across, max(2.7, width / DPI))
     figure, axes = frame(across * inches, down * (inches * height / width + 0.35), down, across)
