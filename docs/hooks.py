@@ -177,7 +177,7 @@ class _Built(Exception):
 
 def command_line() -> str:
     """The options of every command, as ``atdm COMMAND --help`` has them."""
-    from atdm.cli.common import SUMMARY
+    from atdm.cli.parser import SUMMARY
 
     parts = [
         "# Command line",
@@ -193,12 +193,12 @@ def command_line() -> str:
 
 def parser_of(words: list[str]):
     """The parser of a command."""
-    from atdm.cli import common
+    from atdm.cli import parser as cli_parser
 
     module, found = importlib.import_module(f"atdm.cli.{words[0]}"), []
 
-    def make(command: str):
-        parser = common.make_parser(command)
+    def make(*command):
+        parser = cli_parser.make_parser(*command)
         found.append(parser)
 
         def stop(*_, **__):

@@ -1,10 +1,15 @@
 """What tests share: ideal networks of Gaussian data, seeded generators, and the command line in process."""
 
+from contextlib import suppress
+from importlib import import_module
+
 import torch
 from torch import nn
 
 from atdm.cli import main
+from atdm.cli.parser import make_parser
 from atdm.diffusion.process import Process
+from atdm.errors import UserError
 
 LINEAR = Process.linear()
 UNRESPACED = "ddpm-unrespaced"  # does not reach the data, and is not meant to
@@ -55,3 +60,31 @@ def atdm(capsys, *words):
         code = end.code or 0
     out = capsys.readouterr()
     return code, out.out, out.err
+
+
+class _Parsed(Exception):
+    """A command got past its parser."""
+
+
+def parsed(words, monkeypatch):
+    """The parser of a command, and what it makes of the words (None: it refuses them); the command does no more."""
+    module, found = import_module(f"atdm.cli.{words[0]}"), []
+
+    def make(*command):
+        parser = make_parser(*command)
+        parse = parser.parse_args
+
+        def stop(*args, **options):
+            try:
+                found.append((parser, parse(*args, **options)))
+            except UserError:
+                found.append((parser, None))
+            raise _Parsed
+
+        parser.parse_args = stop
+        return parser
+
+    with monkeypatch.context() as patch, suppress(_Parsed):
+        patch.setattr(module, "make_parser", make)
+        module.run(words[1:])
+    return found[0]

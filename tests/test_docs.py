@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from atdm.cli import common
+from atdm.cli import parser as cli_parser
+from atdm.errors import UserError
 from atdm.experiments.runner.page import index, page_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,10 +146,10 @@ def rejected(words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
     """What is wrong with a command, by its own parser and before any work; nothing where it is right."""
     from importlib import import_module
 
-    make = common.make_parser
+    make = cli_parser.make_parser
 
-    def stopping(command):
-        parser = make(command)
+    def stopping(*command):
+        parser = make(*command)
         parse = parser.parse_args
 
         def parse_args(*args, **options):
@@ -160,14 +161,12 @@ def rejected(words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
 
     module = import_module(f"atdm.cli.{words[0]}")
     with monkeypatch.context() as patch:
-        for place in {module, common, *(import_module(f"atdm.cli.{name}") for name in ("common",))}:
-            if hasattr(place, "make_parser"):
-                patch.setattr(place, "make_parser", stopping)
+        patch.setattr(module, "make_parser", stopping)
         try:
             module.run(words[1:])
         except Parsed:
             return ""
-        except common.UserError as problem:
+        except UserError as problem:
             return str(problem)
     return "it ran" if words != ["reproduce"] else ""
 
@@ -175,13 +174,13 @@ def rejected(words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize("file", [file for file in WRITTEN if commands(file)], ids=name_of)
 def test_every_command_is_one_that_atdm_takes(file, monkeypatch):
     for words in commands(file):
-        assert words[0] in common.SUMMARY, words
+        assert words[0] in cli_parser.SUMMARY, words
         assert rejected(words, monkeypatch) == "", " ".join(words)
 
 
 def test_every_command_is_shown():
     shown = {words[0] for words in commands(ROOT / "docs" / "commands.md")}
-    assert shown == {*common.SUMMARY}
+    assert shown == {*cli_parser.SUMMARY}
 
 
 def test_a_wrong_option_is_found(monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import atdm
-from atdm.cli.common import SUMMARY
+from atdm.cli.parser import SUMMARY
 from atdm.errors import OPTIONAL, missing
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -44,12 +44,21 @@ def missing(problem: ModuleNotFoundError) -> UserError | None:
     return UserError(f"This needs the package {package}, which is not installed. Expected: pip install 'atdm[all]'.")
 
 
+MOST_SHOWN = 16  # names in a hint
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint such as ``Did you mean 'plane'? Valid: moons, plane.`` for a misspelt ``name``."""
+    """A hint such as ``Did you mean 'plane'? Valid: moons, plane.`` for a misspelt ``name``; of many names the nearest few."""
     choices = sorted(valid)
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.4)
-    hint = f"Did you mean '{close[0]}'? " if close else ""
-    return f"{hint}Valid: {', '.join(choices)}."
+    close = difflib.get_close_matches(name, choices, n=4, cutoff=0.4)
+    if len(choices) > MOST_SHOWN:
+        shown = close or choices[:MOST_SHOWN]
+        return f"{_question(close[:3])}Valid: {', '.join(shown)} and {len(choices) - len(shown)} more."
+    return f"{_question(close[:1])}Valid: {', '.join(choices)}."
+
+
+def _question(close: list[str]) -> str:
+    return f"Did you mean {' or '.join(repr(name) for name in close)}? " if close else ""
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from atdm.cli.common import SUMMARY, make_parser
+from atdm.cli.parser import SUMMARY, make_parser
 from helpers import atdm
 
 # What options are given: no number, no path, no name; too large, too small, empty, of another kind, meant for other programs.

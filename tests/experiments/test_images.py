@@ -11,7 +11,8 @@ import torch
 from atdm.errors import UserError
 from atdm.experiments import images
 from atdm.experiments.runner import reproduce
-from atdm.training.config import TrainConfig, recipe
+from atdm.training.config import TrainConfig
+from atdm.training.recipes import recipe
 
 SETS = ["cifar10", "celeba", "bedroom", "imagenet64"]
 

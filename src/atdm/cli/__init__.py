@@ -9,8 +9,9 @@ import sys
 
 from ..errors import UserError, nearest
 from ..text import plain
-from .common import SKIPPING, SUMMARY, is_main
+from .common import SKIPPING, is_main
 from .faults import explain
+from .parser import SUMMARY
 from .signals import STOP, end_with_parent
 
 

@@ -3,53 +3,72 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from .common import (
+    Printing,
     add_reading,
     add_sampling,
     clean_data,
     destination,
-    make_parser,
     numbers,
     open_model,
     print_table,
     progress_bar,
     sampling_of,
 )
+from .parser import make_parser, positional
 
 if TYPE_CHECKING:
     from ..attack import Victim
 
 
+@dataclass(frozen=True)
+class Options(Printing):
+    """What is attacked, and how.
+
+    Args:
+        model: run folder, or any diffusers pipeline together with --data.
+        data: clean reference; null: the run's own data.
+        attack: random, fgsm or pgd:steps=10,norm=l2,restarts=1.
+        objective: what the attack raises: denoised, prediction, target:item=0, distance, features.
+        budgets: radii at each attacked step, noise units.
+        through: step, or rest: through all steps that remain.
+        at: steps to attack: all, or 0,10,20 or 10-20; 0 is the first.
+        n: samples at each budget.
+        seed: first one of the sampling and the attack.
+        seeds: how many seeds, for the intervals.
+        batch_size: samples together.
+        features: feature space of the Frechet distance.
+        undefended: a plain model, to transfer the attack.
+        checks: doubt the attack (5 to 8 more runs).
+        out: folder for attack.json and the figures.
+    """
+
+    model: str = positional()
+    data: str | None = None
+    attack: str = "pgd"
+    objective: str = "denoised"
+    budgets: str = "0,0.03,0.1,0.3"
+    through: str = "step"
+    at: str = "all"
+    n: int = 256
+    seed: int = 0
+    seeds: int = 3
+    batch_size: int = 256
+    features: str = "pixels"
+    undefended: str | None = None
+    checks: bool = True
+    out: str = "attack"
+
+
 def run(words: list[str]) -> int:
-    parser = make_parser("attack")
-    parser.add_argument("model", help="run folder, or any diffusers pipeline together with --data")
-    parser.add_argument("--data", type=str | None, default=None, help="clean reference; default: the run's own data")
+    parser = make_parser("attack", Options)
     add_reading(parser)
-    parser.add_argument("--attack", type=str, default="pgd", help="random, fgsm or pgd:steps=10,norm=l2,restarts=1")
-    parser.add_argument(
-        "--objective", type=str, default="denoised", help="denoised, prediction, target:item=0, distance, features"
-    )
-    parser.add_argument(
-        "--budgets", type=str, default="0,0.03,0.1,0.3", help="radii at each attacked step, noise units"
-    )
-    parser.add_argument("--through", type=str, default="step", help="step, or rest: through all steps that remain")
-    parser.add_argument(
-        "--at", type=str, default="all", help="steps to attack: all, or 0,10,20 or 10-20; 0 is the first"
-    )
-    parser.add_argument("--n", type=int, default=256)
     add_sampling(parser, 50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, for the intervals")
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--features", type=str, default="pixels", help="feature space of the Frechet distance")
-    parser.add_argument("--undefended", type=str | None, default=None, help="a plain model, to transfer the attack")
-    parser.add_argument("--checks", type=bool, default=True, help="doubt the attack (5 to 8 more runs)")
-    parser.add_argument("--out", type=str, default="attack", help="folder for attack.json and the figures")
-    parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     budgets = numbers(given.budgets, "budgets")
     at = _steps(given.at)

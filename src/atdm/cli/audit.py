@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
 from ..training.config import TrainConfig
-from .common import add_reading, destination, make_parser, preparing, print_table, progress_bar, reading, tell_notes
+from .common import Printing, add_reading, destination, preparing, print_table, progress_bar, reading, tell_notes
+from .parser import make_parser, positional
 
 FILES = ("audit.json", "recipe.yaml", "sheet.png")
 
 
+@dataclass(frozen=True)
+class Options(Printing):
+    """What is looked at.
+
+    Args:
+        data: folder, parquet, tar or .npz files, or the name of a data set, as in atdm train.
+        corrupt: corruption to add first, to see what the audit makes of it.
+        seed: of the corruption, and of the choice of --limit.
+        out: folder for audit.json, recipe.yaml and sheet.png.
+    """
+
+    data: str = positional()
+    corrupt: str = "none"
+    seed: int = 0
+    out: str = "audit"
+
+
 def run(words: list[str]) -> int:
-    parser = make_parser("audit")
-    parser.add_argument("data", help="folder, parquet, tar or .npz files, or the name of a data set, as in atdm train")
-    parser.add_argument(
-        "--corrupt", type=str, default="none", help="dirt to add first, to see what the audit makes of it"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    parser = make_parser("audit", Options)
     add_reading(parser, without=("skip_broken",), limit=10_000)  # broken ones are part of what is looked for
-    parser.add_argument("--out", type=str, default="audit", help=f"folder for {', '.join(FILES)}")
-    parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     from ..audit import audit
     from ..audit.report import write

@@ -5,31 +5,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .common import make_parser, print_table, progress_bar
+from ..training.bench_options import Options
+from .common import Printing, print_table, progress_bar
+from .parser import make_parser
 
 PASSES = ("forwards", "backwards", "input_backwards")
 
 
 def run(words: list[str]) -> int:
-    parser = make_parser("bench")
-    parser.add_argument("--net", type=str, default="digits", help="such as mlp:width=128, digits, tiny or cifar10")
-    parser.add_argument(
-        "--shape", type=str | None, default=None, help="of an item, as in 3x16x16; null: usual of the net"
-    )
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long to measure")
-    parser.add_argument("--precision", type=str, default="no", help="no, bf16 or fp16")
-    for switch in ("channels_last", "compile", "gradient_checkpointing"):
-        parser.add_argument(f"--{switch}", type=bool, default=False, help="as in training")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
-    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda or auto")
-    parser.add_argument("--gate", type=float, default=0.4, help="of auto; it chooses 0.4 for noise of std 0.2")
-    parser.add_argument("--rivals", type=bool, default=False, help="measure the rivals too, in half as many rounds")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser = make_parser("bench", Options, Printing)
     given = parser.parse_args(words)
     from ..training import bench
 
-    options = bench.Options(**{name: given[name] for name in bench.Options.__dataclass_fields__})
+    options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
     with progress_bar(given.json) as bar:
         task = bar.add_task("bench", total=None, note="")
         found = bench.measure(options, lambda note: bar.update(task, note=note))

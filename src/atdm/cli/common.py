@@ -6,93 +6,34 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ..errors import UserError
 from ..files import require_writable
 from ..text import plain
-from .explain import explain
+from ..training.config import DataConfig, TrainConfig
+from .parser import add_fields
 
-SUMMARY = {
-    "train": "train a model in a run folder, or resume it",
-    "sample": "draw samples from a run or any diffusers pipeline",
-    "export": "write a diffusers pipeline with a model card, and push it to the Hub",
-    "evaluate": "measure samples against clean data",
-    "compare": "put measured runs side by side, and rank what was made alike",
-    "features": "train a small feature network on clean images, for metrics offline",
-    "attack": "push the sampler's states where it hurts, and measure the damage",
-    "report": "one page over a set of models: grids, few steps, attacks, memorization, cost",
-    "purify": "diffuse inputs to a noise level and denoise them back",
-    "audit": "look at a data set before training: noise, outliers, duplicates, a recipe",
-    "corrupt": "write a corrupted data set and its truth",
-    "reproduce": "published results by name, and their counterparts here",
-    "demo": "the method on toys and digits, ending in a report",
-    "bench": "the cost of a training step, beside diffusers' own",
-    "show": "draw the perturbation radius, or the curves and samples of a run",
-}
-
-
-def make_parser(command: str) -> Any:
-    from jsonargparse import ArgumentParser
-
-    class Parser(ArgumentParser):
-        def parse_args(self, args: Any = None, *others: Any, **more: Any) -> Any:
-            given = super().parse_args(args and spell(args, self), *others, **more)
-            for name, value in given.items():
-                if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                    raise UserError(f"The option {name} is {value}. Expected an integer of at most 63 bits.")
-            return given
-
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise UserError(explain(message, _options(self), self.prog))
-
-    return Parser(prog=f"atdm {command}", description=SUMMARY[command.split()[0]], allow_abbrev=False)
-
-
-def _options(parser: Any) -> dict[str, Any]:
-    """What each option name, without its dashes, stands for."""
-    return {s[2:]: a for a in parser._actions for s in a.option_strings if s.startswith("--") and "shtab" not in s}
-
-
-def spell(words: list[str], parser: Any) -> list[str]:
-    """``words`` with the options as the parser spells them: ``-`` and ``_`` in a name are the same, an option that is true
-    or false may stand alone, and ``~`` begins a path also where the shell leaves it, as in ``--out=~/x``."""
-    known = {name.replace("-", "_"): (name, action) for name, action in _options(parser).items()}
-    spelled = []
-    for place, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        name, action = known.get(option[2:].replace("-", "_"), ("", None))
-        if not option.startswith("--") or not name:
-            spelled.append(_at_home(word))
-            continue
-        following = words[place + 1].lower() if place + 1 < len(words) else ""
-        alone = getattr(action, "_typehint", None) is bool and following not in ("true", "false", "yes", "no")
-        spelled.append(f"--{name}=true" if alone and not equals else f"--{name}{equals}{_at_home(value)}")
-    return spelled
-
-
-def _at_home(value: str) -> str:
-    return os.path.expanduser(value) if value.startswith("~") else value
-
-
-READING: dict[str, tuple[Any, Any, str]] = {
-    "image_size": (int | None, None, "resize and crop images to this many pixels; null: as they are"),
-    "crop": (str, "center", "center, or none: squeeze the whole image"),
-    "limit": (int | None, None, "use so many items, of images a choice by seed; null: all"),
-    "skip_broken": (bool, False, "count and skip unreadable images instead of stopping"),
-    "cache": (bool, True, "decode images once, into a file that is mapped; false: keep them in memory"),
-    "max_pixels": (int, 178_956_970, "an image of more counts as broken"),
-}
-
+READING = TrainConfig.READING[1:]  # the seed is for more than reading
 SKIPPING = ("train", "evaluate", "features", "attack", "report", "purify", "corrupt")  # those with --skip_broken
 
 
 def add_reading(parser: Any, without: tuple[str, ...] = (), **defaults: Any) -> None:
     """The options of a command that say how images are read."""
-    for name, (kind, default, what) in READING.items():
-        if name not in without:
-            parser.add_argument(f"--{name}", type=kind, default=defaults.get(name, default), help=what)
+    add_fields(parser, DataConfig, [name for name in READING if name not in without], **defaults)
+
+
+@dataclass(frozen=True)
+class Printing:
+    """What every command has.
+
+    Args:
+        json: print JSON.
+    """
+
+    json: bool = False
 
 
 def reading(given: Any) -> dict[str, Any]:
@@ -115,7 +56,7 @@ def reading_of_data(given: Any) -> dict[str, Any] | None:
     options = reading(given)
     if given.data is not None:
         return options
-    changed = [f"--{name}" for name, value in options.items() if value != READING[name][1]]
+    changed = [f"--{name}" for name, value in options.items() if value != getattr(DataConfig, name)]
     if changed:
         raise UserError(f"{' and '.join(changed)} are for --data; a run's own data come as it used them.")
     return None
@@ -161,7 +102,6 @@ def clean_data(given: Any) -> tuple[Any, str]:
     """The data set of ``--data``, or that of the run before corruption; and its spec."""
     from ..data import load
     from ..training.checkpoint import read_config
-    from ..training.config import TrainConfig
 
     options, spec = reading_of_data(given), given.data
     if options is None:

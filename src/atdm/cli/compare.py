@@ -3,55 +3,47 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..text import markdown, plain
-from .common import destination, jobs_bar, make_parser, print_table
+from .common import Printing, destination, jobs_bar, print_table
+from .parser import make_parser, positional
+
+
+@dataclass(frozen=True)
+class Options(Printing):
+    """What is compared.
+
+    Args:
+        results: files that atdm evaluate --out wrote, or run folders with a metrics.json.
+        unranked: list numbers that were made differently, with what differs, unranked.
+        train: instead of results: objectives joined by commas, such as ddpm,auto,auto:k=5, trained on the same noisy data with
+            the same compute; or all.
+        data: of --train: digits, plane, images, or subspace:IMAGES, which are projected onto a subspace; null: digits and plane.
+        corrupt: of --train: corruptions, such as gaussian:share=0.9,std=0.2 jpeg:quality=10; none given: those of the benchmark.
+        scale: of --train: smoke, cpu or paper.
+        seeds: of --train: how many.
+        keep: of --train: a folder for what each training found, so that a comparison that was interrupted goes on and more
+            objectives or seeds join those that are there; atdm reproduce rivals has such a folder, OUT/rivals/jobs.
+        out: write the table to this .md file.
+    """
+
+    results: list[str] = positional("*", ())
+    unranked: bool = False
+    train: str | None = None
+    data: str | None = None
+    corrupt: list[str] = field(default_factory=list)
+    scale: str = "cpu"
+    seeds: int = 1
+    keep: str | None = None
+    out: str | None = None
 
 
 def run(words: list[str]) -> int:
-    parser = make_parser("compare")
-    parser.add_argument(
-        "results",
-        nargs="*",
-        default=[],
-        help="files that atdm evaluate --out wrote, or run folders with a metrics.json",
-    )
-    parser.add_argument(
-        "--unranked", action="store_true", help="list numbers that were made differently, with what differs, unranked"
-    )
-    parser.add_argument(
-        "--train",
-        type=str | None,
-        default=None,
-        help="instead of results: objectives joined by commas, such as ddpm,auto,auto:k=5, trained on the same dirt with the same compute; or all",
-    )
-    parser.add_argument(
-        "--data",
-        type=str | None,
-        default=None,
-        help="of --train: digits, plane, images, or subspace:IMAGES, which are projected onto a subspace; default: digits and plane",
-    )
-    parser.add_argument(
-        "--corrupt",
-        type=str,
-        nargs="+",
-        default=[],
-        help="of --train: the dirt, such as gaussian:share=0.9,std=0.2 jpeg:quality=10; default: that of the benchmark",
-    )
-    parser.add_argument("--scale", type=str, default="cpu", help="of --train: smoke, cpu or paper")
-    parser.add_argument("--seeds", type=int, default=1, help="of --train: how many")
-    parser.add_argument(
-        "--keep",
-        type=str | None,
-        default=None,
-        help="of --train: a folder for what each training found, so that a comparison that was interrupted goes on and more objectives or seeds join "
-        "those that are there; atdm reproduce rivals has such a folder, OUT/rivals/jobs",
-    )
-    parser.add_argument("--out", type=str | None, default=None, help="write the table to this .md file")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser = make_parser("compare", Options)
     given = parser.parse_args(words)
     out = destination(given.out, ".md") if given.out else None
     if given.keep and given.train is None:

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
-from .common import add_reading, destination, make_parser, preparing, progress_bar, reading, tell_notes
+from .common import Printing, add_reading, destination, preparing, progress_bar, reading, tell_notes
+from .parser import make_parser, required
+
+
+@dataclass(frozen=True)
+class Options(Printing):
+    """What is corrupted, and how.
+
+    Args:
+        data: what to corrupt, as of atdm train.
+        corrupt: such as gaussian:share=0.9,std=0.2, or poison:model=RUN,share=0.5.
+        out: folder for samples.npz, a preview and truth.npz.
+        seed: of the corruption.
+    """
+
+    data: str = required()
+    corrupt: str = required()
+    out: str = required()
+    seed: int = 0
 
 
 def run(words: list[str]) -> int:
-    parser = make_parser("corrupt")
-    parser.add_argument("--data", type=str, required=True)
-    parser.add_argument(
-        "--corrupt", type=str, required=True, help="such as gaussian:share=0.9,std=0.2, or poison:model=RUN,share=0.5"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    parser = make_parser("corrupt", Options)
     add_reading(parser)
-    parser.add_argument("--out", type=str, required=True, help="folder for samples.npz, a preview and truth.npz")
-    parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     from ..attack.poison import parse_poison
     from ..data import load

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 from ..errors import UserError
-from .common import destination, jobs_bar, make_parser, print_table
+from .common import Printing, destination, jobs_bar, print_table
+from .parser import make_parser
+
+
+@dataclass(frozen=True)
+class Options(Printing):
+    """What is shown.
+
+    Args:
+        out: folder of the report, its figures and its numbers.
+        seed: of data, training and sampling.
+        seeds: how many seeds, from --seed on; tables then give mean ± std.
+        quick: hardly any training, to see that everything works.
+        thorough: add outliers, the ablations, a range of strengths and of stopping levels, and digits on a subspace.
+    """
+
+    out: str = "demo"
+    seed: int = 0
+    seeds: int = 1
+    quick: bool = False
+    thorough: bool = False
 
 
 def run(words: list[str]) -> int:
-    parser = make_parser("demo")
-    parser.add_argument("--out", type=str, default="demo", help="folder of the report and its figures and numbers")
-    parser.add_argument("--seed", type=int, default=0, help="of data, training and sampling")
-    parser.add_argument(
-        "--seeds", type=int, default=1, help="how many seeds, from --seed on; tables then give mean ± std"
-    )
-    parser.add_argument("--quick", action="store_true", help="hardly any training, to see that everything works")
-    parser.add_argument(
-        "--thorough",
-        action="store_true",
-        help="add outliers, the ablations, a range of strengths and of stopping levels, and digits on a subspace",
-    )
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parser = make_parser("demo", Options)
     given = parser.parse_args(words)
     if given.seeds < 1:
         raise UserError(f"seeds is {given.seeds}. Expected at least 1.")

@@ -3,46 +3,58 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from .common import (
+    Printing,
     add_reading,
     add_sampling,
     clean_data,
     destination,
     draw,
-    make_parser,
     open_model,
     print_table,
     reading_of_data,
 )
+from .parser import make_parser, positional
+
+
+@dataclass(frozen=True)
+class Options(Printing):
+    """What is measured, and beside what.
+
+    Args:
+        model: run folder, or any diffusers pipeline with --data.
+        samples: measure this .npz or folder of images instead.
+        data: clean reference; null: the run's data before corruption.
+        n: samples to draw.
+        seed: of the sampling.
+        seeds: several, as 0,1,2, for the spread over them.
+        batch_size: samples together.
+        weights: ema or raw; null: ema, and those of a foreign pipeline.
+        features: feature spaces, joined by +, such as pixels+efficientnet-lite.
+        out: write the rows to this .json file.
+    """
+
+    model: str | None = positional("?", None)
+    samples: str | None = None
+    data: str | None = None
+    n: int = 1000
+    seed: int = 0
+    seeds: str | None = None
+    batch_size: int = 256
+    weights: str | None = None
+    features: str = "pixels"
+    out: str | None = None
 
 
 def run(words: list[str]) -> int:
-    parser = make_parser("evaluate")
-    parser.add_argument("model", nargs="?", type=str | None, help="run folder, or any diffusers pipeline with --data")
-    parser.add_argument(
-        "--samples", type=str | None, default=None, help="measure this .npz or folder of images instead"
-    )
-    parser.add_argument(
-        "--data", type=str | None, default=None, help="clean reference; default: the run's data before corruption"
-    )
+    parser = make_parser("evaluate", Options)
     add_reading(parser)
-    parser.add_argument("--n", type=int, default=1000)
     add_sampling(parser, 250, "ddpm")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seeds", type=str | None, default=None, help="several, as 0,1,2, for the spread over them")
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument(
-        "--weights", type=str | None, default=None, help="ema or raw; default: ema, and those of a foreign pipeline"
-    )
-    parser.add_argument(
-        "--features", type=str, default="pixels", help="feature spaces, joined by +, such as pixels+efficientnet-lite"
-    )
-    parser.add_argument("--out", type=str | None, default=None, help="write the rows to this .json file")
-    parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     seeds = _seeds(given)
     _check(given)

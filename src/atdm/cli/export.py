@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from .common import make_parser
+from .common import Printing
+from .parser import make_parser, positional, required
+
+
+@dataclass(frozen=True)
+class Options(Printing):
+    """What is exported, and where.
+
+    Args:
+        run: run folder.
+        out: new or empty folder for the pipeline and its card.
+        weights: ema (averaged) or raw.
+        metrics: what atdm evaluate --json printed; null: RUN/metrics.json.
+        license: identifier of the Hub's, such as apache-2.0.
+        push_to_hub: OWNER/NAME; needs a token (hf auth login).
+        private: a new model on the Hub is private.
+    """
+
+    run: str = positional()
+    out: str = required()
+    weights: str = "ema"
+    metrics: str | None = None
+    license: str = "unknown"
+    push_to_hub: str | None = None
+    private: bool = False
 
 
 def run(words: list[str]) -> int:
-    parser = make_parser("export")
-    parser.add_argument("run", type=str, help="run folder")
-    parser.add_argument("--out", type=str, required=True, help="new or empty folder for the pipeline and its card")
-    parser.add_argument("--weights", type=str, default="ema", help="ema (averaged) or raw")
-    parser.add_argument(
-        "--metrics", type=str | None, default=None, help="what atdm evaluate --json printed; default: RUN/metrics.json"
-    )
-    parser.add_argument("--license", type=str, default="unknown", help="identifier of the Hub's, such as apache-2.0")
-    parser.add_argument(
-        "--push_to_hub", type=str | None, default=None, help="OWNER/NAME; needs a token (hf auth login)"
-    )
-    parser.add_argument("--private", type=bool, default=False, help="a new model on the Hub is private")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser = make_parser("export", Options)
     given = parser.parse_args(words)
     from ..training import share
 

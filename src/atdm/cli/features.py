@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 from ..errors import UserError
-from .common import add_reading, destination, make_parser, progress_bar, reading, tell_notes
+from .common import Printing, add_reading, destination, progress_bar, reading, tell_notes
+from .parser import make_parser, required
+
+
+@dataclass(frozen=True)
+class Options(Printing):
+    """What is learned from.
+
+    Args:
+        data: clean images; their held-out part where there is one.
+        steps: training steps.
+        batch_size: images in each.
+        seed: of the choice of --limit, the network and its training.
+        out: .safetensors file of the network.
+    """
+
+    data: str = required()
+    steps: int = 300
+    batch_size: int = 128
+    seed: int = 0
+    out: str = "features.safetensors"
 
 
 def run(words: list[str]) -> int:
-    parser = make_parser("features")
-    parser.add_argument("--data", type=str, required=True, help="clean images; their held-out part where there is one")
+    parser = make_parser("features", Options)
     add_reading(parser)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=str, default="features.safetensors")
-    parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     path = destination(given.out, ".safetensors")
     from .. import metrics

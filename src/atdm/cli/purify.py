@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from .common import (
-    add_reading,
-    add_sampling,
-    make_parser,
-    open_model,
-    reading,
-    require_outside,
-    sampling_of,
-    tell_notes,
-)
+from .common import Printing, add_reading, add_sampling, open_model, reading, require_outside, sampling_of, tell_notes
+from .parser import make_parser, positional, required
+
+
+@dataclass(frozen=True)
+class Options(Printing):
+    """What is purified, and how.
+
+    Args:
+        model: run folder, diffusers pipeline folder or Hub name.
+        data: what to purify.
+        noise: level sigma_t/alpha_t to diffuse to, data units.
+        corrupt: corruption to add first, such as gaussian:share=1,std=0.2.
+        seed: of the corruption, and of the noise that inputs are diffused with.
+        batch_size: items together.
+        out: .png grid, .npz, or a folder of PNGs.
+    """
+
+    model: str = positional()
+    data: str = required()
+    noise: float = required()
+    corrupt: str = "none"
+    seed: int = 0
+    batch_size: int = 256
+    out: str = "purified.png"
 
 
 def run(words: list[str]) -> int:
-    parser = make_parser("purify")
-    parser.add_argument("model", help="run folder, diffusers pipeline folder or Hub name")
-    parser.add_argument("--data", type=str, required=True, help="what to purify")
-    parser.add_argument(
-        "--corrupt", type=str, default="none", help="dirt to add first, such as gaussian:share=1,std=0.2"
-    )
-    parser.add_argument("--noise", type=float, required=True, help="level sigma_t/alpha_t to diffuse to, data units")
+    parser = make_parser("purify", Options)
     add_reading(parser, limit=64)
     add_sampling(parser, 100, late=False)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--out", type=str, default="purified.png", help=".png grid, .npz, or a folder of PNGs")
-    parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     from ..attack.purify import Purifier, purify
     from ..corruption import corrupt

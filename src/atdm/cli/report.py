@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 from ..errors import UserError
-from .common import add_reading, destination, jobs_bar, make_parser, numbers, reading_of_data
+from .common import Printing, add_reading, destination, jobs_bar, numbers, reading_of_data
+from .parser import make_parser, positional
+
+
+@dataclass(frozen=True)
+class Options(Printing):
+    """What is put side by side.
+
+    Args:
+        model: run folders, diffusers pipeline folders or Hub names.
+        data: clean reference; null: the runs' own data.
+        n: samples of each model at each number of steps.
+        steps_list: numbers of sampling steps.
+        budgets: of the attack, noise units at each step.
+        attack: as of atdm attack.
+        attacked: samples of each model under attack.
+        attacked_steps: steps of the sampler under attack (ddim; euler of flows and EDM).
+        features: feature space of distances and near-duplicates.
+        seed: of the noise that all models start from.
+        out: .html file.
+        json: print the numbers as JSON.
+    """
+
+    model: list[str] = positional("+")
+    data: str | None = None
+    n: int = 256
+    steps_list: str = "5,10,25,50,100,250"
+    budgets: str = "0,0.003,0.01,0.03"
+    attack: str = "pgd:steps=3,norm=l2"
+    attacked: int = 64
+    attacked_steps: int = 25
+    features: str = "pixels"
+    seed: int = 0
+    out: str = "report.html"
 
 
 def run(words: list[str]) -> int:
-    parser = make_parser("report")
-    parser.add_argument("model", nargs="+", help="run folders, diffusers pipeline folders or Hub names")
-    parser.add_argument("--data", type=str | None, default=None, help="clean reference; default: the runs' own data")
+    parser = make_parser("report", Options)
     add_reading(parser)
-    parser.add_argument("--n", type=int, default=256, help="samples of each model at each number of steps")
-    parser.add_argument("--steps_list", type=str, default="5,10,25,50,100,250", help="numbers of sampling steps")
-    parser.add_argument(
-        "--budgets", type=str, default="0,0.003,0.01,0.03", help="of the attack, noise units at each step"
-    )
-    parser.add_argument("--attack", type=str, default="pgd:steps=3,norm=l2", help="as of atdm attack")
-    parser.add_argument("--attacked", type=int, default=64, help="samples of each model under attack")
-    parser.add_argument(
-        "--attacked_steps",
-        type=int,
-        default=25,
-        help="steps of the sampler under attack (ddim; euler of flows and EDM)",
-    )
-    parser.add_argument("--features", type=str, default="pixels", help="feature space of distances and near-duplicates")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise that all models start from")
-    parser.add_argument("--out", type=str, default="report.html")
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     given = parser.parse_args(words)
     out = destination(given.out, ".html")
     steps = numbers(given.steps_list, "numbers of steps")

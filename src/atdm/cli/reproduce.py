@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError, unknown
-from .common import destination, jobs_bar, make_parser
+from .common import Printing, destination, jobs_bar
+from .parser import make_parser, positional
+
+
+@dataclass(frozen=True)
+class Options(Printing):
+    """Which results.
+
+    Args:
+        name: an experiment, or all; without it, they are listed.
+        scale: smoke: seconds, everything runs and nothing is learned; cpu: minutes to an hour on two cores; paper: larger
+            networks and longer training, for a GPU.
+        out: each experiment writes to a folder in it, one for each --data, and keeps what each training found: an interrupted
+            run goes on, and more seeds join those that are there.
+        seed: the first one.
+        seeds: how many seeds, from --seed on; tables then give mean ± std.
+        data: image data set instead of the published one, for the experiments that take one.
+        pages: also write pages to this folder, of each result in --out: Markdown, JSON, small pictures, and an index; the
+            project keeps its own in results.
+        json: print the numbers as JSON.
+    """
+
+    name: str | None = positional("?", None)
+    scale: str = "cpu"
+    out: str = "reproduce"
+    seed: int = 0
+    seeds: int = 1
+    data: str | None = None
+    pages: str | None = None
 
 
 def run(words: list[str]) -> int:
     from ..experiments import EXPERIMENTS, SCALES, entry, folder_of
     from ..experiments.runner.page import write_pages
 
-    parser = make_parser("reproduce")
-    parser.add_argument("name", type=str, nargs="?", help="an experiment, or all; without it, they are listed")
-    parser.add_argument("--scale", type=str, default="cpu", help="; ".join(f"{k}: {v}" for k, v in SCALES.items()))
-    parser.add_argument(
-        "--out",
-        type=str,
-        default="reproduce",
-        help="each experiment writes to a folder in it, one for each --data, and keeps what each training found: an interrupted run goes on, and more "
-        "seeds join those that are there",
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--seeds", type=int, default=1, help="how many seeds, from --seed on; tables then give mean ± std"
-    )
-    parser.add_argument(
-        "--data", type=str, help="image data set instead of the published one, for the experiments that take one"
-    )
-    parser.add_argument(
-        "--pages",
-        type=str,
-        help="also write pages to this folder, of each result in --out: Markdown, JSON, small pictures, and an index; the project keeps its own in results",
-    )
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parser = make_parser("reproduce", Options)
     given = parser.parse_args(words)
     pages = destination(given.pages) if given.pages else None
     if given.name is None and pages is not None:

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from .common import add_sampling, draw, is_main, make_parser, open_model
+from .common import Printing, add_sampling, draw, is_main, open_model
+from .parser import make_parser, positional
+
+
+@dataclass(frozen=True)
+class Options(Printing):
+    """What is sampled, and where it goes.
+
+    Args:
+        model: run folder, diffusers pipeline folder or Hub name.
+        n: how many.
+        image_size: of a network that is for images of any size.
+        seed: sample i depends on the seed and on i alone.
+        batch_size: samples together, of each process.
+        out: .png grid, .npz, or a folder of PNGs.
+        json: print JSON: the files, and how the samples were made.
+    """
+
+    model: str = positional()
+    n: int = 64
+    image_size: int | None = None
+    seed: int = 0
+    batch_size: int = 256
+    out: str = "samples.png"
 
 
 def run(words: list[str]) -> int:
-    parser = make_parser("sample")
-    parser.add_argument("model", type=str, help="run folder, diffusers pipeline folder or Hub name")
-    parser.add_argument("--n", type=int, default=64, help="how many")
+    parser = make_parser("sample", Options)
     add_sampling(parser, 250, "ddpm")
-    parser.add_argument(
-        "--image_size", type=int | None, default=None, help="of a network that is for images of any size"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="sample i depends on the seed and on i alone")
-    parser.add_argument("--batch_size", type=int, default=256, help="of each process")
-    parser.add_argument("--out", type=str, default="samples.png", help=".png grid, .npz, or a folder of PNGs")
-    parser.add_argument("--json", action="store_true", help="print JSON: the files, and how the samples were made")
     given = parser.parse_args(words)
     from ..diffusion.model import require_finite
     from ..plot.samples import check_target, save_samples

@@ -3,12 +3,42 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, nearest
 from ..training.config import TrainConfig
-from .common import make_parser, numbers
+from .common import Printing, numbers
+from .parser import make_parser, positional
+
+
+@dataclass(frozen=True)
+class Run(Printing):
+    """Curves of a run, above its samples.
+
+    Args:
+        run: run folder.
+        out: .png or .svg; null: curves.png in the run.
+    """
+
+    run: str = positional()
+    out: str | None = None
+
+
+@dataclass(frozen=True)
+class Radius(Printing):
+    """How far the state is pushed.
+
+    Args:
+        omegas: slopes of the ray, separated by commas.
+        process: forward process, as of atdm train.
+        out: .png or .svg.
+    """
+
+    omegas: str = "1,2,4"
+    process: str = "linear"
+    out: str = "ray.png"
 
 
 def run(words: list[str]) -> int:
@@ -18,15 +48,7 @@ def run(words: list[str]) -> int:
         return 0
     if what not in ("radius", "run"):
         raise UserError(f"Cannot show '{what}'. {nearest(what, ['radius', 'run'])}")
-    parser = make_parser(f"show {what}")
-    if what == "run":
-        parser.add_argument("run", type=str, help="run folder")
-        parser.add_argument("--out", type=str | None, default=None, help=".png or .svg; default: curves.png in the run")
-    else:
-        parser.add_argument("--omegas", type=str, default="1,2,4", help="slopes of the ray, separated by commas")
-        parser.add_argument("--process", type=str, default="linear", help="forward process, as of atdm train")
-        parser.add_argument("--out", type=str, default="ray.png", help=".png or .svg")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser = make_parser(f"show {what}", Run if what == "run" else Radius)
     given = parser.parse_args(words[1:])
     told = _radius(given) if what == "radius" else _run(given)
     if given.json:

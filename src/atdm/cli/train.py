@@ -11,9 +11,11 @@ from typing import Any
 import yaml
 
 from ..files import read_yaml
-from ..training.config import ObjectiveConfig, TrainConfig, recipe_file
+from ..training.config import ObjectiveConfig, TrainConfig
+from ..training.recipes import recipe_file
 from ..training.versions import require_version
-from .common import is_main, make_parser, preparing, print_table, progress_bar, spell, tell_notes
+from .common import Printing, is_main, preparing, print_table, progress_bar, tell_notes
+from .parser import make_parser, spell
 from .signals import STOP, Interrupted
 
 
@@ -34,14 +36,21 @@ def _named(words: list[str]) -> list[str]:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Options(Printing):
+    """Beside the configuration.
+
+    Args:
+        dry_run: print the resolved configuration and its cost, and stop.
+    """
+
+    dry_run: bool = False
+
+
 def run(words: list[str]) -> int:
-    parser = make_parser("train")
+    parser = make_parser("train", Options)
     parser.add_argument("--config", action="config", help="a .yaml file, or the name of a recipe such as cifar10-cpu")
     parser.add_class_arguments(TrainConfig, fail_untyped=False)
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print the resolved configuration and its cost, and stop"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(_named(words))
     names = [f.name for f in dataclasses.fields(TrainConfig) if f.init and f.name != "objective"]
     objective = given.objective
@@ -51,6 +60,7 @@ def run(words: list[str]) -> int:
             require_version(yaml.safe_load(Path(file).read_text()), str(file), objective.name)
     config = TrainConfig(objective=objective, **{n: given[n] for n in names})
     from ..training import run as runs
+    from ..training.checkpoint import read_config
     from ..training.parts import build, estimate
 
     if given.dry_run:
@@ -66,28 +76,32 @@ def run(words: list[str]) -> int:
     last = None
     try:
         with progress_bar(not is_main() or given.json) as bar:
-            task = bar.add_task(config.objective.name, total=config.steps, note="")
+            total = config.steps if config.epochs is None else None
+            task = bar.add_task(config.objective.name, total=total, note="")
 
             def tell(note: str) -> None:
                 if is_main():
                     bar.console.print(note, markup=False, highlight=False, soft_wrap=True)
 
             for last in runs.train(config, STOP, tell, preparing(bar)):
-                STOP.wait(last.index < config.steps)
-                bar.update(task, completed=last.index)
+                STOP.wait(last.index < last.steps)
+                bar.update(task, completed=last.index, total=last.steps)
                 if last.index % 10 == 0:  # reading the loss waits for the device
                     loss = last.terms.loss.mean().item()
                     bar.update(task, note=f"loss {loss:.4f}  {last.samples / last.seconds:,.0f} samples/s")
     except Interrupted as problem:
-        raise Interrupted(f"{problem} {_left(last.index if last else 0, config.steps)}") from None
+        raise Interrupted(
+            f"{problem} {_left(last.index if last else 0, last.steps if last else config.steps)}"
+        ) from None
     if is_main():
+        steps = last.steps if last else read_config(Path(config.out))["steps"]
         done: dict[str, Any] = {
             "run": config.out,
-            "step": last.index if last else config.steps,
-            "steps": config.steps,
+            "step": last.index if last else steps,
+            "steps": steps,
             "model": f"{config.out}/model",
         }
-        if config.metrics != "none" and done["step"] >= config.steps:
+        if config.metrics != "none" and done["step"] >= steps:
             done["metrics"] = f"{config.out}/metrics.json"
         if given.json:
             print(json.dumps(done))

@@ -20,7 +20,8 @@ from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..pool import Tell, part
 from ..report import Row
-from ..training.config import ObjectiveConfig, TrainConfig, recipe
+from ..training.config import ObjectiveConfig, TrainConfig
+from ..training.recipes import recipe
 from . import by_scale
 from .runner.findings import Claim, Findings, Outcome, at_most
 from .runner.jobs import Job, draw_stops, prepare, train

@@ -6,11 +6,10 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import UserError, unknown
-from .versions import RENAMED, in_todays_words, require_version
+from ..errors import UserError
+from .versions import RENAMED, in_todays_words
 
 # Builders are annotated with Any: the option parser resolves annotations, and importing torch for --help is slow.
 
@@ -232,6 +231,7 @@ class TrainConfig(Settings, DataConfig):
 
     Args:
         out: run folder; training resumes when it holds a checkpoint of the same configuration.
+        epochs: train for so many passes over the data, instead of steps.
         net: network, such as mlp:width=128, digits, tiny, cifar10 or celeba64; auto: mlp for vectors, tiny for images.
         init: start from this diffusers U-Net or pipeline (folder or Hub name) instead of a fresh network.
         vae: train on latents: encode the images once, after the corruption, by this frozen diffusers AutoencoderKL
@@ -253,6 +253,7 @@ class TrainConfig(Settings, DataConfig):
     """
 
     out: str = "runs/run"
+    epochs: float | None = None
     net: str = "auto"
     init: str | None = None
     vae: str | None = None
@@ -279,13 +280,21 @@ class TrainConfig(Settings, DataConfig):
                 raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
         if self.threads > 1024:
             raise UserError(f"threads is {self.threads}. Expected at most 1024, and no more than there are cores.")
+        if self.epochs is not None and not self.epochs > 0:
+            raise UserError(f"epochs is {self.epochs:g}. Expected a number > 0, or null.")
         object.__setattr__(self, "regularize_from", self.objective.first_step(self.steps))
+
+    def over(self, items: int) -> TrainConfig:
+        """The configuration with the steps that its epochs make of so many items."""
+        if self.epochs is None:
+            return self
+        return dataclasses.replace(self, steps=max(1, math.ceil(self.epochs * items / self.batch_size)))
 
     # What may differ between a run folder and the command that resumes it: nothing that changes the weights.
     FREE = (
         *("out", "log_every", "save_every", "sample_every", "metrics", "metrics_samples"),
         "clip_sample",
-        *("keep", "threads", "steps", "cache", "workers"),
+        *("keep", "threads", "steps", "epochs", "cache", "workers"),
     )
     # What says how the data are read, for whoever reads them again.
     READING = ("seed", "image_size", "crop", "limit", "skip_broken", "cache", "max_pixels")
@@ -313,7 +322,9 @@ class TrainConfig(Settings, DataConfig):
             UserError: names the first option that differs and both values.
         """
         longer = self.decay == "constant" and self.objective.start == 0 and not self.objective.automatic
-        free = set(self.FREE) if longer else set(self.FREE) - {"steps"}
+        free = set(self.FREE) if longer else set(self.FREE) - {"steps", "epochs"}
+        if self.epochs is not None and self.epochs == stored.get("epochs"):
+            free.add("steps")  # which they became when the data were there
         defaults = _flat(type(self)().as_dict())  # for options that were not there yet
         for key, value in _flat(self.as_dict()).items():
             before = _flat(stored).get(key, defaults[key])
@@ -324,30 +335,6 @@ class TrainConfig(Settings, DataConfig):
                     f"{where} belongs to another configuration: its {key} is {before}, this one's is {value}.{hint} "
                     "Expected the same options, or another --out."
                 )
-
-
-def recipe_file(name: str) -> Path:
-    """The file of a recipe that comes with the package, such as ``cifar10-cpu``.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    package = Path(__file__).parents[1]
-    inside, beside = package / "recipes", package.parents[1] / "recipes"  # installed, or a checkout
-    folder = inside if inside.is_dir() else beside
-    file = folder / f"{name}.yaml"
-    if not file.is_file():
-        raise unknown("recipe", name, [found.stem for found in folder.glob("*.yaml")])
-    return file
-
-
-def recipe(name: str) -> TrainConfig:
-    """The configuration of a recipe that comes with the package."""
-    import yaml
-
-    values = yaml.safe_load(recipe_file(name).read_text())
-    require_version(values, f"The recipe {name}")
-    return TrainConfig(**{**values, "objective": ObjectiveConfig(**values.get("objective", {}))})
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

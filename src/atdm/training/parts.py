@@ -76,6 +76,7 @@ def build(
     )
     if latents is not None:
         source = Source(_encoded(source, latents, Path(config.out)), seed=config.seed)
+    config = config.over(len(source))
     if automatic:
         config = dataclasses.replace(
             config, objective=config.objective.fitted(source.some(auto.ITEMS), source.hidden_std)

@@ -58,6 +58,7 @@ def train(
         parts = parts or build(config, progress)
         for note in parts.notes:
             tell(note)
+        config = config.over(len(parts.source))
         state = State.create(parts.net, parts.config)
         if main:
             folder.mkdir(parents=True, exist_ok=True)

@@ -115,6 +115,7 @@ class Step:
     seconds: float
     state: State
     train_steps: int  # T of the process
+    steps: int  # optimizer steps to be made in all
 
     def summary(self) -> dict[str, float]:
         """Scalars for a log: each term in all and by timestep quartile (q0 is the least noisy)."""
@@ -282,6 +283,7 @@ def fit(
             now - clock,
             state,
             objective.process.steps,
+            settings.steps,
         )
         clock = time.perf_counter()
 

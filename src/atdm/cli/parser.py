@@ -1,0 +1,184 @@
+"""Parsers made of the dataclasses that they fill: an option is a field, and its sentence is the field's in the docstring."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import UserError
+from .explain import explain
+
+SUMMARY = {
+    "train": "train a model in a run folder, or resume it",
+    "sample": "draw samples from a run or any diffusers pipeline",
+    "export": "write a diffusers pipeline with a model card, and push it to the Hub",
+    "evaluate": "measure samples against clean data",
+    "compare": "put measured runs side by side, and rank what was made alike",
+    "features": "train a small feature network on clean images, for metrics offline",
+    "attack": "push the sampler's states where it hurts, and measure the damage",
+    "report": "one page over a set of models: grids, few steps, attacks, memorization, cost",
+    "purify": "diffuse inputs to a noise level and denoise them back",
+    "audit": "look at a data set before training: noise, outliers, duplicates, a recipe",
+    "corrupt": "write a corrupted data set and its truth",
+    "reproduce": "published results by name, and their counterparts here",
+    "demo": "the method on toys and digits, ending in a report",
+    "bench": "the cost of a training step, beside diffusers' own",
+    "show": "draw the perturbation radius, or the curves and samples of a run",
+}
+EXAMPLES = {
+    "train": (
+        "train --data photos --image_size 32 --objective auto --epochs 50 --out runs/photos",
+        "train --config cifar10-cpu --objective.name ddpm --out runs/plain",
+    ),
+    "sample": (
+        "sample runs/photos --n 64 --out grid.png",
+        "sample google/ddpm-cifar10-32 --sampler ddim --steps 50 --out samples.npz",
+    ),
+    "export": (
+        "export runs/photos --out pipeline --license apache-2.0",
+        "export runs/photos --out pipeline --push_to_hub me/photos --private",
+    ),
+    "evaluate": (
+        "evaluate runs/photos --features pixels+efficientnet-lite --seeds 0,1,2 --out photos.json",
+        "evaluate --samples samples.npz --data trusted/",
+    ),
+    "compare": ("compare plain.json robust.json --out table.md", "compare --train ddpm,auto --data digits --seeds 3"),
+    "features": (
+        "features --data trusted/ --image_size 32 --out features.safetensors",
+        "features --data digits --steps 500",
+    ),
+    "attack": (
+        "attack runs/photos --budgets 0,0.03,0.1 --out attack",
+        "attack runs/photos --attack pgd:steps=10,norm=l2 --undefended runs/plain",
+    ),
+    "report": (
+        "report runs/plain runs/photos --out report.html",
+        "report runs/plain runs/photos --steps_list 10,50,250",
+    ),
+    "purify": (
+        "purify runs/photos --data noisy/ --noise 0.3 --out purified.png",
+        "purify runs/digits --data digits --corrupt gaussian:share=1,std=0.2 --noise 0.3",
+    ),
+    "audit": ("audit photos --image_size 32", "audit digits --corrupt gaussian:share=0.6,std=0.2 --out audit"),
+    "corrupt": (
+        "corrupt --data photos --corrupt gaussian:share=0.9,std=0.2 --out noisy",
+        "corrupt --data digits --corrupt outliers:share=0.1+jpeg:quality=20 --out noisy",
+    ),
+    "reproduce": ("reproduce trajectories --out reproduce", "reproduce strength --scale cpu --seeds 3"),
+    "demo": ("demo", "demo --thorough --seeds 3 --out demo-thorough"),
+    "bench": ("bench --net tiny --batch_size 32", "bench --net mlp:width=256 --shape 1x8x8 --rivals"),
+    "show radius": ("show radius --omegas 1,2,4", "show radius --process cosine --out ray.svg"),
+    "show run": ("show run runs/photos", "show run runs/photos --out curves.svg"),
+}
+
+
+REQUIRED: Any = object()
+
+
+def make_parser(command: str, *kinds: Any) -> Any:
+    """The parser of a command, with the fields of ``kinds`` as its options."""
+    from jsonargparse import ArgumentParser
+
+    class Parser(ArgumentParser):
+        def parse_args(self, args: Any = None, *others: Any, **more: Any) -> Any:
+            given = super().parse_args(args and spell(args, self), *others, **more)
+            for name, value in given.items():
+                if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                    raise UserError(f"The option {name} is {value}. Expected an integer of at most 63 bits.")
+            return given
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise UserError(explain(message, _options(self), self.prog))
+
+        def format_help(self, *formatter: Any) -> str:
+            lines = [f"  atdm {example}" for example in EXAMPLES[command]]
+            return "\n".join([super().format_help(*formatter).rstrip(), "", "examples:", *lines, ""])
+
+    parser = Parser(prog=f"atdm {command}", description=SUMMARY[command.split()[0]], allow_abbrev=False)
+    for kind in kinds:
+        add_fields(parser, kind)
+    return parser
+
+
+def positional(nargs: str | None = None, default: Any = REQUIRED) -> Any:
+    """A field that is given by its place and not by its name."""
+    return dataclasses.field(default=default, metadata={"nargs": nargs})
+
+
+def required() -> Any:
+    """A field without a default, also after fields that have one."""
+    return dataclasses.field(default=REQUIRED)
+
+
+def add_fields(parser: Any, kind: Any, names: Sequence[str] | None = None, **defaults: Any) -> None:
+    """Fields of a dataclass as options.
+
+    Args:
+        names: which; None: all.
+        defaults: other ones than the dataclass has.
+    """
+    hints, says = typing.get_type_hints(kind), sentences(kind)
+    for field in dataclasses.fields(kind):
+        if names is not None and field.name not in names:
+            continue
+        fallback = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        default = defaults.get(field.name, fallback)
+        hint, many = hints[field.name], typing.get_origin(hints[field.name]) is list
+        how: dict[str, Any] = {"type": typing.get_args(hint)[0] if many else hint, "help": says[field.name]}
+        nargs = field.metadata.get("nargs", "+" if many else None)
+        how |= {} if nargs is None else {"nargs": nargs}
+        how |= {} if default is REQUIRED else {"default": default}
+        if "nargs" in field.metadata:
+            parser.add_argument(field.name, **how)
+        else:
+            parser.add_argument(f"--{field.name}", required=default is REQUIRED, **how)
+
+
+def sentences(kind: Any) -> dict[str, str]:
+    """What the docstring of a dataclass, and of those it inherits from, says of each field."""
+    found: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        _, _, arguments = (each.__doc__ or "").partition("Args:\n")
+        for names, text in re.findall(r"^ {8}(\w[\w, ]*): (.*(?:\n {9,}.*)*)", arguments, re.MULTILINE):
+            found |= dict.fromkeys(names.split(", "), " ".join(text.replace("``", "").split()))
+    return found
+
+
+def _options(parser: Any) -> dict[str, Any]:
+    """What each option name, without its dashes, stands for."""
+    return {s[2:]: a for a in parser._actions for s in a.option_strings if s.startswith("--") and "shtab" not in s}
+
+
+def spell(words: list[str], parser: Any) -> list[str]:
+    """``words`` with the options as the parser spells them.
+
+    ``-`` and ``_`` in a name are the same, an option that is true or false may stand alone, one that has a ``.name`` is that
+    where its value is no file, and ``~`` begins a path also where the shell leaves it, as in ``--out=~/x``.
+    """
+    known = {name.replace("-", "_"): (name, action) for name, action in _options(parser).items()}
+    spelled = []
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        name, action = known.get(option[2:].replace("-", "_"), ("", None))
+        if not option.startswith("--") or not name:
+            spelled.append(_at_home(word))
+            continue
+        following = words[place + 1] if place + 1 < len(words) else ""
+        if f"{name}.name" in known and not _is_configuration(value if equals else following):
+            name = f"{name}.name"
+        alone = getattr(action, "_typehint", None) is bool and following.lower() not in ("true", "false", "yes", "no")
+        spelled.append(f"--{name}=true" if alone and not equals else f"--{name}{equals}{_at_home(value)}")
+    return spelled
+
+
+def _at_home(value: str) -> str:
+    return os.path.expanduser(value) if value.startswith("~") else value
+
+
+def _is_configuration(value: str) -> bool:
+    return value.startswith("{") or Path(value).is_file()

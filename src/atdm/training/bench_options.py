@@ -1,0 +1,71 @@
+"""What :mod:`.bench` measures. Nothing heavy is imported to list it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import UserError, unknown
+from ..spec import parse_spec
+
+SHAPES = {"mlp": (3,), "digits": (1, 8, 8), "tiny": (3, 16, 16), "cifar10": (3, 32, 32), "celeba64": (3, 64, 64)}
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured, and how.
+
+    Args:
+        net: a network, such as digits or mlp:width=128.
+        shape: of an item, such as 3x16x16; None takes the usual one of the network.
+        batch_size: samples per step.
+        seconds: how long to measure, in all; the rounds adapt to it (one is always made).
+        precision: mixed precision.
+        channels_last, compile, gradient_checkpointing: as in training; compiling takes up to a minute of its own.
+        threads: CPU threads; 0 leaves it to torch.
+        device: cpu or cuda; auto takes cuda where there is one.
+        gate: of ``auto``, which takes twice the noise that it finds: 0.4 for noise of std 0.2.
+        rivals: measure the rivals too; they take half of the time, so that the rounds are half as many.
+    """
+
+    net: str = "digits"
+    shape: str | None = None
+    batch_size: int = 64
+    seconds: float = 30.0
+    precision: str = "no"
+    channels_last: bool = False
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    threads: int = 0
+    device: str = "auto"
+    gate: float = 0.4
+    rivals: bool = False
+
+    def __post_init__(self) -> None:
+        for name, low in [("batch_size", 1), ("seconds", 0), ("threads", 0)]:
+            if not getattr(self, name) >= low:
+                raise UserError(f"{name} is {getattr(self, name)}. Expected a number >= {low}.")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"The device is '{self.device}'. Expected cpu, cuda or auto.")
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+        import torch
+
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("There is no CUDA device here. Expected --device cpu or auto.")
+
+    def item_shape(self) -> tuple[int, ...]:
+        """The shape of an item."""
+        from ..nets import NETS
+
+        name, _ = parse_spec(self.net)
+        if name not in NETS:
+            raise unknown("network", name, NETS)
+        if self.shape is None and name not in SHAPES:
+            raise UserError(f"The usual item shape of the network '{name}' is not known. Expected one, as in 3x32x32.")
+        try:
+            return SHAPES[name] if self.shape is None else tuple(int(side) for side in self.shape.split("x"))
+        except ValueError:
+            raise UserError(
+                f"Cannot read the shape '{self.shape}'. Expected numbers joined by x, as in 3x16x16."
+            ) from None
