@@ -108,12 +108,16 @@ class Folder:
 
 @dataclass(frozen=True)
 class Parquet:
+    """Parquet files in the layout of Hugging Face ``datasets``; ``column`` where several hold images."""
+
     path: str
     column: str | None = None
 
 
 @dataclass(frozen=True)
 class Webdataset:
+    """Uncompressed tar files in the webdataset layout; ``column`` where a sample has several images."""
+
     path: str
     column: str | None = None
 
@@ -127,6 +131,8 @@ class Npz:
 
 @dataclass(frozen=True)
 class Hub:
+    """A data set on the Hugging Face Hub, ``OWNER/NAME``."""
+
     name: str
     split: str = "train"
     column: str | None = None
@@ -134,6 +140,8 @@ class Hub:
 
 @dataclass(frozen=True)
 class Torchvision:
+    """A data set of torchvision in the folder ``root``; ``download`` fetches it."""
+
     name: str
     root: str = "data"
     split: str = "train"
