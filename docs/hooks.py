@@ -65,7 +65,7 @@ def on_page_markdown(markdown, page, config, files):
 
 def on_page_content(content, page, config, files):
     """LaTeX, as arithmatex marks it, becomes MathML: browsers draw it without a script, a font or a network. Roles of docstrings go."""
-    content = re.sub(r":(?:class|func|meth|mod|attr):<code>(~?)\.?(.*?)</code>", _role, content)
+    content = re.sub(r":(?:class|func|meth|mod|attr|data):<code>(~?)\.?(.*?)</code>", _role, content)
     content = re.sub(
         r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda m: mathml(m[1], "inline"), content, flags=re.S
     )

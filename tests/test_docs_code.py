@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import subprocess
-import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,9 +155,12 @@ ELSEWHERE = {  # what a machine without network, GPU or hours cannot run, and th
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory) -> Path:
+def bench(tmp_path_factory) -> Iterator[Path]:
     """A folder with the photos, runs and files that pages take for granted."""
     folder = tmp_path_factory.mktemp("pages")
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("ATDM_CACHE", str(folder / "cache"))
     rng = np.random.default_rng(0)
     (folder / "photos").mkdir()
     for i in range(260):
@@ -178,16 +180,15 @@ def bench(tmp_path_factory) -> Path:
         "evaluate runs/robust --n 110 --steps 10 --out robust.json",
         "sample runs/digits --n 110 --steps 10 --out samples.npz",
     ):
-        done = run(folder, shlex.split(words))
-        assert done.returncode == 0, f"{words}\n{done.stderr}"
-    return folder
+        run(shlex.split(words))
+    yield folder
+    monkeypatch.undo()
 
 
-def run(folder: Path, words: list[str]) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "ATDM_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "atdm", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
-    )
+def run(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 0, f"atdm {' '.join(words)}"
 
 
 @pytest.mark.slow
@@ -202,8 +203,7 @@ def test_the_commands_of_a_page_run(file, bench):
             if words[0] in ("train", "corrupt", "export")
             else []
         )
-        done = run(bench, [*words, *shlex.split(LESS.get(words[0], "")), *out])
-        assert done.returncode == 0, f"atdm {text}\n{done.stderr}"
+        run([*words, *shlex.split(LESS.get(words[0], "")), *out])
 
 
 @pytest.mark.parametrize("place", sorted({*ELSEWHERE.values()}))
@@ -215,8 +215,7 @@ def test_what_runs_elsewhere_is_there(place):
 @pytest.mark.parametrize(
     "page", ["docs/parameterizations.md", "docs/robustness.md", "docs/measuring.md", "docs/trackers.md"]
 )
-def test_the_python_of_a_large_page_runs(page, bench, tmp_path, monkeypatch):
-    monkeypatch.chdir(bench)
+def test_the_python_of_a_large_page_runs(page, bench, tmp_path):
     torch.manual_seed(0)
     names = {"__name__": "page", **networks(tmp_path)}
     (bench / "vae-folder").exists() or os.symlink(tmp_path / "vae-folder", bench / "vae-folder")
