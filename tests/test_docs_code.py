@@ -61,7 +61,8 @@ def readme(_: Path) -> dict:
 
 
 def getting_started(folder: Path) -> dict:
-    DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(folder / "digits-model")
+    for name in ("digits-model", "runs/digits"):
+        DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(folder / name)
     given = {"images": torch.randn(16, 3, 8, 8), "labels": torch.zeros(16, dtype=torch.long), "seed": 0}
     return {**given, "unet": Labelled(), "process": Process.linear(), "noise_scheduler": DDPMScheduler()}
 
