@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +17,9 @@ from sklearn.datasets import load_digits
 
 import atdm
 from atdm.cli import main
-from atdm.corruption import CORRUPTIONS, Corruption
+from atdm.corruption import CORRUPTIONS
 from atdm.diffusion.process import Process
-from atdm.objective import Rival, Terms
+from atdm.objective import Objective
 from test_docs import NOTEBOOKS, ROOT, WRITTEN, blocks, commands, name_of
 
 SMALL = {"layers_per_block": 1, "block_out_channels": (8, 8), "norm_num_groups": 4, "sample_size": 8}
@@ -45,10 +43,21 @@ class Labelled(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.unet = unet(3)
+        self.unet = unet()
 
     def forward(self, x, t, class_labels=None):
         return self.unet(x, t)
+
+
+class Prompted(torch.nn.Module):
+    """A network that can be given text and can do without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet, self.config = text_unet(), text_unet().config
+
+    def forward(self, x, t, encoder_hidden_states=None):
+        return self.unet(x, t, torch.zeros(len(x), 3, 8) if encoder_hidden_states is None else encoder_hidden_states)
 
 
 def digits(n: int) -> torch.Tensor:
@@ -63,7 +72,7 @@ def readme(_: Path) -> dict:
 def getting_started(folder: Path) -> dict:
     for name in ("digits-model", "runs/digits"):
         DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(folder / name)
-    given = {"images": torch.randn(16, 3, 8, 8), "labels": torch.zeros(16, dtype=torch.long), "seed": 0}
+    given = {"images": digits(16), "labels": torch.zeros(16, dtype=torch.long), "seed": 0}
     return {**given, "unet": Labelled(), "process": Process.linear(), "noise_scheduler": DDPMScheduler()}
 
 
@@ -79,15 +88,22 @@ def choosing(_: Path) -> dict:
 
 
 def extending(_: Path) -> dict:
-    return {"dataclass": dataclass, "np": np, "Corruption": Corruption, "Rival": Rival, "Terms": Terms}
+    return {}
+
+
+def save_autoencoder(folder: Path) -> None:
+    torch.manual_seed(0)
+    blocks_of = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    AutoencoderKL(block_out_channels=(4,) * 4, norm_num_groups=2, latent_channels=4, **blocks_of).save_pretrained(
+        folder
+    )
 
 
 def networks(folder: Path) -> dict:
     torch.manual_seed(0)
-    autoencoder = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4)
-    autoencoder.save_pretrained(folder / "vae-folder")
+    save_autoencoder(folder / "vae-folder")
     text, empty = torch.randn(16, 3, 8), torch.zeros(16, 3, 8)
-    generator, images = torch.Generator().manual_seed(0), torch.randn(16, 3, 8, 8).clamp(-1, 1)
+    generator, images = torch.Generator().manual_seed(0), torch.randn(16, 3, 64, 64).clamp(-1, 1)
     names = {name: getattr(atdm, name) for name in ("Objective", "Process", "Latents", "sample")}
     names |= {
         "FlowMatchEulerDiscreteScheduler": FlowMatch,
@@ -95,7 +111,7 @@ def networks(folder: Path) -> dict:
         "process": Process.linear(),
     }
     given = {"text": text, "empty": empty, "generator": generator, "images": images, "shape": (4, 8, 8)}
-    return {**names, **given, "unet": text_unet(), "transformer": text_unet(), "latents": torch.randn(16, 4, 8, 8)}
+    return {**names, **given, "unet": Prompted(), "transformer": text_unet(), "latents": torch.randn(16, 4, 8, 8)}
 
 
 PAGES = {
@@ -125,8 +141,10 @@ def _use_what_extends(names: dict, monkeypatch) -> None:
     assert torch.allclose(faded, torch.tensor(0.2))
     assert truth.dirty.all()
     process = Process.linear(steps=100)
-    radius = names["LateRadius"]()(process, torch.arange(100), torch.ones(100))
-    assert radius.argmax() == 0
+    radius, weight = names["LateRadius"](), names["RatioWeight"]()
+    assert radius(process, torch.arange(100), torch.ones(100)).argmax() == 0
+    found = Objective("robust_rand", process, radius, weight)(lambda x, t: torch.zeros_like(x), torch.zeros(64, 4))
+    assert torch.allclose(found.weight, 0.3 * process.ratio(found.t).float())
     terms = names["Cubed"](process)(lambda x, t: torch.zeros_like(x), torch.zeros(500, 16))
     assert abs(terms.loss.mean().item() - 1.596) < 0.1  # E |N(0, 1)|^3
 
@@ -152,6 +170,7 @@ ELSEWHERE = {  # what a machine without network, GPU or hours cannot run, and th
     "demo": "tests/experiments/test_demo.py",
     "--train": "tests/cli/test_compare.py",
     "--config cifar10": "tests/experiments/test_images.py",
+    "runs/images-cpu": "tests/experiments/test_images.py",
 }
 
 
@@ -166,6 +185,7 @@ def bench(tmp_path_factory) -> Iterator[Path]:
     (folder / "photos").mkdir()
     for i in range(260):
         Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / "photos" / f"{i}.png")
+    save_autoencoder(folder / "vae-folder")
     tiny = "--steps 4 --batch_size 8 --save_every 100"
     for words in (
         f"train --data digits --net digits --objective.name ddpm --out runs/digits {tiny}",
@@ -176,6 +196,7 @@ def bench(tmp_path_factory) -> Iterator[Path]:
         f"train --data plane:n=500 --net mlp:width=16 --objective.name ddpm --out runs/plane {tiny}",
         f"train --data photos --image_size 16 --net tiny --objective.name ddpm --out runs/photos {tiny}",
         f"train --data photos --image_size 16 --net tiny --objective.name ddpm --out runs/cifar {tiny}",
+        f"train --data photos --image_size 64 --vae vae-folder --net tiny --out runs/latent {tiny}",
         "train --data digits --net digits --process flow --out runs/flow --steps 4 --batch_size 8",
         "evaluate runs/plain --n 110 --steps 10 --out plain.json",
         "evaluate runs/robust --n 110 --steps 10 --out robust.json",
@@ -219,7 +240,6 @@ def test_what_runs_elsewhere_is_there(place):
 def test_the_python_of_a_large_page_runs(page, bench, tmp_path):
     torch.manual_seed(0)
     names = {"__name__": "page", **networks(tmp_path)}
-    (bench / "vae-folder").exists() or os.symlink(tmp_path / "vae-folder", bench / "vae-folder")
     if page == "docs/robustness.md":
         x, labels = digits(12), torch.arange(12) % 10
         names |= {"unet": unet(3), "samples": digits(200), "train": digits(400), "held_out": digits(300)}
