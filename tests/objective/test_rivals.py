@@ -1,5 +1,6 @@
 """Rivals: each against a closed form or a reference, and what all losses on the path promise."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -44,7 +45,7 @@ def data(generator, level=0.0):
 
 
 def at(draws, t):
-    return type(draws)(torch.full_like(draws.t, t), draws.noise, draws.beta, draws.start)
+    return dataclasses.replace(draws, t=torch.full_like(draws.t, t))
 
 
 def vertex(loss):
@@ -206,7 +207,7 @@ def test_sure_is_unbiased_and_its_divergence_exact_for_a_linear_denoiser(generat
     y, levels = clean + level * torch.randn(n, d, generator=generator), torch.full((n,), level)
     objective = Sure(PROCESS, seed=1)
     model = lambda x, t: 0.4 * x.roll(1, 1) + 0.3 * x  # noqa: E731
-    probe = objective.draw(y.shape, generator=generator).extra
+    probe = objective.draw(y.shape, generator=generator).more
     denoised, sure = objective.denoise(model, y, levels, probe)
     error = (denoised - clean).square().mean(1)
     spread = (sure - error).std().item() / math.sqrt(n)
@@ -235,7 +236,7 @@ def test_sure_learns_the_score_of_what_it_denoised(generator):
     objective, model = Sure(PROCESS, weight=2.0), Small()
     draws = objective.draw(x.shape, generator=generator)
     terms = objective(model, x, draws=draws, levels=levels)
-    denoised, sure = objective.denoise(model, x, levels, draws.extra)
+    denoised, sure = objective.denoise(model, x, levels, draws.more)
     plain = Objective("ddpm", PROCESS)(model, denoised, draws=draws)
     torch.testing.assert_close(terms.loss, plain.loss + 2 * sure)
 
@@ -252,7 +253,7 @@ def test_free_training_follows_its_algorithm_on_a_linear_model(generator):
     a, expected, delta = torch.tensor(0.2, requires_grad=True), 0.2, torch.zeros(3, d)
     for replay in range(4):
         draws = objective.again(draws) if replay else draws
-        torch.testing.assert_close(draws.extra.detach(), delta)
+        torch.testing.assert_close(draws.delta.detach(), delta)
         a.grad = None
         objective(lambda x, t, a=a: a * x, x, draws=draws).loss.mean().backward()
         residual = expected * (x_t + delta) - (draws.noise + delta / sigma)

@@ -46,9 +46,7 @@ class Ambient(Rival):
         levels: Float[Tensor, "batch"] | None,
     ) -> Terms:
         s = known(levels)
-        if draws.beta is None:
-            raise UserError("The draws are of another loss. Expected those of this loss's own draw().")
-        t = above(self.process, s, t, draws.beta)
+        t = above(self.process, s, t, draws.need("beta"))
         x_t, kappa = noised(self.process, x0, s, t, draws.noise)
         eps = self.process.to_eps(predict(x_t, t), x_t, t)
         squared = item_mean((per_item(kappa, eps) * eps - draws.noise).square())

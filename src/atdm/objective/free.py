@@ -47,11 +47,11 @@ class Free(Rival):
     def own(
         self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
     ) -> dict[str, Tensor]:
-        return {"start": torch.zeros(shape, device=device, requires_grad=True)}
+        return {"delta": torch.zeros(shape, device=device, requires_grad=True)}
 
     def again(self, draws: Draws) -> Draws:
         """delta moved along the gradient that the last backward pass left on it, and projected onto the ball."""
-        delta, gradient = draws.extra.detach(), draws.extra.grad
+        delta, gradient = draws.need("delta").detach(), draws.need("delta").grad
         if gradient is None:
             raise UserError(
                 "Free adversarial training was replayed without a backward pass. Expected one before again()."
@@ -61,7 +61,7 @@ class Free(Rival):
         length = delta.flatten(1).norm(dim=1)
         bound = self.radius * math.sqrt(delta[0].numel())
         delta = delta * per_item((bound / length.clamp_min(1e-12)).clamp_max(1), delta)
-        return replace(draws, start=delta.requires_grad_())
+        return replace(draws, delta=delta.requires_grad_())
 
     def terms(
         self,
@@ -71,7 +71,7 @@ class Free(Rival):
         draws: Draws,
         levels: Float[Tensor, "batch"] | None,
     ) -> Terms:
-        process, delta = self.process, draws.extra
+        process, delta = self.process, draws.need("delta")
         in_noise = delta.detach() / process.sigma(t, delta)
         output = predict(process.mix(x0, draws.noise, t) + delta, t)
         residual = output - process.target(x0, draws.noise + in_noise, t)

@@ -36,6 +36,6 @@ class InputPerturbation(Noisier):
         levels: Float[Tensor, "batch"] | None,
     ) -> Terms:
         process = self.process
-        x_t = process.mix(x0, draws.noise + self.gamma * draws.extra, t)
+        x_t = process.mix(x0, draws.noise + self.gamma * draws.need("more"), t)
         residual = predict(x_t, t) - process.target(x0, draws.noise, t)
         return Terms.unpushed(t, item_mean(residual.square()) * process.output_weight(t))

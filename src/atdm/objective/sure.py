@@ -52,7 +52,7 @@ class Sure(Noisier):
         levels: Float[Tensor, "batch"] | None,
     ) -> Terms:
         process, s = self.process, known(levels)
-        denoised, sure = self.denoise(predict, x0, s, draws.extra)
+        denoised, sure = self.denoise(predict, x0, s, draws.need("more"))
         output = predict(process.mix(denoised, draws.noise, t), t)
         residual = output - process.target(denoised, draws.noise, t)
         plain = Terms.unpushed(t, item_mean(residual.square()) * process.output_weight(t))

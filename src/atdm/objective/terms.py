@@ -25,28 +25,32 @@ class Draws:
 
     Args:
         t, noise: what all losses draw alike under one seed.
-        beta: a number in (0, 1] of the loss's own, None where it needs none.
-        start: something of the items' shape of the loss's own (where a push starts, more noise); None likewise.
+        beta: a number in (0, 1] for each item: of the radius, or of where a loss moves its timestep.
+        start: where each perturbation starts, in the unit ball.
+        more: further noise, for losses that need two.
+        delta: of a loss that keeps its perturbation from one replay to the next: that, in units of the state.
     """
 
     t: Int[Tensor, "batch"]
     noise: Float[Tensor, "batch *dims"]
     beta: Float[Tensor, "batch"] | None = None
     start: Float[Tensor, "batch *dims"] | None = None
+    more: Float[Tensor, "batch *dims"] | None = None
+    delta: Float[Tensor, "batch *dims"] | None = None
 
     def __getitem__(self, rows: slice) -> Draws:
-        return Draws(*(None if d is None else d[rows] for d in (self.t, self.noise, self.beta, self.start)))  # type: ignore[arg-type]
+        chosen: dict[str, Any] = {k: None if v is None else v[rows] for k, v in vars(self).items()}
+        return Draws(**chosen)
 
-    @property
-    def extra(self) -> Float[Tensor, "batch *dims"]:
-        """``start``, where a loss cannot do without.
+    def need(self, name: str) -> Tensor:
+        """What a loss cannot do without.
 
         Raises:
-            UserError: they were drawn for another loss.
+            UserError: the draws are those of another loss.
         """
-        if self.start is None:
+        if (found := getattr(self, name)) is None:
             raise UserError("The draws are of another loss. Expected those of this loss's own draw().")
-        return self.start
+        return found
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,19 @@ class Terms:
         """The terms of a loss that only denoises."""
         zero = torch.zeros_like(denoise, requires_grad=False)
         return cls(t, denoise, zero, zero, torch.zeros_like(t, dtype=torch.bool), zero, zero, zero)
+
+    @classmethod
+    def of_rows(
+        cls, t: Int[Tensor, "batch"], denoise: Float[Tensor, "batch"], rows: Tensor | slice, **pushed: Tensor
+    ) -> Terms:
+        """The terms where only these ``rows`` were pushed, whose own terms follow by name."""
+        zero = torch.zeros_like(denoise, requires_grad=False)
+
+        def spread(values: Tensor) -> Tensor:
+            return values if isinstance(rows, slice) else zero.index_put((rows,), values.to(zero.dtype))
+
+        made = spread(torch.ones_like(pushed["radius"])).bool()
+        return cls(t, denoise, pushed=made, **{name: spread(values) for name, values in pushed.items()})
 
     @property
     def loss(self) -> Float[Tensor, "batch"]:
@@ -111,7 +128,7 @@ class Loss(ABC):
     def own(
         self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
     ) -> dict[str, Tensor]:
-        """What the loss itself draws for these timesteps: ``beta``, ``start``, both or neither."""
+        """What the loss itself draws for these timesteps, by the names of :class:`Draws`."""
         return {}
 
     def again(self, draws: Draws) -> Draws:
@@ -196,12 +213,12 @@ class Rival(Loss):
 
 @dataclass(frozen=True)
 class Noisier(Rival):
-    """A rival that draws more noise of the items' shape than all losses do: ``draws.extra``."""
+    """A rival that draws more noise of the items' shape than all losses do: ``draws.more``."""
 
     def own(
         self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
     ) -> dict[str, Tensor]:
-        return {"start": torch.randn(shape, generator=stream, device=device)}
+        return {"more": torch.randn(shape, generator=stream, device=device)}
 
 
 def counted(forwards: float, backwards: float, input_backwards: float = 0.0) -> dict[str, float]:

@@ -1,0 +1,168 @@
+"""How a batch and its perturbed rows are passed through a network: stacked or one by one, with the same dropout masks.
+
+The mathematics does not depend on it; the cost does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..diffusion.process import Process
+from ..nets import call
+from ..nets.passes import RandomState, frozen, known_random, remember_random
+from .terms import counted, full
+
+Rows = Int[Tensor, "pushed"] | slice
+Moves = Callable[[Tensor], Tensor]  # delta -> eps(x + sigma delta) - eps(x), with frozen weights
+Perturb = Callable[[Moves, Tensor, Tensor], Tensor]  # of that, radii and starts in the unit ball: delta
+
+
+class Pushed(NamedTuple):
+    """Of the perturbed rows: the perturbation, and the noise predicted before and after it."""
+
+    delta: Float[Tensor, "pushed *dims"]
+    clean: Float[Tensor, "pushed *dims"]
+    moved: Float[Tensor, "pushed *dims"]
+
+
+def stacks(attacked: bool, share: float) -> bool:
+    """Whether passes are stacked when this ``share`` of a batch is pushed.
+
+    Stacked, an attack predicts the clean rows once more: cheaper than passes of their own only where they are few.
+    """
+    return not attacked or share <= 0.25
+
+
+def cost(share: float, steps: int, every: int) -> dict[str, float]:
+    """What :meth:`~atdm.objective.Loss.passes` returns where this ``share`` of a batch is pushed in one of ``every`` steps.
+
+    Args:
+        steps: of the attack; 0: the push is random.
+    """
+    pushed = share / every
+    attacked = pushed * steps
+    if steps and stacks(attacked=True, share=share):
+        attacked += pushed  # the clean rows beside the pushed ones
+    return counted(1 + pushed + attacked, 1 + pushed, attacked)
+
+
+def rows_below(gate: float | None, process: Process, t: Int[Tensor, "batch"], device: torch.device) -> Rows | None:
+    """The rows whose noise level is below ``gate``, None where there are none. Found where ``t`` is: on the CPU no
+    accelerator is waited for."""
+    if gate is None:
+        return slice(None)
+    rows = (process.ratio(t.cpu()) < gate).nonzero().squeeze(1)
+    return rows.to(device, non_blocking=True) if len(rows) else None
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Noisy states, the network that sees them, and what it is given beside them."""
+
+    model: Callable[..., Any]
+    process: Process
+    x: Float[Tensor, "batch *dims"]
+    t: Int[Tensor, "batch"]
+    conditioning: dict[str, Any]
+
+    def output(self, model: Callable[..., Any], x: Tensor, rows: Rows = slice(None)) -> Tensor:
+        """The output of ``model`` at states ``x`` that belong to these ``rows``."""
+        conditioning = {k: _follow(v, rows, len(self.t)) for k, v in self.conditioning.items()}
+        return full(call(model, x, self.process.time(self.t)[rows], **conditioning))
+
+    def push(self, perturb: Perturb, rows: Rows, r: Tensor, start: Tensor, attacked: bool) -> tuple[Tensor, Pushed]:
+        """The output for the whole batch, and what became of its perturbed ``rows``.
+
+        Args:
+            perturb: finds the perturbations.
+            r, start: radius and start of each of the rows.
+            attacked: ``perturb`` asks for predictions.
+        """
+        n = len(r)
+        if isinstance(rows, Tensor):
+            rows, r, start = (_padded(values, len(self.t)) for values in (rows, r, start))
+        output, pushed = self._push(perturb, rows, r, start, attacked)
+        return output, Pushed(*(values[:n] for values in pushed))
+
+    def _push(self, perturb: Perturb, rows: Rows, r: Tensor, start: Tensor, attacked: bool) -> tuple[Tensor, Pushed]:
+        if stacks(attacked, len(r) / len(self.t)) and not known_random(self.model):
+            before = RandomState(self.x.device)
+            found = self._stacked(perturb, rows, r, start)
+            if before == RandomState(self.x.device):
+                return found
+            before.restore()  # stacked rows cannot share dropout masks
+            remember_random(self.model)
+        return self._one_by_one(perturb, rows, r, start)
+
+    def _stacked(self, perturb: Perturb, rows: Rows, r: Tensor, start: Tensor) -> tuple[Tensor, Pushed]:
+        """The attack on the rows' clean and pushed states at once, then the whole batch and its pushed rows at once."""
+        process, n = self.process, len(r)
+        x, t, everything = self.x[rows], self.t[rows], torch.arange(len(self.t), device=self.t.device)
+        rows = everything[rows]
+        shift = process.sigma(t, x)
+        clean: Tensor | None = None
+
+        def moves(delta: Tensor) -> Tensor:
+            nonlocal clean
+            x_moved = x + shift * delta
+            if clean is None:
+                clean, moved = self.output(attacked, torch.cat([x, x_moved]), torch.cat([rows, rows])).split(n)
+                clean = process.to_eps(clean, x, t).detach()
+            else:
+                moved = self.output(attacked, x_moved, rows)
+            return process.to_eps(moved, x_moved, t) - clean
+
+        with frozen(self.model) as attacked:
+            delta = perturb(moves, r, start)
+        x_moved = x + shift * delta
+        both = self.output(self.model, torch.cat([self.x, x_moved]), torch.cat([everything, rows]))
+        output, moved = both.split([len(self.t), n])
+        return output, Pushed(delta, process.to_eps(output[rows], x, t), process.to_eps(moved, x_moved, t))
+
+    def _one_by_one(self, perturb: Perturb, rows: Rows, r: Tensor, start: Tensor) -> tuple[Tensor, Pushed]:
+        """A pass at a time; all those over the rows start from one random state, so that they share dropout masks."""
+        process = self.process
+        x, t = self.x[rows], self.t[rows]
+        shift = process.sigma(t, x)
+        before = RandomState(x.device)
+        output = self.output(self.model, self.x)
+        after = RandomState(x.device)
+        random = before != after
+
+        def predict(model: Callable[..., Any], x: Tensor) -> Tensor:
+            if random:
+                before.restore()
+            return process.to_eps(self.output(model, x, rows), x, t)
+
+        alone = random and not isinstance(rows, slice)  # the masks of the whole batch are not those of its rows
+        clean = predict(self.model, x) if alone else process.to_eps(output[rows], x, t)
+        fixed = clean.detach()
+        with frozen(self.model) as attacked:
+            delta = perturb(lambda delta: predict(attacked, x + shift * delta) - fixed, r, start)
+        moved = predict(self.model, x + shift * delta)
+        if random:
+            after.restore()
+        return output, Pushed(delta, clean, moved)
+
+
+def _padded(values: Tensor, batch: int) -> Tensor:
+    """``values`` with the last repeated up to one of few lengths: kernels are prepared anew for each size they meet."""
+    n = len(values)
+    unit = 4 if n <= 16 else 8 if n <= 64 else 16
+    length = max(n, min(-(-n // unit) * unit, batch // 4))
+    return torch.cat([values, values[-1:].expand(length - n, *values.shape[1:])]) if length > n else values
+
+
+def _follow(value: Any, rows: Rows, batch: int) -> Any:
+    """The conditioning of the pushed rows; anything without one row per sample is passed on as it is."""
+    if isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch:
+        return value[rows]
+    if isinstance(value, dict):
+        return {k: _follow(v, rows, batch) for k, v in value.items()}
+    return value
