@@ -145,6 +145,19 @@ TABLE = {
 }
 
 
+def test_the_experiment_of_the_readings_makes_the_table():
+    from atdm.experiments import readings
+
+    found = readings.theory(power_law(), readings.shrinkages())
+    lines = readings.theory_table(readings.NATURAL, 3072, found).rows
+    made = {(None if line[0] == "ddpm" else line[0], line[1] or "ddpm"): line[2:5] for line in lines[: len(TABLE)]}
+    assert made.keys() == TABLE.keys()
+    for key, expected in TABLE.items():
+        assert made[key] == pytest.approx(expected, rel=0.02, abs=0.05)
+    order = {reading: claim.holds for reading, claim in zip(READINGS, readings.claims_of_theory(found), strict=True)}
+    assert order == {name: name in ("published", "beta at least 0.05") for name in READINGS}
+
+
 @pytest.mark.parametrize(("name", "kind"), TABLE)
 def test_the_table_by_which_the_reading_was_chosen(name, kind):
     """An independent computation of the same table: natural spectrum i^-1.35, 3,072 directions, std 0.5, 1,000 DDPM steps."""

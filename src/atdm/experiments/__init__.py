@@ -44,6 +44,11 @@ SUBSPACE = "subspace:"  # before data: their projection onto a subspace
 BUTTERFLIES = "hub:name=huggan/smithsonian_butterflies_subset"
 EXPERIMENTS: dict[str, Entry] = {
     "ray": Entry("ray", "how far the push reaches for several omega, beside the DDPM ray (figure 2c)"),
+    "readings": Entry(
+        "readings",
+        "what the published formulas may mean: every reading in linear theory and trained; --data: images, learned at 16x16",
+        "plane and digits",
+    ),
     "trajectories": Entry(
         "trajectories", "a plane with noise or outliers: reverse trajectories, divergence (figure 2a)"
     ),
