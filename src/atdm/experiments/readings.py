@@ -14,7 +14,8 @@ from ..objective.theory import READINGS, frechet, power_law, sampled_variance, s
 from ..plot import panels
 from ..pool import Tell, part
 from ..report import Row
-from ..training.config import ObjectiveConfig, recipe
+from ..training.config import ObjectiveConfig
+from ..training.recipes import recipe
 from . import by_scale, digits, plane
 from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
 from .runner.jobs import DDPM, Job, draw, grid, open_held_out, prepare, train
