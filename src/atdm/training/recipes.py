@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import unknown
 from .config import ObjectiveConfig, TrainConfig
+from .versions import require_version
 
 
 def recipe_file(name: str) -> Path:
