@@ -195,12 +195,12 @@ def test_mistakes_in_a_source_are_told(tmp_path):
         load_net(tmp_path)
 
 
-def test_learned_variances_are_refused(tmp_path):
+def test_other_outputs_than_the_inputs_or_twice_as_many_are_refused(tmp_path):
     from diffusers import UNet2DModel
 
     UNet2DModel(
         in_channels=1,
-        out_channels=2,
+        out_channels=3,
         block_out_channels=(8,),
         norm_num_groups=4,
         attention_head_dim=4,

@@ -8,6 +8,9 @@ from torch import nn
 
 from atdm.diffusion.process import Process
 from atdm.diffusion.sampling import sample
+from atdm.diffusion.steps import Sampling
+from atdm.errors import UserError
+from atdm.experiments.fewer_steps import sampling_of
 from atdm.objective import Draws, Objective
 from atdm.objective.perturb import RADII, WEIGHTS, ConstantRadius, Perturbation, PublishedRadius, RelativeWeight
 from atdm.objective.theory import BETAS, READINGS, frechet, optimum, power_law, sampled_variance, shrinkage
@@ -127,6 +130,45 @@ def test_sampled_variance_is_that_of_the_sampler():
     expected = sampled_variance(process, variance, lambda_c)
     torch.testing.assert_close(drawn.var(0).double(), expected, rtol=0.03, atol=0)
     assert (expected < 0.9 * variance).any()
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddpm-unrespaced"])
+@pytest.mark.parametrize("start", [None, 1.0])
+def test_sampled_variance_is_that_of_every_protocol(name, start):
+    """Fewer steps, respaced or not, from T-1 or begun late from N(0, I)."""
+    process, variance, every = Process.linear(100), torch.tensor([1.0, 0.1, 0.01]), torch.arange(100)
+    lambda_c = shrinkage(Objective("robust_rand", process), every)
+    gains = optimum(process, every, variance[None], lambda_c).float()
+    n, how = 20_000, Sampling(name, 25, start_ratio=start)
+    drawn = sample(lambda x, t: gains[t] * x, process, n, (3,), how, batch_size=n, seed=0)
+    expected = sampled_variance(process, variance, lambda_c, how)
+    torch.testing.assert_close(drawn.var(0).double(), expected, rtol=0.03, atol=0)
+    full = sampled_variance(process, variance, lambda_c)
+    assert ((expected / full - 1).abs().max() > 0.02) or name == "ddpm"
+
+
+def test_only_ancestral_sampling_has_a_closed_form():
+    with pytest.raises(UserError, match="no closed form for the sampler ddim"):
+        sampled_variance(LINEAR, power_law(4), torch.zeros(1000), Sampling("ddim", 10))
+
+
+# ddpm and published robust_adv on clean data at 500 and 300 of 1,000 steps.
+FEWER = {
+    "respaced": ((0.2, 23), (0.4, 22)),
+    "begun late": ((154, 178), (318, 337)),
+    "not respaced": ((216, 217), (420, 355)),
+}
+
+
+@pytest.mark.parametrize("protocol", FEWER)
+def test_what_fewer_steps_do_under_each_protocol(protocol):
+    """Respacing has no cliff. Of the two that have one, only the steps that keep their betas favour the robust model."""
+    clean = power_law()
+    for kind, place in (("ddpm", 0), ("robust_adv", 1)):
+        lambda_c = shrinkage(Objective(kind, LINEAR), torch.arange(1000))
+        for count, expected in zip((500, 300), FEWER[protocol], strict=True):
+            drawn = sampled_variance(LINEAR, clean, lambda_c, sampling_of(protocol, count, LINEAR))
+            assert frechet(drawn, clean).item() == pytest.approx(expected[place], rel=0.05, abs=0.05)
 
 
 # Squared Frechet distance to clean data: clean, noise of std 0.1 and of 0.2 on 90 % of the items.

@@ -58,7 +58,11 @@ EXPERIMENTS: dict[str, Entry] = {
         "butterflies", "butterfly photos on a subspace, with noise: exact error (figure 3)", BUTTERFLIES
     ),
     "random-vs-adversarial": Entry("random_vs_adversarial", "the same push, random or adversarial (tables)"),
-    "fewer-steps": Entry("fewer_steps", "quality against sampling steps, DDPM and DDIM samplers (table)"),
+    "fewer-steps": Entry(
+        "fewer_steps",
+        "fewer sampling steps under three protocols, and which shows the published pattern (table)",
+        "the plane and digits",
+    ),
     "images": Entry(
         "images",
         "CIFAR-10, CelebA and bedrooms, clean and with noise on 90 % of them (tables, figure 4)",

@@ -98,7 +98,9 @@ def work(job: Job, tell: Tell) -> Outcome:
     parts = prepare(job)
     reference = parts.dataset.reference
     # What is missing is told before the training.
-    spaces = [own_features(job, reference), *metrics.require(job.features)]
+    folder, set_name = Path(job.config.out).parent, job.options["set"]
+    own = own_features(folder, set_name, reference, job.config.data, job.options["own_steps"])
+    spaces = [own, *metrics.require(job.features)]
     trained = train(job, part(tell, 0, 0.75), parts)
     drawn = dict(zip((None, *STOPS), draw_stops(trained, part(tell, 0.75, 0.9), [None, *STOPS]), strict=True))
 
@@ -124,12 +126,17 @@ def work(job: Job, tell: Tell) -> Outcome:
     return Outcome(job, rows, {name: x.clone() for name, x in shown.items()})
 
 
-def own_features(job: Job, images: Tensor) -> metrics.Features:
-    """A small network of ``atdm features`` that knows the images of a set at their size; the first job of a set trains it."""
-    name = f"{job.options['set']}-features-{metrics.content_hash(images)}.safetensors"
-    path = Path(job.config.out).with_name(name)
+def own_features(folder: Path, name: str, images: Tensor, trained_on: str, steps: int) -> metrics.Features:
+    """A small network of ``atdm features`` that knows the images of a set at their size; the first job of a set trains it.
+
+    Args:
+        folder: where it is kept.
+        name: of the set.
+        trained_on: spec of the images.
+    """
+    path = folder / f"{name.split()[0].lower()}-features-{metrics.content_hash(images)}.safetensors"
     if not path.exists():
-        for _ in metrics.small_file(path, images, job.config.data, job.options["own_steps"]):
+        for _ in metrics.small_file(path, images, trained_on, steps):
             pass
     (space,) = metrics.require(f"small:file={path}")
     return space

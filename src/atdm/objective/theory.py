@@ -12,6 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..diffusion.process import Process
+from ..diffusion.sampling import open_solver
+from ..diffusion.steps import Sampling
+from ..errors import UserError
 from .equivariance import Objective
 
 # What the formulas of the sources may mean: specs of radius and weight. The first is what this package calls published.
@@ -56,21 +59,27 @@ def optimum(
 
 
 def sampled_variance(
-    process: Process, variance: Float[Tensor, "d"], lambda_c: Float[Tensor, "T"]
+    process: Process, variance: Float[Tensor, "d"], lambda_c: Float[Tensor, "T"], sampling: Sampling | None = None
 ) -> Float[Tensor, "d"]:
-    """Variances of what the DDPM sampler (all T steps, posterior variance) draws from the linear optimum for these data.
+    """Variances of what the DDPM sampler (posterior variance) draws from the linear optimum for these data.
 
     Args:
         process: variance preserving.
         lambda_c: of all timesteps, as of :func:`shrinkage`.
+        sampling: ddpm or ddpm-unrespaced, with its number of steps and where it begins; None: all T steps of ddpm.
     """
-    gains = optimum(process, torch.arange(process.steps), variance.double()[None], lambda_c)
+    how = sampling or Sampling("ddpm", process.steps)
+    if how.sampler not in ("ddpm", "ddpm-unrespaced"):
+        raise UserError(f"There is no closed form for the sampler {how.sampler}. Expected ddpm or ddpm-unrespaced.")
+    visited = open_solver(lambda x, t: x, process, (1, 1), how, generator=torch.Generator()).levels
+    following = [*visited[1:], -1] if how.sampler == "ddpm" else [t - 1 for t in visited]
+    gains = optimum(process, torch.tensor(visited), variance.double()[None], lambda_c[visited])
     abar = process.alphas.double().square()
     drawn = torch.ones_like(gains[0])
-    for t in range(process.steps - 1, -1, -1):
-        before = abar[t - 1] if t else abar.new_ones(())
+    for t, t_next, gain in zip(visited, following, gains, strict=True):
+        before = abar[t_next] if t_next >= 0 else abar.new_ones(())
         beta = 1 - abar[t] / before
-        denoised = (1 - (1 - abar[t]).sqrt() * gains[t]) / abar[t].sqrt()  # D = denoised x
+        denoised = (1 - (1 - abar[t]).sqrt() * gain) / abar[t].sqrt()  # D = denoised x
         mean = (before.sqrt() * beta * denoised + (1 - beta).sqrt() * (1 - before)) / (1 - abar[t])
         drawn = mean.square() * drawn + beta * (1 - before) / (1 - abar[t])
     return drawn
