@@ -20,6 +20,7 @@ from PIL import Image
 from atdm import pool
 from atdm.cli import main
 from atdm.data import load
+from atdm.diffusion.model import Model
 from atdm.diffusion.process import Process
 from atdm.errors import UserError
 from atdm.experiments import EXPERIMENTS, folder_of, module_of
@@ -250,7 +251,7 @@ def test_smoothness_of_a_gaussian_is_its_closed_form():
     from atdm.experiments.smoothness import smoothness
 
     process, variances = Process.linear(), (0.25, 0.01)
-    found = smoothness(gaussian_eps(process, variances), process, 2, n=32, steps=200)
+    found = smoothness(Model(gaussian_eps(process, variances), process, shape=(2,)), n=32, steps=200)
     t = torch.arange(999, -1, -5)
     a, s = process.alpha(t).double(), process.sigma(t).double()
     assert found.gain == pytest.approx((s**2 / (a**2 * 0.01 + s**2)).tolist(), rel=1e-4)  # the narrower direction
@@ -265,9 +266,9 @@ def test_isotropic_trajectories_are_straight_and_others_turn():
     from atdm.experiments.smoothness import smoothness
 
     process = Process.linear()
-    straight = smoothness(gaussian_eps(process, (0.25, 0.25)), process, 2, n=32, steps=50)
+    straight = smoothness(Model(gaussian_eps(process, (0.25, 0.25)), process, shape=(2,)), n=32, steps=50)
     assert straight.turning == pytest.approx(0, abs=1e-3)
-    assert smoothness(gaussian_eps(process, (0.25, 0.01)), process, 2, n=32, steps=50).turning > 0.1
+    assert smoothness(Model(gaussian_eps(process, (0.25, 0.01)), process, shape=(2,)), n=32, steps=50).turning > 0.1
 
 
 def test_jacobian_of_the_true_score_is_its_finite_difference(generator):
@@ -276,7 +277,7 @@ def test_jacobian_of_the_true_score_is_its_finite_difference(generator):
     process, plane = Process.linear(), load("plane:n=10").truth
     model = as_model(plane, process)
     x, t = plane.sample(8, generator), torch.full((8,), 150)
-    found = jacobian(model, process, x, t)
+    found = jacobian(Model(model, process), x, t)
     for j in range(3):
         step = 1e-2 * torch.eye(3)[j]
         difference = (model(x + step, t) - model(x - step, t)) / 2e-2

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import metrics, plot
 from ..data import load
+from ..diffusion.model import Model
 from ..diffusion.process import Process
 from ..pool import Tell, part
 from ..report import Row
@@ -44,14 +45,14 @@ def work(job: Job, tell: Tell) -> Outcome:
     n = job.options["n"]
     generator = torch.Generator().manual_seed(job.seed)
     errors = metrics.score_error(score, truth, process, ERROR_T, 16 * n, generator=generator).tolist()
-    found = smoothness(trained.net, process, 3, n, 100, job.seed, device)
+    found = smoothness(trained.model, n, 100, job.seed)
     rows = [row(trained, None, _values(found, errors), sampler="ddim", steps=100, samples=n)]
     rows += [
         row(trained, None, {"t": t, "score_error": e}, samples=16 * n) for t, e in zip(ERROR_T, errors, strict=True)
     ]
     tensors: dict[str, Any] = {"field": field(score, truth), "gain": (found.levels, found.gain), "errors": errors}
     if job.label == "ddpm":
-        ideal = smoothness(as_model(truth, process), process, 3, n, 100, job.seed)
+        ideal = smoothness(Model(as_model(truth, process), process, shape=(3,)), n, 100, job.seed)
         tensors["truth"] = (ideal.levels, ideal.gain)
         rows.append(_truth_row(trained, _values(ideal, [0.0])))
     return Outcome(job, rows, tensors)

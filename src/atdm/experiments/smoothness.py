@@ -1,7 +1,7 @@
 """How smooth a model is: its Jacobian along trajectories, how far they stretch, and how much they turn.
 
-All of it along the probability flow (DDIM), whose step is ``x' = alpha' D(x, t) + sigma' eps(x, t)``. Models are any
-``model(x, t)`` that returns eps and treats each item by itself; a truth is one through :func:`as_model`.
+All of it along the probability flow (DDIM), whose step is ``x' = alpha' D(x, t) + sigma' eps(x, t)``. Models treat each item
+by itself; a truth is the network of one through :func:`as_model`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..diffusion.model import Model
 from ..diffusion.process import Process
 from ..diffusion.sampling import trajectory
-from ..nets import call
+from ..diffusion.steps import Sampling
 
 
 def as_model(truth: Any, process: Process) -> Callable[[Tensor, Tensor], Tensor]:
@@ -29,13 +30,11 @@ def as_model(truth: Any, process: Process) -> Callable[[Tensor, Tensor], Tensor]
     return eps
 
 
-def jacobian(
-    model: Callable[..., Any], process: Process, x: Float[Tensor, "n d"], t: Int[Tensor, "n"]
-) -> Float[Tensor, "n d d"]:
+def jacobian(model: Model, x: Float[Tensor, "n d"], t: Int[Tensor, "n"]) -> Float[Tensor, "n d d"]:
     """``d eps_i / d x_j`` of the noise prediction at each point (1 / data units)."""
     with torch.enable_grad():
         at = x.detach().requires_grad_(True)
-        eps = process.to_eps(call(model, at, t), at, t)
+        eps = model.eps(at, t)
         lines = [
             torch.autograd.grad(eps[:, i].sum(), at, retain_graph=i + 1 < eps.shape[1])[0] for i in range(eps.shape[1])
         ]
@@ -62,31 +61,17 @@ class Smoothness:
     turning: float
 
 
-def smoothness(
-    model: Callable[..., Any],
-    process: Process,
-    d: int,
-    n: int = 256,
-    steps: int = 100,
-    seed: int = 0,
-    device: Any = "cpu",
-) -> Smoothness:
-    """Measure ``n`` trajectories from common noise."""
-    walk = trajectory(
-        model,
-        process,
-        (n, d),
-        generator=torch.Generator().manual_seed(seed),
-        sampler="ddim",
-        steps=steps,
-        device=device,
-    )
+def smoothness(model: Model, n: int = 256, steps: int = 100, seed: int = 0) -> Smoothness:
+    """Measure ``n`` trajectories of a model of vectors from common noise."""
+    process, device, (d,) = model.process, model.device, model.item_shape
+    generator = torch.Generator().manual_seed(seed)
+    walk = trajectory(model.net, process, (n, d), Sampling("ddim", steps), generator=generator)
     seen = [(s.t, s.x, s.eps) for s in walk]
     flow = torch.eye(d, device=device).expand(n, d, d).double()
     turned = torch.zeros(n, dtype=torch.float64, device=device)
     gains = []
     for i, (t, x, eps) in enumerate(seen):
-        j = jacobian(model, process, x, torch.full((n,), t, device=device)).double()
+        j = jacobian(model, x, torch.full((n,), t, device=device)).double()
         a, s = process.alphas[t].item(), process.sigmas[t].item()
         last = i + 1 == len(seen)
         a_next, s_next = (
