@@ -75,7 +75,7 @@ def add_sampling(parser: Any, steps: int, preserving: str = "ddim", late: bool =
         "--sampler", type=str | None, default=None, help=f"{names}; default: {preserving}, or euler of flows and EDM"
     )
     parser.add_argument("--steps", type=int, default=steps, help="of the sampler, from pure noise to the data")
-    add_label(parser)
+    parser.add_argument("--label", type=int | None, default=None, help="the class, of a class-conditional network")
     if late:
         parser.add_argument(
             "--start_ratio", type=float | None, default=None, help="begin at this sigma_t/alpha_t, from N(0, I)"
@@ -83,11 +83,6 @@ def add_sampling(parser: Any, steps: int, preserving: str = "ddim", late: bool =
         parser.add_argument(
             "--stop_ratio", type=float | None, default=None, help="stop at this sigma_t/alpha_t and return the denoised"
         )
-
-
-def add_label(parser: Any) -> None:
-    """The option of a network that is conditioned on classes."""
-    parser.add_argument("--label", type=int | None, default=None, help="the class, of a class-conditional network")
 
 
 def sampling_of(given: Any) -> Any:
