@@ -18,7 +18,7 @@ from ..objective.theory import frechet, power_law, sampled_variance, shrinkage
 from ..plot import panels as pictures
 from ..pool import Tell, part
 from ..report import Row, Table
-from ..training.config import recipe
+from ..training.recipes import recipe
 from . import by_scale, digits, images, plane
 from .runner.findings import Claim, Findings, Outcome
 from .runner.jobs import DDPM, RECOMMENDED, Job, draw, grid, published, recommended, train
