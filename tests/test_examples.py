@@ -2,8 +2,13 @@
 
 import copy
 import importlib.util
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -50,3 +55,29 @@ def test_only_the_adapters_of_a_lora_learn_and_are_saved(tmp_path, capsys):
         set_peft_model_state_dict(again, saved)
         with torch.no_grad():
             torch.testing.assert_close(again(*inputs).sample, unet(*inputs).sample)
+
+
+@pytest.mark.parametrize(
+    ("ends", "sent", "code", "requeued"),
+    [("exit 0", False, 0, False), ("exit 2", False, 2, False), ("", True, 130, True), ("exit 130", False, 130, False)],
+)
+def test_a_job_of_slurm_goes_on_when_it_was_stopped_and_only_then(tmp_path, ends, sent, code, requeued):
+    """With commands of the same names that are stopped as ``atdm`` is, and that note what ``scontrol`` is told."""
+    wait = "trap 'sleep 0.2; exit 130' TERM; touch started; while true; do sleep 0.05; done"
+    for name, text in (("atdm", ends or wait), ("scontrol", 'echo "$@" > requeued')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "17",
+        "SCRATCH": str(tmp_path),
+    }
+    job = subprocess.Popen(["bash", str(EXAMPLES / "slurm.sbatch")], cwd=tmp_path, env=environment)
+    if sent:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.02)
+        job.send_signal(signal.SIGUSR1)
+    assert job.wait(60) == code
+    assert (tmp_path / "requeued").exists() == requeued
+    if requeued:
+        assert (tmp_path / "requeued").read_text() == "requeue 17\n"

@@ -10,8 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from atdm.data import cache as caching
 from atdm.data import decode, images, load
+from atdm.data.source import Source, feed
 from atdm.errors import UserError
+from atdm.files import Damaged
+from atdm.training.train import Order
 
 
 def photo(seed, side=12, mode="RGB"):
@@ -102,18 +106,63 @@ def test_a_damaged_or_half_written_entry_is_made_again(cache, folder, decoded, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(decode, "_header", killed)  # all pixels written, but not yet complete
+        patch.setattr(caching, "_header", killed)  # all pixels written, but not yet complete
         with pytest.raises(KeyboardInterrupt):
             load(str(folder))
-    assert {f.suffix for f in cache.iterdir()} == {".json", ".lock"}
+    assert {f.suffix for f in cache.iterdir()} == {".json", ".lock", ".crc32"}
     (cache / file.with_suffix(".partial").name).write_bytes(b"what kill -9 leaves")
     assert torch.equal(load(str(folder)).x, whole)
     assert not [*cache.glob("*.partial*")]
 
 
+def flip(file, place):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("place", [3, 9, 20, 60, 127, 128, 200, -1])
+def test_a_flipped_bit_of_an_entry_is_noticed_and_the_images_are_decoded_again(cache, folder, decoded, place):
+    whole = load(str(folder)).x
+    (file,) = cache.glob("*.npy")
+    flip(file, place)
+    assert torch.equal(load(str(folder)).x, whole)
+    for other in (".json", ".crc32"):
+        content = file.with_suffix(other).read_bytes()
+        for damaged in (b"", content[:3], b"\xff" + content):
+            file.with_suffix(other).write_bytes(damaged)
+            assert torch.equal(load(str(folder)).x, whole)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_of_a_large_entry_items_are_checked_as_they_are_read(cache, folder, monkeypatch, workers):
+    monkeypatch.setattr("atdm.data.items.AT_ONCE", 0)
+    load(str(folder))
+    (file,) = cache.glob("*.npy")
+    flip(file, 128 + 2 * 3 * 12 * 12)
+    items = load(str(folder)).items
+    assert len(items[torch.tensor([0, 1, 3, 4])]) == 4
+    with pytest.raises(Damaged, match="item 2 is not as it was written"):
+        items[torch.tensor([1, 2])]
+    with pytest.raises(UserError) as problem:
+        list(feed(Source(items), Order(5, 5, 0), torch.arange(5), range(2), workers, pin=False))
+    assert str(problem.value) == (
+        f"{file} is damaged: item 2 is not as it was written. Remove that file, and the same command makes it again."
+    )
+
+
+def test_a_whole_entry_is_used_from_a_disk_that_cannot_be_written(cache, folder, monkeypatch):
+    whole = load(str(folder)).x
+    for lock in cache.glob("*.lock"):
+        lock.unlink()
+    monkeypatch.setattr(caching, "_made", lambda *_: pytest.fail("something was to be written"))
+    assert torch.equal(load(str(folder)).x, whole)
+    assert not [*cache.glob("*.lock")]
+
+
 def test_no_room_is_a_sentence_and_leaves_nothing(cache, folder, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(decode.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
+        patch.setattr(caching.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
         with pytest.raises(UserError, match=r"take 0.0 GB, and .* ATDM_CACHE=FOLDER"):
             load(str(folder))
 
@@ -121,7 +170,7 @@ def test_no_room_is_a_sentence_and_leaves_nothing(cache, folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(decode.os, "fsync", full)
+        patch.setattr(caching.os, "fsync", full)
         with pytest.raises(UserError, match=r"is full.*--cache false"):
             load(str(folder))
     assert {f.suffix for f in cache.iterdir()} == {".lock"}

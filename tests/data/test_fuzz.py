@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from atdm.data import load
-from atdm.data.decode import Framing, read
+from atdm.data.cache import read
+from atdm.data.decode import Framing
 from atdm.data.listing import Listing
 from atdm.data.pixels import formats
 from atdm.errors import UserError

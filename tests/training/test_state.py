@@ -5,11 +5,16 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from atdm.data.items import Mapped
+from atdm.errors import UserError
+from atdm.files import Sums
 from atdm.training import checkpoint, run
 from atdm.training.config import ObjectiveConfig, TrainConfig
 from helpers import atdm
@@ -306,3 +311,93 @@ def test_a_wish_to_stop_during_a_grid_saves_the_step_and_the_grid_is_drawn_later
     assert same(weights(tmp_path / "cut"), weights(whole))
     name = "samples/step-00000003.png"
     assert (tmp_path / "cut" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def pictures(folder, count, begin=0):
+    folder.mkdir(exist_ok=True)
+    for i in range(begin, begin + count):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    return folder
+
+
+CHANGES = {
+    "an image more": (
+        lambda folder: pictures(folder, 1, 9),
+        "of 6 items 0 are gone and 1 are new, the first at place 6",
+    ),
+    "an image less": (
+        lambda folder: (folder / "02.png").unlink(),
+        "of 6 items 1 are gone and 0 are new, the first at place 2",
+    ),
+    "another image": (
+        lambda folder: pictures(folder, 1, 9).joinpath("09.png").rename(folder / "01.png"),
+        "1 are gone and 1 are new",
+    ),
+    "another name": (lambda folder: (folder / "00.png").rename(folder / "99.png"), "the same items in another order"),
+    "another npz": (None, "of 8 items 1 are gone and 1 are new, the first at place 3"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_data_that_changed_since_the_run_began(tmp_path, capsys, change):
+    make, sentence = CHANGES[change]
+    words = [
+        "train",
+        "--net=mlp:width=16,depth=1",
+        "--batch_size=4",
+        "--objective.name=ddpm",
+        "--save_every=2",
+        f"--out={tmp_path}/run",
+    ]
+    data = tmp_path / "data.npz"
+    if make:
+        words.append(f"--data={pictures(tmp_path / 'photos', 6)}")
+    else:
+        words.append(f"--data={data}")
+        x = np.linspace(-1, 1, 24, dtype=np.float32).reshape(8, 3)
+        np.savez(data, samples=x)
+    assert atdm(capsys, *words, "--steps=2")[0] == 0
+    assert atdm(capsys, *words, "--steps=4")[0] == 0, "the same data"
+    if make:
+        make(tmp_path / "photos")
+    else:
+        x[3] *= 0.5
+        np.savez(data, samples=x)
+    before = sorted(
+        (p, p.stat().st_mtime_ns) for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"
+    )
+    code, _, err = atdm(capsys, *words, "--steps=6")
+    assert code == 2
+    assert sentence in err
+    assert "--changed_data true" in err
+    after = sorted(
+        (p, p.stat().st_mtime_ns) for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"
+    )
+    assert after == before
+    code, _, err = atdm(capsys, *words, "--steps=6", "--changed_data", "true")
+    assert code == 0, err
+    assert sentence in err
+    assert atdm(capsys, *words, "--steps=8")[0] == 0, "once told, the new data are the data of the run"
+    (tmp_path / "run" / "data.npz").write_bytes(b"PK damaged")
+    code, _, err = atdm(capsys, *words, "--steps=10")
+    assert code == 2
+    assert "without that file" in err
+    (tmp_path / "run" / "data.npz").unlink()
+    assert atdm(capsys, *words, "--steps=10")[0] == 0, "a run of an earlier version keeps none"
+
+
+def test_latents_are_checked(tmp_path):
+    path = tmp_path / "latents.npy"
+    x = np.arange(24, dtype="<f4").reshape(4, 6)
+    np.save(path, x)
+    assert len(Mapped(path)) == 4, "of an earlier version"
+    Sums.of(x).save(path)
+    Mapped(path).require_whole()
+    flip(path, 0.9)
+    with pytest.raises(UserError, match="is damaged: item 3"):
+        Mapped(path).require_whole()
+    for content in (b"", path.read_bytes()[:-4], b"text"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="is damaged"):
+            Mapped(path)

@@ -16,7 +16,8 @@ from .. import memory
 from .. import spec as specs
 from ..errors import UserError, nearest
 from . import arrays, images
-from .decode import Framing, Progress, read
+from .cache import read
+from .decode import Framing, Progress
 from .files import Files
 from .items import Floats, Items, Pixels, every
 from .pixels import MAX_PIXELS

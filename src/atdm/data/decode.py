@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import math
 import os
-import shutil
-import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import memory
 from ..errors import UserError, unknown
 from ..text import one_line
-from .items import Pixels
 from .listing import Listing, require_handles
-from .pixels import MAX_PIXELS, UnknownScale, common_top, decode, extent, formats, settings, why
+from .pixels import UnknownScale, common_top, decode, extent, formats, settings, why
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -125,150 +117,11 @@ class Tally:
         ]
 
 
-class Read(NamedTuple):
-    """Pixels, sentences on what was converted or skipped, and the names of the unreadable images that were skipped."""
-
-    pixels: Pixels
-    notes: tuple[str, ...]
-    broken: tuple[str, ...]
-
-
 def _images(count: int) -> str:
     return f"{count} image was" if count == 1 else f"{count} images were"
 
 
-def read(
-    listing: Listing,
-    framing: Framing,
-    *,
-    skip_broken: bool = False,
-    cache: bool = True,
-    max_pixels: int = MAX_PIXELS,
-    progress: Progress | None = None,
-) -> Read:
-    """The pixels of images: decoded, converted, resized and cropped, or found in the cache.
-
-    Args:
-        listing: what there is.
-        framing: size and crop.
-        skip_broken: leave out what cannot be decoded.
-        cache: keep the pixels in a file under :func:`cache_folder` and map it, instead of keeping them in memory.
-        max_pixels: an image of more is not decoded.
-        progress: called with how many are done, and of how many.
-
-    Returns:
-        Pixels, all gray if every image is and else RGB, with what was converted or skipped.
-
-    Raises:
-        UserError: an unreadable image, mixed sizes without a size, no image left, or no room for the cache.
-    """
-    if max_pixels < 1:
-        raise UserError(f"max_pixels is {max_pixels}. Expected a positive number.")
-    if framing.side is not None:
-        many = min(listing.count, AT_ONCE) if cache else listing.count
-        memory.require(3 * framing.side**2 * many, f"{many} images of {framing.side}x{framing.side}", _SMALLER)
-    tally = Tally()
-    chunks = _decoded(listing, framing, skip_broken, max_pixels, tally, progress)
-    if not cache:
-        pixels = np.concatenate([*chunks])
-        return Read(
-            Pixels(pixels if tally.gray < tally.items else pixels[:, :1].copy()),
-            tuple(tally.sentences()),
-            tuple(tally.broken),
-        )
-    from filelock import FileLock
-
-    key = json.dumps([VERSION, listing.key, listing.all.key, asdict(framing), skip_broken, max_pixels])
-    path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # several processes of one run want the same file
-            if (found := _cached(path)) is None:
-                _write(path, chunks, tally, listing.count)
-                found = _cached(path)
-    except OSError as problem:
-        why = "is full" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else f"cannot be written ({problem.strerror})"
-        raise UserError(f"The cache of decoded images {path.parent} {why}. {_ELSEWHERE}") from problem
-    if found is None:
-        raise UserError(f"The cache file {path} cannot be read back. {_ELSEWHERE}")
-    return found
-
-
-_SMALLER = "Expected a smaller image_size or limit, or --cache true, which keeps the pixels on disk."
-_ELSEWHERE = (
-    "Expected room there, ATDM_CACHE=FOLDER on another disk, a smaller image_size or limit, "
-    "or --cache false, which keeps the pixels in memory."
-)
-
-
-def cache_folder() -> Path:
-    """Where decoded images are kept: ``$ATDM_CACHE``, or ``atdm`` in the user's cache folder. Safe to delete."""
-    if own := os.environ.get("ATDM_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "atdm"
-
-
-def _cached(path: Path) -> Read | None:
-    """A whole cache entry, or None. The notes are written first, so pixels never lack them."""
-    try:
-        about = json.loads(path.with_suffix(".json").read_text())
-        return Read(Pixels(path), tuple(about["notes"]), tuple(about["broken"]))
-    except (FileNotFoundError, ValueError, KeyError):  # ValueError: the file is shorter than its header says
-        return None
-
-
-def _write(path: Path, chunks: Iterator[np.ndarray], tally: Tally, most: int) -> None:
-    """Write the cache entry ``path``, whole or not at all; the caller holds its lock."""
-    scratch, gray = path.with_suffix(".partial"), path.with_suffix(".partial-gray")
-    try:
-        with open(scratch, "wb") as file:
-            file.seek(HEADER)
-            for chunk in chunks:
-                if file.tell() == HEADER:
-                    _require_room(path.parent, most * chunk[0].nbytes)
-                file.write(chunk.tobytes())
-            shape = (tally.items, *chunk.shape[1:])
-            file.seek(0)
-            file.write(_header(shape))
-            _sync(file)
-        if tally.gray == tally.items:  # three equal channels: keep one
-            wide = np.load(scratch, mmap_mode="r")
-            with open(gray, "wb") as file:
-                file.write(_header((tally.items, 1, *shape[2:])))
-                for at in range(0, tally.items, AT_ONCE):
-                    file.write(wide[at : at + AT_ONCE, :1].tobytes())
-                _sync(file)
-            os.replace(gray, scratch)
-        about = {"notes": tally.sentences(), "broken": tally.broken, "items": tally.items}
-        note = path.with_suffix(".partial-json")
-        note.write_text(json.dumps(about))
-        os.replace(note, path.with_suffix(".json"))
-        os.replace(scratch, path)
-    finally:
-        for left in (scratch, gray):
-            left.unlink(missing_ok=True)
-
-
-def _require_room(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise UserError(
-            f"The decoded images take {size / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free. {_ELSEWHERE}"
-        )
-
-
-def _header(shape: tuple[int, ...]) -> bytes:
-    """The first bytes of an .npy file of that shape, always as many: the shape is known only at the end."""
-    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", HEADER - 10) + text.ljust(HEADER - 11).encode() + b"\n"
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _decoded(
+def decoded(
     listing: Listing, framing: Framing, skip_broken: bool, max_pixels: int, tally: Tally, progress: Progress | None
 ) -> Iterator[np.ndarray]:
     """RGB pixels ``[k, 3, h, w]`` a few images at a time, decoded on all cores; ``tally`` keeps the count."""

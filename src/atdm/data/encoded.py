@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..diffusion.latent import AT_ONCE, Latents
 from ..errors import UserError
+from ..files import Sums
 from .source import Source
 
 
@@ -50,8 +51,8 @@ class Encoded:
         ]
         return torch.cat(parts)
 
-    def save(self, path: Path, progress: Callable[[int, int], None] | None = None) -> None:
-        """Write all latents to an .npy file, a few at a time.
+    def save(self, path: Path, progress: Callable[[int, int], None] | None = None) -> Sums:
+        """Write all latents to an .npy file, a few at a time, and return their checksums.
 
         Args:
             progress: called with how many are done, and of how many.
@@ -59,6 +60,7 @@ class Encoded:
         Raises:
             UserError: a latent is not finite.
         """
+        sums = []
         with open(path, "wb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (len(self), *self.item_shape)}
             np.lib.format.write_array_header_1_0(file, header)
@@ -69,6 +71,9 @@ class Encoded:
                         f"The autoencoder makes latents that are not finite of the items {int(rows[0])} to "
                         f"{int(rows[-1])}. Expected one whose weights work in float32."
                     )
-                file.write(z.numpy().astype("<f4").tobytes())
+                written = z.numpy().astype("<f4")
+                file.write(written.tobytes())
+                sums.append(Sums.of(written).values)
                 if progress:
                     progress(int(rows[-1]) + 1, len(self))
+        return Sums(np.concatenate(sums))

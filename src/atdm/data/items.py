@@ -10,7 +10,11 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, first_line
+from ..files import Damaged, Sums
+
+AT_ONCE = 2**27  # bytes of items that are checked when their file is opened
+AGAIN = "Remove that file, and the same command makes it again."
 
 
 @runtime_checkable
@@ -49,40 +53,85 @@ class Floats:
         return self.x[indices]
 
 
-class Mapped:
+class _Kept:
+    """An array in memory or mapped from an .npy file; of a file, items are checked as they are read, where it has checksums."""
+
+    def __init__(self, array: np.ndarray | Path) -> None:
+        self.path = array if isinstance(array, Path) else None
+        self.array = _opened(array) if isinstance(array, Path) else array
+        self.item_shape = tuple(self.array.shape[1:])
+        self._sums = None if self.path is None else Sums.load(self.path, len(self.array))
+
+    def __reduce__(self) -> tuple[type[_Kept], tuple[np.ndarray | Path]]:
+        return type(self), (self.path or self.array,)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def rows(self, indices: Int[Tensor, "b"]) -> np.ndarray:
+        """These items as they are kept.
+
+        Raises:
+            Damaged: one is not as it was written.
+        """
+        rows = indices.numpy()
+        items = self.array[rows]
+        if self._sums is not None and self.path is not None:
+            self._sums.require(items, rows, self.path)
+        return items
+
+    def sums(self) -> np.ndarray:
+        """The CRC-32 of each item."""
+        return Sums.of(self.array).values if self._sums is None else self._sums.values
+
+    def require_whole(self) -> None:
+        """Check all items of a file that is read in a moment; those of a larger one are checked when they are read.
+
+        Raises:
+            Damaged: one is not as it was written.
+        """
+        if self.array.nbytes <= AT_ONCE:
+            for rows in torch.arange(len(self)).split(4096):
+                self.rows(rows)
+
+
+class Mapped(_Kept):
     """Floats mapped from an .npy file, which another process then maps for itself."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.floats = np.load(path, mmap_mode="r")
-        self.item_shape = tuple(self.floats.shape[1:])
-
-    def __reduce__(self) -> tuple[type[Mapped], tuple[Path]]:
-        return Mapped, (self.path,)
-
-    def __len__(self) -> int:
-        return len(self.floats)
+        super().__init__(path)
+        if self.array.dtype != np.float32:
+            raise Damaged(f"{path} is damaged: it holds {self.array.dtype}. {AGAIN}")
 
     def __getitem__(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
-        return torch.from_numpy(self.floats[indices.numpy()])
+        return torch.from_numpy(self.rows(indices))
 
 
-class Pixels:
+class Pixels(_Kept):
     """Images as ``uint8``, in memory or mapped from an .npy file, which another process then maps for itself."""
 
     def __init__(self, pixels: UInt8[np.ndarray, "n c h w"] | Path) -> None:
-        self.path = pixels if isinstance(pixels, Path) else None
-        self.pixels = np.load(pixels, mmap_mode="r") if isinstance(pixels, Path) else pixels
-        self.item_shape = tuple(self.pixels.shape[1:])
-
-    def __reduce__(self) -> tuple[type[Pixels], tuple[np.ndarray | Path]]:
-        return Pixels, (self.path or self.pixels,)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
+        super().__init__(pixels)
+        if self.array.dtype != np.uint8 or self.array.ndim != 4:
+            raise Damaged(f"{pixels} is damaged: it holds {self.array.dtype} of {self.array.shape}. {AGAIN}")
 
     def __getitem__(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
-        return torch.from_numpy(self.pixels[indices.numpy()]).float().div_(127.5).sub_(1)
+        return torch.from_numpy(self.rows(indices)).float().div_(127.5).sub_(1)
+
+
+def _opened(path: Path) -> np.ndarray:
+    """The array of an .npy file, mapped.
+
+    Raises:
+        Damaged: it is none.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        return np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise
+    except Exception as problem:  # a header is Python, and may be damaged into any other
+        raise Damaged(f"{path} is damaged: {first_line(problem)}. {AGAIN}") from problem
 
 
 def every(items: Items, window: int | None = None) -> Float[Tensor, "n *item"]:

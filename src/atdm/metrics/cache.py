@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..data.cache import cache_folder
 from ..errors import UserError
 from ..files import Damaged, atomic, load_tensors, save_tensors
 from .distances import Moments, moments
@@ -28,13 +28,6 @@ class Reference:
 
     moments: Moments
     features: Float[Tensor, "m d"]
-
-
-def cache_folder() -> Path:
-    """``$ATDM_CACHE``, or ``atdm`` in the user's cache directory."""
-    if given := os.environ.get("ATDM_CACHE"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "atdm"
 
 
 def reference(space: FeatureSpace, x: Float[Tensor, "m *dims"], accelerator: Any = None) -> Reference:

@@ -248,6 +248,7 @@ class TrainConfig(Settings, DataConfig):
         metrics_samples: how many samples to draw for them.
         clip_sample: clip the denoised image to [-1, 1] at every sampling step, as the pipeline then does; null: yes for
             U-Nets on pixels, which need it while they are far from converged, but not of flow and edm, whose samplers cannot.
+        changed_data: go on with a run whose data are not those it began with; otherwise it is refused.
         keep: how many checkpoints to keep.
         threads: CPU threads; 0 leaves it to torch.
     """
@@ -266,6 +267,7 @@ class TrainConfig(Settings, DataConfig):
     metrics: str = "none"
     metrics_samples: int = 1000
     clip_sample: bool | None = None
+    changed_data: bool = False
     keep: int = 2
     threads: int = 0
     regularize_from: int = field(init=False, default=0)  # as the objective's start says; of auto once it has chosen
@@ -293,7 +295,7 @@ class TrainConfig(Settings, DataConfig):
     # What may differ between a run folder and the command that resumes it: nothing that changes the weights.
     FREE = (
         *("out", "log_every", "save_every", "sample_every", "metrics", "metrics_samples"),
-        "clip_sample",
+        *("clip_sample", "changed_data"),
         *("keep", "threads", "steps", "epochs", "cache", "workers"),
     )
     # What says how the data are read, for whoever reads them again.

@@ -110,6 +110,7 @@ def _encoded(source: Source, latents: Latents, folder: Path) -> Items:
     if not path.is_file():
         return fresh
     kept = Mapped(path)
+    kept.require_whole()
     if (len(kept), *kept.item_shape) != (len(fresh), *fresh.item_shape):
         raise UserError(
             f"{path} holds {len(kept)} latents of shape {list(kept.item_shape)}, and the data now give {len(fresh)} of "
@@ -137,7 +138,7 @@ def with_latents_kept(
     with FileLock(folder / ".latents.lock"):
         if not path.is_file():
             with atomic(path) as scratch:
-                encoded.save(scratch, progress)
+                encoded.save(scratch, progress).save(path)  # the checksums first: latents never lack them
     return dataclasses.replace(parts, source=dataclasses.replace(parts.source, items=Mapped(path)))
 
 

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..files import Hold, atomic, require_writable
 from . import checkpoint
 from .config import TrainConfig
+from .fingerprint import Fingerprint, require_same_data
 from .log import Log
 from .parts import Parts, build, with_latents_kept
 from .train import Diverged, State, Step, fit
@@ -56,7 +57,8 @@ def train(
         if main and folder.is_dir():
             hold.take()
         parts = parts or build(config, progress)
-        for note in parts.notes:
+        data, changed = require_same_data(parts.dataset, folder, config.changed_data, parts.latents is not None)
+        for note in (*parts.notes, *changed):
             tell(note)
         config = config.over(len(parts.source))
         state = State.create(parts.net, parts.config)
@@ -64,7 +66,7 @@ def train(
             folder.mkdir(parents=True, exist_ok=True)
             hold.take()
             _require_folder(config, folder)  # another process may have begun it meanwhile
-            _begin(config, folder, parts)
+            _begin(config, folder, parts, data)
         accelerator.wait_for_everyone()
         parts = with_latents_kept(parts, folder, accelerator.device, progress)
         for note in checkpoint.restore(folder, state):
@@ -87,13 +89,15 @@ def _require_folder(config: TrainConfig, folder: Path) -> None:
         config.require_same(checkpoint.read_config(folder), str(folder))
 
 
-def _begin(config: TrainConfig, folder: Path, parts: Parts) -> None:
+def _begin(config: TrainConfig, folder: Path, parts: Parts, data: Fingerprint | None) -> None:
     """Write what is known before the first step."""
     checkpoint.clean(folder)
     checkpoint.write_config(folder, config.as_dict())
     with atomic(folder / "objective.json") as scratch:
         scratch.write_text(json.dumps(dataclasses.asdict(parts.config.objective), indent=1))
     parts.truth.save(folder / "truth.npz")
+    if data is not None:
+        data.save(folder)
 
 
 def _steps(
