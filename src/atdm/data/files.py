@@ -13,7 +13,8 @@ import numpy as np
 from ..files import atomic
 from ..noise.blocks import Blocks, measure
 from ..noise.files import FileNoise
-from .decode import AT_ONCE, Framing, Progress, cache_folder
+from .cache import cache_folder
+from .decode import AT_ONCE, Framing, Progress
 from .listing import Listing
 from .pixels import MAX_PIXELS, formats, settings
 
