@@ -10,11 +10,13 @@ from typing import Any
 from ...errors import UserError
 from ...files import atomic
 from ...report import Table, markdown
-from .. import EXPERIMENTS, SUBSPACE, folder_of, label_of
+from .. import DEMO, EXPERIMENTS, SUBSPACE, folder_of, label_of
 
 PIXELS = 1000  # width of a picture
 PICTURES = 3  # of an experiment: the first ones of its figures
 INDEX = "README.md"
+SHOWN = {"demo": DEMO, **EXPERIMENTS}
+AFTERWARDS = "atdm reproduce --out reproduce --pages results"
 
 
 def write_pages(folder: Path, pages: Path) -> list[str]:
@@ -52,7 +54,7 @@ def page_of(place: str, record: Mapping[str, Any]) -> str:
         f"# {record['heading']}",
         f"<!-- Written by atdm reproduce --pages from {place}.json; edits are lost. -->",
         f"{summary[0].upper()}{summary[1:]}.",
-        f"```bash\n{record['command']} --pages results\n```",
+        f"```bash\n{_with_page(record['command'])}\n```",
         record["paragraph"],
     ]
     for title, caption in record["figures"].items():
@@ -65,7 +67,7 @@ def page_of(place: str, record: Mapping[str, Any]) -> str:
 def index(pages: Path) -> str:
     """The index of the pages in a folder: of each its command, and how many of its claims the numbers bear out."""
     found = [(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in pages.glob("*.json")]
-    order = [*EXPERIMENTS]
+    order = [*SHOWN]
     found.sort(key=lambda item: (order.index(item[1]["experiment"]), item[0]))
     rows = [
         [
@@ -89,11 +91,11 @@ def _results(folder: Path) -> dict[str, dict[str, Any]]:
     for file in sorted(folder.glob("*/numbers.json"), key=lambda file: file.parent.name):
         numbers = json.loads(file.read_text(encoding="utf-8"))
         name, data = numbers["provenance"]["experiment"], numbers["provenance"]["data"]
-        if name in EXPERIMENTS and file.parent.name == folder_of(name, data):
+        if name in SHOWN and file.parent.name == folder_of(name, data):
             found[file.parent.name] = {
                 "experiment": name,
                 "heading": name if data is None else f"{name}, {label_of(data)}",
-                "summary": EXPERIMENTS[name].summary,
+                "summary": SHOWN[name].summary,
                 "command": _command(name, numbers["provenance"]),
                 "made": _made(numbers["provenance"]),
                 "paragraph": file.with_name("paragraph.md").read_text(encoding="utf-8").strip(),
@@ -106,6 +108,8 @@ def _results(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _command(name: str, provenance: Mapping[str, Any]) -> str:
     seeds, words = provenance["seeds"], [f"atdm reproduce {name} --scale {provenance['scale']}"]
+    if name == "demo":
+        words = ["atdm demo --out reproduce/demo"]
     data = provenance["data"]
     if data is not None:  # a name is shown, a place on the machine that ran it is not
         hidden = f"{SUBSPACE}DATA" if data.startswith(SUBSPACE) else "DATA"
@@ -115,6 +119,11 @@ def _command(name: str, provenance: Mapping[str, Any]) -> str:
     if seeds[0]:
         words.append(f"--seed {seeds[0]}")
     return " ".join(words)
+
+
+def _with_page(command: str) -> str:
+    """The command, and what writes its page."""
+    return f"{command} --pages results" if command.startswith("atdm reproduce") else f"{command}\n{AFTERWARDS}"
 
 
 def _made(provenance: Mapping[str, Any]) -> str:
