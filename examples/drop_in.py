@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from sklearn.datasets import load_digits
 
-from atdm import Objective, Process  # 1
+from atdm import Objective  # 1
 
 STEPS = 100
 BATCH = 64
@@ -31,16 +31,18 @@ unet = UNet2DModel(
 noise_scheduler = DDPMScheduler(num_train_timesteps=1000)
 optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3)
 
-objective = Objective("robust_adv", Process.from_scheduler(noise_scheduler))  # 2: "ddpm" for plain training
+objective = Objective.auto(
+    images, noise_scheduler
+)  # 2: looks at how noisy they are; Objective("ddpm", ...) for plain training
 
 print(f"{'step':>5} {'loss':>8} {'denoise':>8} {'lambda_t * regularizer':>23} {'rms of delta':>13}")
-for step in range(1, STEPS + 1):
+for step in range(STEPS):
     x0 = images[torch.randint(len(images), (BATCH,))]
-    terms = objective(unet, x0)
+    terms = objective(unet, x0, step=step, steps=STEPS)  # the first half of the steps is plain training
     loss = terms.loss.mean()  # 3: in place of drawing t and noise, and mse_loss
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    if step == 1 or step % 10 == 0:
+    if step % 10 == 0 or step == STEPS - 1:
         denoise, regularizer = terms.denoise.mean().item(), (terms.weight * terms.regularizer).mean().item()
         print(f"{step:5d} {loss.item():8.4f} {denoise:8.4f} {regularizer:23.4f} {terms.delta_rms.mean().item():13.3f}")

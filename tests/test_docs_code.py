@@ -66,13 +66,15 @@ def digits(n: int) -> torch.Tensor:
 
 # What blocks of a page take for granted, and the files that they read.
 def readme(_: Path) -> dict:
-    return {"images": digits(512), "batch": digits(8), "unet": unet(), "noise_scheduler": DDPMScheduler()}
+    given = {"images": digits(512), "batch": digits(8), "step": 0, "steps": 10}
+    return {**given, "unet": unet(), "noise_scheduler": DDPMScheduler()}
 
 
 def getting_started(folder: Path) -> dict:
     for name in ("digits-model", "runs/digits"):
         DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(folder / name)
-    given = {"images": digits(16), "labels": torch.zeros(16, dtype=torch.long), "seed": 0}
+    given = {"images": digits(64), "batch": digits(16), "labels": torch.zeros(16, dtype=torch.long), "seed": 0}
+    given |= {"step": 5, "steps": 10}
     return {**given, "unet": Labelled(), "process": Process.linear(), "noise_scheduler": DDPMScheduler()}
 
 

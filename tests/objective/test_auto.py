@@ -111,7 +111,7 @@ def test_auto_needs_data():
 def test_a_run_of_auto_is_described_by_what_it_chose(tmp_path):
     parts = build(config(tmp_path, objective=ObjectiveConfig("auto"), corrupt="outliers:share=0.1"))
     assert isinstance(parts.objective, Objective)
-    assert parts.objective.gate == parts.chosen.gate
+    assert parts.objective.gate == parts.config.objective.gate
     assert parts.objective.perturbation.norm == "l2"
 
 

@@ -1,10 +1,11 @@
 """Training losses by name: ours (denoising with equivariance), its ablations, and rivals of other papers on the same path."""
 
 from .ambient import Ambient, AmbientBlind
-from .equivariance import ASCENTS, KINDS, Objective
+from .equivariance import Objective
 from .free import Free
 from .huber import PseudoHuber
 from .input_perturbation import InputPerturbation
+from .kinds import ASCENTS, KINDS
 from .sure import Sure
 from .terms import Draws, Loss, Rival, Terms
 

@@ -8,13 +8,17 @@ follows :func:`quiet_std`, and on clean data it closes: what is left is ddpm.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from .. import spec
 from ..errors import UserError
+from .perturb import RADII, WEIGHTS, Perturbation
 
 ITEMS = 4096  # that are looked at
 SIDE = 8  # of the patches in which images are looked at, pixels
@@ -95,3 +99,68 @@ def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0)
         "start": START,
         "gate": max(float(f"{GATE * std:.3g}"), 1e-6),  # below the first sigma_t / alpha_t nothing is pushed
     }
+
+
+def arguments(x: Float[Tensor, "n *item"], k: float = K) -> dict[str, Any]:
+    """The arguments of :class:`~atdm.objective.Objective` that :func:`constants` stand for; prints what they are."""
+    found = constants(x, k)
+    note = explain(found)
+    print(note)  # noqa: T201 (a person's own loop has no other place where it is said)
+    return {
+        "name": found["name"],
+        "radius": spec.build("radius", found["radius"], RADII),
+        "weight": spec.build("weight", found["weight"], WEIGHTS),
+        "perturbation": Perturbation(found["norm"], found["steps"], found["kappa"]),
+        "note": note,
+        **{name: found[name] for name in ("every", "start", "gate")},
+    }
+
+
+def explain(found: Mapping[str, Any]) -> str:
+    """What was chosen, as a sentence."""
+    gate = found["gate"] or 0.0
+    quiet = gate / GATE
+    if quiet < 1e-3:
+        return "objective auto: there are directions in which the data do not vary at all, so there is no corruption to remove: ddpm."
+    return (
+        f"objective auto: where the data vary least their std is {quiet:.3g}. robust_adv with gate {gate:g}, "
+        f"weight {found['weight']}, radius {found['radius']}, l2, in one of {found['every']} steps after {found['start']:.0%} of the "
+        f"training. If the corruption is noise, sampling with --stop_ratio {STOP * gate:.3g}, half the gate, reduces it further."
+    )
+
+
+def items_of(images: Any, seed: int = 0) -> Float[Tensor, "n *item"]:
+    """As many items as are looked at: of a tensor or data set a choice by ``seed``, of a loader or iterator the first.
+
+    Batches and items that are tuples hold the images first; of dictionaries they are the first tensor.
+
+    Raises:
+        UserError: there is nothing of floating point numbers in it.
+    """
+    if isinstance(images, Tensor | Dataset) and not isinstance(images, DataLoader):
+        n = len(images)  # type: ignore[arg-type]
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:ITEMS]  # as training chooses
+        found = images[order] if isinstance(images, Tensor) else torch.stack([_image(images[int(i)]) for i in order])
+    elif isinstance(images, Iterable):
+        batches: list[Tensor] = []
+        for batch in images:
+            batches.append(_image(batch))
+            if sum(map(len, batches)) >= ITEMS:
+                break
+        found = torch.cat(batches)[:ITEMS] if batches else torch.empty(0)
+    else:
+        raise UserError(f"The images are a {type(images).__name__}. Expected a tensor, data set, loader or iterator.")
+    if not found.is_floating_point():
+        raise UserError(f"The images are of {found.dtype}. Expected floating point numbers in [-1, 1].")
+    return found.detach().float().cpu()
+
+
+def _image(batch: Any) -> Tensor:
+    """The images of a batch, or the image of an item."""
+    values = batch.values() if isinstance(batch, Mapping) else [batch] if isinstance(batch, Tensor) else batch
+    first = (
+        next((value for value in values if isinstance(value, Tensor)), None) if isinstance(values, Iterable) else None
+    )
+    if first is None:
+        raise UserError(f"The data set gives a {type(batch).__name__} without a tensor. Expected images as tensors.")
+    return first

@@ -8,57 +8,46 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..diffusion.process import Process
-from ..errors import UserError, unknown
+from . import auto as automatic
+from .kinds import KINDS, Kind, due, require_kind, require_options
 from .passes import Moves, Passes, cost, rows_below
 from .perturb import Perturbation, PublishedRadius, PublishedWeight, Radius, Weight
 from .terms import Draws, Loss, Terms, item_mean
-
-ASCENTS = ("prediction", "residual")
-
-
-class _Kind(NamedTuple):
-    pushes: bool
-    adversarial: bool
-    equivariant: bool
-
-
-KINDS: dict[str, _Kind] = {
-    "ddpm": _Kind(pushes=False, adversarial=False, equivariant=False),
-    "robust_rand": _Kind(pushes=True, adversarial=False, equivariant=True),
-    "robust_adv": _Kind(pushes=True, adversarial=True, equivariant=True),
-    "inv_rand": _Kind(pushes=True, adversarial=False, equivariant=False),
-    "inv_adv": _Kind(pushes=True, adversarial=True, equivariant=False),
-}
 
 
 @dataclass(frozen=True)
 class Objective(Loss):
     """A training loss by one word: ``ddpm``, ``robust_rand``, ``robust_adv``, ``inv_rand`` or ``inv_adv``.
 
-    >>> objective = Objective("robust_adv", Process.from_scheduler(noise_scheduler))
+    >>> objective = Objective("robust_adv", noise_scheduler)
     >>> loss = objective(unet, x0).loss.mean()
+
+    :meth:`auto` chooses from the training data.
 
     Args:
         name: which objective.
-        process: the forward process; its ``prediction`` says what the network outputs.
+        process: the forward process, or a diffusers scheduler of it; its ``prediction`` says what the network outputs.
         radius, weight: how far to push and how much it counts.
         perturbation: norm, steps and step length of the push; random objectives use its norm only.
         gate: push only where ``sigma_t / alpha_t < gate`` (data units); None pushes everywhere.
         ascent: what the attack raises: how much the ``prediction`` moves (as published) or the ``residual`` of equivariance.
         detach_target: stop the gradient through the clean prediction in the target.
-        every: push in one of so many steps, as their timesteps decide, with so many times the weight: on average the same loss.
+        every: push in one of so many steps, with so many times the weight: on average the same loss. Which, the ``step`` of a
+            call decides, or its timesteps.
         seed: seeds the objective's own stream for beta and the start, used when a call brings no ``push_generator``.
+        start: share of the training that is plain denoising; calls then need ``step`` (from 0) and ``steps``.
+        note: what :meth:`auto` chose, in words.
     """
 
     name: str
-    process: Process
+    process: Process | Any
     radius: Radius = PublishedRadius()
     weight: Weight = PublishedWeight()
     perturbation: Perturbation = Perturbation()
@@ -67,37 +56,43 @@ class Objective(Loss):
     detach_target: bool = False
     every: int = 1
     seed: int = 0
+    start: float = 0.0
+    note: str = ""
     _streams: dict[torch.device, torch.Generator] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.name not in KINDS:
-            raise unknown("objective", self.name, KINDS)
-        if self.ascent not in ASCENTS:
-            raise unknown("ascent", self.ascent, ASCENTS)
-        if self.gate is not None and self.gate <= 0:
-            raise UserError(f"The gate is {self.gate}. Expected a noise level sigma_t/alpha_t > 0, or none.")
-        if self.every < 1:
-            raise UserError(f"every is {self.every}. Expected an integer >= 1: push in one of so many steps.")
-        if self.kind.adversarial and self.perturbation.steps < 1:
-            raise UserError(
-                f"{self.name} has {self.perturbation.steps} attack steps. Expected at least 1; "
-                f"for a random push use {self.name.replace('adv', 'rand')}."
-            )
+        require_kind(self.name)
+        require_options(self.name, self.ascent, self.gate, self.every, self.perturbation.steps)
+        if not isinstance(self.process, Process):
+            object.__setattr__(self, "process", Process.from_scheduler(self.process))
         if self.kind.pushes and not self.kind.adversarial and self.perturbation.steps:
             object.__setattr__(self, "perturbation", Perturbation(self.perturbation.norm, steps=0))
 
+    @classmethod
+    def auto(cls, images: Any, process: Process | Any, k: float = automatic.K, seed: int = 0) -> Objective:
+        """``robust_adv`` with gate and strength chosen from training data, as ``atdm train --objective auto``; says what it chose.
+
+        Args:
+            images: a tensor ``[n, *item]`` in [-1, 1], a data set, a loader, or an iterator of batches.
+            k: relative weight; more removes more noise, less stays closer to the data.
+        """
+        return cls(process=process, seed=seed, **automatic.arguments(automatic.items_of(images, seed), k))
+
     @property
-    def kind(self) -> _Kind:
+    def kind(self) -> Kind:
         return KINDS[self.name]
 
     def passes(self) -> dict[str, float]:
         share = 1.0 if self.gate is None else self.process.share_below(self.gate)
         return cost(share if self.kind.pushes else 0.0, self.perturbation.steps, self.every)
 
+    def due(self, t: Int[Tensor, "batch"]) -> bool:
+        return self.every == 1 or int(t.sum()) % self.every == 0
+
     def own(
         self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
     ) -> dict[str, Tensor]:
-        if not self.kind.pushes or (self.every > 1 and int(t.sum()) % self.every):
+        if not self.kind.pushes:
             return {}
         beta = 1 - torch.rand(shape[0], generator=stream, device=device)
         return {"beta": beta, "start": self.perturbation.start(shape, stream, device)}
@@ -110,9 +105,12 @@ class Objective(Loss):
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
         levels: Float[Tensor, "batch"] | None = None,
+        step: int | None = None,
+        steps: int | None = None,
         **conditioning: Any,
     ) -> Terms:
-        draws = draws or self.draw(x0.shape, x0.device, generator)
+        if draws is None:
+            draws = self.draw(x0.shape, x0.device, generator, pushes=due(self.start, self.every, step, steps))
         process, t = self.process, draws.t.to(x0.device, non_blocking=True)
         passes = Passes(model, process, process.mix(x0, draws.noise, t), t, conditioning)
 

@@ -14,9 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..diffusion.process import Process
-from ..nets import call
 from ..nets.passes import RandomState, frozen, known_random, remember_random
-from .terms import counted, full
+from .terms import counted, predicted
 
 Rows = Int[Tensor, "pushed"] | slice
 Moves = Callable[[Tensor], Tensor]  # delta -> eps(x + sigma delta) - eps(x), with frozen weights
@@ -74,7 +73,7 @@ class Passes:
     def output(self, model: Callable[..., Any], x: Tensor, rows: Rows = slice(None)) -> Tensor:
         """The output of ``model`` at states ``x`` that belong to these ``rows``."""
         conditioning = {k: _follow(v, rows, len(self.t)) for k, v in self.conditioning.items()}
-        return full(call(model, x, self.process.time(self.t)[rows], **conditioning))
+        return predicted(model, x, self.process.time(self.t)[rows], **conditioning)
 
     def push(self, perturb: Perturb, rows: Rows, r: Tensor, start: Tensor, attacked: bool) -> tuple[Tensor, Pushed]:
         """The output for the whole batch, and what became of its perturbed ``rows``.

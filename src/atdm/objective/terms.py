@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..diffusion.process import Process
 from ..errors import UserError
 from ..nets import call
+from .kinds import rank
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 LevelsFrom = Literal["truth", "items"] | None
@@ -113,17 +114,29 @@ class Loss(ABC):
         generator: torch.Generator | None = None,
         push_generator: torch.Generator | None = None,
         t_generator: torch.Generator | None = None,
+        pushes: bool | None = None,
     ) -> Draws:
         """The randomness for a batch of ``shape``: t and noise from ``generator``, the rest from the loss's own stream.
 
         So every loss sees the same timesteps and noise under the same seed. t comes from ``t_generator`` where one
-        is given; drawn on the CPU, it tells which rows a gate pushes without waiting for an accelerator.
+        is given; drawn on the CPU, it tells which rows a gate pushes without waiting for an accelerator. The loss's own stream
+        differs from process to process where torch.distributed runs.
+
+        Args:
+            pushes: whether this step draws what is the loss's own; None: as :meth:`due` says.
         """
         device = torch.device(device)
         t = self.process.draw(shape[0], t_generator or generator)
         noise = torch.randn(shape, generator=generator, device=device)
-        stream = push_generator or self._streams.setdefault(device, torch.Generator(device).manual_seed(self.seed))
-        return Draws(t, noise, **self.own(t, tuple(shape), device, stream))
+        if push_generator is None and device not in self._streams:
+            self._streams[device] = torch.Generator(device).manual_seed(self.seed + 104_729 * rank())
+        stream = push_generator or self._streams[device]
+        own = self.own(t, tuple(shape), device, stream) if (self.due(t) if pushes is None else pushes) else {}
+        return Draws(t, noise, **own)
+
+    def due(self, t: Int[Tensor, "batch"]) -> bool:
+        """Whether a step with these timesteps draws what is the loss's own."""
+        return True
 
     def own(
         self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
@@ -195,7 +208,7 @@ class Rival(Loss):
         draws = draws or self.draw(x0.shape, x0.device, generator)
 
         def predict(x_t: Tensor, t: Tensor) -> Tensor:
-            return full(call(model, x_t, self.process.time(t), **conditioning))
+            return predicted(model, x_t, self.process.time(t), **conditioning)
 
         return self.terms(predict, x0, draws.t.to(x0.device, non_blocking=True), draws, levels)
 
@@ -228,8 +241,21 @@ def counted(forwards: float, backwards: float, input_backwards: float = 0.0) -> 
     return {**named, "floor_over_ddpm": floor}
 
 
-def full(output: Tensor) -> Tensor:
-    """A network's output in at least single precision."""
+def predicted(model: Callable[..., Any], x: Tensor, time: Tensor, **conditioning: Any) -> Tensor:
+    """The network's output at states ``x`` in at least single precision; a network in half precision sees them so.
+
+    Raises:
+        UserError: the output has another shape than the states.
+    """
+    weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    half = weight is not None and weight.dtype in (torch.float16, torch.bfloat16)
+    output = call(model, x.to(weight.dtype) if half and weight is not None else x, time, **conditioning)
+    if output.shape != x.shape:
+        twice = output.dim() == x.dim() and output.shape[1] == 2 * x.shape[1]
+        hint = " Twice the channels are learned variances, which this loss does not train." if twice else ""
+        raise UserError(
+            f"The network turns {list(x.shape)} into {list(output.shape)}. Expected an output of the same shape.{hint}"
+        )
     return output if output.dtype == torch.float64 else output.float()
 
 

@@ -174,21 +174,6 @@ class ObjectiveConfig:
         )
 
 
-def explain_auto(chosen: ObjectiveConfig) -> str:
-    """What ``auto`` chose, as a sentence."""
-    from ..objective.auto import GATE, STOP
-
-    gate = chosen.gate or 0.0
-    quiet = gate / GATE
-    if quiet < 1e-3:
-        return "objective auto: there are directions in which the data do not vary at all, so there is no corruption to remove: ddpm."
-    return (
-        f"objective auto: where the data vary least their std is {quiet:.3g}. robust_adv with gate {gate:g}, "
-        f"weight {chosen.weight}, radius {chosen.radius}, l2, in one of {chosen.every} steps after {chosen.start:.0%} of the "
-        f"training. If the corruption is noise, sampling with --stop_ratio {STOP * gate:.3g}, half the gate, reduces it further."
-    )
-
-
 @dataclass(frozen=True)
 class DataConfig:
     """What to learn from, and how it is read.

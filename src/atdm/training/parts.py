@@ -25,7 +25,7 @@ from ..files import atomic
 from ..nets import build_net, count_parameters, flops, load_net, weights_hash
 from ..nets.mlp import MLP
 from ..objective import Loss, Objective, auto
-from .config import ObjectiveConfig, TrainConfig, explain_auto
+from .config import ObjectiveConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def build(
     bounded = dataset.kind == "image" and latents is None
     clips = objective.process.family == "vp" and bounded and not isinstance(net, MLP)
     clip = clips if config.clip_sample is None else config.clip_sample
-    notes = (*dataset.notes, *([explain_auto(config.objective)] if automatic else []))
+    notes = (*dataset.notes, *([auto.explain(vars(config.objective))] if automatic else []))
     return Parts(config, dataset, source, truth, net, objective, latents, clip, notes)
 
 

@@ -216,6 +216,7 @@ def fit(
     model, _ = accelerator.prepare(state.model, state.optimizer)
     update = Update(model, state.optimizer, accelerator, settings.grad_clip, settings.compile)
     plain = Objective("ddpm", objective.process)
+    first = max(settings.regularize_from, round(getattr(objective, "start", 0.0) * settings.steps))
     if objective.levels_from == "truth" and not isinstance(data, Source):
         raise UserError(
             f"{type(objective).__name__} needs the noise level of each item, and a tensor tells none. "
@@ -238,7 +239,7 @@ def fit(
     clock = time.perf_counter()
     while state.step < settings.steps:
         step = state.step
-        loss_of = objective if step >= settings.regularize_from else plain
+        loss_of = objective if step >= first else plain
         for group in state.optimizer.param_groups:
             group["lr"] = settings.lr_at(step)
         batch = next(batches).to(device, non_blocking=True)  # the rows of this process

@@ -1,0 +1,99 @@
+"""The objectives that one word names, and when they push."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ..errors import UserError, unknown
+
+
+class Kind(NamedTuple):
+    """Whether an objective pushes, whether the push is an attack, and whether the prediction is to move with it."""
+
+    pushes: bool
+    adversarial: bool
+    equivariant: bool
+
+
+KINDS: dict[str, Kind] = {
+    "ddpm": Kind(pushes=False, adversarial=False, equivariant=False),
+    "robust_rand": Kind(pushes=True, adversarial=False, equivariant=True),
+    "robust_adv": Kind(pushes=True, adversarial=True, equivariant=True),
+    "inv_rand": Kind(pushes=True, adversarial=False, equivariant=False),
+    "inv_adv": Kind(pushes=True, adversarial=True, equivariant=False),
+}
+
+
+ASCENTS = ("prediction", "residual")  # what an attack raises
+
+
+def require_kind(name: str) -> None:
+    """Refuse a name that no :class:`~atdm.objective.Objective` has, and say what makes that loss.
+
+    Raises:
+        UserError: it is no kind.
+    """
+    from . import RIVALS
+
+    if name in RIVALS:
+        raise UserError(
+            f"'{name}' is a loss of its own. Expected atdm.OBJECTIVES['{name}'](process) in place of Objective('{name}', process)."
+        )
+    if name == "auto":
+        raise UserError("auto is chosen from training data. Expected Objective.auto(images, process).")
+    if name not in KINDS:
+        raise unknown("objective", name, KINDS)
+
+
+def require_options(name: str, ascent: str, gate: float | None, every: int, attack_steps: int) -> None:
+    """Refuse options that an objective of this name cannot have (:class:`~atdm.errors.UserError`)."""
+    if ascent not in ASCENTS:
+        raise unknown("ascent", ascent, ASCENTS)
+    if gate is not None and gate <= 0:
+        raise UserError(f"The gate is {gate}. Expected a noise level sigma_t/alpha_t > 0, or none.")
+    if every < 1:
+        raise UserError(f"every is {every}. Expected an integer >= 1: push in one of so many steps.")
+    if KINDS[name].adversarial and attack_steps < 1:
+        raise UserError(
+            f"{name} has {attack_steps} attack steps. Expected at least 1; "
+            f"for a random push use {name.replace('adv', 'rand')}."
+        )
+
+
+def due(start: float, every: int, step: int | None, steps: int | None) -> bool | None:
+    """Whether optimizer step ``step`` (from 0) of ``steps`` makes a push; None: its timesteps are to decide.
+
+    Args:
+        start: share of the training before the first push.
+        every: of so many steps one makes a push.
+
+    Raises:
+        UserError: it cannot be told without the step.
+    """
+    if start > 0 and (step is None or steps is None):
+        raise UserError(
+            f"This objective is plain denoising for the first {start:.0%} of the training. "
+            "Expected objective(model, x, step=step, steps=steps), the number of the step from 0 and how many there are."
+        )
+    if step is None:
+        if every > 1 and world() > 1:
+            raise UserError(f"One step in {every} makes a push, the same one on all processes. Expected step=step.")
+        return None
+    first = round(start * steps) if start > 0 and steps is not None else 0
+    return step >= first and (step - first) % every == 0
+
+
+def world() -> int:
+    """How many processes train together."""
+    return torch.distributed.get_world_size() if _distributed() else 1
+
+
+def rank() -> int:
+    """Which of them this one is."""
+    return torch.distributed.get_rank() if _distributed() else 0
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
