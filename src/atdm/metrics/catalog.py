@@ -4,21 +4,56 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
 
 from ..errors import unknown
-from .distances import class_score, frechet, frechet_extrapolated, kernel_distance, neighbours
 from .exact import (
+    HasDistance,
+    HasModes,
+    HasResidual,
+    HasSpread,
     diverged_share,
     mode_mass_error,
     off_support_rms,
     outlier_share,
-    score_error,
     sliced_wasserstein,
     spread_ratio,
     wasserstein,
 )
-from .image import nearest_psnr, never_varying_noise, noise_std
+from .image import nearest_psnr, never_varying, never_varying_noise, noise_std
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a metric is computed from.
+
+    Args:
+        drawn: all samples.
+        samples: those that are finite.
+        reference: clean items, of the same shape.
+        truth: what is known exactly about the data, or None.
+        seed: of what is drawn at random.
+        outlier_threshold: distance from the support that makes an outlier, in data units.
+    """
+
+    drawn: Tensor
+    samples: Tensor
+    reference: Tensor
+    truth: object | None
+    seed: int
+    outlier_threshold: float
+
+    @property
+    def images(self) -> bool:
+        """Whether the items are images, and not vectors."""
+        return self.samples.dim() == 4
+
+    def generator(self) -> torch.Generator:
+        """A fresh source of randomness, the same for every metric."""
+        return torch.Generator().manual_seed(self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,96 +61,126 @@ class Metric:
     """What a number means.
 
     Args:
-        function: what computes it.
+        function: what computes it, or says by None that it does not apply; None for what is measured in feature spaces
+            (:func:`~atdm.metrics.measure.in_space`) or on the model itself.
         better: ``lower``, ``higher``, or ``one`` where the truth is a ratio of one.
         unit: data units, dB, ...; empty for a plain ratio or share.
         meaning: one sentence for reports and tables.
     """
 
-    function: Callable[..., Any]
+    function: Callable[[Seen], float | None] | None
     better: Literal["lower", "higher", "one"]
     unit: str
     meaning: str
 
 
+def _diverged(s: Seen) -> float:
+    return diverged_share(s.drawn, 10 * s.reference.abs().max().item())
+
+
+def _off_support(s: Seen) -> float | None:
+    return off_support_rms(s.samples, s.truth) if isinstance(s.truth, HasDistance | HasResidual) else None
+
+
+def _outliers(s: Seen) -> float | None:
+    known = isinstance(s.truth, HasDistance | HasResidual)
+    return outlier_share(s.samples, s.truth, s.outlier_threshold) if known else None  # type: ignore[arg-type]
+
+
+def _spread(s: Seen) -> float | None:
+    return spread_ratio(s.samples, s.truth, s.reference) if isinstance(s.truth, HasSpread) else None
+
+
+def _modes(s: Seen) -> float | None:
+    return mode_mass_error(s.samples, s.truth) if isinstance(s.truth, HasModes) else None
+
+
+def _noise(x: Tensor) -> float | None:
+    return noise_std(x) if x.dim() == 4 and min(x.shape[2:]) >= 8 else None
+
+
+def _never_varying(s: Seen) -> float | None:
+    known = s.images and bool(never_varying(s.reference).any())
+    return never_varying_noise(s.samples, s.reference) if known else None
+
+
 METRICS: dict[str, Metric] = {
     "diverged_share": Metric(
-        diverged_share, "lower", "", "Share of samples that are not finite or lie far outside the range of the data."
+        _diverged, "lower", "", "Share of samples that are not finite or lie far outside the range of the data."
     ),
     "off_support_rms": Metric(
-        off_support_rms, "lower", "data units", "Root mean square distance of the samples from the true support."
+        _off_support, "lower", "data units", "Root mean square distance of the samples from the true support."
     ),
-    "outlier_share": Metric(outlier_share, "lower", "", "Share of samples farther from the support than a threshold."),
+    "outlier_share": Metric(_outliers, "lower", "", "Share of samples farther from the support than a threshold."),
     "spread_ratio": Metric(
-        spread_ratio, "one", "", "Spread along the support over the true spread: below one, variety was lost."
+        _spread, "one", "", "Spread along the support over the true spread: below one, variety was lost."
     ),
     "mode_mass_error": Metric(
-        mode_mass_error, "lower", "", "Share of probability mass that sits in the wrong mode (total variation)."
+        _modes, "lower", "", "Share of probability mass that sits in the wrong mode (total variation)."
     ),
     "sliced_wasserstein": Metric(
-        sliced_wasserstein,
+        lambda s: sliced_wasserstein(s.samples, s.reference, generator=s.generator()),
         "lower",
         "data units",
         "Distance to clean data: the 2-Wasserstein distance of 1-D projections, rms over directions.",
     ),
     "wasserstein": Metric(
-        wasserstein,
+        lambda s: None if s.images else wasserstein(s.samples, s.reference, generator=s.generator()),
         "lower",
         "data units",
         "Exact 2-Wasserstein distance to clean data: the cost of moving one onto it.",
     ),
     "score_error": Metric(
-        score_error, "lower", "", "Relative error of the model's score against the analytic score, mean over t."
+        None, "lower", "", "Relative error of the model's score against the analytic score, mean over t."
     ),
     "noise_std": Metric(
-        noise_std,
+        lambda s: _noise(s.samples),
         "lower",
         "data units",
         "Noise left in a typical sample, by its finest wavelet details; fine content counts too.",
     ),
     "noise_std_reference": Metric(
-        noise_std, "lower", "data units", "The same estimate on the clean reference: what content alone contributes."
+        lambda s: _noise(s.reference),
+        "lower",
+        "data units",
+        "The same estimate on the clean reference: what content alone contributes.",
     ),
     "never_varying_noise": Metric(
-        never_varying_noise,
+        _never_varying,
         "lower",
         "data units",
         "Noise on the pixels that never vary in clean data, where it is exact.",
     ),
     "nearest_psnr": Metric(
-        nearest_psnr,
+        lambda s: nearest_psnr(s.samples, s.reference).median().item() if s.images else None,
         "higher",
         "dB",
         "Closeness of a typical sample to its nearest clean image; very high values are copies.",
     ),
     "frechet": Metric(
-        frechet,
+        None,
         "lower",
         "feature units squared",
         "Distance between Gaussians fitted to features of samples and clean data.",
     ),
     "frechet_extrapolated": Metric(
-        frechet_extrapolated,
+        None,
         "lower",
         "feature units squared",
         "The same distance extrapolated to infinitely many samples: without their finite-sample bias.",
     ),
     "kernel": Metric(
-        kernel_distance,
+        None,
         "lower",
         "",
         "Unbiased kernel distance (MMD) between features of samples and clean data; fit for few samples.",
     ),
-    "precision": Metric(neighbours, "higher", "", "Share of samples that lie among clean data, by nearest neighbours."),
-    "recall": Metric(
-        neighbours, "higher", "", "Share of clean data that lie among the samples, by nearest neighbours."
-    ),
-    "density": Metric(
-        neighbours, "one", "", "How many clean neighbourhoods a sample lies in, relative to what is expected."
-    ),
-    "coverage": Metric(neighbours, "higher", "", "Share of clean data that have a sample in their neighbourhood."),
+    "precision": Metric(None, "higher", "", "Share of samples that lie among clean data, by nearest neighbours."),
+    "recall": Metric(None, "higher", "", "Share of clean data that lie among the samples, by nearest neighbours."),
+    "density": Metric(None, "one", "", "How many clean neighbourhoods a sample lies in, relative to what is expected."),
+    "coverage": Metric(None, "higher", "", "Share of clean data that have a sample in their neighbourhood."),
     "class_score": Metric(
-        class_score, "higher", "", "Sureness and variety of the classes seen in the samples; blind to the clean data."
+        None, "higher", "", "Sureness and variety of the classes seen in the samples; blind to the clean data."
     ),
 }
 

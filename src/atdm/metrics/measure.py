@@ -13,25 +13,11 @@ from ..diffusion.model import Model
 from ..errors import UserError
 from ..spec import build
 from . import cache
+from .catalog import METRICS, Seen
 from .distances import SPLITS, SUBSET, class_score, frechet_distance, frechet_extrapolated, kernel_distance, moments
 from .distances import neighbours as nearest_neighbours
-from .exact import (
-    HasDistance,
-    HasModes,
-    HasResidual,
-    HasScore,
-    HasSpread,
-    diverged_share,
-    mode_mass_error,
-    off_support_rms,
-    outlier_share,
-    score_error,
-    sliced_wasserstein,
-    spread_ratio,
-    wasserstein,
-)
+from .exact import HasScore, score_error
 from .features import Features, FeatureSpace, Patches, Pca, Pixels
-from .image import nearest_psnr, never_varying, never_varying_noise, noise_std
 from .networks import DinoV2, EfficientNetLite, Inception, NetworkFeatures, Onnx, Timm
 from .results import Score
 from .small import Small
@@ -109,29 +95,16 @@ def measure(
     """
     _check(samples, reference)
     samples, reference = samples.detach().float().cpu(), reference.detach().float().cpu()
-    values = {"diverged_share": diverged_share(samples, 10 * reference.abs().max().item())}
-    samples = samples[samples.flatten(1).isfinite().all(1)]
-    if len(samples) < 2:
-        return _scores(values)
-    if isinstance(truth, (HasDistance, HasResidual)):
-        values["off_support_rms"] = off_support_rms(samples, truth)
-        values["outlier_share"] = outlier_share(samples, truth, outlier_threshold)
-    if isinstance(truth, HasSpread):
-        values["spread_ratio"] = spread_ratio(samples, truth, reference)
-    if isinstance(truth, HasModes):
-        values["mode_mass_error"] = mode_mass_error(samples, truth)
-    values["sliced_wasserstein"] = sliced_wasserstein(samples, reference, generator=_seeded(seed))
-    if samples.dim() == 2:
-        return _scores(values | {"wasserstein": wasserstein(samples, reference, generator=_seeded(seed))})
-    wanted = require(features) if isinstance(features, str) else features
-    spaces = [wanted] if isinstance(wanted, Features) else wanted
-    scores = [s for space in spaces for s in in_space(space.fit(reference), samples, reference, accelerator)]
-    values["nearest_psnr"] = nearest_psnr(samples, reference).median().item()
-    if min(samples.shape[2:]) >= 8:
-        values |= {"noise_std": noise_std(samples), "noise_std_reference": noise_std(reference)}
-    if never_varying(reference).any():
-        values["never_varying_noise"] = never_varying_noise(samples, reference)
-    return _scores(values) + scores
+    finite = samples[samples.flatten(1).isfinite().all(1)]
+    seen = Seen(samples, finite, reference, truth, seed, outlier_threshold)
+    names = list(METRICS) if len(finite) > 1 else ["diverged_share"]
+    found = {name: function(seen) for name in names if (function := METRICS[name].function) is not None}
+    scores = [Score(name, value) for name, value in found.items() if value is not None]
+    if seen.images and len(finite) > 1:
+        wanted = require(features) if isinstance(features, str) else features
+        spaces = [wanted] if isinstance(wanted, Features) else wanted
+        scores += [s for space in spaces for s in in_space(space.fit(reference), finite, reference, accelerator)]
+    return scores
 
 
 def in_space(
@@ -186,10 +159,6 @@ def score_errors(model: Model, truth: object, seed: int = 0) -> list[Score]:
     errors = score_error(score_fn, truth, process, timesteps, generator=_seeded(seed)).tolist()
     mean = Score("score_error", sum(errors) / len(errors), settings=f"mean over t = {timesteps}")
     return [mean, *(Score(f"score_error_t{t}", error) for t, error in zip(timesteps, errors, strict=True))]
-
-
-def _scores(values: dict[str, float]) -> list[Score]:
-    return [Score(name, value) for name, value in values.items()]
 
 
 def _check(samples: Tensor, reference: Tensor) -> None:

@@ -114,15 +114,9 @@ def open_net(folder: Path, source: str | Path) -> nn.Module:
     """
     from .mlp import MLP
 
-    modules = {"UNet2DModel": "diffusers", "MLP": MLP.__module__}
     subfolder = "unet" if (folder / "unet" / "config.json").is_file() else None
     try:
-        name = MLP.load_config(folder, subfolder=subfolder).get("_class_name")
-        if name not in modules:
-            raise UserError(
-                f"'{source}' holds a {name or 'model without a class name'}. Expected {' or '.join(modules)}."
-            )
-        kind = getattr(import_module(modules[name]), name)
+        kind = class_of(MLP.load_config(folder, subfolder=subfolder).get("_class_name"), source)
         net: nn.Module = kind.from_pretrained(folder, subfolder=subfolder)
     except UserError:
         raise
@@ -139,6 +133,25 @@ def open_net(folder: Path, source: str | Path) -> nn.Module:
         raise UserError(f"The weights of '{source}' are not finite ({broken}). Expected a model that did not diverge.")
     _keep_mean(net, source)
     return net
+
+
+def class_of(name: str | None, source: str | Path) -> Any:
+    """The class of a saved network: diffusers' U-Net, the MLP, or one beside the class of a row of ``NETS``.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    modules = {"UNet2DModel": "diffusers", "MLP": f"{__name__}.mlp"}
+    own = [kind.__module__ for kind in NETS.values() if hasattr(import_module(kind.__module__), name or "")]
+    if name is None or not (own or name in modules):
+        known = " or ".join([*modules, *(f"a network beside {kind}" for kind in dict.fromkeys(own))])
+        raise UserError(f"'{source}' holds a {name or 'model without a class name'}. Expected {known}.")
+    return getattr(import_module(modules.get(name) or own[0]), name)
+
+
+def is_unet(net: nn.Module) -> bool:
+    """Whether the network is one of convolutions at several resolutions, as diffusers configures them."""
+    return "block_out_channels" in getattr(net, "config", {})
 
 
 def _keep_mean(net: nn.Module, source: str | Path) -> None:

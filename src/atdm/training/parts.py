@@ -22,8 +22,7 @@ from ..diffusion.latent import Latents
 from ..diffusion.model import Model
 from ..errors import UserError
 from ..files import atomic
-from ..nets import build_net, count_parameters, flops, load_net, weights_hash
-from ..nets.mlp import MLP
+from ..nets import build_net, count_parameters, flops, is_unet, load_net, weights_hash
 from ..objective import Loss, Objective, auto
 from .config import ObjectiveConfig, TrainConfig
 
@@ -88,7 +87,7 @@ def build(
     name = config.net if config.net != "auto" else ("mlp" if dataset.kind == "vector" else "tiny")
     net = load_net(config.init, source.item_shape) if config.init else build_net(name, source.item_shape)
     bounded = dataset.kind == "image" and latents is None
-    clips = objective.process.family == "vp" and bounded and not isinstance(net, MLP)
+    clips = objective.process.family == "vp" and bounded and is_unet(net)
     clip = clips if config.clip_sample is None else config.clip_sample
     notes = (*dataset.notes, *([auto.explain(vars(config.objective))] if automatic else []))
     return Parts(config, dataset, source, truth, net, objective, latents, clip, notes)

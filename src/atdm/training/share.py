@@ -91,7 +91,7 @@ def export(
             by_hand=latents is not None and (process.family == "flow" or latents.shift != 0 or shape[1] != shape[2]),
             decoding=_decoding(latents),
             prediction=process.prediction,
-            own_class=type(model.net).__name__ == "MLP",
+            imported=_imported(model.net),
             where=json.dumps(one_line(name or out.name), ensure_ascii=False),
             few_steps=code(f"atdm sample {shlex.quote(name or out.name)} --sampler dpm-solver++ --steps 25"),
             item_shape=shape,
@@ -189,6 +189,14 @@ def _front(config: Mapping[str, Any], licence: str, stock: bool) -> str:
     if config["init"] and hub.is_name(config["init"]) and not Path(config["init"]).exists():
         front["base_model"] = config["init"]
     return yaml.safe_dump(front, sort_keys=False)
+
+
+def _imported(net: object) -> str:
+    """The statement that makes the class of the network known to diffusers; empty for its own."""
+    kind = type(net)
+    if kind.__module__.partition(".")[0] == "diffusers":
+        return ""
+    return f"from {'atdm' if kind.__module__.startswith('atdm.') else kind.__module__} import {kind.__name__}"
 
 
 def _lead(config: Mapping[str, Any], images: bool) -> str:
