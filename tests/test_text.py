@@ -84,6 +84,16 @@ def test_a_figure_draws_any_name(name):
     assert plot.data_uri(figure, 20).startswith("data:")
 
 
+def test_a_plain_stream_writes_the_same_characters_and_no_others(capsys):
+    import contextlib
+    import sys
+
+    with contextlib.redirect_stdout(text.Plain(sys.stdout)):
+        sys.stdout.write("a\x1b[1m\nb\udcff")
+        assert sys.stdout.isatty() is False
+    assert capsys.readouterr().out == "a\\x1b[1m\nb\\udcff"
+
+
 def test_tables_show_markup_as_text(capsys):
     from atdm.cli.common import print_table
 

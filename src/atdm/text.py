@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from typing import Any
 
 # What moves the cursor, colors, rings or turns the direction of text, and half characters of names that are no UTF-8.
 CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -13,6 +14,24 @@ PLACE = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?[.]{0,2}/(?:[^\s/,;|()]+/)*")  
 def plain(text: str) -> str:
     """Text as a terminal can show it: what controls it is written out, as in ``\\\\x1b``; lines stay lines."""
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class Plain:
+    """A stream that writes text as :func:`plain` shows it.
+
+    Args:
+        stream: takes it; what is meant to control the terminal goes there directly.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write ``text``."""
+        return int(self.stream.write(plain(text)) or 0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def short(text: str, most: int = 80) -> str:

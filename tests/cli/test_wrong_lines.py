@@ -250,3 +250,82 @@ def test_three_hundred_wrong_lines(capsys, folder, options, tmp_path, monkeypatc
     monkeypatch.setenv("HOME", str(tmp_path))
     for words in lines(options, folder, 300, "three hundred"):
         check(capsys, words)
+
+
+SENTENCES = [
+    (["train", "--limit", "true"], "The option limit is 'true'. Expected an integer or null."),
+    (["train", "--image_size", ""], "The option image_size is ''. Expected an integer or null."),
+    (["train", "--steps", "x"], "The option steps is 'x'. Expected an integer."),
+    (["train", "--lr", "x"], "The option lr is 'x'. Expected a number."),
+    (["train", "--cache=x"], "The option cache is 'x'. Expected true or false."),
+    (["train", "--precision", "fp61"], "Did you mean 'fp16'?"),
+    (["train", "--config", "nothing.yaml"], "nothing.yaml'. Expected a configuration in YAML, or the name of a recipe"),
+    (["train", "--config", "empty.yaml"], "it is empty. Expected a configuration in YAML"),
+    (["train", "--config", "utf16.yaml"], "it is not text in UTF-8"),
+    (["train", "--config", "list.yaml"], "not names with values"),
+    (["train", "--config", "."], "Is a directory"),
+    *(
+        (["train", "--data", "plane:n=40", "--process", f"{name}:steps=0"], "has 0 timesteps")
+        for name in ("linear", "cosine", "flow", "edm")
+    ),
+    (["attack", "x", "--budgets", "0,9e99"], "Expected numbers separated by commas"),
+    (["train", "--stepz", "3"], "Unknown option 'stepz'. Did you mean 'steps'?"),
+    (["train", "3"], "Nothing is expected at '3'"),
+    (["train", "--out"], "The option --out is without its value"),
+    (["train", "--seed", str(2**64)], "Expected an integer of at most 63 bits"),
+    (["train", "--threads", "100000"], "Expected at most 1024"),
+    (["train", "--data", ""], "The data set '' names nothing"),
+    (["train", "--data", "npz:"], "The data set 'npz:' names nothing"),
+    (["train", "--data", "/"], "everything on this disk"),
+    (["train", "--data", "plane:n=100000000000000"], "points would take"),
+    (["train", "--out", "x" * 5000], "File name too long (xxx"),
+    (["audit", "digits", "--out", "x" * 300], "File name too long"),
+    (["audit", "--json=x", "digits"], "takes no value, and has 'x'"),
+    (["audit"], "What is missing: data."),
+    (["corrupt", "--data", "digits"], "What is missing: corrupt, out."),
+    (["compare", "--train", "ddpm", "--data", "broken", "--scale", "smoke"], "Expected a whole image file.\n"),
+    (["features", "--data", "broken"], "--skip_broken true leaves such files out.\n"),
+    (["features", "--data", "broken", "--max_pixels", "10"], "A larger --max_pixels takes it"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), SENTENCES)
+def test_sentences_that_lead_somewhere(capsys, tmp_path, monkeypatch, words, sentence):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.yaml").write_bytes(b"")
+    (tmp_path / "utf16.yaml").write_bytes("steps: 1".encode("utf-16"))
+    (tmp_path / "list.yaml").write_text("- 1")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "z.png").write_bytes(b"text")
+    for i in range(3):
+        Image.new("RGB", (8, 8), (40 * i,) * 3).save(tmp_path / "broken" / f"{i}.png")
+    code, _, err = atdm(capsys, *words)
+    assert code == 2
+    assert sentence in err
+
+
+def test_infinity_is_a_number(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train = [
+        "train",
+        "--data",
+        "plane:n=40",
+        "--net",
+        "mlp:width=8",
+        "--steps",
+        "1",
+        "--batch_size",
+        "4",
+        "--threads",
+        "1",
+    ]
+    for words in (["--objective.kappa", "inf"], ["--objective.kappa=inf"]):
+        assert atdm(capsys, *train, *words, "--out", f"run{words[0]}")[0] == 0
+
+
+def test_only_commands_with_the_option_advise_it(options):
+    from atdm.cli.common import SKIPPING
+
+    assert {name for name, found in options.items() if "--skip_broken" in found} == {*SKIPPING}

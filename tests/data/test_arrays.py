@@ -151,3 +151,19 @@ def test_a_header_that_claims_more_than_memory_is_refused_before_it_is_taken(tmp
         archive.writestr("samples.npy", head.getvalue() + bytes(64))
     with pytest.raises(UserError, match=r"would take 49,152.0 GB of memory"):
         load(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("shape", [(4, 0), (4, 3, 0, 8), (4, 8, 0, 3)])
+def test_empty_items_are_refused(tmp_path, shape):
+    np.savez(tmp_path / "a.npz", samples=np.zeros(shape, np.float32))
+    with pytest.raises(UserError, match="which are empty"):
+        load(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.tar", "a.parquet"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    import os
+
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="a pipe or a device"):
+        load(str(tmp_path / name))

@@ -271,7 +271,7 @@ def test_the_limit_of_pixels_is_named_with_the_option_that_raises_it(tmp_path):
     for i in range(3):
         Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 40), dtype=np.uint8)).save(tmp_path / f"{i}.png")
     assert len(load(str(tmp_path), max_pixels=1600).x) == 3
-    with pytest.raises(UserError, match=r"0\.png: it has 1,600 pixels, and max_pixels is 1,599.*a larger --max_pixels"):
+    with pytest.raises(UserError, match=r"0\.png: it has 1,600 pixels, and max_pixels is 1,599.*A larger --max_pixels"):
         load(str(tmp_path), max_pixels=1599)
     with pytest.raises(UserError, match="Expected a positive number"):
         load(str(tmp_path), max_pixels=0)

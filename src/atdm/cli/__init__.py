@@ -8,7 +8,7 @@ import os
 import sys
 
 from ..errors import UserError, nearest
-from ..text import plain
+from ..text import Plain, plain
 from .common import SKIPPING, is_main
 from .faults import explain
 from .parser import SUMMARY
@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     with contextlib.ExitStack() as stack:
         if not is_main():  # of many processes one speaks
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        stack.enter_context(contextlib.redirect_stdout(Plain(sys.stdout)))
         stack.enter_context(STOP.listening())
         code = _run(words)
     sys.exit(code)

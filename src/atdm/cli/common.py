@@ -120,7 +120,10 @@ def numbers(text: str, option: str) -> list[float]:
         UserError: they are not.
     """
     try:
-        return [float(word) for word in text.split(",")]
+        found = [float(word) for word in text.split(",")]
+        if all(abs(number) <= 1e30 for number in found):
+            return found
+        raise ValueError("not finite")
     except ValueError:
         raise UserError(f"The {option} are '{text}'. Expected numbers separated by commas, such as 0,0.1,1.") from None
 
@@ -208,7 +211,7 @@ def _console(stderr: bool = False) -> Any:
                 raise BrokenPipeError
             self.quiet = True
 
-    return Screen(stderr=stderr)
+    return Screen(stderr=True) if stderr else Screen(file=getattr(sys.stdout, "stream", sys.stdout))
 
 
 def progress_bar(hidden: bool) -> Any:

@@ -18,6 +18,7 @@ from .common import (
     open_model,
     print_table,
     reading_of_data,
+    tell_notes,
 )
 from .parser import make_parser, positional
 
@@ -139,7 +140,7 @@ def _samples(given: Any, seed: int | None, dataset: Any) -> tuple[Any, dict[str,
     from ..training.checkpoint import load_weights
 
     if seed is None:
-        return _stored(given.samples), {"model": given.samples}, []
+        return _stored(given), {"model": given.samples}, []
     model = open_model(given).for_items(dataset.item_shape, given.model, "the reference")
     own = (Path(given.model) / "config.yaml").is_file()
     if given.weights == "raw" and own:
@@ -149,11 +150,14 @@ def _samples(given: Any, seed: int | None, dataset: Any) -> tuple[Any, dict[str,
     return samples, {"model": given.model, "weights": given.weights or ("ema" if own else "pipeline"), **made}, extra
 
 
-def _stored(path: str) -> Any:
-    from .. import metrics
+def _stored(given: Any) -> Any:
+    """The samples of a folder or file of arrays."""
     from ..data import load
 
-    return load(path).x if Path(path).is_dir() else metrics.read_samples(Path(path))
+    how = {name: given[name] for name in ("skip_broken", "cache", "max_pixels")}
+    dataset = load(given.samples, **how, hold_out=False)
+    tell_notes(dataset.notes)
+    return dataset.x
 
 
 def _title(given: Any, row: dict[str, Any], seeds: int) -> str:

@@ -30,8 +30,8 @@ def explain(message: str, options: Collection[str], program: str) -> str:
     if found := re.search(r"argument (?:-\w/)?(--[\w.]+): ignored explicit argument '(.*)'", text):
         return f"The option {found[1]} takes no value, and has '{short(found[2])}'. Expected it alone."
     where = re.search(r"[Pp]arser key \"([\w.]+)\":", text)
-    value = re.search(
-        r"(?:Got value:|Given value:|Unable to load config|File does not exist:) ?(.*?)(?: - Parser key.*)?$", text
+    value = re.search(r"Given value: ?(.*)$", text) or re.search(
+        r"(?:Got value:|Unable to load config|File does not exist:) ?(.*?)(?: - Parser key.*)?$", text
     )
     if where is None or value is None:
         return text

@@ -158,26 +158,32 @@ def spell(words: list[str], parser: Any) -> list[str]:
     """``words`` with the options as the parser spells them.
 
     ``-`` and ``_`` in a name are the same, an option that is true or false may stand alone, one that has a ``.name`` is that
-    where its value is no file, and ``~`` begins a path also where the shell leaves it, as in ``--out=~/x``.
+    where its value is no file, ``~`` begins a path also where the shell leaves it, as in ``--out=~/x``, and ``inf`` is a number.
     """
     known = {name.replace("-", "_"): (name, action) for name, action in _options(parser).items()}
-    spelled = []
+    spelled: list[str] = []
+    before = None  # the option that waits for its value
     for place, word in enumerate(words):
         option, equals, value = word.partition("=")
         name, action = known.get(option[2:].replace("-", "_"), ("", None))
         if not option.startswith("--") or not name:
-            spelled.append(_at_home(word))
+            spelled.append(_value(word, before))
+            before = None
             continue
         following = words[place + 1] if place + 1 < len(words) else ""
         if f"{name}.name" in known and not _is_configuration(value if equals else following):
             name = f"{name}.name"
         alone = getattr(action, "_typehint", None) is bool and following.lower() not in ("true", "false", "yes", "no")
-        spelled.append(f"--{name}=true" if alone and not equals else f"--{name}{equals}{_at_home(value)}")
+        spelled.append(f"--{name}=true" if alone and not equals else f"--{name}{equals}{_value(value, action)}")
+        before = None if equals else action
     return spelled
 
 
-def _at_home(value: str) -> str:
-    return os.path.expanduser(value) if value.startswith("~") else value
+def _value(text: str, action: Any) -> str:
+    """A value as the parser reads it: YAML writes infinity with a dot."""
+    if text.lower() in ("inf", "+inf", "-inf") and "float" in str(getattr(action, "_typehint", "")):
+        return text.lower().replace("inf", ".inf")
+    return os.path.expanduser(text) if text.startswith("~") else text
 
 
 def _is_configuration(value: str) -> bool:

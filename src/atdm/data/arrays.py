@@ -10,6 +10,7 @@ from jaxtyping import Shaped
 
 from .. import memory
 from ..errors import UserError, first_line
+from .listing import require_file
 
 NAMES = ("samples", "arr_0")  # what atdm writes, and what numpy and guided-diffusion do
 TOO_BRIGHT = 1.5  # images of which nothing is below 0 end at 1
@@ -55,6 +56,7 @@ _EXPECTED_NUMBERS = "floats, [n, d] or [n, 1 or 3 channels, height, width], or i
 
 def _opened(path: Path) -> tuple[str, np.ndarray]:
     """The array that holds the items, and its name in the file."""
+    require_file(path)
     try:
         file = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
         if isinstance(file, np.ndarray):
@@ -92,6 +94,10 @@ def _laid_out(x: np.ndarray, named: str) -> np.ndarray:
         UserError: neither.
     """
     shape = x.shape
+    if x.ndim > 1 and 0 in shape[1:]:
+        raise UserError(
+            f"{named} holds items of shape {list(shape[1:])}, which are empty. Expected {_EXPECTED_NUMBERS}."
+        )
     if x.dtype == np.uint8 and x.ndim == 3:
         return x[:, None]
     if x.ndim == 2 and x.dtype != np.uint8:

@@ -100,9 +100,8 @@ class Tally:
         out = [f"{_images(count)} {what}." for what, count in sorted(notes.items())]
         if self.broken:
             more = ", ..." if len(self.broken) > 3 else ""
-            out.append(
-                f"{len(self.broken)} unreadable images were skipped: {', '.join(map(one_line, self.broken[:3]))}{more}"
-            )
+            skipped = "unreadable image was" if len(self.broken) == 1 else "unreadable images were"
+            out.append(f"{len(self.broken)} {skipped} skipped: {', '.join(map(one_line, self.broken[:3]))}{more}")
         return [*out, *self._range()]
 
     def _range(self) -> list[str]:
@@ -182,10 +181,11 @@ def _common_top(listing: Listing, pool: ThreadPoolExecutor) -> int:
 def _broken(name: str, problem: Exception, skip_broken: bool, max_pixels: int, tally: Tally) -> None:
     require_handles(problem)
     if not skip_broken:
-        larger = ", or a larger --max_pixels" if "max_pixels" in (reason := why(problem, max_pixels)) else ""
+        reason = why(problem, max_pixels)
+        larger = "A larger --max_pixels takes it, " if "max_pixels" in reason else ""
         raise UserError(
-            f"Cannot read the image {name}: {reason}. Expected a whole image file{larger}.",
-            "--skip_broken true leaves such files out.",
+            f"Cannot read the image {name}: {reason}. Expected a whole image file.",
+            f"{larger}--skip_broken true leaves such files out.",
         ) from problem
     tally.broken.append(name)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import logging
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line, nearest
 from .folders import from_folder, search
-from .listing import Listing, by_split, joined, key_of, matching, of_one_set, split, stamp
+from .listing import Listing, by_split, joined, key_of, matching, of_one_set, require_file, split, stamp
 from .tars import from_tars
 
 __all__ = [
@@ -66,8 +69,11 @@ def from_parquet(pattern: str, column: str | None) -> tuple[Listing, Listing | N
     train, test, notes = by_split(files)
 
     def table(part: list[str]) -> Listing:
+        for file in part:
+            require_file(file)
         try:
-            rows = datasets.load_dataset("parquet", data_files=[glob.escape(file) for file in part], split="train")
+            with _quietly():
+                rows = datasets.load_dataset("parquet", data_files=[glob.escape(file) for file in part], split="train")
         except Exception as problem:  # datasets raises its own and pyarrow's
             raise UserError(
                 f"Cannot read parquet from {pattern}: {first_line(problem)}. Expected whole parquet files with the same columns."
@@ -75,6 +81,17 @@ def from_parquet(pattern: str, column: str | None) -> tuple[Listing, Listing | N
         return _from_table(rows, column, pattern if len(part) > 1 else part[0], key_of("parquet", *map(stamp, part)))
 
     return of_one_set(_noted(table(train), notes), table(test) if test else None)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """datasets without the lines it prints of what it then raises."""
+    logger = logging.getLogger("datasets")
+    kept, logger.level = logger.level, logging.CRITICAL + 1
+    try:
+        yield
+    finally:
+        logger.level = kept
 
 
 def _image_columns(file: str) -> list[str]:

@@ -155,6 +155,16 @@ def others(endings: Counter[str]) -> list[str]:
     return [f"{sum(endings.values())} left out (no images): {kinds}{more}"]
 
 
+def require_file(path: str | os.PathLike[str]) -> None:
+    """Refuse a pipe or a device, of which reading may never end; what is not there is for who opens it.
+
+    Raises:
+        UserError: it is one, or a folder.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{os.fspath(path)} is no file but a folder, a pipe or a device. Expected a file.")
+
+
 def require_handles(problem: BaseException) -> None:
     """Stop where too many files are open, which says nothing about the file that was to be read.
 

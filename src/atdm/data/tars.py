@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..errors import UserError, first_line
 from .folders import LISTED
-from .listing import Listing, key_of, left_out, matching, others, stamp
+from .listing import Listing, key_of, left_out, matching, others, require_file, stamp
 from .pixels import suffixes
 
 ALL = "*"
@@ -42,6 +42,7 @@ def from_tars(pattern: str | list[str], column: str | None) -> Listing:
     members: list[_Entry] = []
     lost: list[str] = []
     for number, file in enumerate(files):
+        require_file(file)
         try:
             members += _index(number, file, lost)
         except Exception as problem:  # tarfile raises its own and those of what it reads by

@@ -62,6 +62,7 @@ class Process:
         cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, prediction: str = "epsilon"
     ) -> Process:
         """Variance preserving with linear betas (Ho 2020); the betas scale with 1000/steps to keep the end point."""
+        _require_steps(steps)
         scale = 1000 / steps
         betas = torch.linspace(beta_start * scale, beta_end * scale, steps, dtype=torch.float64)
         schedule = {"beta_schedule": "linear", "beta_start": beta_start * scale, "beta_end": beta_end * scale}
@@ -70,6 +71,7 @@ class Process:
     @classmethod
     def cosine(cls, steps: int = 1000, prediction: str = "epsilon") -> Process:
         """Variance preserving with ``abar(u) = cos^2(pi/2 (u + 0.008) / 1.008)`` and betas capped at 0.999 (Nichol 2021)."""
+        _require_steps(steps)
         u = torch.arange(steps + 1, dtype=torch.float64) / steps
         abar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
@@ -87,6 +89,7 @@ class Process:
         """
         if not shift > 0:
             raise UserError(f"The shift of the flow is {shift}. Expected a number > 0, such as 1 or 3.")
+        _require_steps(steps)
         s = torch.arange(1, steps + 1, dtype=torch.float64) / steps
         s = shift * s / (1 + (shift - 1) * s)
         return cls._from_levels(s, prediction, {"shift": shift})
@@ -132,6 +135,7 @@ class Process:
             raise UserError(
                 "Diffusers means EDM's F by 'epsilon'. Expected the prediction edm, v_prediction, sample, score or flow."
             )
+        _require_steps(steps)
         ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
         low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
         sigma = (low + ramp * (high - low)) ** rho
@@ -322,3 +326,8 @@ PROCESSES: dict[str, Callable[..., Process]] = {
     "flow": Process.flow,
     "edm": Process.edm,
 }
+
+
+def _require_steps(steps: int) -> None:
+    if steps < 1:
+        raise UserError(f"The process has {steps} timesteps. Expected at least 1.")
