@@ -6,7 +6,10 @@ import re
 import pytest
 import torch
 
+from atdm.diffusion.model import Model
+from atdm.diffusion.process import Process
 from atdm.metrics import content_hash
+from atdm.nets import build_net
 from atdm.report import lab
 from atdm.report import sections as lab_report
 from helpers import atdm
@@ -39,12 +42,8 @@ def page(runs, tmp_path_factory):
         patch.setattr(torch, "get_num_threads", lambda: 1)
         models = [str(runs / "ddpm"), str(runs / "robust_adv")]
         plan = lab.Plan(8, (2, 4), (0.0, 0.01, 0.5), "pgd:steps=1,norm=l2", 4, 4)
-        work = lab.run(lab.jobs(models, plan), out)
-        while True:
-            try:
-                next(work)
-            except StopIteration as end:
-                return out.read_text(), json.loads(json.dumps(end.value, allow_nan=False))
+        told = lab.run(lab.jobs(models, plan), out, lambda done, total, label: None)
+        return out.read_text(), json.loads(json.dumps(told, allow_nan=False))
 
 
 def test_the_page_is_self_contained_and_has_every_section(page):
@@ -171,3 +170,21 @@ def test_runs_on_different_data_need_one_reference(runs, tmp_path):
     (other / "config.yaml").write_text(yaml.safe_dump({**config, "data": "digits:subspace=8"}))
     with pytest.raises(UserError, match="different data"):
         lab.jobs([str(runs / "ddpm"), str(other)], lab.Plan())
+
+
+@pytest.mark.parametrize(
+    ("family", "samplers"),
+    [("flow", {"euler", "heun"}), ("edm", {"euler", "dpm-solver++"}), ("cosine", {"ddpm", "ddim"})],
+)
+def test_the_samplers_are_those_of_the_family(family, samplers, tmp_path, capsys):
+    torch.manual_seed(0)
+    Model(build_net("mlp:width=8", (2,)), getattr(Process, family)()).save_pretrained(tmp_path / "model")
+    few = ["--n", "8", "--steps_list", "4,5", "--attacked", "4", "--attacked_steps", "4", "--attack", "fgsm:norm=l2"]
+    words = ["report", str(tmp_path / "model"), "--data", "moons:n=200", *few, "--budgets", "0.1"]
+    code, out, err = atdm(capsys, *words, "--out", str(tmp_path / "r.html"), "--json")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert {row["sampler"] for row in rows} == samplers
+    assert {row["steps"] for row in rows} == {4, 5}
+    assert all(row["last_ratio"] > 0 and row["start_ratio"] is None for row in rows)
+    assert "steps of a deterministic sampler" in (tmp_path / "r.html").read_text()
