@@ -80,8 +80,8 @@ PHASES = {
     "decoding": ("atdm.data.decode", "decode", ["train", "--data={photos}", "--out={out}/run"], "No step was made"),
     "sampling": ("atdm.nets.mlp", "MLP.forward", ["sample", "{run}", "--out={out}/a.npz"], "stopped by SIGTERM."),
     "exporting": (
-        "atdm.training.checkpoint",
-        "write_pipeline",
+        "atdm.diffusion.model",
+        "Model.write",
         [*TRAIN, "--steps=2", "--out={out}/run"],
         "All steps are",
     ),
