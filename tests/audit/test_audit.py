@@ -9,9 +9,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from sklearn.covariance import MinCovDet
 from torch import nn
 
-from atdm.audit import audit
+from atdm.audit import audit, outliers
+from atdm.audit.duplicates import ALIKE, image_duplicates
+from atdm.audit.outliers import image_outliers, shrink
 from atdm.audit.recipe import recommend
 from atdm.cli import main
 from atdm.corruption import corrupt
@@ -231,6 +234,50 @@ def test_three_copies_are_one_group():
     found = looked(x).duplicates
     assert found.groups == [[10, 40, 70]]
     assert found.extra == 2
+
+
+def test_the_index_finds_what_a_look_at_all_pairs_finds(photos):
+    rng = torch.Generator().manual_seed(1)
+    copies = photos[:60] + 0.03 * torch.randn(60, 3, 32, 32, generator=rng)
+    copies[::3] = copies[::3].flip(-1)
+    small = shrink(torch.cat([photos, copies]))
+    flat = small - small.mean((1, 2, 3), keepdim=True)
+    contrast = flat.square().mean((1, 2, 3)).sqrt()
+    expected = set()
+    for mirrored in (False, True):
+        other = flat.flip(-1) if mirrored else flat
+        distance = (flat[:, None] - other[None]).square().mean((2, 3, 4)).sqrt()
+        near = distance / (contrast[:, None] * contrast).sqrt() < ALIKE
+        expected |= {(int(i), int(j)) for i, j in near.nonzero() if i < j}
+    found = image_duplicates(small, np.zeros(len(small)))
+    assert {(pair.first, pair.second) for pair in found.pairs} == expected
+    assert len(expected) >= 60
+
+
+def test_many_copies_of_one_image_are_one_group(photos):
+    small = shrink(torch.cat([photos, photos[7:8].repeat(200, 1, 1, 1)]))
+    found = image_duplicates(small, np.zeros(len(small)))
+    assert sorted(i for group in found.groups for i in group) == [7, *range(300, 500)]
+
+
+# --- outliers ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("spec", ["none", "outliers:share=0.1", "blur:share=0.1,sigma=2", "patch:share=0.2,size=0.5"])
+@pytest.mark.parametrize("data", ["photos", "digits"])
+def test_outliers_are_those_of_a_covariance_from_random_starts_or_more_of_the_planted_ones(photos, data, spec):
+    clean = photos if data == "photos" else load("digits").x[:600]
+    dirty, truth = corrupt(clean, spec, 0)
+    small = shrink(dirty)
+    found = image_outliers(small, np.zeros(len(small)))
+    with pytest.MonkeyPatch.context() as patch:
+        theirs = MinCovDet(support_fraction=0.75, random_state=0)
+        patch.setattr(outliers, "_robust_distances", lambda x: theirs.fit(x).mahalanobis(x))
+        expected = image_outliers(small, np.zeros(len(small)))
+    clear = (np.abs(expected.score - 1) > 0.1) & (np.abs(found.score - 1) > 0.1)
+    ours, others = found.score[clear] >= 1, expected.score[clear] >= 1
+    planted = truth.dirty[clear]
+    assert (ours & planted).sum() >= (others & planted).sum()
+    assert (ours & ~planted).sum() <= (others & ~planted).sum()
+    assert clear.mean() > 0.9
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

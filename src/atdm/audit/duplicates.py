@@ -7,14 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
 ALIKE = 0.15  # root mean square difference over contrast below which two images show the same
 CANDIDATE = 0.95  # correlation of 8x8 thumbnails from which a pair is looked at
 NEIGHBOURS = 5  # pairs looked at for each image
 PLAIN = 0.05  # contrast below which images are too plain to tell
-BLOCK = 1024
+SEARCHED = 16  # directions of the index
+SEEN = 32  # nearest in the index of which the correlation is looked at
+BLOCK = 4096
 
 
 class Pair(NamedTuple):
@@ -50,18 +53,21 @@ def image_duplicates(small: Float[Tensor, "n c s t"], noise: Float[np.ndarray, "
     contrast = (flat.square().mean((1, 2, 3)) - white).clamp(min=0).sqrt()
     side = min(8, *small.shape[2:])
     thumbs = nn.functional.adaptive_avg_pool2d(flat.mean(1, keepdim=True), side)
+    rows, mirrors = _unit(thumbs), _unit(thumbs.flip(-1))
+    basis = _directions(rows, mirrors)
+    use = torch.nonzero(contrast >= PLAIN)[:, 0]
+    index = cKDTree((rows[use] @ basis).double().numpy(), leafsize=64) if len(use) else None
     found: dict[tuple[int, int], Pair] = {}
-    for mirrored in (False, True):
-        other = thumbs.flip(-1) if mirrored else thumbs
-        for i, j in _candidates(_unit(thumbs), _unit(other)):
-            if min(contrast[i], contrast[j]) < PLAIN:
-                continue
+    for mirrored in (False, True) if index is not None else ():
+        for part in use.split(BLOCK):
+            i, j = _candidates(rows, (mirrors if mirrored else rows), part, use, index, basis)
             image = flat[j].flip(-1) if mirrored else flat[j]
-            left = (flat[i] - image).square().mean() - white[i] - white[j]
-            distance = float(left.clamp(min=0).sqrt() / (contrast[i] * contrast[j]).sqrt())
-            key = (min(i, j), max(i, j))
-            if distance < ALIKE and (key not in found or distance < found[key].distance):
-                found[key] = Pair(*key, round(distance, 4), mirrored)
+            left = (flat[i] - image).square().mean((1, 2, 3)) - white[i] - white[j]
+            distance = left.clamp(min=0).sqrt() / (contrast[i] * contrast[j]).sqrt()
+            for at in torch.nonzero(distance < ALIKE)[:, 0].tolist():
+                key = (min(int(i[at]), int(j[at])), max(int(i[at]), int(j[at])))
+                if key not in found or distance[at] < found[key].distance:
+                    found[key] = Pair(*key, round(float(distance[at]), 4), mirrored)
     return _grouped(list(found.values()))
 
 
@@ -79,17 +85,41 @@ def _unit(thumbs: Float[Tensor, "n _ s t"]) -> Float[Tensor, "n d"]:
     return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
 
 
-def _candidates(rows: Float[Tensor, "n d"], others: Float[Tensor, "n d"]) -> list[tuple[int, int]]:
-    """For each row the most alike others, without itself."""
-    out = []
-    k = min(NEIGHBOURS, len(rows) - 1)
-    for at in range(0, len(rows), BLOCK):
-        likeness = rows[at : at + BLOCK] @ others.T
-        likeness[torch.arange(len(likeness)), torch.arange(at, at + len(likeness))] = -1
-        values, indices = likeness.topk(k, dim=1)
-        for row, column in (values >= CANDIDATE).nonzero().tolist():
-            out.append((at + row, int(indices[row, column])))
-    return out
+def _directions(rows: Float[Tensor, "n d"], mirrors: Float[Tensor, "n d"]) -> Float[Tensor, "d k"]:
+    """Those few directions in which thumbnails and their mirror images differ most: two that are alike are near along them."""
+    moment = (rows.T @ rows + mirrors.T @ mirrors).double()
+    return torch.linalg.eigh(moment).eigenvectors[:, -SEARCHED:].float()
+
+
+def _candidates(
+    rows: Float[Tensor, "n d"],
+    turned: Float[Tensor, "n d"],
+    part: Int[Tensor, "b"],
+    use: Int[Tensor, "m"],
+    index: cKDTree,
+    basis: Float[Tensor, "d k"],
+) -> tuple[Int[Tensor, "pairs"], Int[Tensor, "pairs"]]:
+    """Pairs of an item of ``part`` and one of those most alike to it, when turned.
+
+    Unit vectors of correlation c are sqrt(2 - 2c) apart, and no farther along some directions: the index finds all within
+    that, of which the correlation itself is then looked at.
+
+    Args:
+        index: the items in ``use`` along ``basis``.
+    """
+    near = index.query(
+        (turned[part] @ basis).double().numpy(), k=SEEN + 1, distance_upper_bound=(2 - 2 * CANDIDATE) ** 0.5 + 1e-6
+    )[1]
+    i, place = np.nonzero(near < len(use))
+    first, second = part[torch.from_numpy(i)], use[torch.from_numpy(near[i, place].astype(np.int64))]
+    alike = torch.full(near.shape, -1.0)
+    likeness = (turned[first] * rows[second]).sum(1)
+    alike[torch.from_numpy(i), torch.from_numpy(place)] = torch.where(first == second, -1.0, likeness)
+    columns = torch.full(near.shape, -1, dtype=torch.long)
+    columns[torch.from_numpy(i), torch.from_numpy(place)] = second
+    values, best = alike.topk(min(NEIGHBOURS, near.shape[1]), dim=1)
+    row, rank = (values >= CANDIDATE).nonzero(as_tuple=True)
+    return part[row], columns[row, best[row, rank]]
 
 
 def _grouped(pairs: list[Pair]) -> Duplicates:

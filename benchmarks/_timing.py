@@ -1,0 +1,19 @@
+"""Processor time of functions that take turns, so that a busy machine disturbs all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median processor seconds of each over some rounds, in each of which every function is called once."""
+    taken: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            begin = time.process_time()
+            function()
+            taken[name].append(time.process_time() - begin)
+    return {name: statistics.median(times) for name, times in taken.items()}
