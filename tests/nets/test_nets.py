@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from atdm.errors import UserError
-from atdm.nets import NETS, build_net, call, count_parameters, flops, load_net
+from atdm.nets import NETS, Perceptron, build_net, call, count_parameters, flops, load_net
 
 SHAPES = {"mlp": (3,), "digits": (1, 8, 8), "tiny": (3, 16, 16), "cifar10": (3, 32, 32), "celeba64": (3, 64, 64)}
 SMALL = {  # the same architectures, thinned so that a test takes no time
@@ -222,3 +222,15 @@ def test_flops_leave_modes_as_they_were():
     flops(net, (2,))
     assert net.training
     assert not frozen.training
+
+
+def test_a_network_that_cannot_fit_is_refused_before_memory_is_taken():
+    with pytest.raises(UserError, match=r"mlp:width=1000000 would take [\d.,]+ GB of memory, and [\d.,]+ GB are free"):
+        build_net("mlp:width=1000000", (3,))
+    torch.manual_seed(0)
+    net = build_net("mlp:width=8", (3,))
+    torch.manual_seed(0)
+    again = Perceptron(width=8)((3,))
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True)), (
+        "looking draws nothing"
+    )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import hub, spec
+from .. import hub, memory, spec
 from ..errors import UserError, first_line
 from ..files import require_sealed
 from .unet import CelebA64, Cifar10, Digits, Tiny
@@ -64,7 +64,11 @@ def build_net(text: str, item_shape: tuple[int, ...]) -> nn.Module:
     Raises:
         UserError: an unknown name or option, or a network that does not fit the shape.
     """
-    return spec.build("network", text, NETS)(tuple(item_shape))
+    maker = spec.build("network", text, NETS)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # its size, before memory is taken for it
+        size = sum(4 * p.numel() for p in maker(tuple(item_shape)).parameters())
+    memory.require(size, f"The network {text}", "Expected a smaller one.")
+    return maker(tuple(item_shape))
 
 
 def load_net(source: str | Path, item_shape: tuple[int, ...] | None = None) -> nn.Module:

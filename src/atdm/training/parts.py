@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import memory
 from ..corruption import Truth, parse_corruption, truth_of
 from ..corruption.levels import truth_levels
 from ..data import Dataset, load
@@ -82,6 +84,8 @@ def build(
         )
         objective = config.objective.build(process, config.seed)
     objective.require_items(source.item_shape)
+    size = 8.0 * config.batch_size * math.prod(source.item_shape)  # noise and a push for each item
+    memory.require(size, f"A batch of {config.batch_size:,} items", "Expected a smaller batch_size.")
     truth = truth_of(config.corrupt, len(source), tuple(dataset.items.item_shape), config.seed)
     torch.manual_seed(config.seed)
     name = config.net if config.net != "auto" else ("mlp" if dataset.kind == "vector" else "tiny")
