@@ -269,7 +269,7 @@ SENTENCES = [
         for name in ("linear", "cosine", "flow", "edm")
     ),
     (["attack", "x", "--budgets", "0,9e99"], "Expected numbers separated by commas"),
-    (["train", "--stepz", "3"], "Unknown option 'stepz'. Did you mean 'steps'?"),
+    (["train", "--stepz", "3"], "Unknown option 'stepz'. Did you mean 'steps'"),
     (["train", "3"], "Nothing is expected at '3'"),
     (["train", "--out"], "The option --out is without its value"),
     (["train", "--seed", str(2**64)], "Expected an integer of at most 63 bits"),
@@ -280,7 +280,7 @@ SENTENCES = [
     (["train", "--data", "plane:n=100000000000000"], "points would take"),
     (["train", "--out", "x" * 5000], "File name too long (xxx"),
     (["audit", "digits", "--out", "x" * 300], "File name too long"),
-    (["audit", "--json=x", "digits"], "takes no value, and has 'x'"),
+    (["audit", "--help=x", "digits"], "takes no value, and has 'x'"),
     (["audit"], "What is missing: data."),
     (["corrupt", "--data", "digits"], "What is missing: corrupt, out."),
     (["compare", "--train", "ddpm", "--data", "broken", "--scale", "smoke"], "Expected a whole image file.\n"),
