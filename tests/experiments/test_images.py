@@ -39,20 +39,31 @@ def test_an_unknown_recipe_names_the_nearest():
         recipe("cifar-cpu")
 
 
-def test_every_set_and_condition_has_both_models_alike():
+def test_every_set_and_condition_has_every_published_objective_alike():
     todo = images.jobs("cpu", [0], None)
-    places = {(job.options["set"], job.condition) for job in todo}
-    assert len(todo) == 2 * len(places)
-    assert places == {(name, condition) for name in images.SETS for condition in images.CONDITIONS}
-    by_place = {}
+    sets = [name for name in images.SETS if name != "imagenet64"]  # whose place is at scale paper
+    by_place: dict = {}
     for job in todo:
-        by_place.setdefault((job.options["set"], job.condition), []).append(job.config)
-    for plain, robust in by_place.values():
-        assert plain.objective.name == "ddpm"
-        assert robust.objective.name.startswith("auto:k=")
-        for field in ("data", "corrupt", "net", "steps", "batch_size", "lr", "seed", "image_size", "limit"):
-            assert getattr(plain, field) == getattr(robust, field)
+        by_place.setdefault((job.options["set"], job.condition), {})[job.label] = job.config
+    assert set(by_place) == {(name, condition) for name in sets for condition in images.CONDITIONS}
+    for found in by_place.values():
+        assert list(found)[:4] == ["ddpm", "robust_adv", "robust_rand", "auto"]
+        assert found["auto"].objective.name.startswith("auto:k=")
+        for label in ("robust_adv", "robust_rand"):
+            assert found[label].objective.weight == "published:lam=0.3"
+        for config in found.values():
+            for field in ("data", "corrupt", "net", "steps", "batch_size", "lr", "seed", "image_size", "limit"):
+                assert getattr(config, field) == getattr(found["ddpm"], field)
+    standard = by_place["cifar10", images.STANDARD]
+    assert {"inv_adv", "robust_adv, lambda 0.1", "robust_adv, lambda 0.5"} <= set(standard)
+    assert by_place["celeba", images.STANDARD]["robust_adv, late"].objective.start == images.LATE
     assert len({job.config.out for job in todo}) == len(todo)
+    assert {job.options["set"] for job in images.jobs("paper", [0], None)} == set(images.SETS)
+
+
+def test_a_folder_may_hold_some_of_the_sets(tmp_path):
+    (tmp_path / "celeba").mkdir()
+    assert {job.options["set"] for job in images.jobs("cpu", [0], str(tmp_path))} == {"celeba"}
 
 
 def test_a_folder_without_the_sets_is_refused(tmp_path):
@@ -64,7 +75,14 @@ def test_a_smoke_run_writes_numbers_and_grids(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     reproduce.run("images", tmp_path / "out", "smoke")
     found = json.loads((tmp_path / "out" / "images" / "numbers.json").read_text())
-    assert {r["method"] for r in found["rows"]} >= {"ddpm", "robust_adv", "ddpm, stopped at 0.3", images.REAL}
+    assert {r["method"] for r in found["rows"]} >= {
+        "ddpm",
+        "robust_adv",
+        "inv_adv",
+        "auto",
+        "ddpm, stopped at 0.3",
+        images.REAL,
+    }
     for row in found["rows"]:
         assert row["method"] == images.REAL or row["checkpoint"]
         assert math.isfinite(row["noise_std"])

@@ -21,7 +21,7 @@ from ..pool import Tell
 from ..report import Row, Table
 from ..training.config import TrainConfig
 from . import by_scale
-from .images import SETS, folder_below
+from .images import SETS, folders
 from .runner.findings import Claim, Findings, Outcome
 from .runner.jobs import Job
 from .runner.rows import cell, number, table_of, values_of
@@ -65,8 +65,8 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Look]:
     out = [look("digits", "digits", by_scale(scale, 600, 1500, 1500), None, seed, False) for seed in seeds]
     if data is not None and scale != "smoke":
         size = by_scale(scale, 8, 32, 64)
-        for name, title in SETS.items():
-            spec, side = str(folder_below(data, name)), 32 if name == "cifar10" else size
+        for name, folder in folders(data).items():
+            title, spec, side = SETS[name], str(folder), 32 if name == "cifar10" else size
             out += [look(title, spec, 2000, side, seed, saved) for seed in seeds for saved in (False, True)]
     return out
 

@@ -1,4 +1,4 @@
-"""Real images under heavy noise: clean, std 0.1 and 0.2 on 90 % of the images, ddpm beside robust_adv (tables, figure 4).
+"""Real images under heavy noise: every published objective beside ddpm and auto (tables, figure 4), and how far long training goes.
 
 Each model is a run folder below ``runs/images-SCALE``, made by the recipe of its data set: what is there already is not
 trained again, and what was interrupted goes on.
@@ -24,34 +24,55 @@ from ..training.config import ObjectiveConfig, TrainConfig
 from ..training.recipes import recipe
 from . import by_scale
 from .runner.findings import Claim, Findings, Outcome, at_most
-from .runner.jobs import Job, draw_stops, prepare, train
-from .runner.rows import mean_over_seeds, row, table_of, values_of
+from .runner.jobs import DDPM, Job, draw_stops, prepare, published, train
+from .runner.rows import mean_over_seeds, number, row, table_of, values_of
 
-SETS = {"cifar10": "CIFAR-10", "celeba": "CelebA", "bedroom": "bedrooms"}
+SETS = {"cifar10": "CIFAR-10", "celeba": "CelebA", "bedroom": "bedrooms", "imagenet64": "ImageNet-64"}
+STANDARD = "noise 0.2"
 CONDITIONS = {
-    "noise 0.2": "gaussian:share=0.9,std=0.2",
+    STANDARD: "gaussian:share=0.9,std=0.2",
     "clean": "none",
     "noise 0.1": "gaussian:share=0.9,std=0.1",
+    "noise 0.2 on 50 %": "gaussian:share=0.5,std=0.2",
 }
 STOPS = (0.3, 0.5)  # noise levels at which sampling is also stopped
 REAL = "clean training images"  # in place of samples: what no model can be expected to go below
+LATE = 0.8  # of the training is over when "robust_adv, late" begins to regularize
 # FID of the published evaluation: ddpm, robust_adv.
 PUBLISHED_FID = {
     ("cifar10", "clean"): (7.20, 28.68),
     ("cifar10", "noise 0.1"): (58.05, 24.70),
-    ("cifar10", "noise 0.2"): (102.68, 24.81),
-    ("celeba", "noise 0.2"): (96.03, 16.53),
-    ("bedroom", "noise 0.2"): (95.85, 44.27),
+    ("cifar10", STANDARD): (102.68, 24.81),
+    ("celeba", STANDARD): (96.03, 16.53),
+    ("bedroom", STANDARD): (95.85, 44.27),
+    ("imagenet64", "noise 0.1"): (97.6, 83.8),
+    ("imagenet64", STANDARD): (129.4, 80.3),
 }
 
 
-def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
-    """ddpm and robust_adv on every set and condition.
+def objectives(name: str, condition: str, own: ObjectiveConfig) -> dict[str, ObjectiveConfig]:
+    """What is trained on a set under a condition: ddpm, the published objectives, auto; where published, what else was tried.
 
     Args:
-        data: a folder that holds ``cifar10``, ``celeba`` and ``bedroom``, instead of what the recipes name.
+        own: auto, with the strength that suits the set.
     """
-    job = partial(
+    found = {"ddpm": DDPM, "robust_adv": published("robust_adv"), "robust_rand": published("robust_rand"), "auto": own}
+    if name == "cifar10" and condition in (STANDARD, "clean"):
+        found["inv_adv"] = published("inv_adv")
+    if name == "cifar10" and condition == STANDARD:
+        found |= {f"robust_adv, lambda {lam:g}": published("robust_adv", lam) for lam in (0.1, 0.5)}
+    if name == "celeba" and condition == STANDARD:
+        found["robust_adv, late"] = dataclasses.replace(published("robust_adv"), start=LATE)
+    return found
+
+
+def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
+    """Every objective on every set and condition.
+
+    Args:
+        data: a folder that holds some of ``SETS``, instead of what the recipes name.
+    """
+    base = partial(
         Job,
         samples=by_scale(scale, 32, 1000, 10_000),
         sampling=by_scale(scale, Sampling("ddpm", 5), Sampling("sde-dpm-solver++", 50), Sampling("ddpm", 1000)),
@@ -61,33 +82,48 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     )
     todo = []
     for seed in seeds:
-        for condition, corrupt in list(CONDITIONS.items())[: 2 if scale == "smoke" else None]:
-            for name in ["cifar10"] if scale == "smoke" else SETS:
-                base = smoke() if scale == "smoke" else recipe(by_scale(scale, "", f"{name}-cpu", name))
-                if data is not None and scale != "smoke":
-                    base = dataclasses.replace(base, data=str(folder_below(data, name)))
-                for label, objective in {"ddpm": ObjectiveConfig("ddpm"), "robust_adv": base.objective}.items():
-                    out = f"runs/images-{scale}/{name}-{condition.replace(' ', '-')}-{label}-{seed}"
-                    own: dict[str, Any] = {"out": out, "corrupt": corrupt, "objective": objective, "seed": seed}
-                    config = dataclasses.replace(base, **own, metrics="none", sample_every=0)
+        for name, config in configs(scale, data).items():
+            own = config.objective if config.objective.automatic else ObjectiveConfig("auto")
+            for condition, corrupt in list(CONDITIONS.items())[: 2 if scale == "smoke" else None]:
+                for label, objective in objectives(name, condition, own).items():
+                    place = "-".join(f"{name} {condition} {label} {seed}".replace(",", "").replace("%", "").split())
+                    out: dict[str, Any] = {"out": f"runs/images-{scale}/{place}", "metrics": "none", "sample_every": 0}
+                    changed = dataclasses.replace(config, corrupt=corrupt, objective=objective, seed=seed, **out)
                     options = {"set": name, "own_steps": by_scale(scale, 5, 300, 300)}
-                    todo.append(job(config=config, label=label, condition=condition, options=options))
+                    todo.append(base(config=changed, label=label, condition=condition, options=options))
     return todo
+
+
+def configs(scale: str, data: str | None) -> dict[str, TrainConfig]:
+    """The recipe of each set."""
+    if scale == "smoke":
+        return {"cifar10": smoke()}
+    names = [name for name in SETS if scale == "paper" or name != "imagenet64"]
+    found = {name: recipe(by_scale(scale, "", f"{name}-cpu", name)) for name in names}
+    if data is None:
+        return found
+    return {name: dataclasses.replace(found[name], data=str(place)) for name, place in folders(data, names).items()}
+
+
+def folders(data: str, names: Sequence[str] = ("cifar10", "celeba", "bedroom")) -> dict[str, Path]:
+    """The folders in ``data`` that are called as a set.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = {name: Path(data).expanduser() / name for name in names}
+    here = {name: folder for name, folder in found.items() if folder.is_dir()}
+    if not here:
+        raise UserError(
+            f"{data} holds no folder of a set. Expected some of {', '.join(names)} in it, each of images or parquet."
+        )
+    return here
 
 
 def smoke() -> TrainConfig:
     """Digits and a network that learns nothing."""
-    gated = ObjectiveConfig("robust_adv", "constant:r=1", "relative:k=5", "l2", 1, float("inf"), 0.2)
-    return TrainConfig(data="digits", limit=64, net="mlp:width=16,depth=1", objective=gated, steps=5, batch_size=8)
-
-
-def folder_below(data: str, name: str) -> Path:
-    folder = Path(data).expanduser() / name
-    if not folder.is_dir():
-        raise UserError(
-            f"There is no folder {folder}. Expected a folder that holds {', '.join(SETS)}, of images or parquet."
-        )
-    return folder
+    auto = ObjectiveConfig("auto")
+    return TrainConfig(data="digits", limit=64, net="mlp:width=16,depth=1", objective=auto, steps=5, batch_size=8)
 
 
 def work(job: Job, tell: Tell) -> Outcome:
@@ -145,109 +181,146 @@ def own_features(folder: Path, name: str, images: Tensor, trained_on: str, steps
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """The table, grids, and what the published evaluation leads one to expect."""
     rows = [r for o in outcomes for r in o.rows]
-    distances = [k for k in rows[0] if k.startswith(("frechet_", "kernel_"))]
-    frechets = [k for k in distances if k.startswith("frechet_") and "extrapolated" not in k]
-    sets, conditions = values_of(rows, "set"), values_of(rows, "condition")
+    reported = "; ".join(
+        f"{SETS[name]} {condition}: ddpm {a}, robust_adv {b}" for (name, condition), (a, b) in PUBLISHED_FID.items()
+    )
+    lead = (
+        "The published evaluation trains on images of which nine in ten carry Gaussian noise, without any label of which, "
+        f"and takes FID against clean images ({reported}). "
+        + by_scale(
+            scale,
+            "Here: digits.",
+            "Here 16x16 pixels, a network of 0.7M parameters that predicts v, a few thousand images and minutes of training, "
+            "far from converged; robust_adv, robust_rand and inv_adv have the published constants, auto is "
+            f"{_strengths(outcomes)}. Distances are comparable within the table only. The plain ddpm whose sampling stops "
+            "at a noise level stands beside them.",
+            "Here the published sizes and constants.",
+        )
+    )
+    return Findings(lead, claims(rows), rows, figures(outcomes), [table(rows)])
 
-    def of(key: str, **where: Any) -> float:
-        return mean_over_seeds(rows, key, **where)
 
-    claims = []
-    for name in sets:
-        for condition in conditions:
-            at = {"set": name, "condition": condition}
-            title = f"{SETS[name]}, {condition}"
-            if condition == "noise 0.2":
-                noise = (of("noise_std", method="robust_adv", **at), of("noise_std", method="ddpm", **at))
-                claims.append(
-                    at_most(f"{title}: residual noise at most half of ddpm's", *noise, 0.5, ("robust_adv", "ddpm"))
-                )
-                for key in frechets:
-                    pair = (of(key, method="robust_adv", **at), of(key, method="ddpm", **at))
-                    words = key.replace("_", " ")
-                    claims.append(
-                        at_most(f"{title}: {words} at most half of ddpm's", *pair, 0.5, ("robust_adv", "ddpm"))
-                    )
-                    # How far a network that short of converged is from clean images in any case.
-                    clean = of(key, method="ddpm", set=name, condition="clean")
-                    beyond = (pair[0] - clean, pair[1] - clean)
-                    title_beyond = f"{title}: {words} beyond that of ddpm on clean images at most half of ddpm's"
-                    claims.append(at_most(title_beyond, *beyond, 0.5, ("robust_adv", "ddpm")))
-            elif condition == "clean":
-                for key in frechets:
-                    pair = (of(key, method="robust_adv", **at), of(key, method="ddpm", **at))
-                    words = key.replace("_", " ")
-                    claims.append(
-                        at_most(f"{title}: {words} within 1.1 times ddpm's", *pair, 1.1, ("robust_adv", "ddpm"))
-                    )
-            if condition != "clean":
-                claims += [_beats_stopping(rows, key, at, title) for key in ("noise_std", frechets[0])]
+def table(rows: Sequence[Row]) -> Any:
+    """Every model under every condition."""
     columns = {
         "residual noise": "noise_std",
         "of clean data": "noise_std_reference",
-        **{k.replace("_", " "): k for k in distances},
+        **{k.replace("_", " "): k for k in rows[0] if k.startswith(("frechet_", "kernel_"))},
         "PSNR to nearest": "nearest_psnr",
     }
-    table = table_of(
+    return table_of(
         rows,
         {"data": "set", "training data": "condition", "model": "method"},
         columns,
         f"{rows[0]['samples']} samples each ({rows[0]['steps']} steps of {rows[0]['sampler']}, the last at noise level "
-        f"{rows[0]['last_ratio']:.2g}; averaged weights) against held-out clean images. Distances to clean data: lower is better; what {REAL} score in place of samples is the least to expect.",
+        f"{rows[0]['last_ratio']:.2g}; averaged weights) against held-out clean images. Distances to clean data: lower is "
+        f"better; what {REAL} score in place of samples is the least to expect.",
     )
-    figures = {
-        f"{o.job.options['set']}-{o.job.condition}".replace(" ", "-"): (
-            f"{SETS[o.job.options['set']]}, {o.job.condition}: clean images, training data, and samples of both models.",
+
+
+def figures(outcomes: Sequence[Outcome]) -> dict[str, tuple[str, Any]]:
+    """Samples of every model, set by set and condition by condition."""
+    return {
+        f"{o.job.options['set']}-{o.job.condition}".replace(" %", "").replace(" ", "-"): (
+            f"{SETS[o.job.options['set']]}, {o.job.condition}: clean images, training data, and samples of each model.",
             plot.image_grids(_panels(outcomes, o), columns=4),
         )
         for o in outcomes
         if o.job.label == "ddpm" and o.job.seed == outcomes[0].job.seed
     }
-    published = "; ".join(
-        f"{SETS[name]} {condition}: ddpm {a}, robust_adv {b}" for (name, condition), (a, b) in PUBLISHED_FID.items()
+
+
+def claims(rows: Sequence[Row]) -> list[Claim]:
+    """What is published or expected, judged by the numbers."""
+    keys = [k for k in rows[0] if k.startswith("frechet_") and "extrapolated" not in k]
+    found = []
+    for name in values_of(rows, "set"):
+        for condition in values_of(rows, "condition"):
+            of = partial(mean_over_seeds, rows, set=name, condition=condition)
+            title = f"{SETS[name]}, {condition}"
+            if condition == "clean":
+                found += _price(title, keys, of)
+                continue
+            if condition == STANDARD:
+                found += _published_effect(title, keys, of)
+            found += [_beats_stopping(title, key, of) for key in ("noise_std", keys[0])]
+    return found
+
+
+def _published_effect(title: str, keys: Sequence[str], of: Any) -> list[Claim]:
+    """The order of the published table, by residual noise and in every feature space; and what auto is expected to reach."""
+    found = []
+    for key in ("noise_std", *keys):
+        words = "residual noise" if key == "noise_std" else key.replace("_", " ")
+        plain, adversarial, random, auto = (of(key, method=m) for m in ("ddpm", "robust_adv", "robust_rand", "auto"))
+        measured = f"robust_adv {number(adversarial)}, robust_rand {number(random)}, ddpm {number(plain)}"
+        found += [
+            at_most(
+                f"{title}: {words} of published robust_adv at most 0.8 of ddpm's",
+                adversarial,
+                plain,
+                0.8,
+                ("robust_adv", "ddpm"),
+            ),
+            Claim(
+                f"{title}: {words} of published robust_rand lies between the two",
+                adversarial < random < plain,
+                measured,
+            ),
+            at_most(f"{title}: {words} of auto at most half of ddpm's", auto, plain, 0.5, ("auto", "ddpm")),
+        ]
+        invariant = of(key, method="inv_adv")
+        if invariant == invariant:
+            measured = f"inv_adv {number(invariant)}, ddpm {number(plain)}"
+            found.append(
+                Claim(f"{title}: {words} of inv_adv, which must fail, above ddpm's", invariant > plain, measured)
+            )
+    return found
+
+
+def _price(title: str, keys: Sequence[str], of: Any) -> list[Claim]:
+    """What regularizing costs where there is nothing to remove."""
+    found = []
+    for key in keys:
+        words, plain = key.replace("_", " "), of(key, method="ddpm")
+        ratio = of(key, method="robust_adv") / plain
+        measured = f"robust_adv {number(ratio)} times ddpm's"
+        found += [
+            Claim(
+                f"{title}: published robust_adv pays a price in {words} (published FID: 4.0 times)", ratio > 1, measured
+            ),
+            at_most(
+                f"{title}: {words} of auto within 1.1 times ddpm's",
+                of(key, method="auto"),
+                plain,
+                1.1,
+                ("auto", "ddpm"),
+            ),
+        ]
+    return found
+
+
+def _beats_stopping(title: str, key: str, of: Any) -> Claim:
+    """Whether auto is below every early stop of ddpm."""
+    stopped = {s: of(key, method=f"ddpm, stopped at {s:g}") for s in STOPS}
+    best, own = min(stopped, key=lambda s: stopped[s]), of(key, method="auto")
+    measured = f"auto {own:.3g}, ddpm stopped at {best:g} {stopped[best]:.3g}"
+    return Claim(
+        f"{title}: {key.replace('_', ' ')} of auto below that of ddpm stopped early", own < stopped[best], measured
     )
-    lead = (
-        "The published evaluation trains on images of which nine in ten carry Gaussian noise, without any label of which, "
-        f"and takes FID against clean images ({published}). "
-        + by_scale(
-            scale,
-            "Here: digits.",
-            "Here small twins at 16x16 pixels with a network of 0.7M parameters that predicts v, a few thousand images and minutes "
-            "of training, far from converged, with the push of "
-            f"{_pushes(outcomes)} in place of the published constants; distances are comparable within the table only. The plain ddpm whose sampling stops at a noise level stands beside both.",
-            "Here the published sizes and constants.",
-        )
-    )
-    return Findings(lead, claims, rows, figures, [table])
 
 
-def _pushes(outcomes: Sequence[Outcome]) -> str:
-    """The objectives of the recipes, with the sets that have them."""
-    sets: dict[str, list[str]] = {}
-    for job in (o.job for o in outcomes if o.job.label != "ddpm"):
-        named = sets.setdefault(job.config.objective.name, [])
-        named += [] if SETS[job.options["set"]] in named else [SETS[job.options["set"]]]
-    return ", ".join(f"{name} ({', '.join(named)})" for name, named in sets.items())
+def _strengths(outcomes: Sequence[Outcome]) -> str:
+    """The strength of auto on each set."""
+    named = {o.job.options["set"]: o.job.config.objective.name for o in outcomes if o.job.label == "auto"}
+    return ", ".join(f"{name} on {SETS[place]}" for place, name in named.items())
 
 
-def _beats_stopping(rows: Sequence[Row], key: str, at: Mapping[str, Any], title: str) -> Claim:
-    """Whether robust_adv is below every stop of ddpm."""
-    stopped = {s: mean_over_seeds(rows, key, method=f"ddpm, stopped at {s:g}", **at) for s in STOPS}
-    best = min(stopped, key=lambda s: stopped[s])
-    own = mean_over_seeds(rows, key, method="robust_adv", **at)
-    measured = f"robust_adv {own:.3g}, ddpm stopped at {best:g} {stopped[best]:.3g}"
-    return Claim(f"{title}: {key.replace('_', ' ')} below that of ddpm stopped early", own < stopped[best], measured)
-
-
-def _panels(outcomes: Sequence[Outcome], plain: Outcome) -> dict[str, Tensor]:
+def _panels(outcomes: Sequence[Outcome], plain: Outcome) -> Mapping[str, Tensor]:
     where = lambda o: (o.job.options["set"], o.job.condition, o.job.seed)  # noqa: E731
-    robust = next(o for o in outcomes if where(o) == where(plain) and o.job.label == "robust_adv")
-    tensors = plain.tensors
-    return {
-        "clean": tensors["clean"],
-        "training data": tensors["training data"],
-        "ddpm": tensors["None"],
-        f"ddpm, stopped at {STOPS[0]:g}": tensors[str(STOPS[0])],
-        "robust_adv": robust.tensors["None"],
-        f"robust_adv, stopped at {STOPS[0]:g}": robust.tensors[str(STOPS[0])],
-    }
+    panels = {"clean": plain.tensors["clean"], "training data": plain.tensors["training data"]}
+    for o in (o for o in outcomes if where(o) == where(plain)):
+        panels[o.job.label] = o.tensors["None"]
+        if o.job.label == "ddpm":
+            panels[f"ddpm, stopped at {STOPS[0]:g}"] = o.tensors[str(STOPS[0])]
+    return panels
