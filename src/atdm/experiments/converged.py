@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..diffusion.steps import Sampling
-from ..training.config import ObjectiveConfig, recipe
+from ..training.config import ObjectiveConfig
+from ..training.recipes import recipe
 from . import by_scale, images
 from .images import work
 from .runner.findings import Findings, Outcome
