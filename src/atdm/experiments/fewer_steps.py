@@ -67,18 +67,19 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
 
 def _images(scale: str, seeds: Sequence[int], data: str, about: dict[str, Any]) -> list[Job]:
     """CIFAR-10 on clean images, as published; the runs of ddpm and of the recipe's objective are those of ``images``."""
-    base = dataclasses.replace(recipe("cifar10-cpu"), data=str(images.folder_below(data, "cifar10")), corrupt="none")
+    folder = images.folders(data, ["cifar10"])["cifar10"]
+    base = dataclasses.replace(recipe("cifar10-cpu"), data=str(folder), corrupt="none")
     few = {key: [count for count in about["counts"][key] if count >= min(FEWER)] for key in about["counts"]}
     options = {**about, "set": CIFAR, "counts": {k: v for k, v in few.items() if k != "respaced, ddim"}}
     todo = []
     for seed in seeds:
-        for label, folder, objective in (
+        for label, name, objective in (
             ("ddpm", "ddpm", DDPM),
-            ("robust_adv", "robust_adv-published", published("robust_adv")),
-            (RECOMMENDED, "robust_adv", base.objective),
+            ("robust_adv", "robust_adv", published("robust_adv")),
+            (RECOMMENDED, "auto", base.objective),
         ):
             own: dict[str, Any] = {"objective": objective, "seed": seed, "metrics": "none", "sample_every": 0}
-            config = dataclasses.replace(base, out=f"runs/images-{scale}/cifar10-clean-{folder}-{seed}", **own)
+            config = dataclasses.replace(base, out=f"runs/images-{scale}/cifar10-clean-{name}-{seed}", **own)
             todo.append(Job(config=config, samples=200, step_seconds=0.25, label=label, options=options))
     return todo
 
