@@ -236,9 +236,7 @@ def test_what_runs_elsewhere_is_there(place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "page", ["docs/parameterizations.md", "docs/robustness.md", "docs/measuring.md", "docs/trackers.md"]
-)
+@pytest.mark.parametrize("page", ["docs/parameterizations.md", "docs/robustness.md", "docs/trackers.md"])
 def test_the_python_of_a_large_page_runs(page, bench, tmp_path):
     torch.manual_seed(0)
     names = {"__name__": "page", **networks(tmp_path)}
