@@ -28,13 +28,16 @@ def recommend(base: TrainConfig, found: Audit, cuda: bool) -> tuple[TrainConfig,
     far = vectors and outliers >= MATTERS
     if noisy is not None or far:
         values["objective"] = ObjectiveConfig("auto")
-        dirt = [] if noisy is None else [f"{share:.0%} of the items carry noise of std {noisy:.2g}"]
-        dirt += [f"{outliers:.0%} of the items lie far from the others"] if far else []
+        seen = [] if noisy is None else [f"{share:.0%} of the items carry noise of std {noisy:.2g}"]
+        seen += [f"{outliers:.0%} of the items lie far from the others"] if far else []
+        files = found.files is not None and bool(found.files.remains.any())
+        where = ", or from the noise in the files, whichever is more" if files else ""
         reasons = [
-            f"objective auto: {', and '.join(dirt)}. It takes gate and strength from the directions in which the data vary least."
+            f"objective auto: {', and '.join(seen)}. It takes gate and strength from the directions in which the data vary "
+            f"least{where}."
         ]
         reasons.append(
-            "Train a twin with --objective.name ddpm, too: sampled with --stop_ratio near the noise it is the rival that costs nothing."
+            "Train with --objective.name ddpm, too: sampled with --stop_ratio near the noise, early stopping is the baseline that costs nothing."
         )
     else:
         values["objective"] = ObjectiveConfig("ddpm")
@@ -52,8 +55,8 @@ def _by_hand(found: Audit) -> list[str]:
     out, hit, extra = [], len(found.most_replaced), found.duplicates.extra
     if hit >= MATTERS * found.items:
         out.append(
-            f"Look at the {hit:,} images with replaced pixels first: the push is for small dirt on many values, "
-            "and these had better be mended or left out."
+            f"Look at the {hit:,} images with replaced pixels first: the push is for small noise on many values, "
+            "and these are better repaired or left out."
         )
     if extra >= DUPLICATED * found.items:
         out.append(f"Leave out the {extra:,} near duplicates: what occurs often is memorized first.")
