@@ -28,10 +28,12 @@ MADE = {
     "samples": 100,
     "reference": "digits",
     "reference_hash": "ref",
+    "reference_kind": "trusted set",
     "checkpoint": "c",
     "weights": "ema",
     "sampler": "ddpm",
     "steps": 50,
+    "start_ratio": None,
     "seed": 0,
     "clip_sample": False,
 }
@@ -41,7 +43,8 @@ SCORED = {"features": "Small", "features_hash": "net", "preprocessing": "8 bits"
 def row(value, metric="frechet_Small", **changed):
     made = {k: changed.get(k, v) for k, v in MADE.items()}
     scored = {k: changed.get(k, v) for k, v in SCORED.items()}
-    return Result(Score(metric, value, **scored), Provenance(**made)).as_dict()
+    how = {k: made.pop(k) for k in ("sampler", "steps", "start_ratio", "clip_sample")}
+    return Result(Score(metric, value, **scored), Provenance(**made)).as_dict() | how
 
 
 # --- the rules -------------------------------------------------------------------------------------------------------
@@ -79,6 +82,29 @@ def test_every_difference_in_the_making_forbids_a_rank(field):
 @pytest.mark.parametrize("other", [{"checkpoint": "d"}, {"seed": 7}, {"reference": "the same, elsewhere"}])
 def test_models_and_seeds_may_differ(other):
     assert compare({"a": [row(2.0)], "b": [row(1.0, **other)]}).ranks["frechet_Small"] == {"a": 2, "b": 1}
+
+
+@pytest.mark.parametrize("kind", ["training data", "cleanest training data"])
+def test_training_data_rank_nothing_that_needs_a_reference(kind):
+    """Nor where one source alone was compared with them; measures of the samples alone rank, and precision by the cleanest."""
+    names = (
+        "frechet_Small",
+        "precision_Small",
+        "recall_Small",
+        "noise_std",
+        "noise_std_reference",
+        "class_score_Small",
+    )
+    doubted = {"reference_kind": kind, "reference": f"{kind}, noise on ~60 % of them (audit)"}
+    found = compare(
+        {"a": [row(2.0, name, **doubted) for name in names], "b": [row(1.0, name, checkpoint="d") for name in names]}
+    )
+    alone = {"noise_std": {"a": 2, "b": 1}, "class_score_Small": {"a": 1, "b": 2}}
+    precise = {"precision_Small": {"a": 1, "b": 2}} if kind.startswith("cleanest") else {}
+    assert found.ranks == alone | precise
+    assert {d.field for d in found.differences} == {"reference_kind"}
+    assert all(d.values == {"a": doubted["reference"]} for d in found.differences)
+    assert {d.metric for d in found.differences} == {*names} - {*found.ranks, "noise_std_reference"}
 
 
 def test_unknown_origin_is_not_ranked():
@@ -275,7 +301,7 @@ def test_a_folder_of_images_and_a_foreign_pipeline(capsys, files, tmp_path):
     [
         ([], "Expected either a run folder"),
         (["{plane}", "--samples", "a.npz"], "Expected either a run folder"),
-        (["--samples", "a.npz"], "Expected --data"),
+        (["--samples", "a.npz"], "Expected --reference, a trusted set, or --data"),
         (["--samples", "a.npz", "--data", "digits"], "no file a.npz"),
         (["{plane}", "--seeds", "1,a"], "Expected integers"),
         (["{plane}", "--seeds", "1,1"], "each once"),

@@ -54,7 +54,7 @@ def reading_of_data(given: Any) -> dict[str, Any] | None:
         UserError: an option is for data that are not given.
     """
     options = reading(given)
-    if given.data is not None:
+    if given.data is not None or getattr(given, "reference", None) not in (None, "cleanest"):
         return options
     changed = [f"--{name}" for name, value in options.items() if value != getattr(DataConfig, name)]
     if changed:

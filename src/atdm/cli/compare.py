@@ -59,9 +59,11 @@ def run(words: list[str]) -> int:
     found = metrics.compare(sources)
     if found.differences and not given.unranked:
         told = "\n".join(f"  {line}" for line in _told(found.differences))
+        doubted = any(d.field == "reference_kind" for d in found.differences)
         raise UserError(
             f"These numbers cannot be ranked:\n{told}\n"
-            "Expected numbers made alike: evaluate again with the same options, or list them with --unranked."
+            + (f"{metrics.LEFT_TO_DO}\n" if doubted else "")
+            + "Expected numbers made alike: evaluate again with the same options, or list them with --unranked."
         )
     table = _table(found)
     notes = _told(found.differences)
@@ -164,7 +166,7 @@ def _told(differences: list[Any]) -> list[str]:
         values = "; ".join(f"{source}: {value}" for source, value in d.values.items())
         grouped.setdefault((d.word, values), []).append(metrics.label(d.metric))
     return [
-        f"different {word} ({values}) in {', '.join(names[:4])}{' and more' if len(names) > 4 else ''}"
+        f"{word} ({values}) in {', '.join(names[:4])}{' and more' if len(names) > 4 else ''}"
         for (word, values), names in grouped.items()
     ]
 

@@ -1,8 +1,9 @@
-"""``atdm evaluate``: measure samples against clean data."""
+"""``atdm evaluate``: measure samples against a reference that is named."""
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from .common import (
     clean_data,
     destination,
     draw,
+    is_main,
     open_model,
     print_table,
+    reading,
     reading_of_data,
     tell_notes,
 )
@@ -30,7 +33,9 @@ class Options(Printing):
     Args:
         model: run folder, or any diffusers pipeline with --data.
         samples: measure this .npz or folder of images instead.
-        data: clean reference; null: the run's data before corruption.
+        reference: a trusted set, such as a folder of clean images; cleanest: the least noisy of the data, by audit; null: the
+            run's data before the corruption that atdm made, else as they are, which rank nothing.
+        data: what the model learned from; null: the run's data.
         n: samples to draw.
         seed: of the sampling.
         seeds: several, as 0,1,2, for the spread over them.
@@ -42,6 +47,7 @@ class Options(Printing):
 
     model: str | None = positional("?", None)
     samples: str | None = None
+    reference: str | None = None
     data: str | None = None
     n: int = 1000
     seed: int = 0
@@ -66,15 +72,14 @@ def run(words: list[str]) -> int:
     from ..files import atomic
 
     spaces = metrics.require(given.features)  # what is missing is told before the sampling
-    dataset, data = clean_data(given)
-    reference = dataset.reference
-    compared: dict[str, Any] = {"reference": data, "reference_hash": metrics.content_hash(reference)}
+    against, truth = _compared_with(given)
+    reference, compared = against.items, against.as_dict()
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     rows: list[dict[str, Any]] = []
     for seed in seeds:
-        samples, made, extra = _samples(given, seed, dataset)
+        samples, made, extra = _samples(given, seed, reference, truth)
         provenance = metrics.Provenance(len(samples), **compared, **made)
-        scores = extra + metrics.measure(samples, reference, dataset.truth, spaces, seed or 0, accelerator=accelerator)
+        scores = extra + metrics.measure(samples, reference, truth, spaces, seed or 0, accelerator=accelerator)
         rows += [metrics.Result(score, provenance).as_dict() for score in scores]
     found = {"rows": rows, "summary": metrics.over_seeds(rows)}
     if not accelerator.is_main_process:
@@ -123,9 +128,9 @@ def _seeds(given: Any) -> list[int | None]:
 def _check(given: Any) -> None:
     if (given.model is None) == (given.samples is None):
         raise UserError("Expected either a run folder or pipeline, or --samples FILE.npz or FOLDER.")
-    if given.samples is not None and given.data is None:
+    if given.samples is not None and given.data is None and given.reference in (None, "cleanest"):
         raise UserError(
-            "Samples alone do not say what they are to be compared with. Expected --data, a clean reference."
+            "Samples alone do not say what they are to be compared with. Expected --reference, a trusted set, or --data."
         )
     if given.weights not in (None, "ema", "raw"):
         raise UserError(f"The weights are '{given.weights}'. Expected ema or raw.")
@@ -134,18 +139,54 @@ def _check(given: Any) -> None:
     reading_of_data(given)
 
 
-def _samples(given: Any, seed: int | None, dataset: Any) -> tuple[Any, dict[str, Any], list[Any]]:
+def _compared_with(given: Any) -> tuple[Any, Any]:
+    """What the samples of ``atdm evaluate`` are compared with, a :class:`~atdm.metrics.ReferenceSet`, and its truth.
+
+    It is ``--reference``, read as the run read its images; without one the data of the run before corruption, or ``--data``.
+
+    Raises:
+        UserError: there is no such data.
+    """
+    from .. import metrics
+    from ..data import load
+    from ..training.checkpoint import read_config
+    from ..training.config import DataConfig
+
+    config = Path(given.model or "") / "config.yaml"
+    stored = read_config(config.parent) if given.model and config.is_file() else {}
+    if given.reference in (None, "cleanest"):
+        dataset, _ = clean_data(given)
+        corrupted = given.data is None and stored.get("corrupt", "none") != "none"
+        found = (
+            metrics.ReferenceSet.cleanest(dataset) if given.reference else metrics.ReferenceSet.of(dataset, corrupted)
+        )
+    else:
+        options = reading(given)
+        options |= {
+            k: stored[k] for k in ("image_size", "crop") if k in stored and options.get(k) == getattr(DataConfig, k)
+        }
+        if options.get("crop") == "random":
+            options["crop"] = "center"
+        dataset = load(given.reference, **options, hold_out=False)
+        tell_notes(dataset.notes)
+        found = metrics.ReferenceSet.trusted(dataset)
+    if found.warning and is_main():
+        print(found.warning, file=sys.stderr)
+    return found, dataset.truth
+
+
+def _samples(given: Any, seed: int | None, reference: Any, truth: Any) -> tuple[Any, dict[str, Any], list[Any]]:
     """Samples, how they were made, and what was measured on the model itself."""
     from .. import metrics
     from ..training.checkpoint import load_weights
 
     if seed is None:
         return _stored(given), {"model": given.samples}, []
-    model = open_model(given).for_items(dataset.item_shape, given.model, "the reference")
+    model = open_model(given).for_items(tuple(reference.shape[1:]), given.model, "the reference")
     own = (Path(given.model) / "config.yaml").is_file()
-    if given.weights == "raw" and own:
+    if given.weights == "raw":
         load_weights(Path(given.model), model.net, "model")
-    extra = metrics.score_errors(model, dataset.truth, seed)
+    extra = metrics.score_errors(model, truth, seed)
     samples, made = draw(given, model, seed)
     return samples, {"model": given.model, "weights": given.weights or ("ema" if own else "pipeline"), **made}, extra
 
@@ -161,8 +202,11 @@ def _stored(given: Any) -> Any:
 
 
 def _title(given: Any, row: dict[str, Any], seeds: int) -> str:
+    against = f"{row['reference_kind']} {row['reference']}".removeprefix(
+        f"{row['reference_kind']} {row['reference_kind']}"
+    )
     if given.samples is not None:
-        return f"{given.samples}: {row['samples']} samples of unknown origin, against {row['reference']}"
+        return f"{given.samples}: {row['samples']} samples of unknown origin, against {against}"
     which = f"{seeds} seeds" if seeds > 1 else f"seed {row['seed']}"
     how = f"{row['sampler']}, {row['steps']} steps down to noise level {row['last_ratio']:.2g}"
-    return f"{given.model}: {row['samples']} samples, {how}, {which}"
+    return f"{given.model}: {row['samples']} samples, {how}, {which}, against {against}"

@@ -17,7 +17,7 @@ SUMMARY = {
     "train": "train a model in a run folder, or resume it",
     "sample": "draw samples from a run or any diffusers pipeline",
     "export": "write a diffusers pipeline with a model card, and push it to the Hub",
-    "evaluate": "measure samples against clean data",
+    "evaluate": "measure samples against a reference",
     "compare": "put measured runs side by side, and rank what was made alike",
     "features": "train a small feature network on clean images, for metrics offline",
     "attack": "push the sampler's states where it hurts, and measure the damage",

@@ -16,7 +16,8 @@ class Options(Printing):
 
     Args:
         model: run folders, diffusers pipeline folders or Hub names.
-        data: clean reference; null: the runs' own data.
+        reference: a trusted set to compare with.
+        data: what they learned from; null: the runs' own data.
         n: samples of each model at each number of steps.
         steps_list: numbers of sampling steps.
         budgets: of the attack, noise units at each step.
@@ -30,6 +31,7 @@ class Options(Printing):
     """
 
     model: list[str] = positional("+")
+    reference: str | None = None
     data: str | None = None
     n: int = 256
     steps_list: str = "5,10,25,50,100,250"
@@ -58,7 +60,9 @@ def run(words: list[str]) -> int:
         budgets=tuple(sorted({0.0, *numbers(given.budgets, "budgets")})),
         **{name: given[name] for name in names},
     )
-    todo = lab.jobs(given.model, plan, given.data, reading_of_data(given))
+    todo = lab.jobs(
+        given.model, plan, given.reference or given.data, reading_of_data(given), given.reference is not None
+    )
     with jobs_bar("report", given.json) as progress:
         told = lab.run(todo, out, progress)
     print(json.dumps(told) if given.json else f"The report on {', '.join(told['models'])} is {out}.")

@@ -32,7 +32,9 @@ from .features import Features, FeatureSpace, gather_rows
 from .image import nearest_psnr, never_varying, never_varying_noise, noise_std, psnr, residual_noise_std
 from .measure import FEATURES, evaluate_samples, in_space, measure, require, score_errors
 from .memorization import Memorization, memorization
+from .reference import LEFT_TO_DO, ReferenceSet
 from .results import (
+    TRAINING,
     Comparison,
     Difference,
     Provenance,
@@ -40,6 +42,7 @@ from .results import (
     Score,
     compare,
     content_hash,
+    may_rank,
     over_seeds,
     read_rows,
     read_samples,
@@ -48,7 +51,9 @@ from .small import small_file
 
 __all__ = [
     "FEATURES",
+    "LEFT_TO_DO",
     "METRICS",
+    "TRAINING",
     "Comparison",
     "Difference",
     "FeatureSpace",
@@ -57,6 +62,7 @@ __all__ = [
     "Metric",
     "Moments",
     "Provenance",
+    "ReferenceSet",
     "Result",
     "Score",
     "class_score",
@@ -71,6 +77,7 @@ __all__ = [
     "in_space",
     "kernel_distance",
     "label",
+    "may_rank",
     "measure",
     "memorization",
     "metric",

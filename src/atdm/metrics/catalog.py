@@ -63,13 +63,13 @@ class Metric:
     Args:
         function: what computes it, or says by None that it does not apply; None for what is measured in feature spaces
             (:func:`~atdm.metrics.measure.in_space`) or on the model itself.
-        better: ``lower``, ``higher``, or ``one`` where the truth is a ratio of one.
+        better: ``lower``, ``higher``, ``one`` where the truth is a ratio of one, or ``none`` of what says nothing on the samples.
         unit: data units, dB, ...; empty for a plain ratio or share.
         meaning: one sentence for reports and tables.
     """
 
     function: Callable[[Seen], float | None] | None
-    better: Literal["lower", "higher", "one"]
+    better: Literal["lower", "higher", "one", "none"]
     unit: str
     meaning: str
 
@@ -122,13 +122,13 @@ METRICS: dict[str, Metric] = {
         lambda s: sliced_wasserstein(s.samples, s.reference, generator=s.generator()),
         "lower",
         "data units",
-        "Distance to clean data: the 2-Wasserstein distance of 1-D projections, rms over directions.",
+        "Distance to the reference: the 2-Wasserstein distance of 1-D projections, rms over directions.",
     ),
     "wasserstein": Metric(
         lambda s: None if s.images else wasserstein(s.samples, s.reference, generator=s.generator()),
         "lower",
         "data units",
-        "Exact 2-Wasserstein distance to clean data: the cost of moving one onto it.",
+        "Exact 2-Wasserstein distance to the reference: the cost of moving one onto it.",
     ),
     "score_error": Metric(
         None, "lower", "", "Relative error of the model's score against the analytic score, mean over t."
@@ -141,27 +141,27 @@ METRICS: dict[str, Metric] = {
     ),
     "noise_std_reference": Metric(
         lambda s: _noise(s.reference),
-        "lower",
+        "none",
         "data units",
-        "The same estimate on the clean reference: what content alone contributes.",
+        "The same estimate on the reference: what its content and its own noise contribute.",
     ),
     "never_varying_noise": Metric(
         _never_varying,
         "lower",
         "data units",
-        "Noise on the pixels that never vary in clean data, where it is exact.",
+        "Noise on the pixels that never vary in the reference, where it is exact.",
     ),
     "nearest_psnr": Metric(
         lambda s: nearest_psnr(s.samples, s.reference).median().item() if s.images else None,
         "higher",
         "dB",
-        "Closeness of a typical sample to its nearest clean image; very high values are copies.",
+        "Closeness of a typical sample to its nearest image of the reference; very high values are copies.",
     ),
     "frechet": Metric(
         None,
         "lower",
         "feature units squared",
-        "Distance between Gaussians fitted to features of samples and clean data.",
+        "Distance between Gaussians fitted to features of samples and reference.",
     ),
     "frechet_extrapolated": Metric(
         None,
@@ -173,16 +173,30 @@ METRICS: dict[str, Metric] = {
         None,
         "lower",
         "",
-        "Unbiased kernel distance (MMD) between features of samples and clean data; fit for few samples.",
+        "Unbiased kernel distance (MMD) between features of samples and reference; fit for few samples.",
     ),
-    "precision": Metric(None, "higher", "", "Share of samples that lie among clean data, by nearest neighbours."),
-    "recall": Metric(None, "higher", "", "Share of clean data that lie among the samples, by nearest neighbours."),
-    "density": Metric(None, "one", "", "How many clean neighbourhoods a sample lies in, relative to what is expected."),
-    "coverage": Metric(None, "higher", "", "Share of clean data that have a sample in their neighbourhood."),
+    "precision": Metric(None, "higher", "", "Share of samples that lie among the reference, by nearest neighbours."),
+    "recall": Metric(None, "higher", "", "Share of the reference that lies among the samples, by nearest neighbours."),
+    "density": Metric(
+        None, "one", "", "How many neighbourhoods of the reference a sample lies in, relative to what is expected."
+    ),
+    "coverage": Metric(None, "higher", "", "Share of the reference that has a sample in its neighbourhood."),
     "class_score": Metric(
-        None, "higher", "", "Sureness and variety of the classes seen in the samples; blind to the clean data."
+        None, "higher", "", "Sureness and variety of the classes seen in the samples; blind to the reference."
     ),
 }
+
+
+# Measures of samples alone, or against a truth that is known exactly.
+WITHOUT_REFERENCE = (
+    "noise_std",
+    "class_score",
+    "score_error",
+    "off_support_rms",
+    "outlier_share",
+    "mode_mass_error",
+    "diverged_share",
+)
 
 
 class Family(NamedTuple):

@@ -16,7 +16,11 @@ from ..data import arrays
 from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..files import misfit, read_json, shown
-from .catalog import label, metric
+from .catalog import WITHOUT_REFERENCE, label, metric, split_name
+
+# Kinds of references: the first two can be trusted.
+TRUSTED, TRUTH = "trusted set", "clean truth"
+CLEANEST, TRAINING = "cleanest training data", "training data"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +52,9 @@ class Provenance:
 
     Args:
         samples: how many.
-        reference: spec of the clean reference.
+        reference: what they were compared with, as :class:`ReferenceSet` says it: its spec, or that it is training data.
         reference_hash: :func:`content_hash` of it.
+        reference_kind: of :class:`ReferenceSet`; None where nobody said.
         model: the run, pipeline or file of samples, as given.
         checkpoint: hash of the weights, or None for samples of unknown origin.
         weights: ``ema`` or ``raw``; ``pipeline`` for those of a foreign pipeline, None where that is unknown.
@@ -67,6 +72,7 @@ class Provenance:
     sampling: Sampling | None = None
     last_ratio: float | None = None
     seed: int | None = None
+    reference_kind: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Flat: the fields of ``sampling`` beside the others, None where nothing is known of it."""
@@ -144,6 +150,7 @@ WORDS = {
     "start_ratio": "noise level at which sampling begins",
     "clip_sample": "clipping while sampling",
     "reference_hash": "reference",
+    "reference_kind": "reference that nobody vouches for",
     "features": "feature space",
     "features_hash": "weights of the feature network",
     "samples": "number of samples",
@@ -161,8 +168,9 @@ class Difference:
 
     @property
     def word(self) -> str:
-        """The field in plain words."""
-        return WORDS.get(self.field, self.field)
+        """The difference in plain words."""
+        word = WORDS.get(self.field, self.field)
+        return word if self.field == "reference_kind" else f"different {word}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +179,7 @@ class Comparison:
 
     Args:
         table: for each source and metric its mean and std over seeds.
-        differences: what was made differently, metrics that one source alone has left out.
+        differences: what was made differently or against training data, metrics that one source alone has left out.
         ranks: for each metric made alike the rank of each source, from 1; equal values share one.
     """
 
@@ -183,14 +191,15 @@ class Comparison:
 def compare(sources: dict[str, list[dict[str, Any]]]) -> Comparison:
     """Put the rows of named sources side by side, and rank those made alike.
 
-    An unknown value equals no other: samples of unknown origin are not ranked.
+    An unknown value equals no other: samples of unknown origin are not ranked. Nor is by numbers taken against training
+    data as they are: the model that learned their noise would come first.
     """
     table = {name: {entry["metric"]: entry for entry in over_seeds(rows)} for name, rows in sources.items()}
     names = list(dict.fromkeys(metric_name for found in table.values() for metric_name in found))
     differences, ranks = [], {}
     for name in names:
         having = [source for source in sources if name in table[source]]
-        if len(having) < 2:
+        if len(having) < 2 or metric(name).better == "none":
             continue
         found = _differences(name, {source: sources[source] for source in having})
         differences += found
@@ -210,7 +219,21 @@ def _differences(name: str, sources: dict[str, list[dict[str, Any]]]) -> list[Di
         if any(found != first or len(found) != 1 for found in values.values()) or first == ["unknown"]:
             shown = {s: found[0] if len(found) == 1 else " and ".join(map(str, found)) for s, found in values.items()}
             out.append(Difference(name, field, shown))
-    return out
+    doubted = {
+        source: row["reference"]
+        for source, rows in sources.items()
+        for row in rows
+        if row["metric"] == name and not may_rank(row.get("reference_kind"), name)
+    }
+    return [*out, *([Difference(name, "reference_kind", doubted)] if doubted else [])]
+
+
+def may_rank(kind: str | None, name: str) -> bool:
+    """Whether a metric taken against this kind of reference ranks models: against training data those do that need none."""
+    measure, _ = split_name(name)
+    if kind not in (CLEANEST, TRAINING) or measure in WITHOUT_REFERENCE:
+        return True
+    return kind == CLEANEST and measure == "precision"
 
 
 def _known(row: dict[str, Any], field: str) -> Any:

@@ -83,12 +83,13 @@ class Job:
     Args:
         model: run folder, pipeline folder or Hub name.
         label: what figures and tables call it.
-        data: spec of the clean reference, the same for all models.
+        data: spec of what samples are compared with, the same for all models.
         reading: how it is read; see :func:`atdm.data.load`.
         samplers: two of the family of its process, that of ``atdm sample`` first.
         config: of its run; None for a pipeline that somebody else made.
         undefended: a ddpm run on the same data, to transfer attacks from and to.
         cost: seconds on one core, roughly.
+        trusted: a person vouches for the data.
     """
 
     model: str
@@ -100,6 +101,7 @@ class Job:
     config: Mapping[str, Any] | None = None
     undefended: str | None = None
     cost: float = 1.0
+    trusted: bool = False
 
     def __str__(self) -> str:
         return self.label
@@ -132,12 +134,14 @@ def jobs(
     plan: Plan,
     data: str | None = None,
     reading: Mapping[str, Any] | None = None,
+    trusted: bool = False,
 ) -> list[Job]:
     """A job for each model, once it is known that all of them can be measured beside the same data.
 
     Args:
-        data: clean reference; default: the data of the runs among ``models``, before corruption.
+        data: what samples are compared with; default: the data of the runs among ``models``, before corruption.
         reading: how it is read: options of :func:`atdm.data.load`.
+        trusted: a person vouches for ``data``.
 
     Raises:
         UserError: no data are known, or they differ from run to run or do not fit a model; a model cannot be opened.
@@ -149,12 +153,14 @@ def jobs(
     if data is not None:
         reading = {**(reading or {})}
     elif not known:
-        raise UserError(f"{', '.join(models)}: no run of atdm that names its data. Expected --data, a clean reference.")
+        raise UserError(
+            f"{', '.join(models)}: no run of atdm that names its data. Expected --reference, a trusted set, or --data."
+        )
     else:
         specs = {m: c["data"] for m, c in known.items()}
         if len(set(specs.values())) > 1:
             told = ", ".join(f"{m} on {s}" for m, s in specs.items())
-            raise UserError(f"The runs learned from different data: {told}. Expected --data, one clean reference.")
+            raise UserError(f"The runs learned from different data: {told}. Expected one --reference, a trusted set.")
         first = next(iter(known.values()))
         data, reading = first["data"], {k: first[k] for k in TrainConfig.READING if k in first}
     shape = load(data, **reading).item_shape
@@ -168,7 +174,9 @@ def jobs(
     plain = next((m for m, c in known.items() if c["objective"]["name"] == "ddpm"), None)
     labels = _labels(configs)
     return [
-        Job(m, labels[m], plan, data, reading, samplers[m], configs[m], plain if m != plain else None, costs[m])
+        Job(
+            m, labels[m], plan, data, reading, samplers[m], configs[m], plain if m != plain else None, costs[m], trusted
+        )
         for m in models
     ]
 
@@ -218,9 +226,11 @@ def _qualities(
     job: Job, model: Model, dataset: Dataset, tell: Tell
 ) -> tuple[list[Row], dict[tuple[str, int], Tensor], float]:
     """Rows and samples by sampler and number of steps; and the seconds of a sample at the most steps."""
-    plan, reference = job.plan, dataset.reference
-    compared: dict[str, Any] = {"reference": job.data, "reference_hash": metrics.content_hash(reference)}
-    compared |= {"model": job.model, "checkpoint": model.hash}
+    plan, kind = job.plan, metrics.ReferenceSet
+    corrupted = job.config is not None and job.config["corrupt"] != "none"
+    against = kind.trusted(dataset) if job.trusted else kind.of(dataset, corrupted)
+    reference = against.items
+    compared: dict[str, Any] = {**against.as_dict(), "model": job.model, "checkpoint": model.hash}
     rows, drawn, seconds, done = [], {}, 0.0, 0
     total = len(job.samplers) * sum(plan.steps)
 

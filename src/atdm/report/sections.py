@@ -51,12 +51,26 @@ def write(outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
         f"step. This page puts {_count(len(outcomes), 'model')} side by side, {' and '.join(told['models'])}: how good the "
         "samples are, how many steps they need, what happens when somebody pushes the sampler off course, whether the "
         "samples are copies of training data, and what all of it costs.\n\n"
-        f"Every model starts from the same noise (seed {plan.seed}) and is measured against the same clean data, "
-        f"{first.data}, of which {len(reference)} items serve as the reference. With {plan.n} samples of each, small "
-        "differences may be chance."
+        f"Every model starts from the same noise (seed {plan.seed}) and is measured against the same {len(reference)} items: "
+        f"{_against(outcomes)}. With {plan.n} samples of each, small differences may be chance."
     )
     report.render(f"Robustness report: {', '.join(told['models'])}", lead, sections, told["provenance"], out)
     return finite(told)
+
+
+def _against(outcomes: Sequence[Outcome]) -> str:
+    """What the samples were compared with, and what it is worth."""
+    rows = [row for o in outcomes for row in o.rows]
+    doubted = next((r for r in rows if r.get("reference_kind") == metrics.TRAINING), None)
+    if doubted:
+        return f"{doubted['reference']}. {metrics.LEFT_TO_DO} No column that depends on them is shaded"
+    return " and ".join(dict.fromkeys(f"{r['reference']} ({r['reference_kind']})" for r in rows))
+
+
+def _ranks(outcomes: Sequence[Outcome], measure: str) -> bool:
+    """Whether a measure tells which model is better, by what the samples were compared with."""
+    kinds = {row.get("reference_kind") for o in outcomes for row in o.rows}
+    return metrics.metric(measure).better != "none" and all(metrics.may_rank(kind, measure) for kind in kinds)
 
 
 def measures(rows: Sequence[Row]) -> list[str]:
@@ -104,7 +118,9 @@ def _overview(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
     names = {k: metrics.label(k).replace("_", " ") for k in kept}
     columns = ["model", "dirt added to its data", *names.values(), "moved by attack", "near-duplicates"]
     units = {names[k]: metrics.metric(k).unit for k in kept} | {"moved by attack": "data units, rms"}
-    best: dict[str, report.Better] = {names[k]: metrics.metric(k).better for k in kept}
+    best: dict[str, report.Better] = {
+        names[k]: better for k in kept if _ranks(outcomes, k) and (better := metrics.metric(k).better) != "none"
+    }
     caption = (
         f"The {_named(outcomes, 0)} sampler with {steps} steps; moved by attack: root mean square movement of the samples at budget "
         f"{worst:g}, with its 95 % interval. Shaded: the best of a column, which may be by chance. "
@@ -127,7 +143,7 @@ def _samples(outcomes: Sequence[Outcome], reference: Tensor) -> Section:
     plan = outcomes[0].job.plan
     steps = max(plan.steps)
     truth = load(outcomes[0].job.data, **outcomes[0].job.reading).truth
-    panels = {"clean data": reference} | {o.job.label: o.samples[o.job.samplers[0], steps] for o in outcomes}
+    panels = {"reference": reference} | {o.job.label: o.samples[o.job.samplers[0], steps] for o in outcomes}
     few = sorted({plan.steps[round(i * (len(plan.steps) - 1) / 3)] for i in range(4)})
     shorter = {f"{o.job.label}, {count} steps": o.samples[o.job.samplers[1], count] for o in outcomes for count in few}
     figures = []

@@ -78,7 +78,7 @@ def train(
             hold.beat()
             yield step
         if state.step == config.steps and not _anyone(accelerator, stop()):
-            _finish(config, parts, state, spaces, accelerator)
+            _finish(config, parts, state, spaces, accelerator, tell)
 
 
 def _require_folder(config: TrainConfig, folder: Path) -> None:
@@ -146,16 +146,24 @@ def _steps(
 
 
 def _finish(
-    config: TrainConfig, parts: Parts, state: State, spaces: list[metrics.Features], accelerator: Accelerator
+    config: TrainConfig,
+    parts: Parts,
+    state: State,
+    spaces: list[metrics.Features],
+    accelerator: Accelerator,
+    tell: Callable[[str], None],
 ) -> None:
-    """What follows the last step: the pipeline, a grid of samples, and numbers."""
+    """What follows the last step: the pipeline, a grid of samples, and numbers, with a warning where they rank nothing."""
     folder, main = Path(config.out), accelerator.is_main_process
     if main:
         state.ema.eval()
         parts.model(state.ema).save_pretrained(folder / "model")
         _picture(folder, parts, state, accelerator.device, lambda: False)
     if config.metrics != "none":
-        rows = _measure(config, parts, state, spaces, accelerator)
+        against = metrics.ReferenceSet.of(parts.dataset, config.corrupt != "none")
+        rows = _measure(config, parts, state, spaces, accelerator, against)
+        if against.warning:
+            tell(against.warning)
         if main:
             with atomic(folder / "metrics.json") as scratch:
                 scratch.write_text(json.dumps({"rows": rows, "summary": metrics.over_seeds(rows)}, indent=1))
@@ -170,18 +178,21 @@ def _anyone(accelerator: Any, wish: bool) -> bool:
 
 
 def _measure(
-    config: TrainConfig, parts: Parts, state: State, spaces: list[metrics.Features], accelerator: Any
+    config: TrainConfig,
+    parts: Parts,
+    state: State,
+    spaces: list[metrics.Features],
+    accelerator: Any,
+    against: metrics.ReferenceSet,
 ) -> list[dict[str, Any]]:
     """Rows of what ``atdm evaluate`` measures, with its sampler, steps and seed; all processes take part."""
     model = parts.model(state.ema)
     sampling = model.sampling(Sampling(steps=min(250, model.process.steps)), "ddpm")
     drawn = model.sample(config.metrics_samples, sampling, seed=0, batch_size=256, accelerator=accelerator)
-    dataset = parts.dataset
-    reference = dataset.reference
+    truth = parts.dataset.truth
     provenance = metrics.Provenance(
         len(drawn),
-        config.data,
-        metrics.content_hash(reference),
+        **against.as_dict(),
         model=config.out,
         checkpoint=model.hash,
         weights="ema",
@@ -189,8 +200,8 @@ def _measure(
         last_ratio=sampling.last_ratio(model.process),
         seed=0,
     )
-    scores = metrics.score_errors(model, dataset.truth)
-    scores += metrics.measure(drawn, reference, dataset.truth, spaces, accelerator=accelerator)
+    scores = metrics.score_errors(model, truth)
+    scores += metrics.measure(drawn, against.items, truth, spaces, accelerator=accelerator)
     return [metrics.Result(score, provenance).as_dict() for score in scores]
 
 
