@@ -202,9 +202,8 @@ def _stored(given: Any) -> Any:
 
 
 def _title(given: Any, row: dict[str, Any], seeds: int) -> str:
-    against = f"{row['reference_kind']} {row['reference']}".removeprefix(
-        f"{row['reference_kind']} {row['reference_kind']}"
-    )
+    kind, data = row["reference_kind"], row["reference"]
+    against = data if data.startswith(kind) else f"the {kind} {data}"
     if given.samples is not None:
         return f"{given.samples}: {row['samples']} samples of unknown origin, against {against}"
     which = f"{seeds} seeds" if seeds > 1 else f"seed {row['seed']}"
