@@ -42,6 +42,7 @@ def test_every_objective_and_the_example_are_measured(rivals, capsys):
     assert found["passes"]["robust_adv"] == {"forwards": 3, "backwards": 2, "input_backwards": 1}
     assert found["provenance"]["rounds"] == 1
     assert found["peak_memory"]["robust_rand"] > found["peak_memory"]["ddpm"]
+    assert found["peak_memory"]["auto"] > found["peak_memory"]["ddpm"]  # that of a step that pushes
 
 
 def test_the_rounds_fill_the_time_and_do_not_exceed_it(monkeypatch):
