@@ -27,7 +27,7 @@ CONFIGURATIONS = {
     "automatic": ["--data=plane:n=300", "--corrupt=outliers:share=0.1", "--objective.name=auto"],
     "images": ["--data={photos}", "--flip=true"],
     "workers": ["--data={photos}", "--workers=2", "--corrupt=gaussian", "--corrupt_fresh=true"],
-    "grids": ["--data={photos}", "--sample_every=10", "--process=linear:steps=20"],
+    "grids": ["--data={photos}", "--sample_every=10", "--process=linear:steps=25"],
     "flow": ["--data=plane:n=300", "--process=flow:steps=50"],
 }
 KILLS = 10

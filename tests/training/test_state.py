@@ -20,7 +20,7 @@ from atdm.training.config import ObjectiveConfig, TrainConfig
 from helpers import atdm
 
 OPTIONS = {"data": "plane:n=300", "corrupt": "outliers:share=0.1", "net": "mlp:width=16,depth=1", "batch_size": 16}
-OPTIONS |= {"save_every": 4, "log_every": 2, "metrics_samples": 20, "process": "linear:steps=20"}
+OPTIONS |= {"save_every": 4, "log_every": 2, "metrics_samples": 20, "process": "linear:steps=25"}
 WORDS = [f"--{key}={value}" for key, value in OPTIONS.items()]
 
 
