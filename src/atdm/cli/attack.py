@@ -17,10 +17,11 @@ from .common import (
     numbers,
     open_model,
     print_table,
-    progress_bar,
     sampling_of,
+    silent,
 )
 from .parser import make_parser, positional
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..attack import Victim
@@ -90,7 +91,7 @@ def run(words: list[str]) -> int:
     seeds = [given.seed + i for i in range(given.seeds)]
     rows, shown, findings = [], {}, []
     worst = max(budgets)
-    with progress_bar(given.json) as bar:
+    with progress_bar(silent(given)) as bar:
         task = bar.add_task("attacking", total=len(seeds) * len(budgets) + (given.checks and worst > 0), note="")
         for point in damage_curve(victim, search, budgets, seeds, reference, dataset.truth, given.features):
             rows.append(point.row)

@@ -8,8 +8,9 @@ from typing import Any
 
 from ..errors import UserError
 from ..training.config import TrainConfig
-from .common import Printing, add_reading, destination, preparing, print_table, progress_bar, reading, tell_notes
+from .common import Printing, add_reading, destination, print_table, reading, silent, tell_notes
 from .parser import make_parser, positional
+from .progress import preparing, progress_bar
 
 FILES = ("audit.json", "recipe.yaml", "sheet.png")
 
@@ -52,7 +53,7 @@ def run(words: list[str]) -> int:
         **reading(given),
     )
     parts = parse_corruption(given.corrupt)
-    with progress_bar(given.json) as bar:
+    with progress_bar(silent(given)) as bar:
         dataset = load(given.data, **base.reading(), hold_out=False, progress=preparing(bar))
         source = Source(dataset.items, parts, given.seed, files=dataset.files)
         task = bar.add_task("looking", total=len(source), note="")

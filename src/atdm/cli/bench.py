@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 from ..training.bench_options import Options
-from .common import Printing, print_table, progress_bar
+from .common import Printing, print_table, silent
 from .parser import make_parser
+from .progress import progress_bar
 
 PASSES = ("forwards", "backwards", "input_backwards")
 
@@ -18,7 +19,7 @@ def run(words: list[str]) -> int:
     from ..training import bench
 
     options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
-    with progress_bar(given.json) as bar:
+    with progress_bar(silent(given)) as bar:
         task = bar.add_task("bench", total=None, note="")
         found = bench.measure(options, lambda note: bar.update(task, note=note))
     if given.json:

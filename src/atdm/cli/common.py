@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,12 @@ class Printing:
     """What every command has.
 
     Args:
-        json: print JSON.
+        json: print JSON, and no progress.
+        quiet: print no progress: the result and what is wrong only.
     """
 
     json: bool = False
+    quiet: bool = False
 
 
 def reading(given: Any) -> dict[str, Any]:
@@ -162,6 +163,11 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def silent(given: Any) -> bool:
+    """Whether no progress is to be shown."""
+    return bool(given.json or given.quiet) or not is_main()
+
+
 def open_model(given: Any, pixels: bool = False, source: str | None = None) -> Any:
     """The :class:`~atdm.diffusion.model.Model` that the options name, on a GPU where there is one.
 
@@ -187,7 +193,9 @@ def draw(given: Any, model: Any, seed: int) -> tuple[Any, dict[str, Any]]:
     from accelerate import Accelerator
 
     sampling = model.sampling(sampling_of(given), "ddpm")
-    with progress_bar(not is_main()) as bar:
+    from .progress import progress_bar
+
+    with progress_bar(silent(given)) as bar:
         task = bar.add_task("sampling", total=None, note="")
         drawn = model.sample(
             given.n,
@@ -201,67 +209,11 @@ def draw(given: Any, model: Any, seed: int) -> tuple[Any, dict[str, Any]]:
     return drawn, {"checkpoint": model.hash, "sampling": sampling, "last_ratio": last, "seed": seed}
 
 
-def _console(stderr: bool = False) -> Any:
-    """A console whose lost reader ends a progress bar but not the work, and a table as it ends what Python prints."""
-    from rich.console import Console
-
-    class Screen(Console):
-        def on_broken_pipe(self) -> None:
-            if not stderr:
-                raise BrokenPipeError
-            self.quiet = True
-
-    return Screen(stderr=True) if stderr else Screen(file=getattr(sys.stdout, "stream", sys.stdout))
-
-
-def progress_bar(hidden: bool) -> Any:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns: list[Any] = [
-        TextColumn("{task.description}", style="progress.description", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        "<",
-        TimeRemainingColumn(),
-    ]
-    return Progress(
-        *columns, TextColumn("{task.fields[note]}", markup=False), console=_console(stderr=True), disable=hidden
-    )
-
-
-@contextmanager
-def jobs_bar(name: str, hidden: bool) -> Iterator[Callable[[float, float, str], None]]:
-    """What shows how far jobs are (:data:`atdm.pool.Progress`)."""
-    with progress_bar(hidden) as bar:
-        task = bar.add_task(name, total=None, note="")
-        yield lambda done, total, label: bar.update(task, completed=round(done), total=max(1, round(total)), note=label)
-
-
-def preparing(bar: Any) -> Any:
-    """A callback that shows the decoding or encoding of images on ``bar`` from when it begins until it ends."""
-    tasks: list[Any] = []
-
-    def show(done: int, total: int) -> None:
-        if not tasks:
-            tasks.append(bar.add_task("preparing images", total=total, note=""))
-        bar.update(tasks[0], completed=done, total=total)
-        if done >= total:
-            bar.remove_task(tasks.pop())
-
-    return show
-
-
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
+
+    from .progress import Screen
 
     def text(value: Any) -> Text:  # no markup in it
         return Text(plain(f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)))
@@ -271,4 +223,4 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
         table.add_column(text(name), justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
         table.add_row(*map(text, row.values()))
-    _console().print(table)
+    Screen(file=getattr(sys.stdout, "stream", sys.stdout)).print(table)

@@ -9,8 +9,9 @@ from typing import Any
 
 from ..errors import UserError
 from ..text import markdown, plain
-from .common import Printing, destination, jobs_bar, print_table
+from .common import Printing, destination, print_table, silent
 from .parser import make_parser, positional
+from .progress import jobs_bar
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _trained(given: Any, out: Path | None) -> int:
         raise UserError(f"seeds is {given.seeds}. Expected at least 1.")
     keep = destination(given.keep) if given.keep else None
     methods = [*rivals.OBJECTIVES] if given.train == "all" else given.train.split(",")
-    with jobs_bar("compare", given.json) as progress:
+    with jobs_bar("compare", silent(given)) as progress:
         found = find(
             "rivals",
             given.scale,

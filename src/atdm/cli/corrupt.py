@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
-from .common import Printing, add_reading, destination, preparing, progress_bar, reading, tell_notes
+from .common import Printing, add_reading, destination, reading, silent, tell_notes
 from .parser import make_parser, required
+from .progress import preparing, progress_bar
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def run(words: list[str]) -> int:
         raise UserError(f"{folder} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
     how = {"seed": given.seed, **reading(given)}
     poisoner = parse_poison(given.corrupt)
-    with progress_bar(given.json) as bar:
+    with progress_bar(silent(given)) as bar:
         dataset = load(given.data, **how, hold_out=False, progress=preparing(bar))
     source, truth = _poisoned(given, poisoner, dataset) if poisoner else _corrupted(given, dataset)
     with atomic(folder) as scratch:
@@ -92,7 +93,7 @@ def _poisoned(given: Any, how: Any, dataset: Any) -> tuple[Any, Any]:
     model = Model.from_pretrained(how.model, pixels=True)
     model = model.for_items(dataset.item_shape, f"The surrogate {how.model}", given.data)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    with progress_bar(given.json) as bar:
+    with progress_bar(silent(given)) as bar:
         task = bar.add_task("poisoning", total=len(dataset.items), note="")
         items, truth = poison(
             dataset.items,

@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .common import Printing, destination, jobs_bar, print_table
+from .common import Printing, destination, print_table, silent
 from .parser import make_parser
+from .progress import jobs_bar
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def run(words: list[str]) -> int:
     from ..report import show
 
     seeds, scale = range(given.seed, given.seed + given.seeds), "smoke" if given.quick else "cpu"
-    with jobs_bar("demo", given.json) as progress:
+    with jobs_bar("demo", silent(given)) as progress:
         found = find("demo", scale, seeds, None, out / "jobs", progress, thorough=given.thorough)
         write(found, "atdm demo: learning what noisy data mean", out)
     if given.json:

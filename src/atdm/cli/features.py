@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .common import Printing, add_reading, destination, progress_bar, reading, tell_notes
+from .common import Printing, add_reading, destination, reading, silent, tell_notes
 from .parser import make_parser, required
+from .progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def run(words: list[str]) -> int:
     images = dataset.reference
     training = metrics.small_file(path, images, given.data, given.steps, given.batch_size, given.seed)
     loss = 0.0
-    with progress_bar(given.json) as bar:
+    with progress_bar(silent(given)) as bar:
         task = bar.add_task("features", total=given.steps, note="")
         for step, loss in training:
             bar.update(task, completed=step, note=f"loss {loss:.3f}")

@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .common import Printing, add_reading, destination, jobs_bar, numbers, reading_of_data
+from .common import Printing, add_reading, destination, numbers, reading_of_data, silent
 from .parser import make_parser, positional
+from .progress import jobs_bar
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def run(words: list[str]) -> int:
     todo = lab.jobs(
         given.model, plan, given.reference or given.data, reading_of_data(given), given.reference is not None
     )
-    with jobs_bar("report", given.json) as progress:
+    with jobs_bar("report", silent(given)) as progress:
         told = lab.run(todo, out, progress)
     print(json.dumps(told) if given.json else f"The report on {', '.join(told['models'])} is {out}.")
     return 0

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError, unknown
-from .common import Printing, destination, jobs_bar
+from .common import Printing, destination, silent
 from .parser import make_parser, positional
+from .progress import jobs_bar
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def run(words: list[str]) -> int:
     out, numbers, seeds = destination(given.out), {}, range(given.seed, given.seed + given.seeds)
     for name in names:
         data = given.data if name in takers else None
-        with jobs_bar(name, given.json) as progress:
+        with jobs_bar(name, silent(given)) as progress:
             found = reproduce(name, out, given.scale, seeds, data, progress)
         folder = out / folder_of(name, data)
         numbers[name] = found.numbers()

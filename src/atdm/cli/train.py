@@ -14,8 +14,9 @@ from ..files import read_yaml
 from ..training.config import ObjectiveConfig, TrainConfig
 from ..training.recipes import recipe_file
 from ..training.versions import require_version
-from .common import Printing, is_main, preparing, print_table, progress_bar, tell_notes
+from .common import Printing, is_main, print_table, silent, tell_notes
 from .parser import make_parser, spell
+from .progress import preparing, progress_bar
 from .signals import STOP, Interrupted
 
 
@@ -75,7 +76,7 @@ def run(words: list[str]) -> int:
         return 0
     last = None
     try:
-        with progress_bar(not is_main() or given.json) as bar:
+        with progress_bar(silent(given)) as bar:
             total = config.steps if config.epochs is None else None
             task = bar.add_task(config.objective.name, total=total, note="")
 

@@ -71,6 +71,8 @@ def train(
         parts = with_latents_kept(parts, folder, accelerator.device, progress)
         for note in checkpoint.restore(folder, state):
             tell(note)
+        if state.step:
+            tell(f"Training goes on from step {state.step} of {config.steps}.")
         accelerator.wait_for_everyone()
         if main:
             checkpoint.set_aside(folder, state.step)
@@ -157,9 +159,11 @@ def _finish(
     folder, main = Path(config.out), accelerator.is_main_process
     if main:
         state.ema.eval()
+        tell(f"Exporting the model to {folder / 'model'} and drawing samples.")
         parts.model(state.ema).save_pretrained(folder / "model")
         _picture(folder, parts, state, accelerator.device, lambda: False)
     if config.metrics != "none":
+        tell(f"Drawing and measuring {config.metrics_samples} samples.")
         against = metrics.ReferenceSet.of(parts.dataset, config.corrupt != "none")
         rows = _measure(config, parts, state, spaces, accelerator, against)
         if against.warning:

@@ -1,0 +1,126 @@
+"""How far the work is: a bar on a terminal; elsewhere, as in the log file of a job, a plain line now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+EVERY = 30.0  # seconds between plain lines
+
+
+class Screen(Console):
+    """A console whose lost reader ends a progress bar but not the work, and a table as it ends what Python prints."""
+
+    def on_broken_pipe(self) -> None:
+        if not self.stderr:
+            raise BrokenPipeError
+        self.quiet = True
+
+
+class Lines(Progress):
+    """Without a terminal: a line when a stage begins and when it ends, and one every ``EVERY`` seconds between."""
+
+    def __init__(self, *columns: Any, **options: Any) -> None:
+        super().__init__(*columns, **options)
+        self._said: dict[Any, tuple[float, float]] = {}  # when each task spoke last, and how far it was
+
+    def start(self) -> None:
+        """Nothing is drawn again and again."""
+
+    def stop(self) -> None:
+        for task in self.tasks:
+            if self._said[task.id][1] != task.completed:
+                self._say(task)
+
+    def add_task(self, *given: Any, **options: Any) -> Any:
+        name = super().add_task(*given, **options)
+        self._say(self._tasks[name])
+        return name
+
+    def update(self, task_id: Any, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        self._listen(self._tasks[task_id])
+
+    def advance(self, task_id: Any, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._listen(self._tasks[task_id])
+
+    def _listen(self, task: Task) -> None:
+        when, where = self._said[task.id]
+        if time.monotonic() - when >= EVERY or (task.finished and where != task.completed):
+            self._say(task)
+
+    def _say(self, task: Task) -> None:
+        self._said[task.id] = (time.monotonic(), task.completed)
+        if not self.disable:
+            self.console.print(line(task), markup=False, highlight=False, soft_wrap=True)
+
+
+def line(task: Task) -> str:
+    """A stage in words: ``robust_adv: 1200 of 4000 (30 %), 0:00:35 so far, 0:01:22 left, loss 0.1234``."""
+    parts = ["begins"] if not task.completed else [f"{task.completed:g}"]
+    if task.completed and task.total:
+        parts[0] += f" of {task.total:g} ({task.percentage:.0f} %)"
+    elif task.total:
+        parts[0] += f", {task.total:g} in all"
+    if task.completed:
+        parts.append(f"{_clock(task.elapsed)} so far")
+        if task.time_remaining and not task.finished:
+            parts.append(f"{_clock(task.time_remaining)} left")
+    note = " ".join(str(task.fields.get("note", "")).split())
+    return f"{task.description}: {', '.join([*parts, *([note] if note else [])])}"
+
+
+def _clock(seconds: float | None) -> str:
+    minutes, second = divmod(round(seconds or 0), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
+
+
+def progress_bar(hidden: bool) -> Progress:
+    """What shows how far the work is, on standard error."""
+    console = Screen(stderr=True)
+    columns: list[Any] = [
+        TextColumn("{task.description}", style="progress.description", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        "<",
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    ]
+    return (Progress if console.is_terminal else Lines)(*columns, console=console, disable=hidden)
+
+
+@contextmanager
+def jobs_bar(name: str, hidden: bool) -> Iterator[Callable[[float, float, str], None]]:
+    """What shows how far jobs are (:data:`atdm.pool.Progress`)."""
+    with progress_bar(hidden) as bar:
+        task = bar.add_task(name, total=None, note="")
+        yield lambda done, total, label: bar.update(task, completed=round(done), total=max(1, round(total)), note=label)
+
+
+def preparing(bar: Progress) -> Callable[[int, int], None]:
+    """A callback that shows the decoding or encoding of images on ``bar`` from when it begins until it ends."""
+    tasks: list[Any] = []
+
+    def show(done: int, total: int) -> None:
+        if not tasks:
+            tasks.append(bar.add_task("preparing images", total=total, note=""))
+        bar.update(tasks[0], completed=done, total=total)
+        if done >= total:
+            bar.remove_task(tasks.pop())
+
+    return show

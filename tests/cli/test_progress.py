@@ -1,0 +1,75 @@
+"""Progress where there is no terminal: plain lines, now and then, and never with --quiet or --json."""
+
+import pytest
+
+from atdm.cli import progress
+from helpers import atdm
+
+TRAIN = ["train", "--data", "plane:n=200", "--net", "mlp:width=16", "--batch_size", "16", "--log_every", "5"]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_line_at_the_beginning_every_half_minute_and_at_the_end(capsys, clock):
+    with progress.progress_bar(False) as bar:
+        assert isinstance(bar, progress.Lines)
+        task = bar.add_task("learning", total=100, note="")
+        for step in range(1, 101):
+            clock[0] += 1
+            bar.update(task, completed=step, note=f"loss {step}")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    assert lines[0] == "learning: begins, 100 in all"
+    for text, step in zip(lines[1:], (30, 60, 90, 100), strict=True):
+        assert text.startswith(f"learning: {step} of 100 ({step} %), ")
+        assert text.endswith(f", loss {step}")
+
+
+def test_a_stage_that_ends_early_says_how_far_it_came(capsys, clock):
+    with progress.progress_bar(False) as bar:
+        task = bar.add_task("a [/b] name", total=None, note="")
+        bar.advance(task, 3)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "a [/b] name: begins"
+    assert last.startswith("a [/b] name: 3, ")
+
+
+def test_a_stage_that_ends_and_goes_leaves_the_others(capsys, clock):
+    with progress.progress_bar(False) as bar:
+        show = progress.preparing(bar)
+        show(1, 2)
+        show(2, 2)
+        assert bar.tasks == []
+    assert [text.split(",")[0] for text in capsys.readouterr().err.splitlines()] == [
+        "preparing images: begins",
+        "preparing images: 2 of 2 (100 %)",
+    ]
+
+
+def test_a_training_says_what_it_does_and_from_where_it_goes_on(capsys, tmp_path):
+    words = [*TRAIN, "--out", str(tmp_path / "run")]
+    code, _, err = atdm(capsys, *words, "--steps", "10")
+    assert code == 0
+    assert "robust_adv: begins, 10 in all" in err or "auto: begins, 10 in all" in err
+    assert "10 of 10 (100 %)" in err
+    assert "Exporting the model" in err
+    code, _, err = atdm(capsys, *words, "--steps", "15", "--objective.start", "0")
+    assert code == 0
+    assert "Training goes on from step 10 of 15." in err
+
+
+@pytest.mark.parametrize("silence", ["--quiet", "--json"])
+def test_silence(capsys, tmp_path, silence):
+    code, _, err = atdm(capsys, *TRAIN, "--steps", "5", "--out", str(tmp_path / "run"), silence)
+    assert code == 0
+    assert "begins" not in err
+    code, _, err = atdm(
+        capsys, "sample", str(tmp_path / "run"), "--n", "4", "--steps", "2", "--out", str(tmp_path / "x.npz"), silence
+    )
+    assert code == 0
+    assert err == ""
