@@ -274,6 +274,7 @@ SENTENCES = [
     (["train", "--out"], "The option --out is without its value"),
     (["train", "--seed", str(2**64)], "Expected an integer of at most 63 bits"),
     (["train", "--threads", "100000"], "Expected at most 1024"),
+    (["train", "--workers", "99999"], "or null to let atdm choose"),
     (["train", "--data", ""], "The data set '' names nothing"),
     (["train", "--data", "npz:"], "The data set 'npz:' names nothing"),
     (["train", "--data", "/"], "everything on this disk"),
