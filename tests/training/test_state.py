@@ -200,6 +200,7 @@ def test_every_reader_of_damaged_text_ends_in_one_sentence(copy, capsys, monkeyp
     path.write_bytes(TEXTS[damage](text))
     commands = commands_on(copy)
     for command in READERS[file]:
+        before = path.read_bytes()  # a resumed training may have written it anew
         code, _, err = atdm(capsys, command, *commands[command])
         assert "Traceback" not in err, (command, err)
         assert code == 2 or (code == 0 and (file, damage) in FINE), (command, code, err)
@@ -207,7 +208,7 @@ def test_every_reader_of_damaged_text_ends_in_one_sentence(copy, capsys, monkeyp
             told = [line for line in err.splitlines() if line.startswith("atdm: ")]
             assert len(told) == 1, (command, err)
             assert len(told[0]) < 1200, told
-        assert path.read_bytes() == TEXTS[damage](text) or code == 0, "a damaged file is left for its owner to look at"
+        assert path.read_bytes() == before or code == 0, "a damaged file is left for its owner to look at"
         assert not (copy / "out").exists()
 
 
