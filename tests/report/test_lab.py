@@ -138,7 +138,7 @@ def test_a_stock_pipeline_goes_through_attack_evaluate_and_report(capsys, stock,
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "Expected --data"),
+        ([], "Expected --reference, a trusted set, or --data"),
         (["--data", "plane"], "Expected the same"),
         (["--data", "digits", "--steps_list", "2,x"], "numbers separated by commas"),
         (["--data", "digits", "--steps_list", "0"], "of 1 or more"),

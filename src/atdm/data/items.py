@@ -91,7 +91,7 @@ class _Kept:
             Damaged: one is not as it was written.
         """
         if self.array.nbytes <= AT_ONCE:
-            for rows in torch.arange(len(self)).split(4096):
+            for rows in torch.arange(len(self)).split(64):
                 self.rows(rows)
 
 
