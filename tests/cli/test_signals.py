@@ -98,7 +98,12 @@ PHASES = {
         "All steps are made and saved",
     ),
     "sharing": ("atdm.training.share", "_card", ["export", "{run}", "--out={out}/model"], "stopped by"),
-    "corrupting": ("atdm.data.source", "Source.save", ["corrupt", "--data=digits", "--out={out}/dirty"], "stopped by"),
+    "corrupting": (
+        "atdm.data.source",
+        "Source.save",
+        ["corrupt", "--data=digits", "--corrupt=gaussian:share=0.5,std=0.2", "--out={out}/dirty"],
+        "stopped by",
+    ),
 }
 FOREVER = """
 import importlib, sys, time
