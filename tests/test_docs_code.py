@@ -90,7 +90,13 @@ def choosing(_: Path) -> dict:
 
 
 def extending(_: Path) -> dict:
-    return {}
+    from diffusers import ConfigMixin, ModelMixin
+    from diffusers.configuration_utils import register_to_config
+
+    from atdm.metrics import METRICS, Metric
+
+    own = {"ModelMixin": ModelMixin, "ConfigMixin": ConfigMixin, "register_to_config": register_to_config}
+    return {**own, "METRICS": dict(METRICS), "Metric": Metric, "torch": torch, "nn": torch.nn}
 
 
 def save_autoencoder(folder: Path) -> None:

@@ -12,6 +12,7 @@ LIMITS = {"module": 350, "function": 60, "signature": 8}
 OVER = {
     "module": {
         "metrics/networks.py": 370,
+        "report/sections.py": 360,
     },
     "function": {
         "cli/attack.py:run": 70,
@@ -20,7 +21,6 @@ OVER = {
         "experiments/attacks.py:findings": 90,
         "experiments/audit.py:findings": 70,
         "experiments/butterflies.py:findings": 90,
-        "experiments/images.py:findings": 80,
         "experiments/memorize.py:findings": 80,
         "experiments/mixture.py:findings": 90,
         "experiments/purification.py:findings": 100,

@@ -259,7 +259,7 @@ SENTENCES = [
     (["train", "--lr", "x"], "The option lr is 'x'. Expected a number."),
     (["train", "--cache=x"], "The option cache is 'x'. Expected true or false."),
     (["train", "--precision", "fp61"], "Did you mean 'fp16'?"),
-    (["train", "--config", "nothing.yaml"], "nothing.yaml'. Expected a configuration in YAML, or the name of a recipe"),
+    (["train", "--config", "nothing.yaml"], "Expected a configuration in YAML, or the name of a recipe"),
     (["train", "--config", "empty.yaml"], "it is empty. Expected a configuration in YAML"),
     (["train", "--config", "utf16.yaml"], "it is not text in UTF-8"),
     (["train", "--config", "list.yaml"], "not names with values"),

@@ -99,6 +99,7 @@ def test_dice_are_uniform_and_independent():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_are_the_same_for_any_number_of_workers(workers):
+    others = multiprocessing.active_children()
     live = Source(PIXELS, parse_corruption(FULL), 5, fresh=True, flip=True, window=16)
     order, every = Order(40, 16, seed=1), torch.arange(16)
     alone = [*feed(live, order, every, range(9), 0, pin=False)]
@@ -112,7 +113,7 @@ def test_batches_are_the_same_for_any_number_of_workers(workers):
     part = feed(live, order, every, range(9), workers, pin=False)
     next(part)
     part.close()
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= set(others)
 
 
 def test_a_dead_worker_is_a_sentence():

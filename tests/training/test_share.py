@@ -108,8 +108,16 @@ def test_the_weights_asked_for_are_the_weights_given(digits, tmp_path, weights, 
 
 def test_the_card_tells_data_dirt_objective_and_numbers_with_their_origin(digits, tmp_path):
     made = weights_hash(load_pipeline(digits)[0])
-    row = {"metric": "noise_std", "value": 0.123456, "sampler": "ddpm", "steps": 250, "seed": 7, "features": None}
-    row |= {"reference": "/home/somebody/secret/photos", "checkpoint": made}
+    row = {
+        "metric": "noise_std",
+        "value": 0.123456,
+        "sampler": "ddpm",
+        "steps": 250,
+        "seed": 7,
+        "features": None,
+        "samples": 64,
+    }
+    row |= {"reference": "/home/somebody/secret/photos", "reference_hash": "0" * 16, "checkpoint": made}
     rows = [row, {**row, "metric": "frechet_pixels", "value": None}, {**row, "value": 9.0, "checkpoint": "0" * 16}]
     (tmp_path / "numbers.json").write_text(json.dumps({"rows": rows}))
     told = share.export(
@@ -160,7 +168,7 @@ def test_mistakes_are_sentences_and_leave_nothing(digits, tmp_path, monkeypatch)
         (lambda: share.export(digits, digits), "is not empty"),
         (lambda: share.export(tmp_path, out), "is not a run folder"),
         (lambda: share.export(digits, out, weights="emma"), "Did you mean 'ema'"),
-        (lambda: share.export(digits, out, numbers=tmp_path / "none.json"), "Cannot read numbers"),
+        (lambda: share.export(digits, out, numbers=tmp_path / "none.json"), "There is no file"),
         (lambda: share.push(out, "nobody"), "Expected OWNER/NAME"),
         (lambda: share.push(out, "nobody/nothing"), "hf auth login"),
     ]:
