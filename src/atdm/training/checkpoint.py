@@ -68,7 +68,7 @@ def read_config(run: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml. Expected a folder that atdm train wrote.")
     written = "what atdm train wrote; without that file the same command writes it again"
-    stored = read_yaml(file, {"data": str}, written)
+    stored = read_yaml(file, {"data": str, "net": str, "process": str, "steps": int, "seed": int}, written)
     for values, kind in ((stored, TrainConfig), (stored.get("objective", {}), ObjectiveConfig)):
         if wrong := misfit(values, {k: kinds_of(h) for k, h in get_type_hints(kind).items() if k in values}):
             raise UserError(f"Cannot read {file}: {wrong}. Expected {written}.")
