@@ -175,7 +175,9 @@ def bars(
     axis.margins(y=0.12)
     if per_cluster > 1:
         handles = [matplotlib.patches.Patch(color=palette[name], label=text.figure(name)) for name in names]
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(names)), fontsize=9, frameon=False)
+        longest = 0.5 + 0.085 * max(map(len, names))  # inches of an entry
+        across = max(1, min(6, len(names), int(figure.get_figwidth() / longest)))
+        figure.legend(handles=handles, loc="outside upper center", ncols=across, fontsize=9, frameon=False)
     return figure
 
 
