@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -209,12 +209,12 @@ class _Gaussian:
     @cached_property
     def factor(self) -> Tensor:
         """An ``F`` with ``F F^T`` the covariance, of any rank."""
-        if self.rows is not None:
-            return self.rows.T
+        covariance = self.covariance
+        if covariance is None:
+            return cast(Tensor, self.rows).T
         if self.cholesky is not None:
             return self.cholesky
-        assert self.covariance is not None
-        values, vectors = torch.linalg.eigh((self.covariance + self.covariance.T) / 2)
+        values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
         return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
