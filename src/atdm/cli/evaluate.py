@@ -34,7 +34,7 @@ class Options(Printing):
         model: run folder, or any diffusers pipeline with --data.
         samples: measure this .npz or folder of images instead.
         reference: a trusted set, such as a folder of clean images; cleanest: the least noisy of the data, by audit; null: the
-            run's data before the corruption that atdm made, else as they are, which rank nothing.
+            trusted images of the run, or its data before the corruption that atdm made, else as they are, which rank nothing.
         data: what the model learned from; null: the run's data.
         n: samples to draw.
         seed: of the sampling.
@@ -142,7 +142,8 @@ def _check(given: Any) -> None:
 def _compared_with(given: Any) -> tuple[Any, Any]:
     """What the samples of ``atdm evaluate`` are compared with, a :class:`~atdm.metrics.ReferenceSet`, and its truth.
 
-    It is ``--reference``, read as the run read its images; without one the data of the run before corruption, or ``--data``.
+    It is ``--reference``, read as the run read its images; without one ``--data``, or of the run the trusted images, or else the
+    data before corruption.
 
     Raises:
         UserError: there is no such data.
@@ -151,10 +152,15 @@ def _compared_with(given: Any) -> tuple[Any, Any]:
     from ..data import load
     from ..training.checkpoint import read_config
     from ..training.config import DataConfig
+    from ..training.trusted import of_run
 
     config = Path(given.model or "") / "config.yaml"
     stored = read_config(config.parent) if given.model and config.is_file() else {}
-    if given.reference in (None, "cleanest"):
+    vouched = of_run(config.parent, stored) if given.data is None and given.reference is None else None
+    if vouched is not None:
+        reading_of_data(given)
+        dataset, found = vouched, metrics.ReferenceSet.trusted(vouched)
+    elif given.reference in (None, "cleanest"):
         dataset, _ = clean_data(given)
         corrupted = given.data is None and stored.get("corrupt", "none") != "none"
         found = (

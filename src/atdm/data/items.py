@@ -53,6 +53,32 @@ class Floats:
         return self.x[indices]
 
 
+class Joined:
+    """The items of two sets, one after the other.
+
+    Raises:
+        UserError: their shapes differ.
+    """
+
+    def __init__(self, first: Items, second: Items) -> None:
+        self.item_shape = tuple(first.item_shape)
+        if tuple(second.item_shape) != self.item_shape:
+            raise UserError(
+                f"Items of shape {list(second.item_shape)} cannot join those of {list(self.item_shape)}. Expected one shape."
+            )
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
+        later = indices >= len(self.first)
+        x = torch.empty(len(indices), *self.item_shape)
+        x[~later] = self.first[indices[~later]]
+        x[later] = self.second[indices[later] - len(self.first)]
+        return x
+
+
 class _Kept:
     """An array in memory or mapped from an .npy file; of a file, items are checked as they are read, where it has checksums."""
 

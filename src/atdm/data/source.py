@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..corruption import Corruption, corrupt_rows, require_fit
@@ -55,6 +55,7 @@ class Source:
         std: standard deviation of the Gaussian noise that each item is known to hold before anything is done to it;
             None: the items are clean.
         files: the image files of the items, in which noise is seen that their formats and resizing hide; None: there are none.
+        trusted: so many of the last items are known to be clean, and stay so: nothing corrupts them.
 
     Raises:
         UserError: corruption, flip or window are for images and the items are not.
@@ -68,6 +69,7 @@ class Source:
     window: int | None = None
     std: Float[Tensor, "n"] | None = field(default=None, compare=False)
     files: Files | None = field(default=None, compare=False)
+    trusted: int = 0
 
     def __post_init__(self) -> None:
         require_fit(self.corruption, tuple(self.items.item_shape))
@@ -91,8 +93,10 @@ class Source:
         """These items as training sees them in these epochs."""
         x = self.items[indices]
         if self.corruption:
-            when = epochs if self.fresh else torch.zeros_like(epochs)
-            corrupt_rows(x, self.corruption, self.seed, indices.tolist(), when.tolist())
+            when, own = epochs if self.fresh else torch.zeros_like(epochs), ~self.vouched(indices)
+            touched = x[own]
+            corrupt_rows(touched, self.corruption, self.seed, indices[own].tolist(), when[own].tolist())
+            x[own] = touched
         if self.window is not None:
             x = self._windows(x, indices, epochs)
         if self.flip:
@@ -100,10 +104,15 @@ class Source:
             x = torch.where(coins.reshape(-1, 1, 1, 1), x.flip(-1), x)
         return x
 
+    def vouched(self, indices: Int[Tensor, "b"]) -> Bool[Tensor, "b"]:
+        """Which of these items are trusted."""
+        return indices >= len(self) - self.trusted
+
     def levels(self, indices: Int[Tensor, "b"], epochs: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
         """Standard deviation of the Gaussian noise in these items of :meth:`batch`."""
         when = epochs if self.fresh else torch.zeros_like(epochs)
         drawn = drawn_levels(self.corruption, self.seed, indices.tolist(), when.tolist())
+        drawn[self.vouched(indices)] = 0
         return drawn if self.std is None else torch.hypot(drawn, self.std[indices])
 
     def _windows(self, x: Tensor, indices: Tensor, epochs: Tensor) -> Tensor:
@@ -131,7 +140,9 @@ class Source:
             UserError: there is no telling noise from content in such data.
         """
         gauge = Gauge.fit(self.some(GAUGED), self._chosen(GAUGED))
-        return gauge if self.files is None else replace(gauge, files=self.files.noise(), changed=self.changed)
+        if self.files is None:
+            return gauge
+        return replace(gauge, files=self.files.noise().with_clean(self.trusted), changed=self.changed)
 
     @property
     def changed(self) -> bool:
@@ -163,7 +174,8 @@ class Source:
         if self.corruption and not self.fresh:
             rows = torch.arange(len(x))
             levels = self.levels(rows, torch.zeros_like(rows))
-            corrupt_rows(x, self.corruption, self.seed, rows.tolist(), [0] * len(x))
+            own = rows[: len(x) - self.trusted].tolist()
+            corrupt_rows(x[: len(own)], self.corruption, self.seed, own, [0] * len(own))
             return replace(self, items=Floats(x), corruption=(), std=levels)
         return replace(self, items=Floats(x))
 

@@ -64,6 +64,19 @@ class FileNoise:
         """
         return np.maximum(stds if changed else np.where(self.hidden[rows], 0.0, stds), self.remains[rows])
 
+    def with_clean(self, count: int) -> FileNoise:
+        """The same with so many clean items after the others."""
+        if count == 0:
+            return self
+        none = np.zeros(count)
+        return FileNoise(
+            [*self.kinds, *["trusted"] * count],
+            np.concatenate([self.sizes, np.zeros((count, 2), int)]),
+            np.concatenate([self.stds, none]),
+            np.concatenate([self.remains, none]),
+            np.concatenate([self.hidden, none == 0]),
+        )
+
     def of_these(self, use: Bool[np.ndarray, "n"]) -> FileNoise:
         """The same where the files not in use hold no noise but something else."""
         return replace(self, stds=np.where(use, self.stds, 0.0), remains=np.where(use, self.remains, 0.0))

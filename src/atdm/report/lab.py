@@ -32,6 +32,7 @@ from ..spec import build
 from ..training.checkpoint import read_config
 from ..training.config import ObjectiveConfig, TrainConfig
 from ..training.log import read_log
+from ..training.trusted import reference_of
 from .page import Row
 
 SECOND = {"vp": "ddim", "flow": "heun", "edm": "dpm-solver++"}  # the sampler beside that of atdm sample
@@ -139,7 +140,8 @@ def jobs(
     """A job for each model, once it is known that all of them can be measured beside the same data.
 
     Args:
-        data: what samples are compared with; default: the data of the runs among ``models``, before corruption.
+        data: what samples are compared with; default: the trusted images of the runs among ``models`` where all have the same, else
+            their data before corruption.
         reading: how it is read: options of :func:`atdm.data.load`.
         trusted: a person vouches for ``data``.
 
@@ -157,12 +159,7 @@ def jobs(
             f"{', '.join(models)}: no run of atdm that names its data. Expected --reference, a trusted set, or --data."
         )
     else:
-        specs = {m: c["data"] for m, c in known.items()}
-        if len(set(specs.values())) > 1:
-            told = ", ".join(f"{m} on {s}" for m, s in specs.items())
-            raise UserError(f"The runs learned from different data: {told}. Expected one --reference, a trusted set.")
-        first = next(iter(known.values()))
-        data, reading = first["data"], {k: first[k] for k in TrainConfig.READING if k in first}
+        data, reading, trusted = reference_of(known)
     shape = load(data, **reading).item_shape
     costs, samplers = {}, {}
     for source in models:

@@ -181,6 +181,8 @@ class DataConfig:
     Args:
         data: what to learn from: a toy (plane, mixture, moons, swiss_roll), digits, a folder of images, parquet or tar
             files, an .npz of atdm corrupt, hub:name=OWNER/NAME or torchvision:name=CIFAR10,root=PATH.
+        trusted: clean images that you vouch for, 20 or more, named as data are, often a folder: they join the training data,
+            nothing corrupts them, and they are what samples are compared with.
         corrupt: dirt to add, such as gaussian:share=0.9,std=0.2 or outliers:share=0.1; '+' composes.
         corrupt_fresh: draw the dirt anew in every epoch; by default it is fixed to the item.
         image_size: resize and crop images to this many pixels (null: as they are).
@@ -194,6 +196,7 @@ class DataConfig:
     """
 
     data: str = "digits"
+    trusted: str | None = None
     corrupt: str = "none"
     corrupt_fresh: bool = False
     image_size: int | None = None

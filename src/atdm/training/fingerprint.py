@@ -35,27 +35,30 @@ class Fingerprint:
         return cls(sums, tuple(dataset.items.item_shape))
 
     @classmethod
-    def load(cls, run: Path) -> Fingerprint | None:
+    def load(cls, run: Path, file: str = FILE) -> Fingerprint | None:
         """That of the data that the run began with; None of runs that keep none.
+
+        Args:
+            file: where it is kept.
 
         Raises:
             UserError: it cannot be read.
         """
-        path = run / FILE
+        path = run / file
         if not path.is_file():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(file["crc32"].astype("<u4"), tuple(map(int, file["item_shape"])))
+            with np.load(path, allow_pickle=False) as found:
+                return cls(found["crc32"].astype("<u4"), tuple(map(int, found["item_shape"])))
         except Exception as problem:  # zipfile, zlib and numpy each raise their own
             raise UserError(
                 f"Cannot read {path}: {first_line(problem)}. Expected what atdm train wrote; without that file the data are "
                 "taken as they are."
             ) from problem
 
-    def save(self, run: Path) -> None:
+    def save(self, run: Path, file: str = FILE) -> None:
         """Keep it in a run folder."""
-        with atomic(run / FILE) as scratch:
+        with atomic(run / file) as scratch:
             np.savez(scratch, crc32=self.sums, item_shape=np.array(self.item_shape))
 
     def differs(self, now: Fingerprint) -> str | None:
@@ -74,17 +77,18 @@ class Fingerprint:
 
 
 def require_same_data(
-    dataset: Dataset, run: Path, goes_on: bool, latent: bool
+    dataset: Dataset, run: Path, goes_on: bool, latent: bool, file: str = FILE
 ) -> tuple[Fingerprint | None, tuple[str, ...]]:
     """The fingerprint of the data of a run, and a note if they changed and it ``goes_on`` all the same.
 
     Args:
         latent: the run keeps what its data were encoded to, so it cannot go on with others.
+        file: where the fingerprint is kept.
 
     Raises:
         UserError: they are not the data that the run began with; says what changed.
     """
-    now, before = Fingerprint.of(dataset), Fingerprint.load(run)
+    now, before = Fingerprint.of(dataset), Fingerprint.load(run, file)
     if now is None or before is None or (changed := before.differs(now)) is None:
         return now, ()
     told = f"The data {dataset.spec} are not those that {run} began with: {changed}."

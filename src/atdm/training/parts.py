@@ -18,7 +18,7 @@ from ..corruption import Truth, parse_corruption, truth_of
 from ..corruption.levels import truth_levels
 from ..data import Dataset, load
 from ..data.encoded import Encoded
-from ..data.items import Items, Mapped
+from ..data.items import Items, Joined, Mapped
 from ..data.source import Source
 from ..diffusion.latent import Latents
 from ..diffusion.model import Model
@@ -27,6 +27,7 @@ from ..files import atomic
 from ..nets import build_net, count_parameters, flops, is_unet, load_net, weights_hash
 from ..objective import Loss, Objective, auto
 from .config import ObjectiveConfig, TrainConfig
+from .trusted import open_trusted, require_enough
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Parts:
 
     config: TrainConfig  # with what auto chose as its objective
     dataset: Dataset
+    trusted: Dataset | None  # clean for sure, the last items of the source
     source: Source
     truth: Truth
     net: nn.Module
@@ -49,13 +51,16 @@ class Parts:
 
 
 def build(
-    config: TrainConfig, progress: Callable[[int, int], None] | None = None, dataset: Dataset | None = None
+    config: TrainConfig,
+    progress: Callable[[int, int], None] | None = None,
+    dataset: Dataset | None = None,
+    trusted: Dataset | None = None,
 ) -> Parts:
     """Open the data and make the network and the objective.
 
     Args:
         progress: called while images are decoded, with how many are done and of how many.
-        dataset: clean data, where they are not what the configuration names.
+        dataset, trusted: clean data and trusted items, where they are not what the configuration names.
 
     Raises:
         UserError: a part of the configuration cannot be used.
@@ -70,13 +75,11 @@ def build(
         )
     latents = Latents.load(config.vae) if config.vae else None
     dataset = dataset or load(config.data, **config.reading(), progress=progress)
-    parts = parse_corruption(config.corrupt)
+    trusted = require_enough(trusted) if trusted else open_trusted(config.as_dict(), progress)
     std = _stored_levels(dataset) if objective.levels_from == "truth" else None
-    source = Source(
-        dataset.items, parts, config.seed, config.corrupt_fresh, config.flip, dataset.window, std, dataset.files
-    )
+    source = _source(config, dataset, trusted, std)
     if latents is not None:
-        source = Source(_encoded(source, latents, Path(config.out)), seed=config.seed)
+        source = Source(_encoded(source, latents, Path(config.out)), seed=config.seed, trusted=source.trusted)
     config = config.over(len(source))
     if automatic:
         config = dataclasses.replace(
@@ -86,15 +89,54 @@ def build(
     objective.require_items(source.item_shape)
     size = 8.0 * config.batch_size * math.prod(source.item_shape)  # noise and a push for each item
     memory.require(size, f"A batch of {config.batch_size:,} items", "Expected a smaller batch_size.")
-    truth = truth_of(config.corrupt, len(source), tuple(dataset.items.item_shape), config.seed)
+    truth = truth_of(config.corrupt, len(source) - source.trusted, tuple(dataset.items.item_shape), config.seed)
     torch.manual_seed(config.seed)
     name = config.net if config.net != "auto" else ("mlp" if dataset.kind == "vector" else "tiny")
     net = load_net(config.init, source.item_shape) if config.init else build_net(name, source.item_shape)
     bounded = dataset.kind == "image" and latents is None
     clips = objective.process.family == "vp" and bounded and is_unet(net)
     clip = clips if config.clip_sample is None else config.clip_sample
-    notes = (*dataset.notes, *([auto.explain(vars(config.objective))] if automatic else []))
-    return Parts(config, dataset, source, truth, net, objective, latents, clip, notes)
+    notes = (*dataset.notes, *_told(trusted), *([auto.explain(vars(config.objective))] if automatic else []))
+    return Parts(config, dataset, trusted, source, truth, net, objective, latents, clip, notes)
+
+
+def _source(config: TrainConfig, dataset: Dataset, trusted: Dataset | None, std: Tensor | None) -> Source:
+    """What training sees: the data with their corruption, then the trusted items as they are.
+
+    Raises:
+        UserError: the trusted items are of another shape.
+    """
+    items, count = dataset.items, 0
+    if trusted is not None:
+        if tuple(trusted.items.item_shape) != tuple(items.item_shape):
+            raise UserError(
+                f"The trusted images {trusted.spec} are of shape {list(trusted.items.item_shape)}, and the data "
+                f"{dataset.spec} of {list(items.item_shape)}. Expected one shape, such as with --image_size."
+            )
+        items, count = Joined(items, trusted.items), len(trusted.items)
+        std = None if std is None else torch.cat([std, std.new_zeros(count)])
+    return Source(
+        items,
+        parse_corruption(config.corrupt),
+        config.seed,
+        config.corrupt_fresh,
+        config.flip,
+        dataset.window,
+        std,
+        dataset.files,
+        count,
+    )
+
+
+def _told(trusted: Dataset | None) -> tuple[str, ...]:
+    """What is to be said of trusted items."""
+    if trusted is None:
+        return ()
+    return (
+        *trusted.notes,
+        f"Trusted: {len(trusted.items):,} items of {trusted.spec} join the training data, and samples are compared with them. "
+        "What repeats them comes close to them, so keep others apart for a last word (--reference FOLDER).",
+    )
 
 
 def _encoded(source: Source, latents: Latents, folder: Path) -> Items:

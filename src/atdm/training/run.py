@@ -14,8 +14,9 @@ from .. import metrics
 from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..files import Hold, atomic, require_writable
-from . import checkpoint
+from . import checkpoint, trusted
 from .config import TrainConfig
+from .fingerprint import FILE as DATA
 from .fingerprint import Fingerprint, require_same_data
 from .log import Log
 from .parts import Parts, build, with_latents_kept
@@ -58,6 +59,9 @@ def train(
             hold.take()
         parts = parts or build(config, progress)
         data, changed = require_same_data(parts.dataset, folder, config.changed_data, parts.latents is not None)
+        vouched: Fingerprint | None = None
+        if parts.trusted is not None:
+            vouched, _ = require_same_data(parts.trusted, folder, False, True, trusted.FILE)
         for note in (*parts.notes, *changed):
             tell(note)
         config = config.over(len(parts.source))
@@ -66,7 +70,7 @@ def train(
             folder.mkdir(parents=True, exist_ok=True)
             hold.take()
             _require_folder(config, folder)  # another process may have begun it meanwhile
-            _begin(config, folder, parts, data)
+            _begin(config, folder, parts, {DATA: data, trusted.FILE: vouched})
         accelerator.wait_for_everyone()
         parts = with_latents_kept(parts, folder, accelerator.device, progress)
         for note in checkpoint.restore(folder, state):
@@ -91,15 +95,20 @@ def _require_folder(config: TrainConfig, folder: Path) -> None:
         config.require_same(checkpoint.read_config(folder), str(folder))
 
 
-def _begin(config: TrainConfig, folder: Path, parts: Parts, data: Fingerprint | None) -> None:
-    """Write what is known before the first step."""
+def _begin(config: TrainConfig, folder: Path, parts: Parts, data: dict[str, Fingerprint | None]) -> None:
+    """Write what is known before the first step.
+
+    Args:
+        data: fingerprints by the files they are kept in.
+    """
     checkpoint.clean(folder)
     checkpoint.write_config(folder, config.as_dict())
     with atomic(folder / "objective.json") as scratch:
         scratch.write_text(json.dumps(dataclasses.asdict(parts.config.objective), indent=1))
     parts.truth.save(folder / "truth.npz")
-    if data is not None:
-        data.save(folder)
+    for file, fingerprint in data.items():
+        if fingerprint is not None:
+            fingerprint.save(folder, file)
 
 
 def _steps(
@@ -164,7 +173,9 @@ def _finish(
         _picture(folder, parts, state, accelerator.device, lambda: False)
     if config.metrics != "none":
         tell(f"Drawing and measuring {config.metrics_samples} samples.")
-        against = metrics.ReferenceSet.of(parts.dataset, config.corrupt != "none")
+        kind = metrics.ReferenceSet
+        corrupted = config.corrupt != "none"
+        against = kind.trusted(parts.trusted) if parts.trusted else kind.of(parts.dataset, corrupted)
         rows = _measure(config, parts, state, spaces, accelerator, against)
         if against.warning:
             tell(against.warning)

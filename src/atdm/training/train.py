@@ -250,6 +250,7 @@ def fit(
                 told = source.levels(rows, order.epochs(step)[mine])
             else:
                 told = gauge.stds(batch, rows) if gauge else torch.zeros(len(batch))
+                told = told.masked_fill(source.vouched(rows).to(told.device), 0)
             levels = [*told.to(device, non_blocking=True).split(micro)]
         draws = loss_of.draw(
             (settings.batch_size, *source.item_shape),

@@ -1,0 +1,120 @@
+"""Trusted images: they join the training data as they are, and are what samples of the run are compared with."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from atdm.corruption import parse_corruption
+from atdm.data import load
+from atdm.data.items import Floats, Joined
+from atdm.data.source import Source
+from atdm.errors import UserError
+from atdm.metrics import ReferenceSet
+from atdm.training.config import TrainConfig
+from atdm.training.parts import build
+from helpers import atdm
+
+NOISE = "gaussian:share=1,std=0.2"
+SHORT = [
+    "--net",
+    "mlp:width=16",
+    "--steps",
+    "2",
+    "--batch_size",
+    "8",
+    "--warmup",
+    "0",
+    "--threads",
+    "1",
+    "--log_every",
+    "1",
+]
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    """25 digits in a file."""
+    path = tmp_path_factory.mktemp("clean") / "clean.npz"
+    np.savez(path, samples=load("digits").test[:25].numpy())
+    return str(path)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_trusted_items_follow_the_others_and_nothing_corrupts_them(prepared, fresh):
+    x, good = torch.zeros(30, 1, 8, 8), torch.ones(20, 1, 8, 8)
+    source = Source(Joined(Floats(x), Floats(good)), parse_corruption(NOISE), fresh=fresh, trusted=20)
+    plain = Source(Floats(x), parse_corruption(NOISE), fresh=fresh)
+    source, plain = (s.prepared() if prepared else s for s in (source, plain))
+    rows = torch.tensor([49, 3, 30, 29, 3])
+    when = torch.tensor([2, 1, 0, 1, 0])
+    batch = source.batch(rows, when)
+    own = rows < 30
+    assert torch.equal(batch[~own], good[:2])
+    assert torch.equal(batch[own], plain.batch(rows[own], when[own]))
+    assert batch[own].std() == pytest.approx(0.2, rel=0.2)
+    assert torch.allclose(source.levels(rows, when), torch.tensor([0, 0.2, 0, 0.2, 0.2]))
+    assert source.vouched(rows).tolist() == [True, False, True, False, False]
+
+
+def test_a_configuration_with_trusted_images_trains_on_both(clean):
+    parts = build(TrainConfig(data="digits", limit=40, corrupt=NOISE, trusted=clean, net="mlp:width=16"))
+    assert (len(parts.source), parts.source.trusted, parts.truth.touched.shape[1]) == (65, 25, 40)
+    assert torch.equal(parts.source.first(65)[40:], load(clean).x)
+    assert any("25 items" in note and "join the training data" in note for note in parts.notes)
+
+
+def test_training_and_evaluation_compare_with_the_trusted_images(capsys, tmp_path, clean):
+    run = str(tmp_path / "run")
+    words = ["train", "--data", "digits", "--limit", "40", "--corrupt", NOISE, "--trusted", clean, "--out", run, *SHORT]
+    code, out, err = atdm(capsys, *words, "--metrics", "pixels", "--metrics_samples", "8")
+    assert code == 0, err
+    hash_ = ReferenceSet.trusted(load(clean)).as_dict()["reference_hash"]
+    rows = json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"]
+    assert {(r["reference_kind"], r["reference"], r["reference_hash"]) for r in rows} == {("trusted set", clean, hash_)}
+    code, out, err = atdm(capsys, "evaluate", run, "--n", "8", "--steps", "3", "--json")
+    assert code == 0, err
+    assert {(r["reference_kind"], r["reference_hash"]) for r in json.loads(out)["rows"]} == {("trusted set", hash_)}
+    # What the run learned from can still be named.
+    code, out, err = atdm(capsys, "evaluate", run, "--data", "digits", "--n", "8", "--steps", "3", "--json")
+    assert {r["reference_kind"] for r in json.loads(out)["rows"]} == {"clean truth"}
+    # The report finds them, too.
+    from atdm.report import lab
+
+    (job,) = lab.jobs([run], lab.Plan(n=8, steps=(4,)))
+    assert (job.data, job.trusted) == (clean, True)
+
+
+def test_trusted_images_that_changed_are_refused(capsys, tmp_path, clean):
+    own = tmp_path / "own.npz"
+    np.savez(own, samples=np.load(clean)["samples"])
+    run = str(tmp_path / "run")
+    words = ["train", "--data", "digits", "--limit", "40", "--trusted", str(own), "--out", run, *SHORT]
+    assert atdm(capsys, *words)[0] == 0
+    np.savez(own, samples=np.load(clean)["samples"] * 0.5)
+    for again in (words, ["evaluate", run, "--n", "8", "--steps", "3"]):
+        code, _, err = atdm(capsys, *again)
+        assert code == 2
+        assert "25 are gone and 25 are new" in err
+    code, _, err = atdm(capsys, *words[:5], *words[7:])
+    assert code == 2
+    assert "its trusted is" in err
+
+
+def test_trusted_images_that_cannot_be_used_are_refused_in_a_sentence(tmp_path):
+    np.savez(tmp_path / "few.npz", samples=np.zeros((19, 1, 8, 8), "float32"))
+    np.savez(tmp_path / "large.npz", samples=np.zeros((20, 1, 9, 9), "float32"))
+    for name, sentence in (("few", "holds 19 trusted images. Expected 20 or more"), ("large", "Expected one shape")):
+        with pytest.raises(UserError, match=sentence):
+            build(TrainConfig(data="digits", trusted=str(tmp_path / f"{name}.npz")))
+
+
+def test_ambient_knows_that_trusted_items_are_clean(clean):
+    from atdm.training.config import ObjectiveConfig
+
+    config = TrainConfig(data="digits", limit=40, corrupt=NOISE, trusted=clean, objective=ObjectiveConfig("ambient"))
+    source = build(config).source
+    rows = torch.arange(65)
+    assert torch.equal(source.levels(rows, rows * 0) > 0, rows < 40)
