@@ -36,7 +36,13 @@ PUBLIC = {
     "data": ["atdm.data", "atdm.data.source", "atdm.data.toy", "atdm.corruption", "atdm.noise", "atdm.audit"],
     "nets": ["atdm.nets", "atdm.nets.mlp", "atdm.nets.unet"],
     "metrics": ["atdm.metrics"],
-    "attack": ["atdm.attack", "atdm.attack.purify", "atdm.attack.poison"],
+    "attack": [
+        "atdm.attack",
+        "atdm.attack.purify",
+        "atdm.attack.poison",
+        "atdm.restoration",
+        "atdm.restoration.classical",
+    ],
     "plot": ["atdm.plot", "atdm.report"],
 }
 

@@ -230,7 +230,7 @@ def test_the_commands_of_a_page_run(file, bench):
             continue
         out = (
             ["--out", str(bench / f"{file.stem}-{abs(hash(text))}")]
-            if words[0] in ("train", "corrupt", "export")
+            if words[0] in ("train", "corrupt", "export", "restore")
             else []
         )
         run([*words, *shlex.split(LESS.get(words[0], "")), *out])

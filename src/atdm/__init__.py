@@ -30,6 +30,7 @@ _WHERE = {
     "trajectory": "diffusion.sampling",
     "TrajectoryAttack": "attack",
     "Purifier": "attack.purify",
+    "restore": "restoration",
     "drop_conditioning": "diffusion.conditioning",
     "Guided": "diffusion.conditioning",
     "Latents": "diffusion.latent",

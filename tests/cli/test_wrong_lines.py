@@ -152,6 +152,7 @@ CHEAP = {
     "purify": ["{run}", "--data", "plane:n=20", "--noise", "0.3", "--steps", "2", "--out", "p.npz"],
     "corrupt": ["--data", "plane:n=20", "--corrupt", "gaussian", "--out", "noisy"],
     "audit": ["plane:n=40"],
+    "restore": ["plane:n=20", "--model", "{run}", "--out", "restored"],
     "export": ["{run}", "--out", "exported"],
     "features": ["--data", "digits", "--steps", "1", "--limit", "20"],
 }

@@ -16,7 +16,16 @@ from ..training.config import DataConfig, TrainConfig
 from .parser import add_fields
 
 READING = TrainConfig.READING[1:]  # the seed is for more than reading
-SKIPPING = ("train", "evaluate", "features", "attack", "report", "purify", "corrupt")  # those with --skip_broken
+SKIPPING = (
+    "train",
+    "evaluate",
+    "features",
+    "attack",
+    "report",
+    "purify",
+    "corrupt",
+    "restore",
+)  # those with --skip_broken
 
 
 def add_reading(parser: Any, without: tuple[str, ...] = (), **defaults: Any) -> None:

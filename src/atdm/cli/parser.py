@@ -23,6 +23,7 @@ SUMMARY = {
     "attack": "push the sampler's states where it hurts, and measure the damage",
     "report": "one page over a set of models: grids, few steps, attacks, memorization, cost",
     "purify": "diffuse inputs to a noise level and denoise them back",
+    "restore": "denoise a data set with the model trained on it, each item at its own noise level",
     "audit": "look at a data set before training: noise, outliers, duplicates, a recipe",
     "corrupt": "write a corrupted data set and its truth",
     "reproduce": "published results by name, and their counterparts here",
@@ -63,6 +64,10 @@ EXAMPLES = {
     "purify": (
         "purify runs/photos --data noisy/ --noise 0.3 --out purified.png",
         "purify runs/digits --data digits --corrupt gaussian:share=1,std=0.2 --noise 0.3",
+    ),
+    "restore": (
+        "restore photos --image_size 32 --model runs/photos --out cleaned",
+        "restore digits --model runs/digits --corrupt gaussian:share=0.9,std=0.2 --out cleaned",
     ),
     "audit": ("audit photos --image_size 32", "audit digits --corrupt gaussian:share=0.6,std=0.2 --out audit"),
     "corrupt": (

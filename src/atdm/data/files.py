@@ -56,9 +56,17 @@ class Files:
     def _key(self) -> str:
         return hashlib.sha256(json.dumps([VERSION, self.listing.key, self.broken]).encode()).hexdigest()[:32]
 
-    def _measured(self, progress: Progress | None) -> list[Blocks]:
+    @property
+    def names(self) -> list[str]:
+        """What each is called."""
+        return [self.listing.name(i) for i in self._rows()]
+
+    def _rows(self) -> list[int]:
         broken = set(self.broken)
-        rows = [i for i in range(self.listing.count) if not broken or self.listing.name(i) not in broken]
+        return [i for i in range(self.listing.count) if not broken or self.listing.name(i) not in broken]
+
+    def _measured(self, progress: Progress | None) -> list[Blocks]:
+        rows = self._rows()
 
         def one(index: int) -> Blocks:
             try:

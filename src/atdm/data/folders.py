@@ -22,6 +22,7 @@ OWN = {
     ("numbers.json", "paragraph.md"): "reproduce",
     ("summary.json", "report.html"): "demo",
     ("model_index.json",): "export",
+    ("restored.json",): "restore",
 }
 PATIENCE = 20_000  # folders and other files, beyond ten for each image, after which a search gives up
 LISTED = ".png, .jpg, .gif, .webp, .tif and whatever else Pillow reads"

@@ -29,7 +29,7 @@ from .exact import (
     wasserstein,
 )
 from .features import Features, FeatureSpace, gather_rows
-from .image import nearest_psnr, never_varying, never_varying_noise, noise_std, psnr, residual_noise_std
+from .image import nearest_psnr, never_varying, never_varying_noise, noise_std, psnr, residual_noise_std, ssim
 from .measure import FEATURES, evaluate_samples, in_space, measure, require, score_errors
 from .memorization import Memorization, memorization
 from .reference import LEFT_TO_DO, ReferenceSet
@@ -100,5 +100,6 @@ __all__ = [
     "sliced_wasserstein",
     "small_file",
     "spread_ratio",
+    "ssim",
     "wasserstein",
 ]

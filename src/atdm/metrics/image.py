@@ -13,6 +13,7 @@ from ..errors import UserError
 
 # E|z| <= 0.6745 half of the time for z ~ N(0, 1): the median absolute deviation in units of the std.
 NORMAL_MAD = 0.6744897501960817
+SIDE = 7  # of the windows of SSIM, pixels
 
 
 def residual_noise_std(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n"]:
@@ -69,6 +70,25 @@ def never_varying_noise(
 def psnr(x: Float[Tensor, "n *dims"], y: Float[Tensor, "n *dims"], data_range: float = 2.0) -> Float[Tensor, "n"]:
     """Peak signal-to-noise ratio of each pair in dB: ``20 log10(data_range / rmse)``; infinite for equal images."""
     return 10 * (data_range**2 / (x - y).flatten(1).square().mean(1)).log10()
+
+
+def ssim(x: Float[Tensor, "n c h w"], y: Float[Tensor, "n c h w"], data_range: float = 2.0) -> Float[Tensor, "n"]:
+    """Structural similarity of each pair, 1 for equal images (Wang 2004): uniform 7x7 windows and sample covariances.
+
+    As ``skimage.metrics.structural_similarity`` has it by default: means over all whole windows and channels.
+
+    Raises:
+        UserError: the images are smaller than 7x7.
+    """
+    if min(x.shape[2:]) < SIDE:
+        raise UserError(f"SSIM of {x.shape[2]}x{x.shape[3]} images. Expected {SIDE}x{SIDE} or larger.")
+    x, y = x.double(), y.double()
+    mean = lambda a: nn.functional.avg_pool2d(a, SIDE, 1)  # noqa: E731
+    u, v, sample = mean(x), mean(y), SIDE**2 / (SIDE**2 - 1)
+    xx, yy, xy = (sample * (mean(a * b) - mean(a) * mean(b)) for a, b in ((x, x), (y, y), (x, y)))
+    c, d = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    found = (2 * u * v + c) * (2 * xy + d) / ((u**2 + v**2 + c) * (xx + yy + d))
+    return found.flatten(1).mean(1).float()
 
 
 def nearest_psnr(

@@ -40,12 +40,12 @@ def save_samples(x: Float[Tensor, "n *item"], path: str | Path) -> Path:
         if path.suffix == ".npz":
             np.savez(scratch, samples=x.numpy())
         elif path.suffix == ".png":
-            _save(grid(x), scratch)
+            save_picture(grid(x), scratch)
         else:
             scratch.mkdir()
             digits = len(str(len(x) - 1))
             for i, image in enumerate(to_uint8(x)):
-                _save(image, scratch / f"{i:0{digits}d}.png")
+                save_picture(image, scratch / f"{i:0{digits}d}.png")
     return path
 
 
@@ -68,7 +68,8 @@ def check_target(path: Path, item_shape: tuple[int, ...]) -> None:
     require_writable(path)
 
 
-def _save(image: UInt8[Tensor, "channels height width"], file: Path) -> None:
+def save_picture(image: UInt8[Tensor, "channels height width"], file: Path) -> None:
+    """Write one picture, of the format that the ending says."""
     from PIL import Image
 
     pixels = image.squeeze(0) if len(image) == 1 else image.permute(1, 2, 0)

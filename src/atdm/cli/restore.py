@@ -1,0 +1,121 @@
+"""``atdm restore``: denoise a data set with the model trained on it, each item at its own noise level."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UserError
+from .common import (
+    Printing,
+    add_reading,
+    destination,
+    open_model,
+    print_table,
+    reading,
+    require_outside,
+    silent,
+    tell_notes,
+)
+from .parser import make_parser, positional, required
+from .progress import preparing, progress_bar
+
+
+@dataclass(frozen=True)
+class Options(Printing):
+    """What is restored, and with which model.
+
+    Args:
+        data: what to restore, as of atdm train.
+        model: run folder, diffusers pipeline folder or Hub name; trained on these data.
+        out: new folder for the restored images, under the names they have.
+        corrupt: corruption to add first, such as gaussian:share=0.9,std=0.2, to see what restoring gains.
+        seed: of the corruption, and of the choice of --limit.
+        compare: with --corrupt, noisy images on which non-local means, wavelets and BM3D (if installed) are tried, too.
+        label: the class, of a class-conditional network.
+    """
+
+    data: str = positional()
+    model: str = required()
+    out: str = required()
+    corrupt: str = "none"
+    seed: int = 0
+    compare: int = 0
+    label: int | None = None
+
+
+def run(words: list[str]) -> int:
+    parser = make_parser("restore", Options)
+    add_reading(parser)
+    given = parser.parse_args(words)
+    from ..corruption import parse_corruption
+    from ..data import load
+    from ..data.source import Source
+    from ..restoration import Restoration, gauge
+    from ..restoration.write import write
+
+    folder = destination(given.out)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
+    require_outside(folder, given.data)
+    parts = parse_corruption(given.corrupt)
+    if given.compare < 0 or (given.compare and not parts):
+        raise UserError(
+            f"--compare is {given.compare}. Expected a number of images, with --corrupt: without it the clean images are not known."
+        )
+    with progress_bar(silent(given)) as bar:
+        dataset = load(given.data, seed=given.seed, **reading(given), hold_out=False, progress=preparing(bar))
+        source = Source(dataset.items, parts, given.seed, files=dataset.files)
+        model = open_model(given, pixels=True).for_items(dataset.item_shape, given.model, given.data)
+        truth = _truth(given, source)
+        look, work = (bar.add_task(name, total=len(source), note="") for name in ("looking", "restoring"))
+        stds = gauge(source, lambda done, total: bar.update(look, completed=done))
+        about = {"data": given.data, "model": given.model, "checkpoint": model.hash, "corrupt": given.corrupt}
+        found = Restoration(source, model, stds)
+        told = write(folder, found, dataset.files, about, truth, lambda done, total: bar.update(work, completed=done))
+    tell_notes(dataset.notes)
+    if given.json:
+        print(json.dumps({key: value for key, value in told.items() if key not in ("names", "stds")}))
+        return 0
+    print_table(f"{given.data}: {told['restored']:,} of {told['items']:,} items restored", [*_rows(told)])
+    if len(told["formats"]) > 1:
+        print_table("by file format", told["formats"])
+    if told.get("compared"):
+        print_table("on the same noisy images, with the same estimated noise", told["compared"])
+    print(f"The restored set is in {folder}, what was done to each item in {folder}/atdm-restore.")
+    return 0
+
+
+def _truth(given: Any, source: Any) -> Any:
+    """What is known of a set that is made noisy here; None: nothing."""
+    if not source.corruption:
+        return None
+    import torch
+
+    from ..restoration.classical import denoisers
+    from ..restoration.write import Truth
+
+    if given.compare:
+        denoisers(source.item_shape)  # what is missing is said before the work
+    rows = torch.arange(len(source))
+    return Truth(source.items, source.levels(rows, torch.zeros_like(rows)), given.compare)
+
+
+def _rows(told: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield {"what": "untouched, for they look clean", "found": f"{told['items'] - told['restored']:,}"}
+    for level in told["histogram"]:
+        if level["items"]:
+            upper = "above" if level["up_to"] is None else f"to {level['up_to']:g}"
+            yield {"what": f"noise std {level['above']:g} {upper}", "found": f"{level['items']:,}"}
+    if "noisy" not in told:
+        return
+    yield {
+        "what": "noisy items that were missed, clean ones restored",
+        "found": f"{told['missed']:,} of {told['noisy']:,}, {told['clean_restored']:,} of {told['items'] - told['noisy']:,}",
+    }
+    for key, name in (("psnr", "PSNR of the noisy items, dB"), ("ssim", "SSIM of the noisy items")):
+        if f"{key}_before" in told:
+            found = " -> ".join(f"{told[f'{key}_{when}']:.4g}" for when in ("before", "after"))
+            yield {"what": name, "found": found}

@@ -1,0 +1,110 @@
+"""Items denoised in one evaluation of a model, each at the timestep of its own noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..data.source import Source
+from ..diffusion.model import Model, require_finite
+from ..diffusion.process import Process
+from ..diffusion.sampling import evaluating
+from ..errors import UserError
+from ..noise import noise_stds
+from ..objective.terms import per_item
+
+BATCH = 256
+
+
+def timesteps_of(process: Process, stds: Float[Tensor, "n"]) -> Int[Tensor, "n"]:
+    """The timesteps at which ``sigma_t / alpha_t`` is nearest to each noise std (data units)."""
+    ratios = process.ratio(torch.arange(process.steps)).double()
+    return (ratios[:, None] - stds.double().cpu()).abs().argmin(0)
+
+
+@torch.no_grad()
+def restore(
+    model: Model,
+    x: Float[Tensor, "n *item"],
+    stds: Float[Tensor, "n"] | None = None,
+    *,
+    batch_size: int = BATCH,
+) -> Float[Tensor, "n *item"]:
+    """Noisy items denoised by ``model``, each at its own noise level; items without noise come back as they are.
+
+    Of ``y = x_0 + s n`` the scaled item ``alpha_t y`` is a state ``x_t`` wherever ``sigma_t / alpha_t = s``, so the denoised
+    ``D(alpha_t y, t)`` is the model's ``E[x_0 | y]``: no other estimate has a smaller squared error, and a draw from the
+    posterior, which a reverse process makes, has twice as large a one.
+
+    >>> cleaned = restore(Model.from_pretrained("runs/photos"), images)
+
+    Args:
+        x: images in [-1, 1], where the restored ones are clipped to, or vectors.
+        stds: noise std of each item, data units, 0 where it is clean; None: estimated (:func:`atdm.noise.noise_stds`).
+
+    Returns:
+        the items, on the CPU.
+
+    Raises:
+        UserError: a model of latents, or noise that cannot be told from content.
+    """
+    if model.latents is not None:
+        raise UserError("Restoring works on pixels, and this is a latent diffusion model. Expected a model of pixels.")
+    stds = (noise_stds(x) if stds is None else stds).cpu()
+    out = x.detach().cpu().clone()
+    with evaluating(model.net):
+        for rows in torch.nonzero(stds > 0)[:, 0].split(batch_size):
+            t = timesteps_of(model.process, stds[rows])
+            y = out[rows].to(model.device)
+            where = t.to(model.device)
+            made = model.denoised(per_item(model.process.alpha(where), y) * y, where).float().cpu()
+            out[rows] = (made.clamp(-1, 1) if x.dim() == 4 else made).to(out.dtype)
+    require_finite(out, "restored items")
+    return out
+
+
+def gauge(source: Source, progress: Callable[[int, int], None] = lambda done, total: None) -> Float[Tensor, "n"]:
+    """The estimated noise std of every item of ``source``, 0 where it looks clean; as ``ambient_blind`` estimates it.
+
+    Args:
+        progress: called with how many items were looked at, and of how many.
+
+    Raises:
+        UserError: noise cannot be told from content in such data.
+    """
+    found, seen = source.gauge(), []
+    for rows in torch.arange(len(source)).split(BATCH):
+        seen.append(found.stds(source.batch(rows, torch.zeros_like(rows)), rows))
+        progress(int(rows[-1]) + 1, len(source))
+    return torch.cat(seen)
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """The items of a source by index, restored when they are asked for.
+
+    Args:
+        stds: noise std of each item, 0 where it stays as it is.
+    """
+
+    source: Source
+    model: Model
+    stds: Float[Tensor, "n"]
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        return self.source.item_shape
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def before(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
+        """These items as they were."""
+        return self.source.batch(indices, torch.zeros_like(indices))
+
+    def __getitem__(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
+        return restore(self.model, self.before(indices), self.stds[indices])
