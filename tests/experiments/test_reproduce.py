@@ -26,10 +26,12 @@ from atdm.experiments import EXPERIMENTS, folder_of, module_of
 from atdm.experiments.runner import reproduce, stored
 from atdm.experiments.runner.findings import Claim, Findings, Outcome, at_most
 from atdm.experiments.runner.jobs import RECOMMENDED, Job, recommended
-from atdm.experiments.runner.page import page_of, write_pages
+from atdm.experiments.runner.page import index, page_of, write_pages
 from atdm.experiments.runner.rows import cell, mean_over_seeds, table_of
+from atdm.files import save_tensors
 from atdm.metrics import Provenance
 from atdm.pool import part
+from helpers import atdm
 
 PROVENANCE = {*Provenance(1, "", "").as_dict(), "corrupt", "objective", "training_steps"}
 
@@ -151,6 +153,104 @@ def test_the_page_tells_the_command_but_no_place_on_the_machine(tmp_path, data, 
 )
 def test_results_of_other_data_have_a_folder_of_their_own(data, folder):
     assert folder_of("rivals", data) == folder
+
+
+def numbers_of(name="rivals"):
+    made = {"experiment": name, "scale": "cpu", "seeds": [0], "data": None, "jobs": 1, "cpu seconds of all jobs": 1.0}
+    made |= {"device": "cpu", "atdm": "0", "torch": "2"}
+    table = {"columns": ["a", "b"], "rows": [["x", [1.0, 0.1]], [None, 3]], "caption": "c"}
+    claim = {"statement": "s", "holds": True, "measured": "m"}
+    return {"figures": {}, "tables": [table], "claims": [claim], "provenance": made}
+
+
+def changed(path, value):
+    """The numbers with another ``value`` at a path of keys."""
+    numbers = numbers_of()
+    place = numbers
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return json.dumps(numbers).encode()
+
+
+DAMAGES = {
+    "empty": b"",
+    "half": json.dumps(numbers_of()).encode()[:99],
+    "no UTF-8": b"\xff\xfe" + json.dumps(numbers_of()).encode(),
+    "list": b"[1]",
+    "no keys": b"{}",
+    "deep": b"[" * 100_000,
+    "provenance": changed(["provenance"], {}),
+    "experiment": changed(["provenance", "experiment"], 3),
+    "seconds": changed(["provenance", "cpu seconds of all jobs"], "7"),
+    "no seeds": changed(["provenance", "seeds"], []),
+    "seeds": changed(["provenance", "seeds"], ["0"]),
+    "figures": changed(["figures"], {"a": 1}),
+    "claims": changed(["claims"], [3]),
+    "claim": changed(["claims", 0, "holds"], "yes"),
+    "tables": changed(["tables"], [None]),
+    "columns": changed(["tables", 0, "columns"], 2),
+    "rows": changed(["tables", 0, "rows"], [3]),
+    "row": changed(["tables", 0, "rows", 0], ["x"]),
+    "cell": changed(["tables", 0, "rows", 0, 1], {"a": 1}),
+    "pair": changed(["tables", 0, "rows", 0, 1], ["a", "b"]),
+    "three": changed(["tables", 0, "rows", 0, 1], [1, 2, 3]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_numbers_are_one_sentence_and_write_nothing(tmp_path, capsys, damage):
+    place = tmp_path / "out" / "rivals"
+    place.mkdir(parents=True)
+    (place / "paragraph.md").write_text("What was found.")
+    (place / "numbers.json").write_bytes(DAMAGES[damage])
+    code, _, err = atdm(capsys, "reproduce", "--out", f"{tmp_path}/out", "--pages", f"{tmp_path}/pages")
+    assert code == 2
+    assert err.startswith(f"atdm: Cannot read {place / 'numbers.json'}: ")
+    assert err.count("\n") == 1
+    assert len(err) < 600
+    assert not (tmp_path / "pages").exists()
+
+
+@pytest.mark.parametrize("file", ["paragraph.md", "pages/old.json", "pages/rivals.json"])
+def test_other_damaged_text_beside_results(tmp_path, capsys, file):
+    """Of a page that is written anew the old JSON does not matter."""
+    place = tmp_path / "rivals"
+    (tmp_path / "pages").mkdir()
+    place.mkdir()
+    (place / "numbers.json").write_text(json.dumps(numbers_of()))
+    (place / "paragraph.md").write_text("What was found.")
+    damaged = (tmp_path if "/" in file else place) / file
+    damaged.write_bytes(b"\xff\xfe{")
+    code, _, err = atdm(capsys, "reproduce", "--out", str(tmp_path), "--pages", f"{tmp_path}/pages")
+    if file == "pages/rivals.json":
+        assert code == 0, err
+        assert "| [rivals](rivals.md) |" in (tmp_path / "pages" / "README.md").read_text()
+    else:
+        assert (code, err.count("\n")) == (2, 1)
+        assert err.startswith(f"atdm: Cannot read {damaged}: it is not text in UTF-8")
+
+
+def test_pages_of_experiments_of_another_version_come_last(tmp_path):
+    for name in ("rivals", "gone"):
+        record = {"experiment": name, "heading": name, "summary": "s", "command": "c", "claims": []}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    assert re.findall(r"\((\w+)\.md\)", index(tmp_path)) == ["rivals", "gone"]
+
+
+def test_a_damaged_outcome_is_measured_again(tmp_path):
+    """Whatever its JSON is."""
+    path = tmp_path / "kept.safetensors"
+    for header in (
+        {"rows": "[1", "found": "{}"},
+        {"rows": "[]"},
+        {"rows": "[" * 100_000, "found": "{}", "seconds": "1"},
+    ):
+        save_tensors({"x": torch.zeros(2)}, path, header)
+        assert stored.read(path, None) is None
+    for found in ('{"tensor": "9"}', "3", "[]", '{"items": 3}', '{"items": [[[], 1]]}'):
+        save_tensors({"x": torch.zeros(2)}, path, {"rows": "[]", "found": found, "seconds": "1.0"})
+        assert stored.read(path, None) is None, found
 
 
 def test_the_index_shows_every_result_in_the_order_of_the_experiments_and_keeps_other_pages(tmp_path):

@@ -189,6 +189,16 @@ def test_no_flipped_bit_of_a_file_of_tensors_goes_unnoticed(tmp_path):
             load_tensors(path)
 
 
+def test_what_is_said_about_tensors_is_checked_with_them(tmp_path):
+    """Kept outcomes of experiments hold their numbers there."""
+    path = tmp_path / "kept.safetensors"
+    save_tensors(TENSORS, path, {"rows": "[1.25, 2.5]"})
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"1.25", b"1.26"))
+    with pytest.raises(Damaged, match="checksum of the metadata differs"):
+        load_tensors(path)
+
+
 def test_tensors_of_earlier_versions_have_no_checksums_and_are_read(tmp_path):
     from safetensors.torch import save_file
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from ..files import atomic
+from ..errors import UserError
+from ..files import atomic, read_json
 from ..noise.blocks import Blocks, measure
 from ..noise.files import FileNoise
 from .cache import cache_folder
@@ -18,7 +22,7 @@ from .decode import AT_ONCE, Framing, Progress
 from .listing import Listing
 from .pixels import MAX_PIXELS, formats, settings
 
-VERSION = 1  # of what the cache holds
+VERSION = 2  # of what the cache holds
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,17 @@ class Files:
         """
         path = cache_folder() / f"{self._key()}.files.json"
         try:
-            found = [Blocks.from_json(row) for row in json.loads(path.read_text())]
-        except (OSError, ValueError):
+            kept = read_json(path, {"files": list, "crc32": int}, "what was measured")
+            whole = kept["crc32"] == _sum(kept["files"])
+        except UserError:
+            whole = False
+        if whole:
+            found = [Blocks.from_json(row) for row in kept["files"]]
+        else:
             found = self._measured(progress)
             if self.cache:
-                with atomic(path) as scratch:
-                    scratch.write_text(json.dumps(found))
+                with suppress(UserError), atomic(path) as scratch:  # what cannot be kept is measured again
+                    scratch.write_text(json.dumps({"files": found, "crc32": _sum(found)}))
         return FileNoise.of(found, np.array([self.framing.scale(file.size) for file in found]))
 
     def _key(self) -> str:
@@ -84,3 +93,7 @@ class Files:
                 if progress:
                     progress(len(out), len(rows))
         return out
+
+
+def _sum(rows: list[Any]) -> int:
+    return zlib.crc32(json.dumps(rows).encode())

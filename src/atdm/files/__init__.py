@@ -2,7 +2,7 @@
 
 from .checksums import Damaged, Sums, load_tensors, require_sealed, save_tensors, seal, tensor_metadata
 from .locks import Hold
-from .reading import kinds_of, misfit, read_json, read_lines, read_text, read_yaml, shown
+from .reading import checked, kinds_of, misfit, read_json, read_lines, read_text, read_yaml, shown
 from .writing import TEMPORARY, atomic, cause, remove, require_writable, scratch_beside
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Sums",
     "atomic",
     "cause",
+    "checked",
     "kinds_of",
     "load_tensors",
     "misfit",

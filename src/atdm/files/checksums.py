@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SEAL = "SHA256SUMS"
 KEY = "crc32"  # in the metadata of a file of tensors
+ABOUT = "the metadata"  # stands among the names of the tensors
 
 
 class Damaged(UserError):
@@ -34,8 +35,10 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, 
     """Write contiguous tensors on the CPU as safetensors, with their checksums and ``about`` in its metadata."""
     import safetensors.torch
 
-    sums = json.dumps({name: _sum(name, value) for name, value in sorted(tensors.items())})
-    safetensors.torch.save_file(dict(tensors), path, {**(about or {}), KEY: sums})
+    sums = {name: _sum(name, value) for name, value in sorted(tensors.items())}
+    if about:
+        sums[ABOUT] = _sum_of_texts(about)
+    safetensors.torch.save_file(dict(tensors), path, {**(about or {}), KEY: json.dumps(sums)})
 
 
 def load_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
@@ -49,7 +52,8 @@ def load_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
 
     try:
         with safe_open(path, "pt") as file:
-            sums = json.loads((file.metadata() or {}).get(KEY, "null"))
+            texts = file.metadata() or {}
+            sums = json.loads(texts.pop(KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
     except FileNotFoundError:
         raise
@@ -57,9 +61,10 @@ def load_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
         raise Damaged(f"{path} is damaged: {first_line(problem)}.") from problem
     if sums is not None:
         found = {name: _sum(name, value) for name, value in tensors.items()}
-        wanted = (
-            {name: value for name, value in sums.items() if name.startswith(prefix)} if isinstance(sums, dict) else {}
-        )
+        sums = sums if isinstance(sums, dict) else {}
+        if ABOUT in sums:  # not in those of earlier versions
+            found[ABOUT] = _sum_of_texts(texts)
+        wanted = {name: value for name, value in sums.items() if name.startswith(prefix) or name == ABOUT}
         if wrong := sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name)):
             raise Damaged(f"{path} is damaged: the checksum of {wrong[0]} differs from the one it was written with.")
     return tensors
@@ -83,6 +88,10 @@ def _sum(name: str, value: Tensor) -> int:
 
     begin = zlib.crc32(f"{name} {value.dtype} {tuple(value.shape)}".encode())
     return zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy().data, begin)
+
+
+def _sum_of_texts(texts: Mapping[str, str]) -> int:
+    return zlib.crc32(json.dumps(sorted(texts.items())).encode())
 
 
 class Sums:

@@ -57,12 +57,11 @@ def read_lines(path: Path, wanted: Mapping[str, Kind], expected: str) -> list[di
         UserError: it cannot be read, or a line is something else.
     """
     lines = read_text(path, expected).split("\n")[:-1]
-    return [
-        _checked(
-            _parsed(line, json.loads, path, expected, f"line {number}: "), wanted, path, expected, f"line {number}: "
-        )
-        for number, line in enumerate(lines, 1)
-    ]
+    found = []
+    for number, line in enumerate(lines, 1):
+        where = f"line {number}: "
+        found.append(checked(_parsed(line, json.loads, path, expected, where), wanted, path, expected, where))
+    return found
 
 
 def read_text(path: Path, expected: str) -> str:
@@ -108,7 +107,7 @@ def shown(value: Any) -> str:
 
 
 def _record(path: Path, parse: Callable[[str], Any], wanted: Mapping[str, Kind], expected: str) -> dict[str, Any]:
-    return _checked(_parsed(read_text(path, expected), parse, path, expected), wanted, path, expected)
+    return checked(_parsed(read_text(path, expected), parse, path, expected), wanted, path, expected)
 
 
 def _parsed(text: str, parse: Callable[[str], Any], path: Path, expected: str, where: str = "") -> Any:
@@ -120,7 +119,12 @@ def _parsed(text: str, parse: Callable[[str], Any], path: Path, expected: str, w
         raise _unreadable(path, where + first_line(problem).rstrip("."), expected) from problem
 
 
-def _checked(value: Any, wanted: Mapping[str, Kind], path: Path, expected: str, where: str = "") -> dict[str, Any]:
+def checked(value: Any, wanted: Mapping[str, Kind], path: Path, expected: str, where: str = "") -> dict[str, Any]:
+    """What was found in a file, at ``where``: a mapping with the keys of ``wanted``, and values of their types.
+
+    Raises:
+        UserError: it is something else.
+    """
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise _unreadable(path, f"{where}it holds {shown(value)}, not names with values", expected)
     if wrong := misfit(value, wanted):

@@ -76,11 +76,7 @@ class Blocks(NamedTuple):
 
     @classmethod
     def from_json(cls, row: list[Any]) -> Blocks:
-        """From what ``json`` makes of one.
-
-        Raises:
-            ValueError: this is none.
-        """
+        """From what ``json`` makes of one."""
         kind, size, steps, gray, levels, smooth = row
         return cls(kind, tuple(size), steps and tuple(steps), gray, tuple(levels), smooth)
 

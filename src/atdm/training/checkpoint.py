@@ -20,9 +20,9 @@ from ..files import (
     TEMPORARY,
     Damaged,
     atomic,
+    checked,
     kinds_of,
     load_tensors,
-    misfit,
     read_json,
     read_yaml,
     remove,
@@ -70,8 +70,7 @@ def read_config(run: Path) -> dict[str, Any]:
     written = "what atdm train wrote; without that file the same command writes it again"
     stored = read_yaml(file, {"data": str, "net": str, "process": str, "steps": int, "seed": int}, written)
     for values, kind in ((stored, TrainConfig), (stored.get("objective", {}), ObjectiveConfig)):
-        if wrong := misfit(values, {k: kinds_of(h) for k, h in get_type_hints(kind).items() if k in values}):
-            raise UserError(f"Cannot read {file}: {wrong}. Expected {written}.")
+        checked(values, {k: kinds_of(h) for k, h in get_type_hints(kind).items() if k in values}, file, written)
     defaults = TrainConfig().as_dict()
     return {
         **defaults,

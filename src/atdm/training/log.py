@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import atomic, misfit, read_lines
+from ..files import atomic, checked, read_lines
 from .train import Step
 
 WRITTEN = "what atdm train wrote, a JSON object on each line; without that file training goes on, and logs anew"
@@ -59,6 +59,5 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def _lines(path: Path) -> list[dict[str, Any]]:
     lines = read_lines(path, {"step": int}, WRITTEN)
     for number, line in enumerate(lines, 1):
-        if wrong := misfit(line, dict.fromkeys(line, float)):
-            raise UserError(f"Cannot read {path}: line {number}: {wrong}. Expected {WRITTEN}.")
+        checked(line, dict.fromkeys(line, float), path, WRITTEN, f"line {number}: ")
     return lines

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from ...files import atomic
+from ...files import atomic, checked, read_json, read_text, shown
 from ...report import Table, markdown
 from .. import DEMO, EXPERIMENTS, SUBSPACE, folder_of, label_of
 
@@ -17,6 +18,17 @@ PICTURES = 3  # of an experiment: the first ones of its figures
 INDEX = "README.md"
 SHOWN = {"demo": DEMO, **EXPERIMENTS}
 AFTERWARDS = "atdm reproduce --out reproduce --pages results"
+WRITTEN = "what atdm reproduce wrote; the same command with the same --out writes it again"
+# Of what is read here: the keys, and the types of their values.
+NUMBERS: dict[str, Any] = {"figures": dict, "claims": list, "tables": list, "provenance": dict}
+PROVENANCE: dict[str, Any] = {
+    **dict.fromkeys(("experiment", "scale", "device", "atdm", "torch"), str),
+    "seeds": list,
+    "data": (str, type(None)),
+    "jobs": int,
+    "cpu seconds of all jobs": float,
+}
+RECORD: dict[str, Any] = {"experiment": str, "heading": str, "summary": str, "command": str, "claims": list}
 
 
 def write_pages(folder: Path, pages: Path) -> list[str]:
@@ -28,7 +40,7 @@ def write_pages(folder: Path, pages: Path) -> list[str]:
         the names of the results.
 
     Raises:
-        UserError: there are no results.
+        UserError: there are no results, or some are damaged.
     """
     results = _results(folder)
     if not results:
@@ -66,9 +78,9 @@ def page_of(place: str, record: Mapping[str, Any]) -> str:
 
 def index(pages: Path) -> str:
     """The index of the pages in a folder: of each its command, and how many of its claims the numbers bear out."""
-    found = [(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in pages.glob("*.json")]
-    order = [*SHOWN]
-    found.sort(key=lambda item: (order.index(item[1]["experiment"]), item[0]))
+    found = [(file.stem, _record(file)) for file in pages.glob("*.json")]
+    order = {name: place for place, name in enumerate(SHOWN)}
+    found.sort(key=lambda item: (order.get(item[1]["experiment"], len(order)), item[0]))
     rows = [
         [
             f"[{record['heading']}]({place}.md)",
@@ -89,7 +101,7 @@ def _results(folder: Path) -> dict[str, dict[str, Any]]:
     """The JSON of each result, by the name of its folder."""
     found = {}
     for file in sorted(folder.glob("*/numbers.json"), key=lambda file: file.parent.name):
-        numbers = json.loads(file.read_text(encoding="utf-8"))
+        numbers = _numbers(file)
         name, data = numbers["provenance"]["experiment"], numbers["provenance"]["data"]
         if name in SHOWN and file.parent.name == folder_of(name, data):
             found[file.parent.name] = {
@@ -98,12 +110,47 @@ def _results(folder: Path) -> dict[str, dict[str, Any]]:
                 "summary": SHOWN[name].summary,
                 "command": _command(name, numbers["provenance"]),
                 "made": _made(numbers["provenance"]),
-                "paragraph": file.with_name("paragraph.md").read_text(encoding="utf-8").strip(),
+                "paragraph": read_text(file.with_name("paragraph.md"), WRITTEN).strip(),
                 "figures": dict([*numbers["figures"].items()][:PICTURES]),
                 "claims": numbers["claims"],
                 "tables": numbers["tables"],
             }
     return found
+
+
+def _numbers(file: Path) -> dict[str, Any]:
+    """``numbers.json``, as far as it is used here."""
+    numbers = read_json(file, NUMBERS, WRITTEN)
+    made = checked(numbers["provenance"], PROVENANCE, file, WRITTEN, "provenance: ")
+    checked(numbers["figures"], dict.fromkeys(numbers["figures"], str), file, WRITTEN, "figures: ")
+    for place, claim in enumerate(numbers["claims"]):
+        checked(claim, {"holds": bool}, file, WRITTEN, f"claim {place}: ")
+    for place, table in enumerate(numbers["tables"]):
+        checked(table, {"columns": list, "rows": list, "caption": str}, file, WRITTEN, f"table {place}: ")
+        rows, columns = table["rows"], table["columns"]
+        if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
+            raise _damaged(file, f"table {place}: a row has not a cell for each column")
+        if not all(isinstance(cell, str | Number | None) or _is_pair(cell) for row in rows for cell in row):
+            raise _damaged(file, f"table {place}: a cell is no text, number or mean with a spread")
+    if not made["seeds"] or not all(type(seed) is int for seed in made["seeds"]):
+        raise _damaged(file, f"the seeds are {shown(made['seeds'])}")
+    return numbers
+
+
+def _is_pair(cell: Any) -> bool:
+    return isinstance(cell, list) and len(cell) == 2 and all(isinstance(value, Number) for value in cell)
+
+
+def _damaged(file: Path, what: str) -> UserError:
+    return UserError(f"Cannot read {file}: {what}. Expected {WRITTEN}.")
+
+
+def _record(file: Path) -> dict[str, Any]:
+    """``NAME.json``, as far as the index uses it."""
+    record = read_json(file, RECORD, WRITTEN)
+    for place, claim in enumerate(record["claims"]):
+        checked(claim, {"holds": bool}, file, WRITTEN, f"claim {place}: ")
+    return record
 
 
 def _command(name: str, provenance: Mapping[str, Any]) -> str:

@@ -72,10 +72,12 @@ def read(path: Path, job: Any) -> Outcome | None:
     """The outcome that is kept in ``path``; None if there is none, or the file is damaged."""
     try:
         tensors, about = load_tensors(path), tensor_metadata(path)
-        rows, found, seconds = (json.loads(about[name]) for name in ("rows", "found", "seconds"))
-        return Outcome(job, rows, _unpack(found, tensors.__getitem__), seconds)
-    except (FileNotFoundError, Damaged, KeyError, TypeError, ValueError):
+        rows, packed, seconds = (json.loads(about[name]) for name in ("rows", "found", "seconds"))
+        found = _unpack(packed, tensors.__getitem__)
+    except (FileNotFoundError, Damaged, KeyError, TypeError, ValueError, RecursionError):
         return None
+    whole = isinstance(rows, list) and isinstance(found, dict) and isinstance(seconds, float)
+    return Outcome(job, rows, found, seconds) if whole else None
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
