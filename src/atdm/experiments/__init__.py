@@ -76,8 +76,16 @@ EXPERIMENTS: dict[str, Entry] = {
         "what atdm audit estimates beside the truth; --data: a folder that holds cifar10, celeba and bedroom",
         "digits",
     ),
-    "memorization": Entry("memorize", "near-duplicates of a small training set, beside held-out images", "digits"),
-    "attack": Entry("attacks", "attacks on the sampling trajectory: damage against budget, and what speaks against it"),
+    "memorization": Entry(
+        "memorize",
+        "near-duplicates of a small training set, beside held-out images; --data: images, at 16x16",
+        "digits",
+    ),
+    "attack": Entry(
+        "attacks",
+        "attacks on the sampling trajectory: damage against budget, and what speaks against it; --data: images, at 16x16",
+        "the plane and digits",
+    ),
     "purification": Entry(
         "purification", "models as purifiers of a classifier's input, under attacks that know them and that do not"
     ),

@@ -24,7 +24,7 @@ SAMPLING_SEEDS = 3
 
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
-    """The plane, clean and with noise, under the exact distance; digits under the movement of the image."""
+    """The plane, clean and with noise, under the exact distance; digits, or 16x16 ``data``, under the movement of the image."""
     exact = {"attack": ATTACK, "goal": "distance", "budgets": BUDGETS, "measure": "off_support_rms"}
     exact |= {"n": by_scale(scale, 32, 500, 2000), "steps": by_scale(scale, 10, 50, 100)}
     exact |= {"sampling_seeds": by_scale(scale, 1, SAMPLING_SEEDS, 5)}
@@ -39,15 +39,18 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         exact |= {"budgets": (0.0, 0.1), "attack": "pgd:steps=2,norm=l2"}
     dirt = [plane.NOISE] if scale == "smoke" else [plane.CLEAN, plane.NOISE]
     points = {"ddpm": DDPM, "robust_adv": published("robust_adv"), RECOMMENDED: recommended(**plane.GATED)}
-    images = points | {RECOMMENDED: recommended(**digits.GATED)}
+    images = {"ddpm": DDPM, "robust_adv": published("robust_adv"), **digits.recommended_for(scale, data)}
     if scale == "smoke":
         del points["robust_adv"]
+    noisy = {IMAGES if data is None else "photos, noise 0.2": digits.NOISE["noise 0.2"]}
+    if data is not None:
+        return grid(digits.photos(data, 4000, 400, 250).but(options=moved), images, noisy, seeds)
     todo = []
     for seed in seeds:
         conditions = {f"plane, {name}": spec for name, spec in dirt}
         todo += grid(plane.base(scale).but(options=exact), points, conditions, [seed])
         if scale != "smoke":
-            todo += grid(digits.base(scale).but(options=moved), images, {IMAGES: digits.NOISE["noise 0.2"]}, [seed])
+            todo += grid(digits.base(scale).but(options=moved), images, noisy, [seed])
     return todo
 
 

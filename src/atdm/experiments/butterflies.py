@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .. import plot
@@ -13,6 +12,7 @@ from ..data import Dataset
 from ..data.items import Floats
 from ..data.subspace import Subspace
 from ..metrics import psnr
+from ..plot.base import Log
 from ..pool import Tell, part
 from ..training.config import ObjectiveConfig
 from . import BUTTERFLIES, by_scale
@@ -20,9 +20,13 @@ from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
 from .runner.jobs import AUTO, DDPM, Job, Trained, ddpm_job, draw, grid, open_held_out, prepare, published, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
-GRAY = torch.tensor([0.299, 0.587, 0.114])  # of ITU-R BT.601
 CONDITIONS = {"clean": "none", "noise 0.1": "gaussian:share=0.9,std=0.1", "noise 0.2": "gaussian:share=0.9,std=0.2"}
 SHOWN = 12
+# What is looked at during training: figure, place in a look, in words, axis, its scale.
+LOOKS: tuple[tuple[str, int, str, str, Log], ...] = (
+    ("curves", 1, "distance of samples from the subspace, per coordinate,", "off the subspace (rms)", "y"),
+    ("psnr", 2, "PSNR of samples to their projection (median)", "PSNR (dB)", ""),
+)
 
 
 def base(scale: str, data: str | None) -> Job:
@@ -32,7 +36,6 @@ def base(scale: str, data: str | None) -> Job:
     net = "mlp:width=256,depth=2,residual=true,skip=true"
     options = {
         "dimension": by_scale(scale, 8, 16, 64),
-        "gray": scale != "paper",
         "looks": by_scale(scale, 2, 5, 12),
         "look_steps": by_scale(scale, 5, 50, 100),
     }
@@ -65,7 +68,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     plans: dict[str, list[str]] = by_scale(
         scale,
         {"noise 0.1": ["ddpm", AUTO, weak]},
-        {"clean": few, "noise 0.1": [*everything], "noise 0.2": few},
+        {"clean": [*few, "inv_adv, lambda 0.3", weak], "noise 0.1": [*everything], "noise 0.2": few},
         {condition: [*everything] for condition in CONDITIONS},
     )
     return [
@@ -82,11 +85,9 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
 
 
 def linearized(job: Job) -> Dataset:
-    """The photos, gray where asked, projected onto the first principal directions of those to train on."""
+    """The photos, projected onto the first principal directions of those to train on."""
     data, k = open_held_out(job), job.options["dimension"]
     x, test = data.x, data.reference
-    if job.options["gray"] and x.shape[1] == 3:
-        x, test = ((part * GRAY.reshape(1, 3, 1, 1)).sum(1, keepdim=True) for part in (x, test))
     truth = Subspace.fit(x, k)
     spec = f"{data.spec}, {'x'.join(map(str, x.shape[1:]))}, first {k} principal directions"
     return Dataset(Floats(truth.project(x)), "image", spec, truth, Floats(truth.project(test)))
@@ -124,6 +125,11 @@ def quality(truth: Subspace, samples: Tensor) -> float:
     return psnr(finite, truth.project(finite)).median().item()
 
 
+def _column(curve: Sequence[tuple[int, float, float]], place: int) -> tuple[list[float], list[float]]:
+    """Training steps, and what was seen at each."""
+    return [look[0] for look in curve], [look[place] for look in curve]
+
+
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """Strips, curves over training, errors."""
     every = [r for o in outcomes for r in o.rows]
@@ -139,13 +145,12 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             f"{condition}: clean photos, what training saw, samples.",
             plot.image_grids(strips, columns=4),
         )
-        lines = {
-            o.job.label: ([s for s, _, _ in o.tensors["curve"]], [e for _, e, _ in o.tensors["curve"]]) for o in own
-        }
-        figures[f"curves-{short}"] = (
-            f"{condition}: distance of samples from the subspace, per coordinate, over training.",
-            plot.curves(lines, "training step", "off the subspace (rms)", "y"),
-        )
+        for name, place, what, axis, log in LOOKS:
+            lines = {o.job.label: _column(o.tensors["curve"], place) for o in own}
+            figures[f"{name}-{short}"] = (
+                f"{condition}: {what} over training.",
+                plot.curves(lines, "training step", axis, log),
+            )
 
         def of(method: str, key: str = "off_support_rms", condition: str = condition) -> float:
             return mean_over_seeds(rows, key, method=method, condition=condition)

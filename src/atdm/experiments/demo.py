@@ -67,7 +67,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None, thorough: bool = Fa
         objectives |= {RECOMMENDED: recommended(**plane.GATED), **{name: published(name) for name in names}}
     todo = grid(points, objectives, CONDITIONS | dict([plane.OUTLIERS] if thorough else []), seeds)
     if thorough:
-        objectives |= {RECOMMENDED: recommended(**digits.GATED)}
+        objectives |= {RECOMMENDED: recommended(**digits.gated(scale))}
         subspace = images.but(data="digits:subspace=16", options={"set": SUBSPACE})
         todo += grid(subspace, objectives, CONDITIONS, seeds)
         strengths = {f"robust_adv, lambda {lam:g}": published("robust_adv", lam) for lam in (0.1, 1, 3)}

@@ -57,7 +57,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     todo = []
     for name, base, noise, gated in (
         ("plane", plane.base(scale).but(samples=by_scale(scale, 64, 1000, 4000)), plane.NOISE[1], plane.GATED),
-        ("digits", digits.base(scale, samples=400), digits.NOISE["noise 0.2"], digits.GATED),
+        ("digits", digits.base(scale, samples=400), digits.NOISE["noise 0.2"], digits.gated(scale)),
     ):
         objectives = {"ddpm": DDPM, "robust_adv": published("robust_adv"), RECOMMENDED: recommended(**gated)}
         conditions = {"clean": "none"} if scale == "smoke" else {"clean": "none", "noise": noise}

@@ -17,7 +17,7 @@ from ..pool import Tell, part
 from ..report.lab import OTHER
 from . import by_scale, digits
 from .runner.findings import Claim, Findings, Outcome, first_seed
-from .runner.jobs import DDPM, RECOMMENDED, Job, ddpm_job, draw, grid, prepare, published, recommended, train
+from .runner.jobs import DDPM, Job, ddpm_job, draw, grid, prepare, published, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
 PAIRS = 6
@@ -27,15 +27,17 @@ CONDITIONS = {"clean": "none", "noise 0.2": digits.NOISE["noise 0.2"]}
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """ddpm and robust_adv on training sets from one so small that ddpm copies it to one that it cannot copy."""
     spec = data or by_scale(scale, "digits", "digits", digits.CIFAR)
-    net = "mlp:width=256,depth=3,residual=true,skip=true" if data is None else "tiny"
+    net = "mlp:width=256,depth=3,residual=true,skip=true"
     base = by_scale(
         scale,
         ddpm_job(spec, "mlp:width=32", 30, 32, 32, 10, warmup=5),
-        ddpm_job(spec, net, 4000, 64, 500, 250, lr=3e-3, decay="cosine", ema=0.995),
+        ddpm_job(spec, net, 4000, 64, 500, 250, lr=3e-3, decay="cosine", ema=0.995)
+        if data is None
+        else digits.photos(data, 4000, 400, 250),
         ddpm_job(spec, "cifar10:dropout=0", 60_000, 128, 5000, 1000, lr=2e-4, ema=0.9999).but(features="dinov2"),
     ).but(step_seconds=0.006)
-    sizes = by_scale(scale, (40,), (100, 400, 1200), (2000, 10_000))
-    objectives = {"ddpm": DDPM, "robust_adv": published("robust_adv"), RECOMMENDED: recommended(**digits.GATED)}
+    sizes = by_scale(scale, (40,), (100, 400, 1200) if data is None else (100, 400), (2000, 10_000))
+    objectives = {"ddpm": DDPM, "robust_adv": published("robust_adv"), **digits.recommended_for(scale, data)}
     conditions = dict(CONDITIONS)
     if scale == "smoke":
         del objectives["robust_adv"], conditions["noise 0.2"]
@@ -53,11 +55,12 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
 
 
 def few(job: Job) -> tuple[Dataset, Tensor]:
-    """The first images to train on, and of the others and those held out 2000: what an unseen image looks like."""
+    """A few images to train on, and of the others and those held out 2000: what an unseen image looks like."""
     data, n = load(job.config.data, **job.config.reading()), job.options["train"]
-    rest = data.x[n:] if data.test is None else torch.cat([data.x[n:], data.test])
+    x = data.x[torch.randperm(len(data.x), generator=torch.Generator().manual_seed(job.seed))]  # files come by class
+    rest = x[n:] if data.test is None else torch.cat([x[n:], data.test])
     unseen = rest[:2000]
-    return Dataset(Floats(data.x[:n]), data.kind, f"{data.spec}, first {n}", None, Floats(unseen)), unseen
+    return Dataset(Floats(x[:n]), data.kind, f"{data.spec}, {n} of them", None, Floats(unseen)), unseen
 
 
 def work(job: Job, tell: Tell) -> Outcome:

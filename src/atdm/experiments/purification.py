@@ -46,7 +46,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     }
     base = digits.base("smoke" if scale == "smoke" else "cpu", steps=2500).but(options=options)
     conditions = {"clean": "none"} if scale == "smoke" else CONDITIONS
-    return grid(base, {"ddpm": DDPM, RECOMMENDED: recommended(**digits.GATED)}, conditions, seeds)
+    return grid(base, {"ddpm": DDPM, RECOMMENDED: recommended(**digits.gated("cpu"))}, conditions, seeds)
 
 
 def labels(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from .runner.jobs import DDPM, RECOMMENDED, Job, draw, grid, published, recommen
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
 GATED_RANDOM = "robust_rand recommended"
+STDS = {"noise 0.1": 0.1, "noise 0.2": 0.2}
 PUBLISHED_FID = {"noise 0.1": (58.05, 79.21, 24.70), "noise 0.2": (102.68, 68.04, 24.81)}  # ddpm, rand, adv: CIFAR-10
 
 
@@ -22,16 +23,19 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         GATED_RANDOM: recommended(**plane.GATED, name="robust_rand"),
         RECOMMENDED: recommended(**plane.GATED),
     }
-    images = {
-        "ddpm": DDPM,
-        "robust_rand": published("robust_rand"),
-        "robust_adv": published("robust_adv"),
-        GATED_RANDOM: recommended(**digits.GATED, name="robust_rand"),
-        RECOMMENDED: recommended(**digits.GATED),
-    }
-    noise = by_scale(scale, {"noise 0.2": digits.NOISE["noise 0.2"]}, digits.NOISE, digits.NOISE)
+    todo = []
+    for condition, std in by_scale(scale, {"noise 0.2": 0.2}, STDS, STDS).items():
+        gated = digits.gated(scale, std)
+        images = {
+            "ddpm": DDPM,
+            "robust_rand": published("robust_rand"),
+            "robust_adv": published("robust_adv"),
+            GATED_RANDOM: recommended(**gated, name="robust_rand"),
+            RECOMMENDED: recommended(**gated),
+        }
+        todo += grid(digits.base(scale), images, {condition: digits.NOISE[condition]}, seeds)
     outliers = {f"plane, {plane.OUTLIERS[0]}": plane.OUTLIERS[1]}
-    return grid(digits.base(scale), images, noise, seeds) + grid(plane.base(scale), points, outliers, seeds)
+    return todo + grid(plane.base(scale), points, outliers, seeds)
 
 
 def work(job: Job, tell: Tell) -> Outcome:

@@ -26,9 +26,9 @@ DIRTY, CLEAN = "noise 0.2", "clean"
 ON_CLEAN = ("lambda", "k", "auto")  # sweeps that are made on clean data, too
 
 
-def sweeps() -> dict[str, list[tuple[str, ObjectiveConfig]]]:
+def sweeps(scale: str) -> dict[str, list[tuple[str, ObjectiveConfig]]]:
     """By the dial that is turned: the value as text, and the objective."""
-    base = digits.GATED
+    base = digits.gated(scale)
 
     def gated(**own: Any) -> ObjectiveConfig:
         return recommended(**(base | own))
@@ -38,7 +38,7 @@ def sweeps() -> dict[str, list[tuple[str, ObjectiveConfig]]]:
         "omega": [(f"{o:g}", published("robust_adv", STRONG, omega=o)) for o in (0.5, 1.0, 2.0, 4.0)],
         "floor": [(f"{f}/255", published("robust_adv", STRONG, floor=f"{f}/255")) for f in (2, 8, 32, 64)],
         "k": [(f"{k:g}", gated(k=k)) for k in (1, 2, 5, 15)],
-        "radius": [(f"{r:g}", gated(r=r)) for r in (0.3, base["r"], 1, 3)],
+        "radius": [(f"{r:.3g}", gated(r=r)) for r in (base["r"] * times for times in (0.5, 1, 2, 5))],
         "gate": [(f"{g:g}", gated(gate=g)) for g in (0.1, 0.2, 0.4, 0.8)],
         "every": [(f"{n}", dataclasses.replace(gated(), every=n)) for n in (1, 2, 4, 8)],
         "auto": [(f"k {k:g}", ObjectiveConfig(f"auto:k={k:g}")) for k in (K, 3, 5)],
@@ -57,7 +57,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         job = todo.setdefault((dataclasses.astuple(objective), condition, seed), new)
         job.options["places"].append(place)
 
-    chosen = sweeps()
+    chosen = sweeps(scale)
     if scale == "smoke":
         chosen = {"lambda": chosen["lambda"][3:4], "k": chosen["k"][2:3], "auto": chosen["auto"][:1]}
     late = by_scale(scale, LATE[1:2], LATE, LATE)
@@ -69,7 +69,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
                     add(f"robust_adv, {sweep} {value}", (sweep, value), objective, seed, condition)
         for share in late:
             last = f"{1 - share:.0%}"
-            gated, strong = recommended(**digits.GATED), published("robust_adv", STRONG)
+            gated, strong = recommended(**digits.gated(scale)), published("robust_adv", STRONG)
             for label, sweep, objective in (
                 (RECOMMENDED, "late, recommended", gated),
                 (f"robust_adv, lambda {STRONG:g}", "late, published", strong),
@@ -97,7 +97,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     for r in (r for r in rows if r["condition"] == DIRTY):
         if r["value"] not in lines.setdefault(r["sweep"], []):
             lines[r["sweep"]].append(r["value"])
-    for name, settings in sweeps().items():  # a setting that several sweeps share came first
+    for name, settings in sweeps(scale).items():  # a setting that several sweeps share came first
         if name in lines:
             lines[name] = [value for value, _ in settings if value in lines[name]]
 
@@ -172,16 +172,17 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                 f"noise {number(of(sweep, value, dirt))}, ddpm {number(plain[dirt])}",
             )
         )
-    base = next((v for v in lines.get("k", []) if v == f"{digits.GATED['k']:g}"), None)
-    if base is not None:
+    base = digits.gated(scale)
+    strong = next((v for v in lines.get("k", []) if v == f"{base['k']:g}"), None)
+    if strong is not None:
         for value in lines["late, recommended"]:
-            gained = (plain[dirt] - of("late, recommended", value, dirt)) / (plain[dirt] - of("k", base, dirt))
+            gained = (plain[dirt] - of("late, recommended", value, dirt)) / (plain[dirt] - of("k", strong, dirt))
             claims.append(
                 Claim(
                     f"the recommended push in the last {value} of training removes most of the noise that it removes throughout",
                     gained > 0.5,
                     f"{number(100 * gained)} % of it: {number(of('late, recommended', value, dirt))} against "
-                    f"{number(of('k', base, dirt))}, ddpm {number(plain[dirt])}",
+                    f"{number(of('k', strong, dirt))}, ddpm {number(plain[dirt])}",
                 )
             )
     if "every" in lines:
@@ -207,7 +208,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             "training (s)": "seconds",
         },
         f"Digits, noise of std 0.2 on 90 %. omega and floor at lambda {STRONG:g}; k, radius and gate about the recommended "
-        f"setting (gate {digits.GATED['gate']:g}, k {digits.GATED['k']:g}, r {digits.GATED['r']:g}).",
+        f"setting (gate {base['gate']:g}, k {base['k']:g}, r {base['r']:.3g}).",
     )
     samples = {"training data": shown[0].tensors["dirty"]} | {
         o.job.label: o.tensors["samples"]
