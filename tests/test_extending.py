@@ -12,7 +12,7 @@ from atdm.corruption import CORRUPTIONS
 from atdm.diffusion.model import Model
 from atdm.metrics import METRICS, Metric
 from atdm.nets import NETS
-from atdm.objective import OBJECTIVES, RIVALS
+from atdm.objective import BASELINES, OBJECTIVES
 from helpers import atdm
 
 FILES = {
@@ -33,10 +33,10 @@ class Fade(Corruption):
 """,
     "cubed": """
 from dataclasses import dataclass
-from atdm.objective import Rival, Terms
+from atdm.objective import Baseline, Terms
 
 @dataclass(frozen=True)
-class Cubed(Rival):
+class Cubed(Baseline):
     power: float = 3.0
 
     def terms(self, predict, x0, t, draws, levels):
@@ -80,7 +80,7 @@ def added(tmp_path, monkeypatch):
         (tmp_path / f"own_{name}.py").write_text(text)
     own = {name: importlib.import_module(f"own_{name}") for name in FILES}
     monkeypatch.setitem(CORRUPTIONS, "fade", own["fade"].Fade)
-    for registry in (RIVALS, OBJECTIVES):  # the second is a copy of the first, made when atdm was imported
+    for registry in (BASELINES, OBJECTIVES):  # the second is a copy of the first, made when atdm was imported
         monkeypatch.setitem(registry, "cubed", own["cubed"].Cubed)
     norm = Metric(own["norm"].median_norm, "lower", "data units", "Norm of a typical sample.")
     monkeypatch.setitem(METRICS, "median_norm", norm)

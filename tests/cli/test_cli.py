@@ -187,8 +187,8 @@ def test_sample_show_and_corrupt_write_what_they_say(capsys, folder, tmp_path):
     [
         "train --data plane --out",
         "demo --out",
-        "reproduce rivals --out",
-        "reproduce rivals --pages",
+        "reproduce baselines --out",
+        "reproduce baselines --pages",
         "compare --train ddpm --out NAME.md",
         "compare --train ddpm --keep",
         "features --data digits --out NAME.safetensors",

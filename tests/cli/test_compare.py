@@ -402,16 +402,16 @@ def test_objectives_are_trained_alike_and_put_in_one_table(capsys, tmp_path):
 
 def test_a_comparison_goes_on_and_takes_in_more_objectives(capsys, tmp_path, monkeypatch):
     from atdm import pool
-    from atdm.experiments import rivals
+    from atdm.experiments import baselines
 
     monkeypatch.setattr(pool, "workers", lambda jobs: 1)
-    work, done = rivals.work, []
+    work, done = baselines.work, []
 
     def count(job, tell):
         done.append(job.label)
         return work(job, tell)
 
-    monkeypatch.setattr(rivals, "work", count)
+    monkeypatch.setattr(baselines, "work", count)
     words = [
         "compare",
         "--data",

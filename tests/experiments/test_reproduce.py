@@ -124,16 +124,16 @@ def test_every_experiment_has_a_page_with_small_pictures_and_its_json(smoke):
     ],
 )
 def test_the_page_tells_the_command_but_no_place_on_the_machine(tmp_path, data, seeds, words):
-    place = folder_of("rivals", data)
+    place = folder_of("baselines", data)
     (tmp_path / place).mkdir()
     made = {"scale": "cpu", "seeds": seeds, "data": data, "jobs": 5, "cpu seconds of all jobs": 7.0}
-    made |= {"experiment": "rivals", "device": "cpu", "atdm": "0", "torch": "2"}
+    made |= {"experiment": "baselines", "device": "cpu", "atdm": "0", "torch": "2"}
     numbers = {"figures": {}, "tables": [], "claims": [], "provenance": made}
     (tmp_path / place / "numbers.json").write_text(json.dumps(numbers))
     (tmp_path / place / "paragraph.md").write_text("What was found.")
     assert write_pages(tmp_path, tmp_path / "pages") == [place]
     page = (tmp_path / "pages" / f"{place}.md").read_text()
-    assert f"\natdm reproduce rivals {words} --pages results\n" in page
+    assert f"\natdm reproduce baselines {words} --pages results\n" in page
     assert "5 trainings in 7 seconds" in page
     for file in (tmp_path / "pages").iterdir():
         assert "/home" not in file.read_text()
@@ -142,17 +142,17 @@ def test_the_page_tells_the_command_but_no_place_on_the_machine(tmp_path, data, 
 @pytest.mark.parametrize(
     ("data", "folder"),
     [
-        (None, "rivals"),
-        ("plane", "rivals-plane"),
-        ("/home/me/my photos/", "rivals-my-photos"),
-        ("subspace:../butterflies", "rivals-subspace-butterflies"),
-        ("photos/*.parquet", "rivals-photos"),
-        ("torchvision:name=CIFAR10,root=data", "rivals-torchvision-CIFAR10"),
-        ("..", "rivals-data"),
+        (None, "baselines"),
+        ("plane", "baselines-plane"),
+        ("/home/me/my photos/", "baselines-my-photos"),
+        ("subspace:../butterflies", "baselines-subspace-butterflies"),
+        ("photos/*.parquet", "baselines-photos"),
+        ("torchvision:name=CIFAR10,root=data", "baselines-torchvision-CIFAR10"),
+        ("..", "baselines-data"),
     ],
 )
 def test_results_of_other_data_have_a_folder_of_their_own(data, folder):
-    assert folder_of("rivals", data) == folder
+    assert folder_of("baselines", data) == folder
 
 
 def numbers_of(name="rivals"):
@@ -272,20 +272,20 @@ def test_the_index_shows_every_result_in_the_order_of_the_experiments_and_keeps_
         (place / "paragraph.md").write_text("What was found.")
 
     pages = tmp_path / "pages"
-    result(tmp_path / "one", "rivals", "plane", [True, False, True])
-    result(tmp_path / "one", "rivals", None, [])
-    assert write_pages(tmp_path / "one", pages) == ["rivals", "rivals-plane"]
-    first = (pages / "rivals.md").read_text()
+    result(tmp_path / "one", "baselines", "plane", [True, False, True])
+    result(tmp_path / "one", "baselines", None, [])
+    assert write_pages(tmp_path / "one", pages) == ["baselines", "baselines-plane"]
+    first = (pages / "baselines.md").read_text()
     result(tmp_path / "two", "ray", None, [True])
     assert write_pages(tmp_path / "two", pages) == ["ray"]
-    assert (pages / "rivals.md").read_text() == first
+    assert (pages / "baselines.md").read_text() == first
     shown = re.findall(
         r"^\| \[(.*?)\]\((.*?)\) \| .* \| (.*?) \| `.*` \|$", (pages / "README.md").read_text(), re.MULTILINE
     )
     expected = [
         ("ray", "ray.md", "1 of 1"),
-        ("rivals", "rivals.md", "0 of 0"),
-        ("rivals, plane", "rivals-plane.md", "2 of 3"),
+        ("baselines", "baselines.md", "0 of 0"),
+        ("baselines, plane", "baselines-plane.md", "2 of 3"),
     ]
     assert shown == expected
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from atdm.data.items import Floats
 from atdm.data.source import Source
 from atdm.errors import UserError
-from atdm.objective import KINDS, OBJECTIVES, RIVALS, Objective, auto
+from atdm.objective import BASELINES, KINDS, OBJECTIVES, Objective, auto
 from atdm.training.config import ObjectiveConfig, Settings
 from atdm.training.train import State, fit
 from helpers import LINEAR, seeded
@@ -106,7 +106,7 @@ def test_every_name_makes_an_objective_or_says_what_does(name):
         return
     with pytest.raises(UserError, match=r"Objective.auto\(images" if name == "auto" else rf"OBJECTIVES\['{name}'\]"):
         Objective(name, LINEAR)
-    if name in RIVALS:
+    if name in BASELINES:
         assert OBJECTIVES[name](LINEAR).process is LINEAR
 
 

@@ -9,12 +9,12 @@ import torch
 
 from atdm import cli
 from atdm.errors import UserError
-from atdm.objective import KINDS, RIVALS
+from atdm.objective import BASELINES, KINDS
 from atdm.training.bench import AUTO, EXAMPLE, Options, _Loop, _peak, measure
 
 
-@pytest.mark.parametrize("rivals", [False, True])
-def test_every_objective_and_the_example_are_measured(rivals, capsys):
+@pytest.mark.parametrize("baselines", [False, True])
+def test_every_objective_and_the_example_are_measured(baselines, capsys):
     cli_words = [
         "bench",
         "--net",
@@ -23,8 +23,8 @@ def test_every_objective_and_the_example_are_measured(rivals, capsys):
         "8",
         "--seconds",
         "0",
-        "--rivals",
-        str(rivals),
+        "--baselines",
+        str(baselines),
         "--json",
     ]
     with pytest.raises(SystemExit) as end:
@@ -32,8 +32,8 @@ def test_every_objective_and_the_example_are_measured(rivals, capsys):
     assert end.value.code == 0
     found = json.loads(capsys.readouterr().out)
     everyone = {*KINDS, AUTO, EXAMPLE}
-    if rivals:
-        everyone |= {*RIVALS} - {"ambient_blind"}  # which needs items of 12 values or more
+    if baselines:
+        everyone |= {*BASELINES} - {"ambient_blind"}  # which needs items of 12 values or more
     for what in ("ratio", "samples_per_second", "peak_memory"):
         assert found[what].keys() == everyone
         assert all(value > 0 for value in found[what].values())

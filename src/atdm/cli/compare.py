@@ -28,7 +28,7 @@ class Options(Printing):
         scale: of --train: smoke, cpu or paper.
         seeds: of --train: how many.
         keep: of --train: a folder for what each training found, so that a comparison that was interrupted goes on and more
-            objectives or seeds join those that are there; atdm reproduce rivals has such a folder, OUT/rivals/jobs.
+            objectives or seeds join those that are there; atdm reproduce baselines has such a folder, OUT/baselines/jobs.
         out: write the table to this .md file.
     """
 
@@ -85,7 +85,7 @@ def run(words: list[str]) -> int:
 
 def _trained(given: Any, out: Path | None) -> int:
     """Train the objectives and print one table per benchmark."""
-    from ..experiments import rivals
+    from ..experiments import baselines
     from ..experiments.runner.reproduce import find
     from ..files import atomic
     from ..report import markdown
@@ -95,10 +95,10 @@ def _trained(given: Any, out: Path | None) -> int:
     if given.seeds < 1:
         raise UserError(f"seeds is {given.seeds}. Expected at least 1.")
     keep = destination(given.keep) if given.keep else None
-    methods = [*rivals.OBJECTIVES] if given.train == "all" else given.train.split(",")
+    methods = [*baselines.OBJECTIVES] if given.train == "all" else given.train.split(",")
     with jobs_bar("compare", silent(given)) as progress:
         found = find(
-            "rivals",
+            "baselines",
             given.scale,
             range(given.seeds),
             given.data,

@@ -76,7 +76,7 @@ EXAMPLES = {
     ),
     "reproduce": ("reproduce trajectories --out reproduce", "reproduce strength --scale cpu --seeds 3"),
     "demo": ("demo", "demo --thorough --seeds 3 --out demo-thorough"),
-    "bench": ("bench --net tiny --batch_size 32", "bench --net mlp:width=256 --shape 1x8x8 --rivals"),
+    "bench": ("bench --net tiny --batch_size 32", "bench --net mlp:width=256 --shape 1x8x8 --baselines"),
     "show radius": ("show radius --omegas 1,2,4", "show radius --process cosine --out ray.svg"),
     "show run": ("show run runs/photos", "show run runs/photos --out curves.svg"),
 }

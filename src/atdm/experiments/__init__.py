@@ -92,7 +92,9 @@ EXPERIMENTS: dict[str, Entry] = {
     "parameterizations": Entry(
         "parameterizations", "the same push whatever the network predicts: eps, x_0, v, score, flow, EDM"
     ),
-    "rivals": Entry("rivals", "objectives of other papers on the same dirt, with the same compute", "digits and plane"),
+    "baselines": Entry(
+        "baselines", "objectives of other papers on the same dirt, with the same compute", "digits and plane"
+    ),
     "strength": Entry(
         "strength", "sweeps of lambda, omega, floor, radius and gate, late pushes, auto; their price on clean data"
     ),

@@ -89,7 +89,7 @@ def work(job: Job, tell: Tell) -> Outcome:
         "std_ratio": std_within(truth, samples) / std_within(truth, trained.dataset.reference),
     }
     objective = trained.config.objective.build(trained.process, job.seed)
-    if isinstance(objective, Objective):  # rivals have no closed form here
+    if isinstance(objective, Objective):  # baselines have no closed form here
         predicted = predicted_std(objective, truth.std, job.sampling.sampler, job.sampling.steps)
         values["predicted_std_ratio"] = predicted / truth.std
     return Outcome(job, [row(trained, samples, values)], {"samples": samples[:3000], "dirty": trained.dirty[:3000]})

@@ -131,7 +131,7 @@ def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 # --- comparing --------------------------------------------------------------------------------------------------------
 
 # What must be equal for numbers to be ranked. Checkpoints, objectives and seeds may differ: they are what is compared,
-# and so is an early stop, which is a rival to a trained model.
+# and so is an early stop, which is a baseline to a trained model.
 ALIKE = (
     "weights",
     "sampler",

@@ -1,4 +1,4 @@
-"""Training losses by name: ours (denoising with equivariance), its ablations, and rivals of other papers on the same path."""
+"""Training losses by name: ours (denoising with equivariance), its ablations, and baselines of other papers on the same path."""
 
 from .ambient import Ambient, AmbientBlind
 from .equivariance import Objective
@@ -7,9 +7,9 @@ from .huber import PseudoHuber
 from .input_perturbation import InputPerturbation
 from .kinds import ASCENTS, KINDS
 from .sure import Sure
-from .terms import Draws, Loss, Rival, Terms
+from .terms import Baseline, Draws, Loss, Terms
 
-RIVALS: dict[str, type[Rival]] = {
+BASELINES: dict[str, type[Baseline]] = {
     "input_perturbation": InputPerturbation,
     "pseudo_huber": PseudoHuber,
     "ambient": Ambient,
@@ -17,22 +17,22 @@ RIVALS: dict[str, type[Rival]] = {
     "sure": Sure,
     "free": Free,
 }
-OBJECTIVES: dict[str, type[Loss]] = {**dict.fromkeys(KINDS, Objective), **RIVALS}
+OBJECTIVES: dict[str, type[Loss]] = {**dict.fromkeys(KINDS, Objective), **BASELINES}
 
 __all__ = [
     "ASCENTS",
+    "BASELINES",
     "KINDS",
     "OBJECTIVES",
-    "RIVALS",
     "Ambient",
     "AmbientBlind",
+    "Baseline",
     "Draws",
     "Free",
     "InputPerturbation",
     "Loss",
     "Objective",
     "PseudoHuber",
-    "Rival",
     "Sure",
     "Terms",
 ]

@@ -13,11 +13,11 @@ from torch import Tensor
 from ..diffusion.process import Process
 from ..errors import UserError
 from ..noise.filters import THIN
-from .terms import Draws, LevelsFrom, Predict, Rival, Terms, item_mean, per_item
+from .terms import Baseline, Draws, LevelsFrom, Predict, Terms, item_mean, per_item
 
 
 @dataclass(frozen=True)
-class Ambient(Rival):
+class Ambient(Baseline):
     """Denoise to the clean item through what the network must then say of the noisy one.
 
     Of ``y = x_0 + s n`` with s known, states ``x_t = alpha_t y + kappa sigma_t z`` with ``kappa^2 = 1 - (alpha_t s / sigma_t)^2``

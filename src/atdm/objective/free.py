@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UserError
-from .terms import Draws, Predict, Rival, Terms, counted, item_mean, per_item
+from .terms import Baseline, Draws, Predict, Terms, counted, item_mean, per_item
 
 
 @dataclass(frozen=True)
-class Free(Rival):
+class Free(Baseline):
     """``max over ||delta|| <= radius of ||eps_theta(x_t + delta, t) - (eps + delta / sigma_t)||^2`` (Wang, ICLR 2025, arXiv 2502.17099).
 
     Each batch is replayed: the perturbation starts at zero, so the first replay is a ddpm step; every backward pass then

@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UserError
-from .terms import Draws, Predict, Rival, Terms, item_mean, per_item
+from .terms import Baseline, Draws, Predict, Terms, item_mean, per_item
 
 
 @dataclass(frozen=True)
-class PseudoHuber(Rival):
+class PseudoHuber(Baseline):
     """``2 c_t^2 (sqrt(1 + r^2 / c_t^2) - 1)`` of each element r of the residual (Khrapov 2024, arXiv 2403.16728; schedule as in the authors' code).
 
     Twice the usual pseudo-Huber function, so that small residuals count as ddpm's do and ``c = inf`` is ddpm.

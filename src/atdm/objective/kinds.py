@@ -35,9 +35,9 @@ def require_kind(name: str) -> None:
     Raises:
         UserError: it is no kind.
     """
-    from . import RIVALS
+    from . import BASELINES
 
-    if name in RIVALS:
+    if name in BASELINES:
         raise UserError(
             f"'{name}' is a loss of its own. Expected atdm.OBJECTIVES['{name}'](process) in place of Objective('{name}', process)."
         )

@@ -183,7 +183,7 @@ class Loss(ABC):
 
 
 @dataclass(frozen=True)
-class Rival(Loss):
+class Baseline(Loss):
     """A loss from another paper, on the same path as ours: same process, batches, timesteps and noise."""
 
     process: Process
@@ -225,8 +225,8 @@ class Rival(Loss):
 
 
 @dataclass(frozen=True)
-class Noisier(Rival):
-    """A rival that draws more noise of the items' shape than all losses do: ``draws.more``."""
+class Noisier(Baseline):
+    """A baseline that draws more noise of the items' shape than all losses do: ``draws.more``."""
 
     def own(
         self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator

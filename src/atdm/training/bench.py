@@ -29,7 +29,7 @@ from ..data.source import Source
 from ..diffusion.process import Process
 from ..errors import UserError
 from ..nets import build_net, call, count_parameters, flops
-from ..objective import KINDS, RIVALS, Loss, Objective, auto
+from ..objective import BASELINES, KINDS, Loss, Objective, auto
 from ..objective.perturb import ConstantRadius, Perturbation, RelativeWeight
 from .bench_options import Options
 from .config import Settings
@@ -101,15 +101,15 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
 
 
 def _objectives(process: Process, options: Options) -> dict[str, Loss]:
-    """Ours, ``auto`` and, if asked for, the rivals that can learn from items of that shape."""
+    """Ours, ``auto`` and, if asked for, the baselines that can learn from items of that shape."""
     push, r = Perturbation("l2", steps=1, kappa=math.inf), auto.LENGTH / math.sqrt(math.prod(options.item_shape()))
     objectives: dict[str, Loss] = {name: Objective(name, process) for name in KINDS}
     objectives[AUTO] = Objective(
         "robust_adv", process, ConstantRadius(r), RelativeWeight(auto.K), push, gate=options.gate, every=auto.EVERY
     )
-    for name, rival in RIVALS.items() if options.rivals else ():
+    for name, baseline in BASELINES.items() if options.baselines else ():
         with suppress(UserError):
-            loss = rival(process)
+            loss = baseline(process)
             loss.require_items(options.item_shape())
             objectives[name] = loss
     return objectives

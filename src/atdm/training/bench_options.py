@@ -25,7 +25,7 @@ class Options:
         threads: CPU threads; 0 leaves it to torch.
         device: cpu or cuda; auto takes cuda where there is one.
         gate: of ``auto``, which takes twice the noise that it finds: 0.4 for noise of std 0.2.
-        rivals: measure the rivals too; they take half of the time, so that the rounds are half as many.
+        baselines: measure the baselines too; they take half of the time, so that the rounds are half as many.
     """
 
     net: str = "digits"
@@ -39,7 +39,7 @@ class Options:
     threads: int = 0
     device: str = "auto"
     gate: float = 0.4
-    rivals: bool = False
+    baselines: bool = False
 
     def __post_init__(self) -> None:
         for name, low in [("batch_size", 1), ("seconds", 0), ("threads", 0)]:

@@ -82,7 +82,7 @@ class ObjectiveConfig:
 
     Args:
         name: auto (robust_adv with gate and strength chosen from the data; auto:k=5 pushes harder), ddpm, robust_rand, robust_adv, inv_rand or
-            inv_adv; or a rival with its constants, which like auto takes none of the options below:
+            inv_adv; or a baseline with its constants, which like auto takes none of the options below:
             input_perturbation:gamma=0.1, pseudo_huber:c=0.1, ambient, ambient_blind, sure or free:radius=0.1.
         radius: how far to push, in noise units: published:omega=2,floor=8/255,beta=uniform,beta_min=0, floored (its bias as
             a least radius) or constant:r=1.
@@ -95,7 +95,7 @@ class ObjectiveConfig:
         ascent: what the attack raises.
         detach_target: stop the gradient through the clean prediction in the target.
         every: push in one of so many steps, with so many times the weight.
-        start: share of the training before the first push, or before a rival's own loss; 0.5 makes the first half ddpm's.
+        start: share of the training before the first push, or before a baseline's own loss; 0.5 makes the first half ddpm's.
         version: of the meaning of these options; before 2, which files did not say, the weight published was over_radius.
     """
 

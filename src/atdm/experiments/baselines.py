@@ -1,4 +1,4 @@
-"""Every objective on the same dirt with the same compute: ours, ``auto``, and the rivals of other papers.
+"""Every objective on the same dirt with the same compute: ours, ``auto``, and the baselines of other papers.
 
 Compute-matched: an objective whose step costs c ddpm steps (:meth:`atdm.objective.Loss.passes`) makes 1/c of the steps.
 """
@@ -33,11 +33,11 @@ STANDARD = (0.9, 0.2)  # where the shares and the stds cross
 STOPS = (0.3, 0.5)  # noise levels at which the sampling of ddpm is also stopped; what suits is not known without labels
 STOPPED = ", stopped "
 HALF = f"{STOPPED}at half its gate"
-RIVALS = ("input_perturbation", "pseudo_huber", "free", "ambient", "ambient_blind", "sure")
+BASELINES = ("input_perturbation", "pseudo_huber", "free", "ambient", "ambient_blind", "sure")
 OBJECTIVES = {
     "ddpm": DDPM,
     **{name: published(name) for name in ("robust_rand", "robust_adv")},
-    **{name: ObjectiveConfig(name) for name in ("auto", *RIVALS)},
+    **{name: ObjectiveConfig(name) for name in ("auto", *BASELINES)},
 }
 TOLD = ("ambient", "sure")  # know the noise of every item
 IMAGES_ONLY = ("ambient_blind",)
@@ -137,7 +137,7 @@ def jobs(
 
 
 def named(spec: str) -> tuple[str, ObjectiveConfig]:
-    """What tables call an objective, and the objective; ``auto`` and rivals take options, as in ``auto:k=5``.
+    """What tables call an objective, and the objective; ``auto`` and baselines take options, as in ``auto:k=5``.
 
     Raises:
         UserError: an unknown name or option.
@@ -226,12 +226,12 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         claims += judged(own, benchmark, dirt, distance)
     lead = (
         "No published counterpart: the paper compares with plain ddpm only. Here its objectives, ours with gate and strength "
-        "chosen from the data (auto), and rivals of other papers learn from the same dirty data with the same compute: whose "
-        "step costs c ddpm steps makes 1/c of them. Some are told the noise of every item. The rival that costs nothing is "
+        "chosen from the data (auto), and baselines of other papers learn from the same dirty data with the same compute: whose "
+        "step costs c ddpm steps makes 1/c of them. Some are told the noise of every item. The baseline that costs nothing is "
         "ddpm whose sampling stops at a noise level; which level suits is known with hindsight only, or taken from auto. auto is "
         "sampled to the end, and stopped at half its gate. Judged are two numbers at once, what is left of the dirt / the distance "
         "from clean data: in one of the two ways auto has to be at least as good in both. Ahead: both means are at most the "
-        "rival's. Level: what it lacks is within the standard deviation of the difference over the seeds. Neither: it lacks more in "
+        "baseline's. Level: what it lacks is within the standard deviation of the difference over the seeds. Neither: it lacks more in "
         "one and is better in the other. Behind: it lacks more, and is better in none."
     )
     return Findings(lead, claims, rows, tradeoffs | curves, tables)
@@ -279,19 +279,19 @@ def judged(rows: Sequence[Row], benchmark: str, dirt: str, distance: str) -> lis
         )
     ]
     ways = {"auto": AUTO, "stopped": AUTO + HALF}
-    for rival in [m for m in values_of(rows, "method") if m == "robust_adv" or m.startswith(f"ddpm{STOPPED}")]:
+    for baseline in [m for m in values_of(rows, "method") if m == "robust_adv" or m.startswith(f"ddpm{STOPPED}")]:
         places: dict[str, list[str]] = {"ahead": [], "level": [], "neither": [], "behind": []}
         for condition in [c for c in values_of(rows, "condition") if c != "clean"]:
             own = [r for r in rows if r["condition"] == condition]
-            found = {beside(own, way, rival, (dirt, distance)) for way in ways.values()}
+            found = {beside(own, way, baseline, (dirt, distance)) for way in ways.values()}
             best = next(place for place in places if place in found)
             numbers = ", ".join(f"{name} {shown(way, condition)}" for name, way in ways.items())
-            detail = f" ({numbers}; {rival} {shown(rival, condition)})" if best in ("neither", "behind") else ""
+            detail = f" ({numbers}; {baseline} {shown(baseline, condition)})" if best in ("neither", "behind") else ""
             places[best].append(condition + detail)
         claims.append(
             Claim(
                 f"{benchmark}: auto is at least as good in both numbers as "
-                f"{'robust_adv as published' if rival == 'robust_adv' else rival} under every dirt",
+                f"{'robust_adv as published' if baseline == 'robust_adv' else baseline} under every dirt",
                 not places["neither"] and not places["behind"],
                 "; ".join(f"{place}: {', '.join(where)}" for place, where in places.items() if where),
             )
@@ -300,16 +300,16 @@ def judged(rows: Sequence[Row], benchmark: str, dirt: str, distance: str) -> lis
 
 
 def beside(
-    rows: Sequence[Row], method: str, rival: str, keys: Sequence[str]
+    rows: Sequence[Row], method: str, baseline: str, keys: Sequence[str]
 ) -> Literal["ahead", "level", "neither", "behind"]:
-    """How a method stands beside a rival in ``keys``, of which less is better, seed by seed.
+    """How a method stands beside a baseline in ``keys``, of which less is better, seed by seed.
 
-    Ahead: no mean is above the rival's. Level: none is by more than the standard deviation of the difference over the seeds,
+    Ahead: no mean is above the baseline's. Level: none is by more than the standard deviation of the difference over the seeds,
     which for one seed is none. Neither: one is above by more and another is below. Behind: one is above by more, none below.
     """
     lacks, spreads = [], []
     for key in keys:
-        own, theirs = ({r["seed"]: float(r[key]) for r in rows if r["method"] == m} for m in (method, rival))
+        own, theirs = ({r["seed"]: float(r[key]) for r in rows if r["method"] == m} for m in (method, baseline))
         each = [own[seed] - theirs[seed] for seed in own.keys() & theirs.keys()]
         lacks.append(statistics.fmean(each))
         spreads.append(statistics.stdev(each) if len(each) > 1 else 0.0)

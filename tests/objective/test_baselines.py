@@ -1,4 +1,4 @@
-"""Rivals: each against a closed form or a reference, and what all losses on the path promise."""
+"""Baselines: each against a closed form or a reference, and what all losses on the path promise."""
 
 import dataclasses
 import math
@@ -16,11 +16,11 @@ from atdm.data.items import Floats
 from atdm.data.source import Source
 from atdm.diffusion.process import Process
 from atdm.errors import UserError
-from atdm.experiments import rivals
+from atdm.experiments import baselines
 from atdm.nets import build_net
 from atdm.objective import (
+    BASELINES,
     OBJECTIVES,
-    RIVALS,
     Ambient,
     AmbientBlind,
     Free,
@@ -312,7 +312,7 @@ def test_training_resumes_exactly_and_learns(name):
         assert torch.equal(value, again.tensors()[key]), key
 
 
-@pytest.mark.parametrize("name", sorted(RIVALS))
+@pytest.mark.parametrize("name", sorted(BASELINES))
 def test_micro_batches_are_the_large_batch(name):
     net = "mlp:width=16"
     ends = []
@@ -326,7 +326,7 @@ def test_micro_batches_are_the_large_batch(name):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(RIVALS))
+@pytest.mark.parametrize("name", sorted(BASELINES))
 def test_passes_are_those_the_network_sees(name):
     rows = 0
     loss = OBJECTIVES[name](PROCESS)
@@ -457,24 +457,24 @@ def test_what_cannot_be_known_is_refused(tmp_path, generator):
 
 
 def test_methods_to_compare_take_options():
-    harder, rival = (rivals.named(spec) for spec in ("auto:k=5", "pseudo_huber:c=0.2"))
+    harder, baseline = (baselines.named(spec) for spec in ("auto:k=5", "pseudo_huber:c=0.2"))
     assert harder == ("robust_adv auto:k=5", ObjectiveConfig("auto:k=5"))
-    assert rival == ("pseudo_huber:c=0.2", ObjectiveConfig("pseudo_huber:c=0.2"))
-    for job in rivals.jobs("smoke", [0], "digits", ["auto:k=5"]):
-        assert (job.label, job.config.objective) in (rivals.named("ddpm"), harder)
+    assert baseline == ("pseudo_huber:c=0.2", ObjectiveConfig("pseudo_huber:c=0.2"))
+    for job in baselines.jobs("smoke", [0], "digits", ["auto:k=5"]):
+        assert (job.label, job.config.objective) in (baselines.named("ddpm"), harder)
     for wrong, said in (
         ("auto:gate=1", "no option 'gate'"),
         ("auto:k=-1", "positive"),
         ("autos", "Did you mean 'auto'"),
     ):
         with pytest.raises(UserError, match=said):
-            rivals.named(wrong)
+            baselines.named(wrong)
     with pytest.raises(UserError, match="one by one"):
-        rivals.named("robust_adv:gate=1")
+        baselines.named("robust_adv:gate=1")
 
 
 def test_auto_is_judged_in_both_numbers_at_once():
-    """Less dirt in one way to sample and less distance in the other is not better than one rival."""
+    """Less dirt in one way to sample and less distance in the other is not better than one baseline."""
 
     def row(method, dirt, distance, condition="dirty"):
         return {"method": method, "condition": condition, "seed": 0, "noise_std": dirt, "frechet_pixels": distance}
@@ -489,14 +489,14 @@ def test_auto_is_judged_in_both_numbers_at_once():
         row("robust_adv auto, stopped at half its gate", 0.1, 1.3),
         row("robust_adv", 0.3, 1.2),
     ]
-    found = {claim.statement: claim.holds for claim in rivals.judged(rows, "photos", "noise_std", "frechet_pixels")}
+    found = {claim.statement: claim.holds for claim in baselines.judged(rows, "photos", "noise_std", "frechet_pixels")}
     assert [holds for text, holds in found.items() if "clean" in text.split(":")[0]] == [False]  # 1.2 times ddpm's
-    by_rival = {
+    by_baseline = {
         text.split(" as ")[-1].removesuffix(" under every dirt"): holds
         for text, holds in found.items()
         if "every" in text
     }
-    assert by_rival == {"ddpm, stopped at 0.3": True, "ddpm, stopped at 0.5": False, "published": True}
+    assert by_baseline == {"ddpm, stopped at 0.3": True, "ddpm, stopped at 0.5": False, "published": True}
 
 
 def test_what_lacks_less_than_the_spread_is_level():
@@ -504,7 +504,7 @@ def test_what_lacks_less_than_the_spread_is_level():
         return [{"method": method, "seed": s, "dirt": v, "far": 1.0} for s, v in enumerate(values)]
 
     def stand(own, theirs):
-        return rivals.beside([*rows("a", own), *rows("b", theirs)], "a", "b", ("dirt", "far"))
+        return baselines.beside([*rows("a", own), *rows("b", theirs)], "a", "b", ("dirt", "far"))
 
     assert stand([1.0, 3.0, 2.0], [1.1, 3.1, 2.1]) == "ahead"
     assert stand([1.0, 3.0, 2.0], [1.0, 3.0, 2.0]) == "ahead"
@@ -512,28 +512,30 @@ def test_what_lacks_less_than_the_spread_is_level():
     assert stand([1.1, 3.1, 2.1], [1.0, 3.0, 2.1]) == "behind"
     assert stand([1.3, 2.9, 2.1], [1.0, 3.0, 2.0]) == "level"
     assert stand([1.1], [1.0]) == "behind"
-    assert rivals.beside([*rows("a", [1.1]), *rows("b", [1.0])], "b", "a", ("dirt", "far")) == "ahead"
+    assert baselines.beside([*rows("a", [1.1]), *rows("b", [1.0])], "b", "a", ("dirt", "far")) == "ahead"
     both = [{"method": m, "seed": 0, "dirt": d, "far": f} for m, d, f in (("a", 2.0, 1.0), ("b", 1.0, 1.5))]
-    assert [rivals.beside(both, *pair, ("dirt", "far")) for pair in (("a", "b"), ("b", "a"))] == ["neither"] * 2
+    assert [baselines.beside(both, *pair, ("dirt", "far")) for pair in (("a", "b"), ("b", "a"))] == ["neither"] * 2
 
 
 @pytest.mark.parametrize("prefix", ["", "subspace:"])
 def test_every_method_learns_images_of_a_folder_as_they_are_or_on_a_subspace(tmp_path, prefix):
     save_samples(pictures(120, 8), tmp_path / "photos")
-    jobs = rivals.jobs("smoke", [0], f"{prefix}{tmp_path}/photos")
-    assert {job.label for job in jobs} == {rivals.named(name)[0] for name in rivals.OBJECTIVES}
+    jobs = baselines.jobs("smoke", [0], f"{prefix}{tmp_path}/photos")
+    assert {job.label for job in jobs} == {baselines.named(name)[0] for name in baselines.OBJECTIVES}
     assert {job.condition for job in jobs} >= {"clean", "90% noise 0.2"}
-    outcomes = [rivals.work(job, lambda share: None) for job in jobs if job.condition != "clean"]
+    outcomes = [baselines.work(job, lambda share: None) for job in jobs if job.condition != "clean"]
     rows = [row for outcome in outcomes for row in outcome.rows]
     assert {row["benchmark"] for row in rows} == {"photos on a subspace" if prefix else "images"}
-    assert rivals.keys(rows)[0] == ("off_support_rms" if prefix else "noise_std")
+    assert baselines.keys(rows)[0] == ("off_support_rms" if prefix else "noise_std")
     assert {row["reference_items"] for row in rows} == {12 if prefix else 6}  # held out
-    assert rivals.findings("smoke", [*outcomes]).tables
+    assert baselines.findings("smoke", [*outcomes]).tables
 
 
 def test_stopping_is_the_same_network_seen_earlier():
-    job = next(job for job in rivals.jobs("smoke", [0], "digits") if job.label == "ddpm" and job.condition != "clean")
-    rows = rivals.work(job, lambda share: None).rows
-    assert [row["stop_ratio"] for row in rows][:3] == [None, *rivals.STOPS]
+    job = next(
+        job for job in baselines.jobs("smoke", [0], "digits") if job.label == "ddpm" and job.condition != "clean"
+    )
+    rows = baselines.work(job, lambda share: None).rows
+    assert [row["stop_ratio"] for row in rows][:3] == [None, *baselines.STOPS]
     assert len({row["checkpoint"] for row in rows}) == 1
     assert len({row["noise_std"] for row in rows}) > 1
