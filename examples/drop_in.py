@@ -15,8 +15,8 @@ BATCH = 64
 
 torch.manual_seed(0)
 images = torch.from_numpy(load_digits().images).float().div(8).sub(1).unsqueeze(1)  # [1797, 1, 8, 8] in [-1, 1]
-dirty = torch.rand(len(images), 1, 1, 1) < 0.9
-images = images + 0.2 * dirty * torch.randn_like(images)
+noisy = torch.rand(len(images), 1, 1, 1) < 0.9
+images = images + 0.2 * noisy * torch.randn_like(images)
 
 unet = UNet2DModel(
     sample_size=8,

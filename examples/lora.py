@@ -1,4 +1,4 @@
-"""Fine-tuning a LoRA on dirty data, plain and with adversarial training: only the adapters learn and are saved.
+"""Fine-tuning a LoRA on noisy data, plain and with adversarial training: only the adapters learn and are saved.
 
 A small U-Net first learns the digits 0 to 4, clean. Then two LoRAs are fine-tuned on the digits 5 to 9, of which 90 %
 carry Gaussian noise of std 0.3: one with ``ddpm``, one with ``robust_adv``. Printed is how much noise their samples hold.
@@ -83,15 +83,15 @@ def main(folder: str = "lora", first: int = 200, steps: int = 120) -> list[Path]
     old, new = digits()
     generator = torch.Generator().manual_seed(1)
     noise = 0.3 * torch.randn(new.shape, generator=generator)
-    dirty = new + (torch.rand(len(new), 1, 1, 1, generator=generator) < 0.9) * noise
+    noisy = new + (torch.rand(len(new), 1, 1, 1, generator=generator) < 0.9) * noise
 
     base = network()
     fit(base, OBJECTIVES["ddpm"], old, first, 6e-3)
-    shown, paths = {"clean data": new, "dirty data": dirty}, []
+    shown, paths = {"clean data": new, "noisy data": noisy}, []
     for name, objective in OBJECTIVES.items():
         unet = copy.deepcopy(base).requires_grad_(False)
         unet.add_adapter(LORA)
-        fit(unet, objective, dirty, steps, 6e-3)
+        fit(unet, objective, noisy, steps, 6e-3)
         shown[f"LoRA, {name}"] = drawn(unet)
         path = Path(folder) / name / "adapter_model.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -37,8 +37,8 @@ def pictures(n: int, generator: torch.Generator) -> tuple[torch.Tensor, list[str
     """Images [n, 3, 16, 16] of one colour with noise on 90 % of them, and what they show."""
     colors = torch.randint(3, (n,), generator=generator)
     images = (2.0 * nn.functional.one_hot(colors, 3) - 1)[:, :, None, None].expand(n, 3, 16, 16)
-    dirty = torch.rand(n, 1, 1, 1, generator=generator) < 0.9
-    return images + 0.2 * dirty * torch.randn(n, 3, 16, 16, generator=generator), [
+    noisy = torch.rand(n, 1, 1, 1, generator=generator) < 0.9
+    return images + 0.2 * noisy * torch.randn(n, 3, 16, 16, generator=generator), [
         f"a {COLORS[c]} picture" for c in colors
     ]
 
@@ -91,9 +91,9 @@ def main(steps: int = 60) -> list[float]:
         optimizer.step()
         losses.append(loss.item())
         if step == 1 or step % 20 == 0:
-            pushed = (terms.weight * terms.regularizer).mean().item()
+            regularizer = (terms.weight * terms.regularizer).mean().item()
             print(
-                f"step {step:4d}  loss {losses[-1]:.4f}  denoise {terms.denoise.mean():.4f}  regularizer {pushed:.4f}"
+                f"step {step:4d}  loss {losses[-1]:.4f}  denoise {terms.denoise.mean():.4f}  regularizer {regularizer:.4f}"
             )
 
     guided = Guided(unet, empty, scale=2.0)  # atdm

@@ -147,7 +147,7 @@ def _use_what_extends(names: dict, monkeypatch) -> None:
     monkeypatch.setitem(CORRUPTIONS, "fade", names["Fade"])
     faded, truth = atdm.corrupt(torch.ones(50, 3), "fade:share=1,factor=0.2", seed=0)
     assert torch.allclose(faded, torch.tensor(0.2))
-    assert truth.dirty.all()
+    assert truth.corrupted.all()
     process = Process.linear(steps=100)
     radius, weight = names["LateRadius"](), names["RatioWeight"]()
     assert radius(process, torch.arange(100), torch.ones(100)).argmax() == 0

@@ -56,7 +56,7 @@ def attacked(search, goal, budget=0.5, n=32, through="step", at=(8,), steps=10, 
 def test_the_strongest_l2_push_on_the_reverse_step_is_found(search):
     """eps = A x: the push moves it by A sigma delta, most along the direction of least variance."""
     hook = attacked(search, Prediction())
-    (push,) = hook.pushes[0]
+    (push,) = hook.perturbations[0]
     alpha, sigma = LINEAR.alphas[push.t], LINEAR.sigmas[push.t]
     singular = sigma / (alpha**2 * STDS**2 + sigma**2)
     strongest = (singular.max() * sigma * 0.5) ** 2  # mean square over coordinates, as the radius is 0.5 sqrt(d)
@@ -69,7 +69,7 @@ def test_the_strongest_l2_push_on_the_reverse_step_is_found(search):
 @pytest.mark.parametrize("begin", [0, 5])
 def test_the_strongest_l2_push_through_the_whole_sampler_is_found(begin):
     hook = attacked(Search(30, "l2"), Denoised(), through="rest", at=(begin,))
-    (push,) = hook.pushes[0]
+    (push,) = hook.perturbations[0]
     _, singular, directions = torch.linalg.svd(linear_map(10, begin))
     strongest = (singular[0] * LINEAR.sigmas[push.t] * 0.5) ** 2
     assert 0.99 <= push.gain / float(strongest) <= 1.0001
@@ -82,7 +82,7 @@ def test_the_gain_through_the_rest_is_the_damage():
     hook = TrajectoryAttack(Search(5), Denoised(), 0.5, at=[4], through="rest")
     bad = sample(model, LINEAR, 170, (D,), hook=hook, steps=10)
     good = sample(model, LINEAR, 170, (D,), steps=10)
-    rows = hook.pushes[0][0]
+    rows = hook.perturbations[0][0]
     assert rows.gain == pytest.approx(float((bad - good).square().mean()), rel=0.05)  # the last block is computed whole
 
 
@@ -90,9 +90,9 @@ def test_the_gain_through_the_rest_is_the_damage():
 def test_a_movement_has_no_gradient_at_delta_zero(through):
     """J = ||f(x + delta) - f(x)||^2 is flat at delta = 0: the random start is required."""
     goal = Denoised() if through == "rest" else Prediction()
-    stuck = attacked(fgsm(start="zero"), goal, through=through).pushes[0][0]
+    stuck = attacked(fgsm(start="zero"), goal, through=through).perturbations[0][0]
     assert (stuck.idle, stuck.gain, stuck.used) == (1.0, 0.0, 0.0)
-    free = attacked(fgsm(), goal, through=through).pushes[0][0]
+    free = attacked(fgsm(), goal, through=through).perturbations[0][0]
     assert free.idle == 0
     assert free.gain > 0
 
@@ -101,15 +101,15 @@ def test_a_movement_has_no_gradient_at_delta_zero(through):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_stays_in_the_ball_and_later_ones_are_stronger(name, norm):
     hook = attacked(build("attack", f"{name}:norm={norm}", ATTACKS), Prediction(), at=None)
-    assert [p.index for p in hook.pushes[0]] == list(range(10))
-    assert all(0 < p.excess <= 1.0001 for p in hook.pushes[0])
-    gain = sum(p.gain for p in hook.pushes[0])
-    blind = sum(p.gain for p in attacked(random(norm=norm), Prediction(), at=None).pushes[0])
+    assert [p.index for p in hook.perturbations[0]] == list(range(10))
+    assert all(0 < p.excess <= 1.0001 for p in hook.perturbations[0])
+    gain = sum(p.gain for p in hook.perturbations[0])
+    blind = sum(p.gain for p in attacked(random(norm=norm), Prediction(), at=None).perturbations[0])
     assert gain > 1.2 * blind or name == "random"
     wider = attacked(build("attack", f"{name}:norm={norm},restarts=4", ATTACKS), Prediction())
     assert (
-        wider.pushes[0][0].gain
-        >= attacked(build("attack", f"{name}:norm={norm}", ATTACKS), Prediction()).pushes[0][0].gain
+        wider.perturbations[0][0].gain
+        >= attacked(build("attack", f"{name}:norm={norm}", ATTACKS), Prediction()).perturbations[0][0].gain
     )
 
 
@@ -166,7 +166,7 @@ def test_an_item_is_attacked_alike_in_every_batch():
 
     (whole, one), (parts, three) = run(1024), run(170)
     assert torch.allclose(whole, parts, atol=1e-4)
-    assert (len(one.pushes), len(three.pushes)) == (1, 3)
+    assert (len(one.perturbations), len(three.perturbations)) == (1, 3)
 
 
 def test_expectation_over_the_noise_ahead_is_stronger_than_one_draw():
@@ -184,7 +184,7 @@ def test_expectation_over_the_noise_ahead_is_stronger_than_one_draw():
             Search(1, draws=draws, kappa=1), Target(image=torch.ones(1)), 0.6, at=[3], through="rest"
         )
         end = sample(Fork(), LINEAR, 1024, (1,), hook=hook, steps=10, sampler="ddpm")
-        assert hook.pushes[0][0].drew
+        assert hook.perturbations[0][0].drew
         return float((end > 0).float().mean())
 
     clean = float((sample(Fork(), LINEAR, 1024, (1,), steps=10, sampler="ddpm") > 0).float().mean())
@@ -205,7 +205,7 @@ def test_every_goal_is_raised_and_does_damage(name):
     for budget in (0.0, 0.3, 1.0):
         samples, hook = victim.attack(Search(5), budget, 0)
         damage.append(victim.damage(samples, victim.sample(0)))
-        assert all(push.idle == 0 for push in hook.pushes[0])
+        assert all(push.idle == 0 for push in hook.perturbations[0])
     assert damage[0] == 0
     assert 0 < damage[1] < damage[2]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

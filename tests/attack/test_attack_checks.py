@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from atdm.attack import Denoised, Prediction, Push, Search, Victim, bootstrap, check_seeds, doubt, fgsm, random
+from atdm.attack import (
+    Denoised,
+    Prediction,
+    Search,
+    StepPerturbation,
+    Victim,
+    bootstrap,
+    check_seeds,
+    doubt,
+    fgsm,
+    random,
+)
 from atdm.attack.checks import check_budget, check_converged, check_expectation, check_gradient, check_stronger
 from atdm.diffusion.model import Model
 from atdm.diffusion.steps import Sampling
@@ -150,7 +161,7 @@ def test_the_bootstrap_covers_the_mean():
 
 
 def test_findings_are_rows_of_json():
-    push = Push(0, 9, gain=1.0, used=1.0, excess=1.0, idle=0.5, drew=True)
+    push = StepPerturbation(0, 9, gain=1.0, used=1.0, excess=1.0, idle=0.5, drew=True)
     assert check_gradient([push]).as_dict() == {
         "name": "gradient",
         "ok": False,

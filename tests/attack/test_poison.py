@@ -107,11 +107,11 @@ def test_items_stay_in_the_ball_and_images_in_their_range(surrogate):
     assert poisoned.max() <= 1
     moved = (poisoned - x).flatten(1).abs().amax(1)
     assert moved.max() <= 0.3 + 1e-6
-    assert ((moved > 0).numpy() == truth.dirty).all()
-    assert 0 < truth.dirty.sum() < 16
+    assert ((moved > 0).numpy() == truth.corrupted).all()
+    assert 0 < truth.corrupted.sum() < 16
     details = truth.details["poison"]
-    assert np.allclose(details["moved_max"][truth.dirty], moved[truth.dirty], atol=1e-6)
-    assert np.isnan(details["loss_after"][~truth.dirty]).all()
+    assert np.allclose(details["moved_max"][truth.corrupted], moved[truth.corrupted], atol=1e-6)
+    assert np.isnan(details["loss_after"][~truth.corrupted]).all()
 
 
 def test_an_item_is_the_same_to_the_bit_whatever_is_beside_it(surrogate):
@@ -131,9 +131,9 @@ def test_the_share_is_that_of_the_items_and_not_those_of_other_dirt():
 
     touched = poison(Floats(torch.zeros(400, 2)), Model(ideal, PROCESS), Poison("m", share=0.3, steps=0, draws=1))[
         1
-    ].dirty
+    ].corrupted
     assert touched.mean() == pytest.approx(0.3, abs=0.06)
-    gaussian = truth_of("gaussian:share=0.3", 400, (2,)).dirty
+    gaussian = truth_of("gaussian:share=0.3", 400, (2,)).corrupted
     assert (touched & gaussian).mean() == pytest.approx(0.09, abs=0.04)
 
 
@@ -144,12 +144,12 @@ def test_a_poisoned_set_is_made_and_learned_from(capsys, folder, tmp_path):
     assert code == 0, err
     told = json.loads(text)
     truth = Truth.load(out / "truth.npz")
-    assert told["corrupted"] == truth.dirty.sum() > 0
+    assert told["corrupted"] == truth.corrupted.sum() > 0
     assert len(truth.about["checkpoint"]) == 16
     assert parse_poison(truth.spec) == Poison(str(folder), 0.5, 0.2, 2, 2)
     poisoned, clean = load(str(out / "samples.npz")).x, load("plane:n=20").x
     moved = (poisoned - clean).abs().amax(1)
-    assert ((moved > 0).numpy() == truth.dirty).all()
+    assert ((moved > 0).numpy() == truth.corrupted).all()
     assert moved.max() <= 0.2 + 1e-5
     words = ["--net", "mlp:width=8", "--steps", "2", "--batch_size", "4", "--out", str(tmp_path / "run")]
     code, _, err = atdm(capsys, "train", "--data", str(out / "samples.npz"), *words, "--json")

@@ -64,9 +64,9 @@ def test_share_and_std_of_seeded_noise_are_found(photos, share, std, saved):
     if saved:
         dirty = ((dirty.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
     found = estimate_noise(dirty)
-    assert found.noise.share == pytest.approx(truth.dirty.mean(), abs=0.02)
+    assert found.noise.share == pytest.approx(truth.corrupted.mean(), abs=0.02)
     assert found.noise.std == pytest.approx(std, rel=0.08)
-    assert ((found.stds > 0) == truth.dirty).mean() > 0.98
+    assert ((found.stds > 0) == truth.corrupted).mean() > 0.98
 
 
 def test_nothing_is_found_in_clean_images(photos):
@@ -80,8 +80,8 @@ def test_each_image_is_given_its_own_std(photos):
     dirty, truth = corrupt(photos, "gaussian:share=0.7,std=0.05,std_max=0.3", 1)
     true = np.nan_to_num(truth.details["gaussian"]["std"])
     told = noise_stds(dirty).numpy()
-    assert ((told > 0) == truth.dirty).mean() > 0.97
-    both = (told > 0) & truth.dirty
+    assert ((told > 0) == truth.corrupted).mean() > 0.97
+    both = (told > 0) & truth.corrupted
     assert np.median(np.abs(told[both] / true[both] - 1)) < 0.06
 
 
@@ -99,7 +99,7 @@ def test_a_gauge_tells_of_batches_what_the_set_shows(photos, data):
     )
     some = torch.randperm(len(dirty), generator=rng)[: int(0.9 * len(dirty))]
     seen = Gauge.fit(dirty[some], some).stds(dirty, rows) > 0
-    assert (seen.numpy() == truth.dirty).mean() > 0.95
+    assert (seen.numpy() == truth.corrupted).mean() > 0.95
 
 
 def test_levels_are_the_std_of_noise_over_nothing():
@@ -124,7 +124,7 @@ def test_gray_noise_in_color_images_is_called_common(photos):
 def test_noise_of_digits_is_found_along_whole_items(share, std):
     dirty, truth = corrupt(load("digits").x, f"gaussian:share={share},std={std}", 0)
     found = estimate_noise(dirty)
-    assert found.noise.share == pytest.approx(truth.dirty.mean(), abs=0.05)
+    assert found.noise.share == pytest.approx(truth.corrupted.mean(), abs=0.05)
     assert found.noise.std == pytest.approx(std, rel=0.05)
 
 
@@ -134,14 +134,14 @@ def test_vectors_of_many_dimensions_are_told_in_their_own_scale():
     clean = 7 * torch.randn(2000, 6, generator=rng) @ torch.linalg.qr(torch.randn(40, 40, generator=rng)).Q[:6]
     dirty, truth = corrupt(clean, "gaussian:share=0.5,std=1", 0)
     found = estimate_noise(dirty)
-    assert found.noise.share == pytest.approx(truth.dirty.mean(), abs=0.02)
+    assert found.noise.share == pytest.approx(truth.corrupted.mean(), abs=0.02)
     assert found.noise.std == pytest.approx(1.0, rel=0.05)
 
 
 def test_vectors_of_few_dimensions_have_no_noise_that_could_be_told():
     plane = load("plane:n=500").x
     assert looked(plane).as_dict()["noise"] == {"share": None, "std": None, "told": False}
-    with pytest.raises(UserError, match="cannot be told from content"):
+    with pytest.raises(UserError, match="cannot be distinguished from content"):
         noise_stds(plane)
 
 
@@ -171,8 +171,8 @@ def test_replaced_pixels_are_told_and_are_no_gaussian_noise(spec, channels):
     dirty, truth = corrupt(smooth(200, channels=channels), spec, 0)
     found = looked(dirty)
     hit = found.replaced > 0
-    assert hit[truth.dirty].mean() > 0.8
-    assert not hit[~truth.dirty].any()
+    assert hit[truth.corrupted].mean() > 0.8
+    assert not hit[~truth.corrupted].any()
     assert found.as_dict()["noise"]["share"] < 0.05
     assert set(found.most_replaced) == set(np.flatnonzero(hit))
 
@@ -194,7 +194,7 @@ def test_images_that_are_noise_alone_are_outliers_and_no_noisy_images(photos):
     dirty, truth = corrupt(photos, "outliers:share=0.1", 0)
     found = looked(dirty)
     alone = [i for i, why in found.outliers.why.items() if why == "noise alone"]
-    assert set(alone) == set(np.flatnonzero(truth.dirty))
+    assert set(alone) == set(np.flatnonzero(truth.corrupted))
     assert found.as_dict()["noise"]["share"] < 0.01
 
 
@@ -206,10 +206,10 @@ def test_digits_that_are_noise_alone_do_not_make_the_others_noisy():
 
 def test_far_points_are_outliers_of_a_plane():
     points, truth = corrupt(load("plane:n=2000").x, "outliers:share=0.05", 0)
-    far = truth.dirty & (points.abs().amax(1) > 1.6).numpy()
+    far = truth.corrupted & (points.abs().amax(1) > 1.6).numpy()
     found = np.array(sorted(looked(points).outliers.why))
     assert np.isin(np.flatnonzero(far), found).mean() > 0.9
-    assert truth.dirty[found].mean() > 0.9
+    assert truth.corrupted[found].mean() > 0.9
 
 
 # --- duplicates -------------------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_outliers_are_those_of_a_covariance_from_random_starts_or_more_of_the_pl
         expected = image_outliers(small, np.zeros(len(small)))
     clear = (np.abs(expected.score - 1) > 0.1) & (np.abs(found.score - 1) > 0.1)
     ours, others = found.score[clear] >= 1, expected.score[clear] >= 1
-    planted = truth.dirty[clear]
+    planted = truth.corrupted[clear]
     assert (ours & planted).sum() >= (others & planted).sum()
     assert (ours & ~planted).sum() <= (others & ~planted).sum()
     assert clear.mean() > 0.9

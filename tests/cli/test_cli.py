@@ -78,7 +78,7 @@ def test_an_option_that_is_true_or_false_may_stand_alone():
 
 def test_help_tells_what_each_option_means(capsys):
     _, out, _ = atdm(capsys, "train", "--help")
-    for word in ("count and skip unreadable images", "how far to push, in noise units", "peak learning rate"):
+    for word in ("count and skip unreadable images", "how far to perturb, in noise units", "peak learning rate"):
         assert word in " ".join(out.split())
 
 
@@ -227,7 +227,7 @@ def test_corrupted_data_can_be_learned_from(capsys, tmp_path, data, shape):
     told, truth = json.loads(out), Truth.load(tmp_path / "d" / "truth.npz")
     assert code == 0
     assert told["items"] == 50
-    assert told["corrupted"] == truth.dirty.sum()
+    assert told["corrupted"] == truth.corrupted.sum()
     assert [p["touched"] for p in told["parts"]] == truth.touched.sum(1).tolist()
     assert all((tmp_path / "d" / name).is_file() for name in ("samples.npz", "truth.npz"))
     assert {str(f) for f in (tmp_path / "d").iterdir()} == set(told["files"])

@@ -389,7 +389,7 @@ def test_objectives_are_trained_alike_and_put_in_one_table(capsys, tmp_path):
     assert len(set(clean.values())) >= 2
     text = (tmp_path / "table.md").read_text()
     assert "| clean | input_perturbation |" in text
-    assert "dirt left" in text
+    assert "residual corruption" in text
     own = ["--corrupt", "jpeg:share=0.5,quality=10", "blur+gaussian:share=1,std=0.3"]
     code, out, err = atdm(capsys, *words, *own, "--json")
     assert code == 0, err

@@ -286,7 +286,7 @@ SENTENCES = [
     (["audit"], "What is missing: data."),
     (["corrupt", "--data", "digits"], "What is missing: corrupt, out."),
     (["compare", "--train", "ddpm", "--data", "broken", "--scale", "smoke"], "Expected a whole image file.\n"),
-    (["features", "--data", "broken"], "--skip_broken true leaves such files out.\n"),
+    (["features", "--data", "broken"], "--skip_broken true skips such files.\n"),
     (["features", "--data", "broken", "--max_pixels", "10"], "A larger --max_pixels takes it"),
 ]
 

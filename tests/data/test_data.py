@@ -109,14 +109,14 @@ def test_every_corruption_is_pure_per_item_and_keeps_its_truth(name):
     for index in (0, 13, 63):
         alone, hits = corrupt_item(IMAGES[index], parse_corruption(spec), 7, index)
         assert torch.equal(alone, dirty[index])
-        assert (hits[0] is not None) == truth.dirty[index]
+        assert (hits[0] is not None) == truth.corrupted[index]
     changed = (dirty != IMAGES).flatten(1).any(1).numpy()
-    assert np.array_equal(changed, truth.dirty)
+    assert np.array_equal(changed, truth.corrupted)
     assert 15 < changed.sum() < 49
     assert describe_corruption(parse_corruption(truth.spec)) == truth.spec
     assert truth.details[name], "how an item was touched is recorded"
     for values in truth.details[name].values():
-        assert np.array_equal(np.isfinite(values), truth.dirty)
+        assert np.array_equal(np.isfinite(values), truth.corrupted)
 
 
 def test_the_truth_says_how_each_item_was_touched():
@@ -125,13 +125,13 @@ def test_the_truth_says_how_each_item_was_touched():
     std = truth.details["gaussian"]["std"]
     assert 0.1 <= np.nanmin(std) < 0.4
     assert 1.5 < np.nanmax(std) <= 2
-    for i in np.flatnonzero(truth.dirty):
+    for i in np.flatnonzero(truth.corrupted):
         assert (dirty[i] - x[i]).std().item() == pytest.approx(std[i], rel=0.15)
 
     dirty, truth = corrupt(x, "patch:share=0.5,size=0.3", seed=3)
     top, left, side = (truth.details["patch"][k] for k in ("top", "left", "side"))
-    assert len({*top[truth.dirty]}) > 3
-    for i in np.flatnonzero(truth.dirty):
+    assert len({*top[truth.corrupted]}) > 3
+    for i in np.flatnonzero(truth.corrupted):
         rows, columns = slice(int(top[i]), int(top[i] + side[i])), slice(int(left[i]), int(left[i] + side[i]))
         expected = x[i].clone()
         expected[:, rows, columns] = 0
@@ -167,8 +167,8 @@ def test_missing_coordinates_of_vectors_are_zero():
     dirty, truth = corrupt(x, "missing:share=0.5,rate=0.3", seed=0)
     gone = dirty == 0
     assert torch.equal(dirty[~gone], x[~gone])
-    assert gone[torch.from_numpy(truth.dirty)].float().mean().item() == pytest.approx(0.3, abs=0.02)
-    assert not gone[torch.from_numpy(~truth.dirty)].any()
+    assert gone[torch.from_numpy(truth.corrupted)].float().mean().item() == pytest.approx(0.3, abs=0.02)
+    assert not gone[torch.from_numpy(~truth.corrupted)].any()
     assert gone.any(0).all()
     assert not gone.all(1).all()
 
@@ -185,10 +185,10 @@ def test_none_is_no_part_wherever_it_stands():
 def test_gaussian_noise_has_its_share_and_std():
     x = torch.zeros(20_000, 3)
     dirty, truth = corrupt(x, "gaussian:share=0.9,std=0.2", seed=0)
-    assert truth.dirty.mean() == pytest.approx(0.9, abs=0.01)
-    assert dirty[torch.from_numpy(truth.dirty)].std().item() == pytest.approx(0.2, rel=0.02)
+    assert truth.corrupted.mean() == pytest.approx(0.9, abs=0.01)
+    assert dirty[torch.from_numpy(truth.corrupted)].std().item() == pytest.approx(0.2, rel=0.02)
     outliers, hit = corrupt(x, "outliers:share=0.1", seed=0)
-    chosen = outliers[torch.from_numpy(hit.dirty)]
+    chosen = outliers[torch.from_numpy(hit.corrupted)]
     assert chosen.abs().max() <= 2
     assert chosen.std().item() == pytest.approx(4 / math.sqrt(12), rel=0.02)
 
@@ -205,7 +205,7 @@ def test_compositions_and_their_truth_survive_a_file(tmp_path):
     assert np.array_equal(back.details["gaussian"]["std"], truth.details["gaussian"]["std"], equal_nan=True)
     foreseen = truth_of(spec, 64, (3, 12, 12), seed=1)
     assert np.array_equal(foreseen.touched, truth.touched)
-    assert corrupt(IMAGES, "none")[1].dirty.sum() == 0
+    assert corrupt(IMAGES, "none")[1].corrupted.sum() == 0
 
 
 @pytest.mark.parametrize(

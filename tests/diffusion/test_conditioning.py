@@ -58,7 +58,7 @@ def test_pushed_rows_see_the_condition_of_their_own_sample(name, gate, generator
     x_t = PROCESS.mix(x0, draws.noise, draws.t)
     hidden = label.float()[:, None, None].expand(n, 5, 2).contiguous()
     terms = objective(model, x0, draws=draws, class_labels=kept["class_labels"], encoder_hidden_states=hidden)
-    assert terms.pushed.any()
+    assert terms.perturbed.any()
     assert sum(seen) > n
 
 

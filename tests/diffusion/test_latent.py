@@ -48,7 +48,7 @@ def test_the_objective_trains_on_latents_and_samples_decode(vae, tmp_path, gener
     terms = Objective("robust_adv", Process.linear())(lambda x, t: net(x), x0, generator=generator)
     terms.loss.mean().backward()
     assert net.weight.grad.abs().sum() > 0
-    assert terms.pushed.all()
+    assert terms.perturbed.all()
     assert all(p.grad is None and not p.requires_grad for p in latents.vae.parameters())
     # The ideal denoiser of one latent samples its image.
     process, one = Process.linear(prediction="sample"), x0[:1]

@@ -123,11 +123,11 @@ def test_the_same_denoiser_has_the_same_regularizer(name, table, gate, generator
         process = written(TABLES[table], prediction)
         objective, rows = Objective(name, process, gate=gate), [slice(i, i + 1) for i in range(16)]
         terms = [objective(network(process, t[i]), x0[i], draws=draws[i]) for i in rows]
-        names = ("regularizer", "weight", "denoise", "pushed")
+        names = ("regularizer", "weight", "denoise", "perturbed")
         found[prediction] = {k: torch.cat([getattr(term, k) for term in terms]) for k in names}
         found[prediction]["eps_weight"] = process.eps_weight(t)
     reference = found["epsilon"]
-    assert reference["pushed"].any()
+    assert reference["perturbed"].any()
     for prediction, values in found.items():
         torch.testing.assert_close(
             values["regularizer"], reference["regularizer"], rtol=1e-8, atol=1e-12, msg=prediction

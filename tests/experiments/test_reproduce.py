@@ -446,7 +446,7 @@ def test_auto_is_held_against_a_push_in_every_step_and_against_clean_ddpm(monkey
         made = {"condition": job.condition, "never_varying_noise": dirt, "frechet_pixels": far, "cost": cost, "seed": 0}
         made |= {"method": job.label, "sliced_wasserstein": 0.0, "seconds": 1.0}
         rows = [{**made, "sweep": sweep, "value": value} for sweep, value in job.options["places"]]
-        outcomes.append(Outcome(job, rows, {"samples": torch.zeros(4, 1, 8, 8), "dirty": torch.zeros(4, 1, 8, 8)}))
+        outcomes.append(Outcome(job, rows, {"samples": torch.zeros(4, 1, 8, 8), "corrupted": torch.zeros(4, 1, 8, 8)}))
     drawn, real = [], strength.plot.scatter_tradeoff
     monkeypatch.setattr(strength.plot, "scatter_tradeoff", lambda p, *labels: drawn.append(p) or real(p, *labels))
     found = strength.findings("cpu", outcomes)
@@ -454,7 +454,7 @@ def test_auto_is_held_against_a_push_in_every_step_and_against_clean_ddpm(monkey
     assert along == ["0.1", "0.2", "0.4", "0.8"], "a curve runs along its dial"
     holds = {claim.statement: claim.holds for claim in found.claims}
     assert holds[
-        "auto:k=5 costs at most 1.2 times ddpm and leaves at most 1.05 times the noise of a push in every step"
+        "auto:k=5 costs at most 1.2 times ddpm and keeps at most 1.05 times the noise of the regularizer in every step"
     ]
     assert not holds["on clean digits every setting along auto stays within 1.1 times ddpm's Frechet distance"]
     assert holds["on clean digits every setting along k stays within 1.1 times ddpm's Frechet distance"]
@@ -616,10 +616,10 @@ def test_a_job_trains_on_its_own_dirt_with_its_own_seed():
     plane = module_of("trajectories").plane
     jobs = [plane.base("smoke").but(corrupt=plane.OUTLIERS[1], seed=seed) for seed in (0, 0, 1)]
     trained = [train(job, lambda share: None) for job in jobs]
-    assert torch.equal(trained[0].dirty, trained[1].dirty)
+    assert torch.equal(trained[0].corrupted, trained[1].corrupted)
     assert torch.equal(draw(trained[0]), draw(trained[1]))
-    assert not torch.equal(trained[0].dirty, trained[2].dirty)
-    outside = (trained[0].dirty != trained[0].dataset.x).any(1).float().mean()
+    assert not torch.equal(trained[0].corrupted, trained[2].corrupted)
+    outside = (trained[0].corrupted != trained[0].dataset.x).any(1).float().mean()
     assert outside == pytest.approx(0.1, abs=0.05)
 
 

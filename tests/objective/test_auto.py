@@ -130,7 +130,7 @@ def test_a_late_start_leaves_the_first_steps_to_ddpm(tmp_path):
     pushing = ObjectiveConfig(start=0.5)
     assert TrainConfig(objective=pushing, steps=11).regularize_from == 6
     steps = list(train(config(tmp_path, objective=pushing)))
-    assert [bool(step.terms.pushed.any()) for step in steps] == [False] * 6 + [True] * 6
+    assert [bool(step.terms.perturbed.any()) for step in steps] == [False] * 6 + [True] * 6
     whole = ObjectiveConfig().cost(Process.linear())
     assert pushing.cost(Process.linear()) == pytest.approx((1 + whole) / 2)
     assert whole == pytest.approx(8 / 3)

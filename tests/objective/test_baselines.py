@@ -271,7 +271,7 @@ def test_free_training_follows_its_algorithm_on_a_linear_model(generator):
 def test_a_step_of_free_training_is_all_replays_of_a_batch():
     steps = trained("free:replays=3,step=0.5", steps=2)
     assert {int(s["step"]) for s in steps[-1].state.optimizer.state.values()} == {6}
-    assert all(bool(s.terms.pushed.all()) for s in steps)
+    assert all(bool(s.terms.perturbed.all()) for s in steps)
     with pytest.raises(UserError, match="without a backward pass"):
         Free(PROCESS).again(Free(PROCESS).draw((2, 3)))
 
@@ -443,7 +443,7 @@ def test_what_cannot_be_known_is_refused(tmp_path, generator):
         build(config(tmp_path, objective=ObjectiveConfig("ambient_blind")))
     small = Source(Floats(pictures(100, 8)))
     state = State.create(build_net("mlp:width=16", (1, 8, 8)), Settings())
-    with pytest.warns(UserWarning, match=r"100 items .* cannot be told from content.* count as clean"):
+    with pytest.warns(UserWarning, match=r"100 items .* cannot be distinguished from content.* count as clean"):
         blind = next(fit(AmbientBlind(PROCESS), state, small, Settings(batch_size=8))).terms
     state = State.create(build_net("mlp:width=16", (1, 8, 8)), Settings())
     assert torch.equal(blind.t, next(fit(Objective("ddpm", PROCESS), state, small, Settings(batch_size=8))).terms.t)
@@ -492,7 +492,7 @@ def test_auto_is_judged_in_both_numbers_at_once():
     found = {claim.statement: claim.holds for claim in baselines.judged(rows, "photos", "noise_std", "frechet_pixels")}
     assert [holds for text, holds in found.items() if "clean" in text.split(":")[0]] == [False]  # 1.2 times ddpm's
     by_baseline = {
-        text.split(" as ")[-1].removesuffix(" under every dirt"): holds
+        text.split(" as ")[-1].removesuffix(" under every corruption"): holds
         for text, holds in found.items()
         if "every" in text
     }

@@ -81,7 +81,7 @@ def test_a_schedule_cannot_be_forgotten(images):
     pushed = []
     gated = Objective("robust_adv", LINEAR, every=2, start=0.5)
     for step in range(10):
-        pushed.append(bool(gated(model, images, step=step, steps=10).pushed.any()))
+        pushed.append(bool(gated(model, images, step=step, steps=10).perturbed.any()))
     assert pushed == [False] * 5 + [True, False, True, False, True]
 
 
@@ -89,7 +89,7 @@ def test_fit_keeps_the_schedule_of_an_objective(images):
     settings = Settings(steps=8, batch_size=16, warmup=0)
     objective = Objective("robust_rand", LINEAR, start=0.5)
     steps = fit(objective, State.create(Small(), settings), images, settings)
-    assert [bool(step.terms.pushed.any()) for step in steps] == [False] * 4 + [True] * 4
+    assert [bool(step.terms.perturbed.any()) for step in steps] == [False] * 4 + [True] * 4
 
 
 @pytest.mark.parametrize("scheduler", [DDPMScheduler(), FlowMatchEulerDiscreteScheduler()])
@@ -169,7 +169,7 @@ PROCESSES = """
         assert "step=step" in str(problem)
     else:
         raise AssertionError("every without a step")
-    pushed = torch.tensor([float(seldom(network(model), whole, step=s).pushed.any()) for s in range(4)])
+    pushed = torch.tensor([float(seldom(network(model), whole, step=s).perturbed.any()) for s in range(4)])
     assert pushed.tolist() == [1, 0, 1, 0]
     print("done")
 """

@@ -178,7 +178,7 @@ def test_an_exactly_equivariant_network_pays_only_for_invariance(name, generator
     equivariant = lambda x, t: x / PROCESS.sigma(t, x)  # moves by delta when x moves by sigma delta  # noqa: E731
     terms = Objective(name, PROCESS)(equivariant, torch.randn(64, 6, generator=generator), generator=generator)
     kind = KINDS[name]
-    if kind.pushes and not kind.equivariant:
+    if kind.perturbs and not kind.equivariant:
         torch.testing.assert_close(terms.regularizer, terms.delta_rms.square(), rtol=1e-3, atol=1e-6)
         assert (terms.regularizer > 0).all()
     else:
@@ -231,7 +231,7 @@ def test_the_gate_pushes_only_below_it_and_changes_nothing_there(generator):
     draws = gated.draw(x0.shape, generator=generator)
     inside = PROCESS.ratio(draws.t) < 0.5
     got, reference = gated(model, x0, draws=draws), plain(model, x0, draws=draws)
-    assert torch.equal(got.pushed, inside)
+    assert torch.equal(got.perturbed, inside)
     assert 0 < inside.sum() < 512
     assert got.regularizer[~inside].eq(0).all()
     torch.testing.assert_close(got.regularizer[inside], reference.regularizer[inside], rtol=1e-4, atol=1e-6)
@@ -282,7 +282,7 @@ def test_conditioning_follows_its_samples(gate, generator):
     objective = Objective("robust_adv", PROCESS, gate=gate)
     draws = objective.draw(x0.shape, generator=generator)
     terms = objective(model, x0, draws=draws, scale=scale)
-    row = int(terms.pushed.nonzero()[-1])
+    row = int(terms.perturbed.nonzero()[-1])
     alone = objective(model, x0[row : row + 1], draws=draws[row : row + 1], scale=scale[row : row + 1])
     torch.testing.assert_close(alone.loss[0], terms.loss[row], rtol=1e-4, atol=1e-5)
 
@@ -358,8 +358,8 @@ def test_pushing_in_one_of_so_many_steps_is_the_same_loss_on_average():
             found = objective(model, x0, draws=draws)
             terms[n].append((found.weight * found.regularizer).mean())
             if n == 4:
-                pushed.append(bool(found.pushed.all()))
-                assert bool(found.pushed.any()) == pushed[-1]
+                pushed.append(bool(found.perturbed.all()))
+                assert bool(found.perturbed.any()) == pushed[-1]
     assert sum(pushed) / 400 == pytest.approx(1 / 4, abs=0.07)
     ratio = torch.stack(terms[4]).mean() / torch.stack(terms[1]).mean()
     assert float(ratio) == pytest.approx(1, abs=0.3)

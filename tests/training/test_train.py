@@ -104,7 +104,9 @@ def test_accumulation_is_the_large_batch():
 
 def test_the_regularizer_starts_when_told():
     data = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
-    pushed = [bool(s.terms.pushed.any()) for s in steps_of(Settings(steps=6, batch_size=16, regularize_from=4), data)]
+    pushed = [
+        bool(s.terms.perturbed.any()) for s in steps_of(Settings(steps=6, batch_size=16, regularize_from=4), data)
+    ]
     assert pushed == [False] * 4 + [True] * 2
 
 

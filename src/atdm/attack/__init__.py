@@ -3,7 +3,7 @@
 from .checks import Finding, check_seeds, doubt
 from .curve import PAIRED, Attacked, Victim, bootstrap, damage_curve, summarize
 from .goals import GOALS, Denoised, Distance, Features, Goal, Prediction, Target
-from .hook import Push, Replay, TrajectoryAttack
+from .hook import Replay, StepPerturbation, TrajectoryAttack
 from .search import ATTACKS, Search, fgsm, random
 
 __all__ = [
@@ -17,9 +17,9 @@ __all__ = [
     "Finding",
     "Goal",
     "Prediction",
-    "Push",
     "Replay",
     "Search",
+    "StepPerturbation",
     "Target",
     "TrajectoryAttack",
     "Victim",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .curve import Victim, bootstrap
-from .hook import Push, Replay
+from .hook import Replay, StepPerturbation
 from .search import Search
 
 IDLE = 0.01  # share of items without a gradient that an attack may have at its worst step
@@ -38,9 +38,9 @@ class Finding:
         return {**dataclasses.asdict(self), "value": value}
 
 
-def check_gradient(pushes: Iterable[Push]) -> Finding:
+def check_gradient(perturbations: Iterable[StepPerturbation]) -> Finding:
     """The gradient is not zero: a network that hides it is not robust for that."""
-    worst = max((push.idle for push in pushes), default=0.0)
+    worst = max((one.idle for one in perturbations), default=0.0)
     return Finding(
         "gradient",
         worst <= IDLE,
@@ -55,12 +55,14 @@ def check_gradient(pushes: Iterable[Push]) -> Finding:
     )
 
 
-def check_budget(pushes: Sequence[Push]) -> list[Finding]:
+def check_budget(perturbations: Sequence[StepPerturbation]) -> list[Finding]:
     """The budget is respected, and used."""
-    excess = max((push.excess for push in pushes), default=0.0)
-    used = sum(push.used for push in pushes) / max(1, len(pushes))
+    excess = max((one.excess for one in perturbations), default=0.0)
+    used = sum(one.used for one in perturbations) / max(1, len(perturbations))
     return [
-        Finding("budget respected", excess <= 1.001, excess, f"The largest push was {excess:.4f} of the budget."),
+        Finding(
+            "budget respected", excess <= 1.001, excess, f"The largest perturbation was {excess:.4f} of the budget."
+        ),
         Finding(
             "budget used",
             used >= USED,
@@ -75,9 +77,9 @@ def check_budget(pushes: Sequence[Push]) -> list[Finding]:
     ]
 
 
-def check_expectation(pushes: Iterable[Push], search: Search) -> Finding:
+def check_expectation(perturbations: Iterable[StepPerturbation], search: Search) -> Finding:
     """Through stochastic steps the gradient is an average over their noise."""
-    drew = any(push.drew for push in pushes)
+    drew = any(one.drew for one in perturbations)
     ok = not drew or search.draws > 1
     return Finding(
         "expectation",
@@ -115,37 +117,37 @@ def check_converged(damage: float, stronger: float) -> Finding:
 
 
 def check_random(damage: float, random: float) -> Finding:
-    """Random pushes of the same budget must do less."""
+    """Random perturbations of the same budget must do less."""
     ok = random < damage
     return Finding(
         "random not stronger",
         ok,
         _ratio(random, damage),
-        f"Random pushes of this budget: {_times(random, damage)} the damage"
+        f"Random perturbations of this budget: {_times(random, damage)} the damage"
         + ("." if ok else ". The gradients mislead the attack (masked?), or its goal is not what the damage measures."),
     )
 
 
 def check_transfer_in(damage: float, transferred: float) -> Finding:
-    """Pushes found on the undefended model must not hurt the defended one more than its own."""
+    """Perturbations found on the undefended model must not hurt the defended one more than its own."""
     ok = transferred <= damage + LOST * abs(damage)
     return Finding(
         "transfer from undefended not stronger",
         ok,
         _ratio(transferred, damage),
-        f"Pushes found on the undefended model do {_times(transferred, damage)} the damage of those found on this one"
+        f"Perturbations found on the undefended model do {_times(transferred, damage)} the damage of those found on this one"
         + ("." if ok else ". Its gradients hide what hurts it: report the transferred damage."),
     )
 
 
 def check_transfer_out(transferred: float, random: float) -> Finding:
-    """Pushes found on the defended model should hurt the undefended one more than random ones."""
+    """Perturbations found on the defended model should hurt the undefended one more than random ones."""
     ok = transferred > random
     return Finding(
         "transfer to undefended",
         ok,
         _ratio(transferred, random),
-        f"On the undefended model the pushes found here do {_times(transferred, random)} the damage of random ones"
+        f"On the undefended model the perturbations found here do {_times(transferred, random)} the damage of random ones"
         + ("." if ok else ". They are no better than noise: the attack on the defended model may have failed."),
     )
 
@@ -184,14 +186,14 @@ def doubt(
         return of.damage(samples, of.sample(seed)), hook
 
     damage, hook = run(victim, search, keep=undefended is not None)
-    pushes = [push for batch in hook.pushes for push in batch]
-    findings = [*check_budget(pushes), check_expectation(pushes, search)]
+    perturbations = [one for batch in hook.perturbations for one in batch]
+    findings = [*check_budget(perturbations), check_expectation(perturbations, search)]
     blind = dataclasses.replace(search, steps=0, restarts=1, draws=1)
     random = run(victim, blind)[0]
     if search.steps:
         longer = run(victim, dataclasses.replace(search, steps=2 * search.steps))[0]
         findings = [
-            check_gradient(pushes),
+            check_gradient(perturbations),
             *findings,
             check_stronger("steps", damage, longer),
             check_converged(damage, longer),

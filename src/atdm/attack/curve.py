@@ -123,12 +123,12 @@ def _paired(victim: Victim, samples: Tensor, clean: Tensor) -> dict[str, float]:
 
 
 def _diagnostics(hook: TrajectoryAttack) -> dict[str, Any]:
-    pushes = [push for batch in hook.pushes for push in batch]
+    perturbations = [one for batch in hook.perturbations for one in batch]
     return {
-        "attacked_steps": len(hook.pushes[0]) if pushes else 0,
-        "used": sum(p.used for p in pushes) / len(pushes) if pushes else None,
-        "excess": max(p.excess for p in pushes) if pushes else None,
-        "idle": max(p.idle for p in pushes) if pushes else None,
+        "attacked_steps": len(hook.perturbations[0]) if perturbations else 0,
+        "used": sum(p.used for p in perturbations) / len(perturbations) if perturbations else None,
+        "excess": max(p.excess for p in perturbations) if perturbations else None,
+        "idle": max(p.idle for p in perturbations) if perturbations else None,
     }
 
 

@@ -1,7 +1,7 @@
-"""What an attack on the trajectory raises: one value per item, of what the network shows after the push.
+"""What an attack on the trajectory raises: one value per item, of what the network shows after the perturbation.
 
 A goal sees the *image* (``D(x_t, t)`` through one step, the sample through the rest of the sampler) or the predicted
-noise *eps*, and may compare it with what the same random numbers give without any push.
+noise *eps*, and may compare it with what the same random numbers give without any perturbation.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Goal(Protocol):
 
     Args:
         sees: the ``image`` or the predicted noise ``eps``.
-        beside: ``clean`` compares with the trajectory that was never pushed, ``here`` with the present state without
-            this push; both see the same random numbers. ``none`` compares with nothing.
+        beside: ``clean`` compares with the trajectory that was never perturbed, ``here`` with the present state without
+            this perturbation; both see the same random numbers. ``none`` compares with nothing.
     """
 
     sees: ClassVar[str]
@@ -50,13 +50,13 @@ class _Moved:
 
     def __call__(self, seen: Float[Tensor, "batch *dims"], beside: Float[Tensor, "batch *dims"] | None) -> Tensor:
         if beside is None:
-            raise UserError("This goal compares with what was never pushed. Expected what is seen beside it.")
+            raise UserError("This goal compares with what was never perturbed. Expected what is seen beside it.")
         return (seen - beside).square().flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
 class Denoised(_Moved):
-    """Push the image away from that of the trajectory that was never pushed."""
+    """Move the image away from that of the trajectory that was never perturbed."""
 
     sees: ClassVar[str] = "image"
     beside: ClassVar[str] = "clean"
@@ -102,7 +102,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Distance:
-    """Push the image away from the data, by its exact distance from their support (data units)."""
+    """Move the image away from the data, by its exact distance from their support (data units)."""
 
     truth: object | None = field(default=None, compare=False, repr=False)
 
@@ -138,7 +138,7 @@ class Distance:
 
 @dataclass(frozen=True)
 class Features:
-    """Push the image away from the data: mean square distance to the nearest reference item in a feature space.
+    """Move the image away from the data: mean square distance to the nearest reference item in a feature space.
 
     Args:
         space: a name of ``FEATURES``.

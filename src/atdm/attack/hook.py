@@ -1,4 +1,4 @@
-"""Hooks for :func:`atdm.diffusion.sampling.trajectory` that push the state where it hurts, or as another attack did.
+"""Hooks for :func:`atdm.diffusion.sampling.trajectory` that move the state where it hurts, or as another attack did.
 
 Budgets are in noise units: at every attacked step ``x_t`` becomes ``x_t + sigma_t delta`` with delta in the ball.
 """
@@ -22,17 +22,17 @@ THROUGH = ("step", "rest")
 
 
 @dataclass(frozen=True)
-class Push:
+class StepPerturbation:
     """What an attack did to one batch at one step.
 
     Args:
         index, t: the step.
         gain: of the goal, mean over items.
         used: share of the ball's constraint that binds, mean over items.
-        excess: largest ratio of a push's norm to the budget, over items.
+        excess: largest ratio of a perturbation's norm to the budget, over items.
         idle: share of items that had no gradient.
         drew: the steps ahead drew noise, so that the gain was an estimate.
-        delta: noise units, on the CPU; None unless the attack keeps its pushes.
+        delta: noise units, on the CPU; None unless the attack keeps its perturbations.
     """
 
     index: int
@@ -57,14 +57,14 @@ class TrajectoryAttack:
     function of ``seed``, the sampling seed and the item.
 
     Args:
-        search: how to look for the push.
+        search: how to look for the perturbation.
         goal: what to raise.
         budget: radius in noise units at each attacked step; 0 does nothing.
         at: indices of the network evaluations to attack, 0 being the first; None: all of them.
         through: ``step`` raises the goal of the denoised image or the prediction at the state itself, ``rest`` that of
             the sample at the end, through all the steps that remain (checkpointed, so memory is that of one evaluation).
         seed: of the random starts and of the draws.
-        keep: keep the pushes, for :class:`Replay`; they are as large as the trajectories.
+        keep: keep the perturbations, for :class:`Replay`; they are as large as the trajectories.
 
     Raises:
         UserError: a budget or a combination that makes no sense.
@@ -93,24 +93,24 @@ class TrajectoryAttack:
         self.search, self.goal, self.budget, self.through, self.seed = search, goal, budget, through, seed
         self.keep = keep
         self.at = None if at is None else frozenset(at)
-        self.pushes: list[list[Push]] = []  # of each batch
+        self.perturbations: list[list[StepPerturbation]] = []  # of each batch
         self._clean: Solver | None = None
 
     def attach(self, solver: Solver) -> None:
         """Begin with a batch; called by ``trajectory``."""
         self._solver = solver
         self._clean = solver.fork() if self.goal.beside == "clean" else None
-        self.pushes.append([])
+        self.perturbations.append([])
 
     def __call__(self, index: int, t: int, x: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
-        """The pushed state."""
+        """The perturbed state."""
         if self.budget and (self.at is None or index in self.at):
             # Streams of this step alone: the k-th start is the same whatever the search did before it.
             starts, draws = ([_derived(g, self.seed, index, use) for g in self._solver.streams] for use in range(2))
             look = _Look(self._solver, self._clean, self.goal, self.through, draws)
             r = torch.full((len(x),), float(self.budget), device=x.device)
             found = self.search.run(look, lambda: self._start(x, starts), r)
-            self.pushes[-1].append(_record(index, t, self.search, found, r, look.drew, self.keep))
+            self.perturbations[-1].append(_record(index, t, self.search, found, r, look.drew, self.keep))
             x = x + look.sigma * found.delta
         if self._clean is not None:
             self._clean.step()
@@ -122,7 +122,7 @@ class TrajectoryAttack:
 
 
 class _Look:
-    """The gain of a push at the solver's present step."""
+    """The gain of a perturbation at the solver's present step."""
 
     def __init__(
         self, solver: Solver, clean: Solver | None, goal: Goal, through: str, streams: list[torch.Generator]
@@ -167,41 +167,41 @@ class _Look:
 
 
 class Replay:
-    """A hook that pushes as another attack did, step by step and item by item: a transferred attack.
+    """A hook that perturbs as another attack did, step by step and item by item: a transferred attack.
 
     Args:
         attack: made with ``keep=True``; has attacked a run with the same sampler, steps, number of samples and batch size.
     """
 
     def __init__(self, attack: TrajectoryAttack) -> None:
-        self.batches = iter(attack.pushes)
+        self.batches = iter(attack.perturbations)
 
     def attach(self, solver: Solver) -> None:
         """Begin with a batch; called by ``trajectory``."""
-        pushes = next(self.batches, None)
-        if pushes is None:
+        perturbations = next(self.batches, None)
+        if perturbations is None:
             raise UserError("The attack has fewer batches than this run. Expected one of the same size.")
         self.process = solver.process
-        self.deltas = {push.index: push.delta for push in pushes}
+        self.deltas = {one.index: one.delta for one in perturbations}
 
     def __call__(self, index: int, t: int, x: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
-        """The pushed state."""
+        """The perturbed state."""
         if index not in self.deltas:
             return x
         delta = self.deltas[index]
         if delta is None:
-            raise UserError("The attack did not keep its pushes. Expected one made with keep=True.")
+            raise UserError("The attack did not keep its perturbations. Expected one made with keep=True.")
         if delta.shape != x.shape:
             raise UserError(
-                f"The attack pushed {list(delta.shape)} and this run has {list(x.shape)}. Expected the same size."
+                f"The attack perturbed {list(delta.shape)} and this run has {list(x.shape)}. Expected the same size."
             )
         return x + float(self.process.sigmas[t]) * delta.to(x)
 
 
-def _record(index: int, t: int, search: Search, found: Found, r: Tensor, drew: bool, keep: bool) -> Push:
+def _record(index: int, t: int, search: Search, found: Found, r: Tensor, drew: bool, keep: bool) -> StepPerturbation:
     flat = found.delta.flatten(1)
     norm = flat.abs().amax(1) if search.norm == "linf" else flat.square().mean(1).sqrt()
-    return Push(
+    return StepPerturbation(
         index,
         t,
         found.gain.mean().item(),

@@ -3,7 +3,7 @@
 Source: Liang 2023 (AdvDM), Van Le 2023 (Anti-DreamBooth): projected ascent on the denoising loss of a surrogate,
 ``max_{|delta| <= r} E_{t, eps} || eps_theta(x_t) - eps ||^2`` at ``x_t = alpha_t (x + delta) + sigma_t eps``.
 
-Unlike the dirt of :mod:`.corruption` it needs a model and hundreds of passes for an item, too much for workers that prepare
+Unlike the corruption of :mod:`.corruption` it needs a model and hundreds of passes for an item, too much for workers that prepare
 batches: a poisoned set is made once and then learned from.
 """
 
@@ -40,7 +40,7 @@ class Poison:
         model: run folder, diffusers pipeline folder or Hub name of the surrogate.
         share: probability that an item is touched.
         radius: of the l_inf ball, data units (in the scale of [-1, 1]: 16/255 is 8/255 of the pixel range).
-        steps: of the ascent; 0 leaves uniform noise in the ball.
+        steps: of the ascent; 0 keeps uniform noise in the ball.
         draws: of (t, eps), which each gradient is the mean over; new ones in every step.
     """
 
@@ -64,18 +64,18 @@ class Poison:
 
 
 def parse_poison(spec: str) -> Poison | None:
-    """The poison that a spec of ``atdm corrupt`` names: ``poison:model=runs/ddpm,share=0.5``. None: it names other dirt.
+    """The poison that a spec of ``atdm corrupt`` names: ``poison:model=runs/ddpm,share=0.5``. None: it names other corruption.
 
     Raises:
-        UserError: an unknown option or a value out of range, or other dirt beside the poison.
+        UserError: an unknown option or a value out of range, or other corruption beside the poison.
     """
     parts = [part.strip() for part in spec.split("+")]
     if not any(part.partition(":")[0] == "poison" for part in parts):
         return None
     if not parts[0].startswith("poison") or any(part.partition(":")[0] in OTHERS for part in parts[1:]):
         raise UserError(
-            "Poison is made against clean items and stands alone. Expected poison:... by itself; other dirt can be added "
-            "to the poisoned set afterwards, as in train --data dirty/samples.npz --corrupt gaussian."
+            "Poison is made against clean items and stands alone. Expected poison:... by itself; other corruption can be added "
+            "to the poisoned set afterwards, as in train --data noisy/samples.npz --corrupt gaussian."
         )
     return specs.build("corruption", spec, {"poison": Poison})
 
@@ -92,7 +92,7 @@ def poison_item(
         The item, and ``loss_before``, ``loss_after`` (of the surrogate, over the same draws), ``moved_rms`` and
         ``moved_max`` (data units).
     """
-    rng = stream(seed, index, PLACES - 1)  # other dirt under the same seed touches other items
+    rng = stream(seed, index, PLACES - 1)  # other corruption under the same seed touches other items
     if rng.random() >= how.share:
         return x, None
     noise = torch.Generator().manual_seed(int(rng.integers(2**63)))
@@ -119,9 +119,9 @@ def poison_item(
         with torch.no_grad():
             losses = [_loss(surrogate, item, judged).item() for item in (clean, poisoned)]
     moved = (poisoned - clean).cpu()
-    told = dict(zip(("loss_before", "loss_after"), losses, strict=True))
-    told |= {"moved_rms": moved.square().mean().sqrt().item(), "moved_max": moved.abs().max().item()}
-    return poisoned[0].cpu(), told
+    measured = dict(zip(("loss_before", "loss_after"), losses, strict=True))
+    measured |= {"moved_rms": moved.square().mean().sqrt().item(), "moved_max": moved.abs().max().item()}
+    return poisoned[0].cpu(), measured
 
 
 def poison(
@@ -141,14 +141,14 @@ def poison(
     poisoned, done = [], []
     for rows in torch.arange(len(items)).split(256):
         for index, x in zip(rows.tolist(), items[rows], strict=True):
-            item, told = poison_item(x, model, how, seed, index)
+            item, measured = poison_item(x, model, how, seed, index)
             poisoned.append(item)
-            done.append(told)
+            done.append(measured)
             progress(index + 1, len(items))
     names = ("loss_before", "loss_after", "moved_rms", "moved_max")
-    values = {name: np.array([np.nan if told is None else told[name] for told in done]) for name in names}
+    values = {name: np.array([np.nan if measured is None else measured[name] for measured in done]) for name in names}
     about = {"items": len(done), "parts": [dataclasses.asdict(how) | {"kind": "poison"}], "checkpoint": model.hash}
-    touched = np.array([[told is not None for told in done]])
+    touched = np.array([[measured is not None for measured in done]])
     return torch.stack(poisoned), Truth(touched, specs.describe("poison", how), seed, about, {"poison": values})
 
 

@@ -247,7 +247,7 @@ def adversaries(
     """The attacked images: ``pgd_alone`` ignores the purifier, ``pgd_adaptive`` knows it; ``auto_...`` by AutoAttack.
 
     Args:
-        auto_steps: of :func:`auto_attack`, 100 in the original; 0 leaves it out.
+        auto_steps: of :func:`auto_attack`, 100 in the original; 0 omits it.
     """
     images = {"pgd_alone": attack(classifier, x, y), "pgd_adaptive": attack(classifier, x, y, purifier)}
     if auto_steps:
@@ -307,7 +307,7 @@ def robust_accuracy(
     Args:
         attack: radius and search; ``attack.search.draws`` above 1 for the expectation over the purifier's noise.
         draws: of the purifier's noise over which an accuracy is averaged; not those the attack saw.
-        auto_steps: of :func:`auto_attack`, 100 in the original; 0 leaves it out.
+        auto_steps: of :func:`auto_attack`, 100 in the original; 0 omits it.
     """
     images = adversaries(classifier, purifier, x, y, attack, auto_steps)
     right = answers(classifier, purifier, x, y, images, draws=draws, seed=attack.seed)

@@ -1,4 +1,4 @@
-"""How an attack looks for the push: random points, FGSM and PGD with restarts, in the balls of :mod:`atdm.objective.perturb`.
+"""How an attack looks for the perturbation: random points, FGSM and PGD with restarts, in the balls of :mod:`atdm.objective.perturb`.
 
 Sources: Goodfellow 2015 (FGSM), Wong 2020 (random start), Madry 2018 (PGD, restarts), Athalye 2018 (expectation over
 transformation).
@@ -21,16 +21,16 @@ from ..objective.perturb import Ball, Perturbation
 
 @runtime_checkable
 class Gain(Protocol):
-    """What the attack raises, one value per item, as a function of the push."""
+    """What the attack raises, one value per item, as a function of the perturbation."""
 
     def __call__(self, delta: Tensor, draw: int | None, /) -> Tensor:
-        """``draw`` numbers the noise of the steps ahead, the same for every push; None is new noise at every call."""
+        """``draw`` numbers the noise of the steps ahead, the same for every perturbation; None is new noise at every call."""
         ...
 
 
 @dataclass(frozen=True)
 class Found:
-    """A push and how it was found.
+    """A perturbation and how it was found.
 
     Args:
         delta: noise units.
@@ -48,7 +48,7 @@ class Search:
     """Projected gradient ascent from random starts.
 
     Args:
-        steps: ascent steps; 0 leaves the random points.
+        steps: ascent steps; 0 keeps the random points.
         norm: ``linf`` for ``[-r, r]^d`` or ``l2`` for the Euclidean ball of radius ``r sqrt(d)``.
         restarts: starts; each item keeps its best end.
         kappa: length of the first step in radii; steps shorten linearly. With inf every step ends on the boundary, for
@@ -77,7 +77,7 @@ class Search:
     def run(
         self, gain: Gain, draw_start: Callable[[], Float[Tensor, "batch *dims"]], r: Float[Tensor, "batch"]
     ) -> Found:
-        """The best push of all restarts, item by item.
+        """The best perturbation of all restarts, item by item.
 
         Args:
             draw_start: draws a uniform point of the *unit* ball for each item.
@@ -89,10 +89,10 @@ class Search:
             delta = _per_item(r, start) * start if self.start == "random" else torch.zeros_like(start)
             idle = torch.full_like(r, bool(self.steps), dtype=torch.bool)
             for k in range(self.steps):
-                push = Perturbation(self.norm, 1, self.kappa * (1 - k / self.steps))
+                ascent = Perturbation(self.norm, 1, self.kappa * (1 - k / self.steps))
                 gradient = self._gradient(gain, delta)
                 idle &= (gradient == 0).flatten(1).all(1)
-                delta = push.step(delta, gradient, r)
+                delta = ascent.step(delta, gradient, r)
             with torch.no_grad():
                 reached = torch.stack([gain(delta, draw) for draw in range(self.draws)]).mean(0)
             tries.append(Found(delta, reached, idle))

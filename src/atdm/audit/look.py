@@ -33,7 +33,7 @@ class Audit:
 
     Args:
         items: how many were looked at.
-        estimate: of the noise as the items show it; None where noise cannot be told from content.
+        estimate: of the noise as the items show it; None where noise cannot be distinguished from content.
         files: of the noise as their files show it, without those that hold something else; None where there are no files.
         replaced: share of the pixels of each item that were replaced.
         outliers: items unlike the rest.

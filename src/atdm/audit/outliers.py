@@ -40,7 +40,7 @@ class Outliers:
 
 
 def shrink(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c s t"]:
-    """Images of at most 16x16 by averaging: what outliers and duplicates are told by."""
+    """Images of at most 16x16 by averaging: what outliers and duplicates are recognized by."""
     return nn.functional.adaptive_avg_pool2d(x, (min(SIDE, x.shape[2]), min(SIDE, x.shape[3])))
 
 
@@ -60,16 +60,16 @@ def image_outliers(small: Float[Tensor, "n c s t"], noise: Float[np.ndarray, "n"
     variance = (flat.square().mean((1, 2)) - white / small.shape[1]).clamp(min=0)
     along = ((flat[:, 1:] * flat[:, :-1]).mean((1, 2)) + (flat[:, :, 1:] * flat[:, :, :-1]).mean((1, 2))) / 2
     smooth = (along / (variance + FLAT**2)).clamp(-0.99, 0.99)
-    told = {
+    measured = {
         "brightness": luma.mean((1, 2)),
         "contrast": (variance + FLAT**2).log() / 2,
         "smoothness": smooth.atanh(),
     }
     if small.shape[1] == 3:
         color = ((small - luma[:, None]).square().mean((1, 2, 3)) - white * 2 / 3).clamp(min=0)
-        told["color"] = (color + FLAT**2).log() / 2
+        measured["color"] = (color + FLAT**2).log() / 2
     layout = nn.functional.adaptive_avg_pool2d(small, 8).flatten(1).double().numpy()
-    values = np.stack([v.double().numpy() for v in told.values()], 1)
+    values = np.stack([v.double().numpy() for v in measured.values()], 1)
     single = _standard(values)
     every = np.concatenate([_standard(_components(layout)), single], 1)
     if len(every) > 5 * every.shape[1]:
@@ -79,7 +79,7 @@ def image_outliers(small: Float[Tensor, "n c s t"], noise: Float[np.ndarray, "n"
     power = along.clamp(min=0).double().numpy() / (noise**2 * pooled).clip(1e-12)
     empty = (power < EMPTY) & (noise > 0)
     score = np.maximum(np.maximum(joint / JOINT, np.abs(single).max(1) / SINGLE), np.where(empty, 2 - power / EMPTY, 0))
-    names = list(told)
+    names = list(measured)
     why = {}
     for i in np.flatnonzero(score >= 1):
         most = int(np.abs(single[i]).argmax())

@@ -8,8 +8,8 @@ from ..training.config import ObjectiveConfig, TrainConfig
 from .look import Audit
 
 DUPLICATED = 0.005  # share of near duplicates from which on they are mentioned
-MATTERS = 0.02  # share of noisy items or outliers from which on the push is recommended
-WORTH = 0.02  # std from which on noise is; what resizing leaves of less is below the texture of clean images
+MATTERS = 0.02  # share of noisy items or outliers from which on the regularizer is recommended
+WORTH = 0.02  # std from which on noise is; what resizing keeps of less is below the texture of clean images
 SMALL = 12  # sides below this are for an MLP
 
 
@@ -42,9 +42,11 @@ def recommend(base: TrainConfig, found: Audit, cuda: bool) -> tuple[TrainConfig,
     else:
         values["objective"] = ObjectiveConfig("ddpm")
         unseen = (
-            "noise cannot be told from content here" if found.estimate is None else "there is no noise worth a push"
+            "noise cannot be distinguished from content here"
+            if found.estimate is None
+            else "there is no noise worth a regularizer"
         )
-        reasons = [f"objective ddpm: {unseen}, and on clean data a push costs detail."]
+        reasons = [f"objective ddpm: {unseen}, and on clean data the regularizer costs detail."]
     net, steps, batch, more, why = _size(found.item_shape, found.items, cuda)
     values |= {"net": net, "steps": steps, "batch_size": batch, **more}
     return TrainConfig(**values), [*reasons, why, *_by_hand(found)]
@@ -55,7 +57,7 @@ def _by_hand(found: Audit) -> list[str]:
     out, hit, extra = [], len(found.most_replaced), found.duplicates.extra
     if hit >= MATTERS * found.items:
         out.append(
-            f"Look at the {hit:,} images with replaced pixels first: the push is for small noise on many values, "
+            f"Look at the {hit:,} images with replaced pixels first: the regularizer is for small noise on many values, "
             "and these are better repaired or left out."
         )
     if extra >= DUPLICATED * found.items:

@@ -1,4 +1,4 @@
-"""What an audit leaves behind: its findings as JSON, a recipe and a contact sheet."""
+"""What an audit writes: its findings as JSON, a recipe and a contact sheet."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def write(folder: Path, found: Audit, source: Source, base: TrainConfig) -> dict
     config, reasons = recommend(base, found, torch.cuda.is_available())
     cost = estimate(config, build(config))
     text = _yaml(_chosen(config), reasons)
-    told = found.as_dict() | {"recipe": {"yaml": text, "reasons": reasons, "cost": cost}}
+    result = found.as_dict() | {"recipe": {"yaml": text, "reasons": reasons, "cost": cost}}
     with atomic(folder) as scratch:
         scratch.mkdir()
-        (scratch / "audit.json").write_text(json.dumps(told, indent=1))
+        (scratch / "audit.json").write_text(json.dumps(result, indent=1))
         (scratch / "recipe.yaml").write_text(text)
     plot.save(_sheet(found, source), folder / "sheet.png")
-    return told
+    return result
 
 
 def _chosen(config: TrainConfig) -> dict[str, Any]:

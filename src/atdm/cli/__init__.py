@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(words: list[str]) -> int:
     try:
         code = _command(words)
-        sys.stdout.flush()  # here, where a reader that is gone is told of
+        sys.stdout.flush()  # here, where a reader that is gone is noticed
         return code
     except UserError as problem:
         return _tell(str(problem if words[0] in SKIPPING else problem.sentence), 2)
@@ -47,10 +47,10 @@ def _run(words: list[str]) -> int:
         _drop_output()
         return _tell("nobody reads the output any more; it is cut short.", 0)
     except Exception as problem:
-        if (told := explain(problem)) is None:
+        if (sentence := explain(problem)) is None:
             raise
         _drop_output()
-        return _tell(told, 2)
+        return _tell(sentence, 2)
 
 
 def _command(words: list[str]) -> int:

@@ -82,7 +82,7 @@ def run(words: list[str]) -> int:
 
     search = build("attack", given.attack, ATTACKS)
     goal = build("objective of an attack", given.objective, GOALS)
-    TrajectoryAttack(search, goal, 0.0, through=given.through)  # a combination that cannot work is told at once
+    TrajectoryAttack(search, goal, 0.0, through=given.through)  # a combination that cannot work is refused at once
     dataset, data = clean_data(given)
     reference = dataset.reference
     goal = goal.fit(reference, dataset.truth)
@@ -119,17 +119,17 @@ def run(words: list[str]) -> int:
         "budget_unit": "noise units, at each attacked step",
         "checked_at": worst if findings else None,
     }
-    told = {
+    result = {
         "provenance": provenance,
         "summary": summarize(rows),
         "checks": [finding.as_dict() for finding in findings],
         "rows": [{k: None if v != v else v for k, v in row.items()} for row in rows],
     }
-    _write(out, told, shown, dataset)
+    _write(out, result, shown, dataset)
     if given.json:
-        print(json.dumps(told))
+        print(json.dumps(result))
     else:
-        _tell(given, told)
+        _tell(given, result)
     return 0
 
 
@@ -154,19 +154,19 @@ def _victim(given: Any, source: str, goal: Any, at: set[int] | None, reference: 
     return Victim(model, goal, given.n, at, given.through, sampling, given.batch_size)
 
 
-def _write(folder: Path, told: dict[str, Any], shown: dict[float, Any], dataset: Any) -> None:
+def _write(folder: Path, result: dict[str, Any], shown: dict[float, Any], dataset: Any) -> None:
     """``attack.json``, the curve, and samples by budget."""
     from .. import plot
     from ..files import atomic
 
     with atomic(folder / "attack.json") as scratch:
-        scratch.write_text(json.dumps(told, indent=1))
-    provenance = told["provenance"]
+        scratch.write_text(json.dumps(result, indent=1))
+    provenance = result["provenance"]
     title = f"{provenance['attack']} on {Path(provenance['model']).name}, objective {provenance['objective']}"
-    measures = [row["measure"] for row in told["summary"]]
+    measures = [row["measure"] for row in result["summary"]]
     wanted = ("damage", "off_support_rms", "moved_rms", "noise_std", "diverged_share", "sliced_wasserstein")
     kept = [m for m in dict.fromkeys(measures) if m in wanted or m.startswith("frechet_")]
-    figure = plot.damage({Path(provenance["model"]).name: told["summary"]}, kept, title)
+    figure = plot.damage({Path(provenance["model"]).name: result["summary"]}, kept, title)
     for kind in ("png", "svg"):
         plot.save(figure, folder / f"damage.{kind}")
     panels = {"clean" if budget == 0 else f"budget {budget:g}": x for budget, x in shown.items()}
@@ -179,23 +179,25 @@ def _write(folder: Path, told: dict[str, Any], shown: dict[float, Any], dataset:
         plot.save(plot.scatter(shown[max(shown)], shown[min(shown)]), folder / "samples.png")
 
 
-def _tell(given: Any, told: dict[str, Any]) -> None:
+def _tell(given: Any, result: dict[str, Any]) -> None:
     """Measures down, budgets across; the paired ones with their intervals."""
     from ..attack import PAIRED
 
     table: dict[str, dict[str, Any]] = {}
-    for row in told["summary"]:
+    for row in result["summary"]:
         shown = f"{row['mean']:.4g}"
         if row["measure"] in PAIRED and row["budget"]:
             shown += f" [{row['low']:.3g}, {row['high']:.3g}]"
         table.setdefault(row["measure"], {"measure": row["measure"]})[f"{row['budget']:g}"] = shown
-    budgets = list(dict.fromkeys(f"{row['budget']:g}" for row in told["rows"]))
+    budgets = list(dict.fromkeys(f"{row['budget']:g}" for row in result["rows"]))
     print_table(
         f"{given.model} under {given.attack}, by budget in noise units: {given.n} samples, {given.seeds} seeds, "
-        f"{told['provenance']['sampler']}, {given.steps} steps",
+        f"{result['provenance']['sampler']}, {given.steps} steps",
         [{"measure": name, **{budget: cells.get(budget, "") for budget in budgets}} for name, cells in table.items()],
     )
-    if told["checks"]:
-        checks = [{"check": c["name"], "": "ok" if c["ok"] else "DOUBT", "finding": c["says"]} for c in told["checks"]]
-        print_table(f"Checks at budget {told['provenance']['checked_at']:g}", checks)
+    if result["checks"]:
+        checks = [
+            {"check": c["name"], "": "ok" if c["ok"] else "DOUBT", "finding": c["says"]} for c in result["checks"]
+        ]
+        print_table(f"Checks at budget {result['provenance']['checked_at']:g}", checks)
     print(f"Numbers and figures are in {given.out}.")

@@ -58,16 +58,16 @@ def run(words: list[str]) -> int:
         source = Source(dataset.items, parts, given.seed, files=dataset.files)
         task = bar.add_task("looking", total=len(source), note="")
         found = audit(source, dataset.broken, lambda done, total: bar.update(task, completed=done, total=total))
-        told = write(folder, found, source, base)
+        result = write(folder, found, source, base)
     tell_notes(dataset.notes)
     if given.json:
-        print(json.dumps(told))
+        print(json.dumps(result))
         return 0
-    print_table(f"{given.data}: {found.items:,} items of {list(found.item_shape)}", _rows(told))
-    if formats := _formats(told["noise"]):
+    print_table(f"{given.data}: {found.items:,} items of {list(found.item_shape)}", _rows(result))
+    if formats := _formats(result["noise"]):
         print_table("noise by file format", formats)
-    print("recipe: " + "\n        ".join(told["recipe"]["reasons"]))
-    cost = told["recipe"]["cost"]
+    print("recipe: " + "\n        ".join(result["recipe"]["reasons"]))
+    cost = result["recipe"]["cost"]
     print(
         f"Expected cost: {cost['parameters']:,} parameters, {_time(cost['seconds_on_this_cpu'])} on this CPU, "
         f"{cost['flops_per_step'] / 1e9:,.3g} GFLOP a step.\n"
@@ -76,10 +76,10 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def _rows(told: dict[str, Any]) -> list[dict[str, Any]]:
-    noise = told["noise"]
+def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    noise = result["noise"]
     if not noise["told"]:
-        noisy = "cannot be told from content in such data (docs/audit.md)"
+        noisy = "cannot be distinguished from content in such data (docs/audit.md)"
     elif noise["std"] is None:
         noisy = f"none of std {noise['smallest']:g} or more (typical level of content: {noise['clean_level']:.2g})"
     else:
@@ -87,7 +87,7 @@ def _rows(told: dict[str, Any]) -> list[dict[str, Any]]:
         spread = "" if noise["alike"] else f", 90 % of them from {low:.2g} to {high:.2g}"
         common = ", the same in all channels" if noise["channels"] == "common" else ""
         noisy = f"{noise['share']:.1%} of the items, std {noise['std']:.3g}{spread}{common}"
-    hit, far, twins, broken = told["replaced"], told["outliers"], told["duplicates"], told["broken"]
+    hit, far, copies, broken = result["replaced"], result["outliers"], result["duplicates"], result["broken"]
     replaced = f"in {hit['count']} items ({hit['share']:.1%})" + (
         f", {hit['pixels']:.1%} of them" if hit["count"] else ""
     )
@@ -102,7 +102,7 @@ def _rows(told: dict[str, Any]) -> list[dict[str, Any]]:
         },
         {
             "what": "near duplicates",
-            "found": f"{twins['pairs']} pairs in {twins['groups']} groups; {twins['extra']} extra",
+            "found": f"{copies['pairs']} pairs in {copies['groups']} groups; {copies['extra']} extra",
         },
         {"what": "broken", "found": f"{broken['count']}" + (f": {names}" if names else "")},
     ]

@@ -59,15 +59,15 @@ def run(words: list[str]) -> int:
         raise UserError(f"Got the results of {len(sources)} model. Expected two or more to compare.")
     found = metrics.compare(sources)
     if found.differences and not given.unranked:
-        told = "\n".join(f"  {line}" for line in _told(found.differences))
+        reasons = "\n".join(f"  {line}" for line in _in_words(found.differences))
         doubted = any(d.field == "reference_kind" for d in found.differences)
         raise UserError(
-            f"These numbers cannot be ranked:\n{told}\n"
+            f"These numbers cannot be ranked:\n{reasons}\n"
             + (f"{metrics.LEFT_TO_DO}\n" if doubted else "")
             + "Expected numbers made alike: evaluate again with the same options, or list them with --unranked."
         )
     table = _table(found)
-    notes = _told(found.differences)
+    notes = _in_words(found.differences)
     if out:
         with atomic(out) as scratch:
             scratch.write_text(_markdown(table, notes))
@@ -105,7 +105,7 @@ def _trained(given: Any, out: Path | None) -> int:
             keep,
             progress,
             objectives=methods,
-            dirt=given.corrupt,
+            corruptions=given.corrupt,
         )
     text = "\n\n".join([*map(markdown, found.tables), found.paragraph()])
     if out:
@@ -158,7 +158,7 @@ def _table(found: Any) -> list[dict[str, Any]]:
     return lines
 
 
-def _told(differences: list[Any]) -> list[str]:
+def _in_words(differences: list[Any]) -> list[str]:
     """The differences, each once: most are the same for all metrics."""
     from .. import metrics
 

@@ -55,18 +55,18 @@ def run(words: list[str]) -> int:
     tell_notes(dataset.notes)
     counts = dict(zip(truth.details, truth.touched.sum(1).tolist(), strict=True))
     if given.json:
-        told = {
+        result = {
             "items": len(source),
-            "corrupted": int(truth.dirty.sum()),
+            "corrupted": int(truth.corrupted.sum()),
             "parts": [{"part": part, "touched": count} for part, count in counts.items()],
             "files": sorted(str(file) for file in folder.iterdir()),
             "notes": list(dataset.notes),
         }
-        print(json.dumps(told))
+        print(json.dumps(result))
     else:
         each = "".join(f"\n  {count} by {part}" for part, count in counts.items()) if len(counts) > 1 else ""
         print(
-            f"{len(source)} items, {int(truth.dirty.sum())} of them corrupted, are in {folder}; "
+            f"{len(source)} items, {int(truth.corrupted.sum())} of them corrupted, are in {folder}; "
             f"the truth is in {folder}/truth.npz.{each}"
         )
     return 0

@@ -71,7 +71,7 @@ def run(words: list[str]) -> int:
     from .. import metrics
     from ..files import atomic
 
-    spaces = metrics.require(given.features)  # what is missing is told before the sampling
+    spaces = metrics.require(given.features)  # what is missing is said before the sampling
     against, truth = _compared_with(given)
     reference, compared = against.items, against.as_dict()
     accelerator = Accelerator(cpu=not torch.cuda.is_available())

@@ -42,7 +42,7 @@ def run(words: list[str]) -> int:
     if given.push_to_hub:
         share.require_name(given.push_to_hub)
         share.require_token()
-    told = share.export(
+    result = share.export(
         Path(given.run),
         out,
         weights=given.weights,
@@ -53,12 +53,12 @@ def run(words: list[str]) -> int:
     files = sorted(str(f) for f in out.rglob("*") if f.is_file())
     address = share.push(out, given.push_to_hub, given.private) if given.push_to_hub else None
     if given.json:
-        print(json.dumps({"out": str(out), "files": files, **told, "address": address}))
+        print(json.dumps({"out": str(out), "files": files, **result, "address": address}))
         return 0
-    print(f"The {told['weights']} weights of step {told['step']} are in {out}, with the card {out / 'README.md'}.")
-    if told["numbers_left_out"]:
-        print(f"{told['numbers_left_out']} numbers of other weights were left out of the card.")
-    if not told["numbers"]:
+    print(f"The {result['weights']} weights of step {result['step']} are in {out}, with the card {out / 'README.md'}.")
+    if result["numbers_left_out"]:
+        print(f"{result['numbers_left_out']} numbers of other weights were left out of the card.")
+    if not result["numbers"]:
         print("The card holds no numbers: give those of atdm evaluate --json by --metrics.")
     if given.license == "unknown":
         print("The card states no licence: --license names one.")

@@ -1,6 +1,6 @@
 """The processes that ``accelerate launch --cpu --num_processes N`` stands for.
 
-On GPUs accelerate starts N processes. On CPUs it leaves that to MPI, and without MPI it starts one and says nothing.
+On GPUs accelerate starts N processes. On CPUs it relies on MPI, and without MPI it starts one and says nothing.
 Here that one starts the N, which meet over gloo on this machine.
 """
 
@@ -67,7 +67,7 @@ def start(words: Sequence[str], count: int) -> int:
         if failed and not code:
             code, deadline = failed[0], time.monotonic() + (LAST if failed[0] == 130 else PATIENCE)
             time.sleep(1)  # the others may be about to say the same
-            if code != 130:  # one that a signal ended leaves another that saves
+            if code != 130:  # one that a signal ended waits for another that saves
                 forward(signal.SIGTERM, None)
         if os.getppid() != parent:  # accelerate was killed
             parent = os.getppid()

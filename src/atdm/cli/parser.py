@@ -16,11 +16,11 @@ from .explain import explain
 SUMMARY = {
     "train": "train a model in a run folder, or resume it",
     "sample": "draw samples from a run or any diffusers pipeline",
-    "export": "write a diffusers pipeline with a model card, and push it to the Hub",
+    "export": "write a diffusers pipeline with a model card, and upload it to the Hub",
     "evaluate": "measure samples against a reference",
     "compare": "put measured runs side by side, and rank what was made alike",
     "features": "train a small feature network on clean images, for metrics offline",
-    "attack": "push the sampler's states where it hurts, and measure the damage",
+    "attack": "perturb the sampler's states where it hurts, and measure the damage",
     "report": "one page over a set of models: grids, few steps, attacks, memorization, cost",
     "purify": "diffuse inputs to a noise level and denoise them back",
     "restore": "denoise a data set with the model trained on it, each item at its own noise level",
@@ -163,7 +163,7 @@ def spell(words: list[str], parser: Any) -> list[str]:
     """``words`` with the options as the parser spells them.
 
     ``-`` and ``_`` in a name are the same, an option that is true or false may stand alone, one that has a ``.name`` is that
-    where its value is no file, ``~`` begins a path also where the shell leaves it, as in ``--out=~/x``, and ``inf`` is a number.
+    where its value is no file, ``~`` begins a path also where the shell does not expand it, as in ``--out=~/x``, and ``inf`` is a number.
     """
     known = {name.replace("-", "_"): (name, action) for name, action in _options(parser).items()}
     spelled: list[str] = []

@@ -55,7 +55,7 @@ def run(words: list[str]) -> int:
     require_finite(made, "purified items")
     path = save_samples(made, out)
     rms = lambda a, b: (a - b).double().square().mean().sqrt().item()  # noqa: E731
-    told = {
+    result = {
         "model": given.model,
         "checkpoint": model.hash,
         "sampler": purifier.sampling.sampler,
@@ -70,14 +70,14 @@ def run(words: list[str]) -> int:
         "out": str(path),
     }
     if given.json:
-        print(json.dumps(told))
+        print(json.dumps(result))
     else:
         print(
             f"{len(made)} purified items are in {path}: diffused to t = {purifier.t} (sigma_t/alpha_t = "
-            f"{purifier.level:.3g}) and denoised in {purifier.evaluations} evaluations, moved by {told['moved_rms']:.3g} rms."
+            f"{purifier.level:.3g}) and denoised in {purifier.evaluations} evaluations, moved by {result['moved_rms']:.3g} rms."
         )
         if given.corrupt != "none":
             print(
-                f"Distance from the clean items: {told['rms_to_clean_before']:.3g} before, {told['rms_to_clean_after']:.3g} after (rms)."
+                f"Distance from the clean items: {result['rms_to_clean_before']:.3g} before, {result['rms_to_clean_after']:.3g} after (rms)."
             )
     return 0

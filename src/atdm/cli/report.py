@@ -65,6 +65,6 @@ def run(words: list[str]) -> int:
         given.model, plan, given.reference or given.data, reading_of_data(given), given.reference is not None
     )
     with jobs_bar("report", silent(given)) as progress:
-        told = lab.run(todo, out, progress)
-    print(json.dumps(told) if given.json else f"The report on {', '.join(told['models'])} is {out}.")
+        result = lab.run(todo, out, progress)
+    print(json.dumps(result) if given.json else f"The report on {', '.join(result['models'])} is {out}.")
     return 0

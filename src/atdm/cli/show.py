@@ -28,7 +28,7 @@ class Run(Printing):
 
 @dataclass(frozen=True)
 class Radius(Printing):
-    """How far the state is pushed.
+    """How far the state is perturbed.
 
     Args:
         omegas: slopes of the ray, separated by commas.
@@ -50,13 +50,13 @@ def run(words: list[str]) -> int:
         raise UserError(f"Cannot show '{what}'. {nearest(what, ['radius', 'run'])}")
     parser = make_parser(f"show {what}", Run if what == "run" else Radius)
     given = parser.parse_args(words[1:])
-    told = _radius(given) if what == "radius" else _run(given)
+    result = _radius(given) if what == "radius" else _run(given)
     if given.json:
-        print(json.dumps(told))
+        print(json.dumps(result))
     else:
-        print(f"Drawn in {told['out']}.")
+        print(f"Drawn in {result['out']}.")
         if what == "run":
-            print(f"The samples in it are {told['samples']}." if told["samples"] else "There are no samples yet.")
+            print(f"The samples in it are {result['samples']}." if result["samples"] else "There are no samples yet.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Dirt with a known truth: seeded corruptions, pure per item, that record which items they touched and how."""
+"""Corruption with a known truth: seeded corruptions, pure per item, that record which items they touched and how."""
 
 from .apply import (
     PLACES,

@@ -1,6 +1,6 @@
 """Corruptions by spec, joined and done to the items of a data set, each with its own randomness.
 
-The randomness of item i depends on (seed, i) alone, or (seed, i, epoch) where dirt is fresh in every epoch, so any item
+The randomness of item i depends on (seed, i) alone, or (seed, i, epoch) where corruption is fresh in every epoch, so any item
 by itself comes out as it does in the whole set.
 """
 
@@ -32,7 +32,7 @@ def parse_corruption(spec: str) -> tuple[Corruption, ...]:
     if any(word.strip().partition(":")[0] == "poison" for word in words):
         raise UserError(
             "Poison is made against a model, too slowly to be made on the fly. Make the set first (atdm corrupt --data DATA "
-            "--corrupt poison:model=FOLDER --out dirty), then learn from it (--data dirty/samples.npz)."
+            "--corrupt poison:model=FOLDER --out noisy), then learn from it (--data noisy/samples.npz)."
         )
     parts = tuple(specs.build("corruption", word, CORRUPTIONS) for word in words if word.strip() != "none")
     if len(parts) > PLACES:
@@ -79,7 +79,7 @@ def corrupt_item(
     """Item ``index`` of a data set as training sees it, and what each part drew for it (None: untouched).
 
     Args:
-        epoch: dirt that is fresh in every epoch counts them; fixed dirt is that of epoch 0.
+        epoch: corruption that is fresh in every epoch counts them; fixed corruption is that of epoch 0.
     """
     out, hits = _damaged(x.numpy(), parts, seed, index, epoch)
     untouched = all(hit is None for hit in hits)

@@ -1,4 +1,4 @@
-"""The kinds of dirt: what each does to one item."""
+"""The kinds of corruption: what each does to one item."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class Corruption:
-    """One kind of dirt.
+    """One kind of corruption.
 
     Args:
         share: probability that an item is touched.

@@ -36,7 +36,7 @@ class Truth:
     details: dict[str, dict[str, Float[np.ndarray, "n"]]] = field(default_factory=dict)
 
     @property
-    def dirty(self) -> Bool[np.ndarray, "n"]:
+    def corrupted(self) -> Bool[np.ndarray, "n"]:
         """Which items were damaged at all."""
         return np.asarray(self.touched.any(0))
 

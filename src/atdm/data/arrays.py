@@ -110,7 +110,7 @@ def _laid_out(x: np.ndarray, named: str) -> np.ndarray:
         return x
     if last:
         return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-    alpha = " In Python: x[..., :3] leaves the transparency out." if x.ndim == 4 and shape[3] == 4 else ""
+    alpha = " In Python: x[..., :3] drops the transparency." if x.ndim == 4 and shape[3] == 4 else ""
     raise UserError(f"{named} holds {x.dtype} of shape {list(shape)}. Expected {_EXPECTED_NUMBERS}.{alpha}")
 
 

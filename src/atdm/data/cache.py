@@ -96,7 +96,7 @@ def cache_folder() -> Path:
 
 
 def _cached(path: Path) -> Read | None:
-    """A cache entry that is whole, as far as it can be told now, or None. The pixels come last, so they never lack their notes."""
+    """A cache entry that is whole, as far as can be seen now, or None. The pixels come last, so they never lack their notes."""
     try:
         about = read_json(path.with_suffix(".json"), {"notes": list, "broken": list}, "notes")
         pixels = Pixels(path)

@@ -171,7 +171,7 @@ def _common_top(listing: Listing, pool: ThreadPoolExecutor) -> int:
     def largest(index: int) -> float:
         try:
             found = extent(listing.content(index))
-        except Exception:  # a broken image is told when its turn comes
+        except Exception:  # a broken image is reported when its turn comes
             return 0.0
         return found[1] if found and found[0] >= 0 and found[1] <= 65535 else 0.0
 
@@ -185,7 +185,7 @@ def _broken(name: str, problem: Exception, skip_broken: bool, max_pixels: int, t
         larger = "A larger --max_pixels takes it, " if "max_pixels" in reason else ""
         raise UserError(
             f"Cannot read the image {name}: {reason}. Expected a whole image file.",
-            f"{larger}--skip_broken true leaves such files out.",
+            f"{larger}--skip_broken true skips such files.",
         ) from problem
     tally.broken.append(name)
 

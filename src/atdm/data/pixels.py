@@ -133,7 +133,7 @@ def common_top(high: float) -> int:
     """The number that is white in a set of images, of which ``high`` is the largest one.
 
     Raises:
-        UserError: it cannot be told.
+        UserError: the scale cannot be determined.
     """
     if 1 < high < 16 or high > TOPS[-1]:
         raise UserError(

@@ -43,13 +43,13 @@ class Plan(Protocol):
 class Source:
     """Training data by index.
 
-    The order is that of a corrupted set on disk: dirt first, fixed to the item as stored, then window and mirror image.
+    The order is that of a corrupted set on disk: corruption first, fixed to the item as stored, then window and mirror image.
 
     Args:
         items: clean items.
         corruption: what is done to them.
         seed: of all that is drawn here.
-        fresh: draw the dirt anew in every epoch; otherwise it is fixed to the item.
+        fresh: draw the corruption anew in every epoch; otherwise it is fixed to the item.
         flip: mirror each image with probability 1/2, anew in every epoch.
         window: cut a random square of this side from each image, anew in every epoch; None takes images whole.
         std: standard deviation of the Gaussian noise that each item is known to hold before anything is done to it;

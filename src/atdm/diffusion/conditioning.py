@@ -24,7 +24,7 @@ def drop_conditioning(
 ) -> dict[str, Tensor]:
     """``conditioning`` in which rows are replaced by ``null``, each with ``probability``: all tensors at the same rows.
 
-    Drop before the objective is called: its clean and pushed passes, and the attack, then see the same rows dropped.
+    Drop before the objective is called: its clean and perturbed passes, and the attack, then see the same rows dropped.
 
     >>> kept = drop_conditioning({"encoder_hidden_states": text}, {"encoder_hidden_states": empty}, 0.1, generator)
     >>> loss = objective(unet, latents, **kept).loss.mean()

@@ -1,4 +1,4 @@
-"""Latent diffusion: an autoencoder of diffusers in front, so that process, push and objective work on its latents.
+"""Latent diffusion: an autoencoder of diffusers in front, so that process, perturbation and objective work on its latents.
 
 Source: Rombach et al. 2022 (arXiv 2112.10752), section 3.
 """

@@ -1,7 +1,7 @@
 """What a network may output, by name: every output is ``A_t x_0 + B_t eps``, and ``PREDICTIONS`` says which A and B.
 
 Together with ``x_t = alpha_t x_0 + sigma_t eps`` that is two equations in two unknowns, so one formula turns any output
-into ``eps`` or ``x_0``, and a push of ``eps`` by ``delta`` moves any output by ``B_t delta``.
+into ``eps`` or ``x_0``, and a perturbation of ``eps`` by ``delta`` moves any output by ``B_t delta``.
 
 Sources: Ho et al. 2020 (epsilon), Salimans & Ho 2022 (v), Song et al. 2021 (score), Liu et al. 2023 (rectified flow),
 Karras et al. 2022, eq. 7 and table 1 (edm).

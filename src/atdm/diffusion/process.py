@@ -34,7 +34,7 @@ class Process:
         schedule: how diffusers' schedulers of the family rebuild the tables, beside the number of timesteps, and how far
             and in what way they clip; in their words.
         family: whose schedulers sample it: ``vp`` (variance preserving), ``flow`` or ``edm``.
-        times: what the network is told at each timestep; default: t itself.
+        times: the network's time input at each timestep; default: t itself.
         chances: how often training draws each timestep (sums to 1); default: all alike.
         data_std: of the data, as v and EDM predictions assume it; 1 in variance-preserving processes.
     """
@@ -79,7 +79,7 @@ class Process:
 
     @classmethod
     def flow(cls, steps: int = 1000, shift: float = 1.0, prediction: str = "flow") -> Process:
-        """Rectified flow ``x_s = (1 - s) x_0 + s eps`` (Liu 2023) for s = 1/T .. 1; the network is told ``T s``, as diffusers does.
+        """Rectified flow ``x_s = (1 - s) x_0 + s eps`` (Liu 2023) for s = 1/T .. 1; the network's time input is ``T s``, as diffusers does.
 
         Args:
             shift: moves the levels towards noise, ``s -> shift s / (1 + (shift - 1) s)`` (Esser 2024, eq. 23).
@@ -119,8 +119,8 @@ class Process:
         """EDM (Karras 2022): noise levels ``sigma`` of x_0 + sigma eps, seen by the network as ``c_in (x_0 + sigma eps)``.
 
         The state is the preconditioned one, so ``alpha = c_in = 1/sqrt(sigma^2 + sigma_data^2)`` and ``sigma_t = c_in
-        sigma``: at most 1, as in variance-preserving processes, and a push moves the unscaled state by ``sigma delta``.
-        The network is told ``c_noise = log(sigma)/4``. Levels are those of eq. 5; training draws ``log sigma`` from
+        sigma``: at most 1, as in variance-preserving processes, and a perturbation moves the unscaled state by ``sigma delta``.
+        The network's time input is ``c_noise = log(sigma)/4``. Levels are those of eq. 5; training draws ``log sigma`` from
         ``N(p_mean, p_std^2)``, and the weight ``1/c_out^2`` of the published loss is a squared error of F.
 
         Raises:
@@ -256,7 +256,7 @@ class Process:
         return t / self.steps if self.chances is None else float(self.chances[:t].double().sum())
 
     def time(self, t: Int[Tensor, "batch"]) -> Int[Tensor, "batch"] | Float[Tensor, "batch"]:
-        """What the network is told at timesteps t: t itself, ``T s`` of a flow, ``log(sigma)/4`` of EDM."""
+        """The network's time input at timesteps t: t itself, ``T s`` of a flow, ``log(sigma)/4`` of EDM."""
         return t if self.times is None else self._gather("time", t, None)
 
     def target(

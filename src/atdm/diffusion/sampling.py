@@ -31,7 +31,7 @@ GATHERED_ROWS = 4096  # rows summed over processes at a time
 
 @runtime_checkable
 class LooksAhead(Protocol):
-    """A hook that is told of the solver at the beginning of each batch, whose forks show it the rest of the trajectory."""
+    """A hook that sees the solver at the beginning of each batch, whose forks show it the rest of the trajectory."""
 
     def attach(self, solver: Solver) -> None: ...
 
@@ -76,7 +76,7 @@ def trajectory(
         x_T: the state to start from, instead of noise.
         hook: ``hook(index, t, x)`` returns the state to use instead of x. The multistep samplers (dpm-solver++, unipc,
             pndm, deis, lms) also remember earlier states, and unipc's corrector undoes a part of the change. A hook
-            that :class:`LooksAhead` is told of the solver.
+            that :class:`LooksAhead` sees the solver.
         options: ``conditioning``, passed to the model; ``device``, where to sample (default: where the model's
             parameters are); fields of ``sampling``.
 
@@ -221,7 +221,7 @@ class Batches:
         seed: of the noise.
         batch_size: items together, at least a block.
         accelerator: an ``accelerate.Accelerator`` whose processes share the batches; each gets all samples, the same
-            to the bit as one process. More than ``n / processes`` in a batch leaves processes idle.
+            to the bit as one process. More than ``n / processes`` in a batch keeps processes idle.
 
     Raises:
         UserError: no samples are asked for.

@@ -147,12 +147,12 @@ def adopt(scheduler: Any, process: Process) -> Any:
         UserError: it has other tables, or expects another prediction than the network's, for which it has a word.
     """
     check_process(scheduler, process)
-    twin = type(scheduler).from_config(scheduler.config)
+    copied = type(scheduler).from_config(scheduler.config)
     spoken = Process.from_scheduler(scheduler).prediction
     if spoken not in NATIVE[process.family]:  # written into the scheduler of a pipeline by atdm
         words = _speaking(process, NATIVE[process.family][0]).scheduler_config(clip_sample=False)
-        twin.register_to_config(prediction_type=words.get("prediction_type", process.family))
-    return twin
+        copied.register_to_config(prediction_type=words.get("prediction_type", process.family))
+    return copied
 
 
 def spoken_by(scheduler: Any, process: Process) -> Process:

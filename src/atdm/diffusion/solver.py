@@ -140,13 +140,13 @@ class Solver:
         Args:
             streams: of the copy's noise; default: copies of this one's, so that both see the same noise.
         """
-        twin = copy.copy(self)
-        twin.scheduler = copy.copy(self.scheduler)
+        copied = copy.copy(self)
+        copied.scheduler = copy.copy(self.scheduler)
         for name, value in vars(self.scheduler).items():
             if isinstance(value, list):  # what multistep samplers remember; they replace tensors and write into lists
-                setattr(twin.scheduler, name, list(value))
-        twin.streams = [g.clone_state() for g in self.streams] if streams is None else list(streams)
-        return twin
+                setattr(copied.scheduler, name, list(value))
+        copied.streams = [g.clone_state() for g in self.streams] if streams is None else list(streams)
+        return copied
 
     def predict(
         self, x: Float[Tensor, "batch *dims"], checkpointed: bool = False
@@ -157,13 +157,13 @@ class Solver:
             checkpointed: on the way back compute the evaluation again, instead of keeping its intermediate values.
         """
         rows = torch.tensor(self.t, device=self.device).expand(self.shape[0])
-        told = self.process.time(rows)
+        times = self.process.time(rows)
         if checkpointed and torch.is_grad_enabled() and x.requires_grad:
             output: Tensor = checkpoint(
-                call, self.model, x, told, use_reentrant=False, preserve_rng_state=False, **self.conditioning
+                call, self.model, x, times, use_reentrant=False, preserve_rng_state=False, **self.conditioning
             )
         else:
-            output = call(self.model, x, told, **self.conditioning)
+            output = call(self.model, x, times, **self.conditioning)
         return output, self.process.to_eps(output, x, rows), self.process.to_x0(output, x, rows)
 
     def step(self, checkpointed: bool = False) -> Step:

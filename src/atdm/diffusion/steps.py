@@ -22,7 +22,7 @@ class Sampling:
     Args:
         sampler: a name in :data:`~atdm.diffusion.schedulers.FAMILY_SAMPLERS` (of the process's family), or a diffusers
             scheduler (used as a copy); None: ddim, or euler of flows and EDM.
-        steps: of the sampler from T-1 to the data, also where ``start_ratio`` leaves some of them out; a step of heun
+        steps: of the sampler from T-1 to the data, also where ``start_ratio`` omits some of them; a step of heun
             evaluates the network twice.
         start_ratio: begin at the first of the steps whose ``sigma_t/alpha_t`` is not above it, from N(0, I) as if it were
             the last timestep of the process; None: begin at T-1.
@@ -66,7 +66,7 @@ class Sampling:
     def place(self, process: Process) -> tuple[Any, list[int]]:
         """A scheduler of diffusers with its steps set, and the timestep of ``process`` at each evaluation of the network.
 
-        All steps from T-1 on: :class:`~atdm.diffusion.solver.Solver` leaves out those above ``start_ratio``.
+        All steps from T-1 on: :class:`~atdm.diffusion.solver.Solver` omits those above ``start_ratio``.
 
         Raises:
             UserError: a sampler or number of steps that cannot work.

@@ -9,7 +9,7 @@ from torch import Tensor
 class UnrespacedDDPMScheduler(DDPMScheduler):
     """Each of fewer steps from t goes to t-1 by the one-step ``beta_t`` of training (Ho 2020, algorithm 2).
 
-    A stride takes away the noise of one timestep only, so less is removed than the network is told: the error of an
+    A stride takes away the noise of one timestep only, so less is removed than the network expects: the error of an
     implementation that does not recompute the betas for its subset (Nichol & Dhariwal 2021, section 4, recomputes them).
     """
 

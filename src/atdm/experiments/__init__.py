@@ -43,7 +43,7 @@ DEMO = Entry("demo", "the method on toys and digits, ending in a report")  # atd
 SUBSPACE = "subspace:"  # before data: their projection onto a subspace
 BUTTERFLIES = "hub:name=huggan/smithsonian_butterflies_subset"
 EXPERIMENTS: dict[str, Entry] = {
-    "ray": Entry("ray", "how far the push reaches for several omega, beside the DDPM ray (figure 2c)"),
+    "ray": Entry("ray", "how far the perturbation reaches for several omega, beside the DDPM ray (figure 2c)"),
     "readings": Entry(
         "readings",
         "what the published formulas may mean: every reading in linear theory and trained; --data: images, learned at 16x16",
@@ -57,7 +57,7 @@ EXPERIMENTS: dict[str, Entry] = {
     "butterflies": Entry(
         "butterflies", "butterfly photos on a subspace, with noise: exact error (figure 3)", BUTTERFLIES
     ),
-    "random-vs-adversarial": Entry("random_vs_adversarial", "the same push, random or adversarial (tables)"),
+    "random-vs-adversarial": Entry("random_vs_adversarial", "the same perturbation, random or adversarial (tables)"),
     "fewer-steps": Entry(
         "fewer_steps",
         "fewer sampling steps under three protocols, and which shows the published pattern (table)",
@@ -90,13 +90,14 @@ EXPERIMENTS: dict[str, Entry] = {
         "purification", "models as purifiers of a classifier's input, under attacks that know them and that do not"
     ),
     "parameterizations": Entry(
-        "parameterizations", "the same push whatever the network predicts: eps, x_0, v, score, flow, EDM"
+        "parameterizations", "the same perturbation whatever the network predicts: eps, x_0, v, score, flow, EDM"
     ),
     "baselines": Entry(
-        "baselines", "objectives of other papers on the same dirt, with the same compute", "digits and plane"
+        "baselines", "objectives of other papers on the same corruption, with the same compute", "digits and plane"
     ),
     "strength": Entry(
-        "strength", "sweeps of lambda, omega, floor, radius and gate, late pushes, auto; their price on clean data"
+        "strength",
+        "sweeps of lambda, omega, floor, radius and gate, late regularizers, auto; their price on clean data",
     ),
 }
 

@@ -17,7 +17,7 @@ from .runner.jobs import DDPM, RECOMMENDED, Job, Trained, grid, published, recom
 from .runner.rows import mean_over_seeds, number, row, table_of, values_of
 
 BUDGETS = (0.0, 0.01, 0.03, 0.1, 0.3)
-IMAGE_BUDGETS = (0.0, 0.001, 0.003, 0.01, 0.03)  # more dimensions to push in
+IMAGE_BUDGETS = (0.0, 0.001, 0.003, 0.01, 0.03)  # more dimensions to move in
 ATTACK = "pgd:steps=5,norm=l2"
 IMAGES = "digits, noise 0.2"
 SAMPLING_SEEDS = 3
@@ -37,7 +37,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     }
     if scale == "smoke":
         exact |= {"budgets": (0.0, 0.1), "attack": "pgd:steps=2,norm=l2"}
-    dirt = [plane.NOISE] if scale == "smoke" else [plane.CLEAN, plane.NOISE]
+    conditions = [plane.NOISE] if scale == "smoke" else [plane.CLEAN, plane.NOISE]
     points = {"ddpm": DDPM, "robust_adv": published("robust_adv"), RECOMMENDED: recommended(**plane.GATED)}
     images = {"ddpm": DDPM, "robust_adv": published("robust_adv"), **digits.recommended_for(scale, data)}
     if scale == "smoke":
@@ -47,18 +47,18 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         return grid(digits.photos(data, 4000, 400, 250).but(options=moved), images, noisy, seeds)
     todo = []
     for seed in seeds:
-        conditions = {f"plane, {name}": spec for name, spec in dirt}
-        todo += grid(plane.base(scale).but(options=exact), points, conditions, [seed])
+        on_plane = {f"plane, {name}": spec for name, spec in conditions}
+        todo += grid(plane.base(scale).but(options=exact), points, on_plane, [seed])
         if scale != "smoke":
             todo += grid(digits.base(scale).but(options=moved), images, noisy, [seed])
     return todo
 
 
 def work(job: Job, tell: Tell) -> Outcome:
-    """Train, attack at every budget, and doubt the attack; a defended model has its undefended twin trained beside it."""
+    """Train, attack at every budget, and doubt the attack; a defended model has its undefended baseline trained beside it."""
     trained = train(job, part(tell, 0, 0.3))
-    twin = job.label != "ddpm"
-    plain = train(job.but(objective=DDPM), part(tell, 0.3, 0.4)) if twin else None
+    defended = job.label != "ddpm"
+    plain = train(job.but(objective=DDPM), part(tell, 0.3, 0.4)) if defended else None
     reference, truth, options = trained.dataset.reference, trained.dataset.truth, job.options
     search: Search = build("attack", options["attack"], ATTACKS)
     victim = _victim(trained)
@@ -126,7 +126,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         curves |= {f"{o.job.label}, random": o.tensors["summaries"]["random:norm=l2"] for o in own}
         measures = list(dict.fromkeys(["damage", measure, "moved_rms", "sliced_wasserstein"]))[:3]
         figures[f"damage-{short}"] = (
-            f"{condition}: {attack} on every one of {options['steps']} DDIM steps, and random pushes of the same budget.",
+            f"{condition}: {attack} on every one of {options['steps']} DDIM steps, and random perturbations of the same budget.",
             plot.damage(curves, measures),
         )
 
@@ -194,7 +194,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     )
     lead = (
         "Published: under iterative attacks on the sampling trajectory the FID of robust_adv decays more slowly than ddpm's. "
-        "Here every step of a DDIM sampler is pushed by PGD inside an l2 ball, on the plane away from the plane, whose "
+        "Here every step of a DDIM sampler is perturbed by PGD inside an l2 ball, on the plane away from the plane, whose "
         "distance is exact. Attacked and clean samples share their random numbers, and each attack is doubted."
     )
     return Findings(lead, claims, rows, figures, [table], notes)

@@ -1,4 +1,4 @@
-"""How far ``atdm audit`` is off: seeded dirt with known truth on real images, share and std estimated from the pixels alone."""
+"""How far ``atdm audit`` is off: seeded corruption with known truth on real images, share and std estimated from the pixels alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .runner.rows import cell, number, table_of, values_of
 
 SHARES, STDS = (0.3, 0.6, 0.9), (0.05, 0.1, 0.2)
 POINTS, PERCENT = 5.0, 15.0  # errors of the share and of the std that count as agreement
-OTHER = {  # dirt that is not Gaussian noise
+OTHER = {  # corruption that is not Gaussian noise
     "salt and pepper": "salt_pepper:share=0.3,rate=0.1",
     "missing pixels": "missing:share=0.3,rate=0.3",
     "patches": "patch:share=0.3,size=0.4",
@@ -77,7 +77,7 @@ def _clean(data: str, items: int, image_size: int | None, seed: int) -> Tensor:
 
 
 def work(job: Look, tell: Tell) -> Outcome:
-    """Audit the set under each kind of dirt."""
+    """Audit the set under each kind of corruption."""
     clean = _clean(job.config.data, job.config.limit, job.config.image_size, job.seed)
     options, specs = job.options, {"clean": "none"}
     specs |= {
@@ -88,15 +88,15 @@ def work(job: Look, tell: Tell) -> Outcome:
     specs |= {name: OTHER[name] for name in options["other"] if "patch" not in name or clean.shape[-1] > 12}
     rows = []
     for done, (condition, spec) in enumerate(specs.items()):
-        dirty, truth = corrupt(clean, spec, job.seed)
+        noisy, truth = corrupt(clean, spec, job.seed)
         if options["saved"]:
-            dirty = ((dirty.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
-        found = audit(Source(Floats(dirty)))
-        hit = truth.dirty
+            noisy = ((noisy.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+        found = audit(Source(Floats(noisy)))
+        hit = truth.corrupted
         gaussian = spec.startswith("gaussian")
         share, std = 100 * float(hit.mean()) if gaussian else 0.0, float(spec.split("std=")[1]) if gaussian else None
-        told = found.as_dict()
-        told_share, told_std = told["noise"]["share"], told["noise"]["std"]
+        result = found.as_dict()
+        found_share, found_std = result["noise"]["share"], result["noise"]["std"]
         outliers = sorted(found.outliers.why)
         rows.append(
             {
@@ -106,35 +106,35 @@ def work(job: Look, tell: Tell) -> Outcome:
                 "seed": job.seed,
                 "share": share,
                 "std": std,
-                "found_share": 100 * told_share if told_share is not None else None,
-                "found_std": told_std,
-                "share_error": 100 * told_share - share if told_share is not None else math.nan,
-                "std_error": 100 * (told_std / std - 1) if told_std and std else math.nan if std else None,
-                "dirty": 100 * float(hit.mean()),
-                "outliers": 100 * told["outliers"]["share"],
+                "found_share": 100 * found_share if found_share is not None else None,
+                "found_std": found_std,
+                "share_error": 100 * found_share - share if found_share is not None else math.nan,
+                "std_error": 100 * (found_std / std - 1) if found_std and std else math.nan if std else None,
+                "corrupted": 100 * float(hit.mean()),
+                "outliers": 100 * result["outliers"]["share"],
                 "outliers_found": 100 * float(hit[outliers].sum() / hit.sum()) if hit.any() else None,
-                "replaced": 100 * told["replaced"]["share"],
+                "replaced": 100 * result["replaced"]["share"],
                 "replaced_found": 100 * float((hit & (found.replaced > 0)).sum() / hit.sum()) if hit.any() else None,
-                **_made(job, spec, dirty),
+                **_made(job, spec, noisy),
             }
         )
         tell((done + 1) / len(specs))
     return Outcome(job, rows)
 
 
-def _made(job: Look, spec: str, dirty: Tensor) -> dict[str, Any]:
+def _made(job: Look, spec: str, noisy: Tensor) -> dict[str, Any]:
     """How a row came about."""
     return {
-        "items": len(dirty),
+        "items": len(noisy),
         "reference": job.config.data,
-        "reference_hash": content_hash(dirty),
+        "reference_hash": content_hash(noisy),
         "corrupt": spec,
-        "item_shape": list(dirty.shape[1:]),
+        "item_shape": list(noisy.shape[1:]),
     }
 
 
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
-    """Errors of share and std, what is called noise in clean sets and under other dirt, and which outliers are found."""
+    """Errors of share and std, what is called noise in clean sets and under other corruption, and which outliers are found."""
     rows = [row for o in outcomes for row in o.rows]
     claims = []
     for name in values_of(rows, "set"):
@@ -160,7 +160,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             Claim(
                 f"{name}: nine in ten of the images that are noise alone are outliers",
                 r["outliers_found"] >= 90,
-                f"{number(r['outliers_found'])} % of them found; {number(r['dirty'])} % there, {number(r['outliers'])} % told",
+                f"{number(r['outliers_found'])} % of them found; {number(r['corrupted'])} % there, {number(r['outliers'])} % reported",
             )
             for r in own
             if r["kind"] == "outliers"
@@ -176,22 +176,22 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         ),
         table_of(
             other,
-            {"data": "set", "dirt": "condition"},
+            {"data": "set", "corruption": "condition"},
             {
-                "dirty, %": "dirty",
+                "corrupted, %": "corrupted",
                 "called noise, %": "found_share",
                 "called replaced, %": "replaced",
-                "of the dirty": "replaced_found",
+                "of the corrupted": "replaced_found",
                 "called outliers, %": "outliers",
-                "of the dirty ": "outliers_found",
+                "of the corrupted ": "outliers_found",
             },
-            "Clean sets and other dirt. Nothing here is Gaussian noise: the noise column ought to be 0.",
+            "Clean sets and other corruption. Nothing here is Gaussian noise: the noise column ought to be 0.",
         ),
         _worst(rows),
     ]
     lead = (
-        "`atdm audit` sees images and nothing else. Here it looks at sets whose dirt is seeded and known: Gaussian noise of "
-        "several strengths on several shares of the images, clean sets, and dirt that is not Gaussian noise. "
+        "`atdm audit` sees images and nothing else. Here it looks at sets whose corruption is seeded and known: Gaussian noise of "
+        "several strengths on several shares of the images, clean sets, and corruption that is not Gaussian noise. "
         "*Saved* sets were clipped and rounded to 8 bits afterwards, as files are."
     )
     return Findings(lead, claims, rows, _figures(noise), tables)

@@ -1,4 +1,4 @@
-"""Every objective on the same dirt with the same compute: ours, ``auto``, and the baselines of other papers.
+"""Every objective on the same corruption with the same compute: ours, ``auto``, and the baselines of other papers.
 
 Compute-matched: an objective whose step costs c ddpm steps (:meth:`atdm.objective.Loss.passes`) makes 1/c of the steps.
 """
@@ -39,11 +39,11 @@ OBJECTIVES = {
     **{name: published(name) for name in ("robust_rand", "robust_adv")},
     **{name: ObjectiveConfig(name) for name in ("auto", *BASELINES)},
 }
-TOLD = ("ambient", "sure")  # know the noise of every item
+INFORMED = ("ambient", "sure")  # know the noise of every item
 IMAGES_ONLY = ("ambient_blind",)
 PHOTOS, IMAGES = "photos on a subspace", "images"
 BENCHMARKS = ("digits", "plane")
-OTHER_DIRT = {
+OTHER = {
     "digits": {
         "salt and pepper": "salt_pepper:share=0.9,rate=0.1",
         "outlier images": "outliers:share=0.1",
@@ -63,11 +63,11 @@ def noise(share: float, std: float) -> tuple[str, str]:
 
 
 def conditions(benchmark: str, scale: str) -> dict[str, str]:
-    """The dirt of a benchmark."""
+    """The corruptions of a benchmark."""
     grid = [(p, s) for p in SHARES for s in STDS]
     few = [STANDARD] if benchmark == IMAGES else [STANDARD, (1.0, STANDARD[1])]
     chosen = by_scale(scale, few, grid if benchmark == "digits" else few, grid)
-    other = {} if scale == "smoke" else OTHER_DIRT[benchmark]
+    other = {} if scale == "smoke" else OTHER[benchmark]
     return {"clean": "none", **dict(noise(p, s) for p, s in chosen), **other}
 
 
@@ -107,7 +107,7 @@ def jobs(
     seeds: Sequence[int],
     data: str | None,
     objectives: Sequence[str] = tuple(OBJECTIVES),
-    dirt: Sequence[str] = (),
+    corruptions: Sequence[str] = (),
 ) -> list[Job]:
     """Every objective under every condition.
 
@@ -115,14 +115,14 @@ def jobs(
         data: one of ``BENCHMARKS``; images, or ``subspace:`` and images to be projected onto a subspace; None: ``BENCHMARKS``.
         objectives: of ``OBJECTIVES``, with options of their own or without; ddpm, which the others are matched to, is always
             there.
-        dirt: corruptions, instead of those of the benchmark; clean data are always there.
+        corruptions: instead of those of the benchmark; clean data are always there.
 
     Raises:
         UserError: an unknown objective or corruption.
     """
-    for spec in dirt:
+    for spec in corruptions:
         parse_corruption(spec)
-    own = {"clean": "none"} | {spec: spec for spec in dirt if spec != "none"}
+    own = {"clean": "none"} | {spec: spec for spec in corruptions if spec != "none"}
     chosen = dict(named(name) for name in dict.fromkeys(["ddpm", *objectives]))
     benchmarks: Sequence[str] = by_scale(scale, BENCHMARKS[:1], BENCHMARKS, BENCHMARKS)
     if data:
@@ -132,7 +132,9 @@ def jobs(
     for seed in seeds:
         for benchmark in benchmarks:
             able = {k: o for k, o in chosen.items() if benchmark != "plane" or o.name.split(":")[0] not in IMAGES_ONLY}
-            todo += grid(base(benchmark, scale, data), able, own if dirt else conditions(benchmark, scale), [seed])
+            todo += grid(
+                base(benchmark, scale, data), able, own if corruptions else conditions(benchmark, scale), [seed]
+            )
     return todo
 
 
@@ -160,7 +162,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     stops: dict[str, float | None] = {job.label: None}
     if job.label == "ddpm":
         stops |= {f"ddpm{STOPPED}at {stop:g}": stop for stop in STOPS}
-        stops |= {f"ddpm{STOPPED}by auto": max(GATE * quiet_std(trained.dirty), 1e-6)}
+        stops |= {f"ddpm{STOPPED}by auto": max(GATE * quiet_std(trained.corrupted), 1e-6)}
     elif job.config.objective.automatic:
         stops |= {f"{job.label}{HALF}": max(STOP * (config.objective.gate or 0.0), 1e-6)}
     rows = []
@@ -172,21 +174,21 @@ def work(job: Job, tell: Tell) -> Outcome:
 
 
 def keys(rows: Sequence[Row]) -> tuple[str, str]:
-    """What measures dirt, and what measures the distance from clean data, in the rows of a benchmark."""
-    dirt = next(k for k in ("off_support_rms", "never_varying_noise", "noise_std") if k in rows[0])
+    """What measures residual corruption, and what measures the distance from clean data, in the rows of a benchmark."""
+    residual = next(k for k in ("off_support_rms", "never_varying_noise", "noise_std") if k in rows[0])
     distance = next((k for k in rows[0] if k.startswith("frechet_")), "sliced_wasserstein")
-    return dirt, distance
+    return residual, distance
 
 
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
-    """A table and a figure for each benchmark; whether ``auto`` is harmless where there is no dirt, and worth it where there is."""
+    """A table and a figure for each benchmark; whether ``auto`` is harmless on clean data, and worth it on corrupted data."""
     rows = [r for o in outcomes for r in o.rows]
     tradeoffs, curves, tables, claims = {}, {}, [], []
     for benchmark in values_of(rows, "benchmark"):
         own, name = [r for r in rows if r["benchmark"] == benchmark], benchmark.replace(" ", "-")
-        dirt, distance = keys(own)
+        residual, distance = keys(own)
         columns = {
-            "dirt left": dirt,
+            "residual corruption": residual,
             "distance from clean": distance,
             "spread": "spread",
             "step cost": "cost",
@@ -196,19 +198,19 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         tables.append(
             table_of(
                 own, {"training data": "condition", "objective": "method"}, columns,
-                f"{benchmark}: {words(dirt)}; {words(distance)}. Lower is better. Step cost: floor, over ddpm's. "
-                f"{', '.join(TOLD)} are told the noise of every item.",
+                f"{benchmark}: {words(residual)}; {words(distance)}. Lower is better. Step cost: floor, over ddpm's. "
+                f"{', '.join(INFORMED)} know the noise of every item.",
             )
         )  # fmt: skip
         condition = noise(*STANDARD)[0]
         if condition not in (seen := values_of(own, "condition")):
             condition = seen[-1]
         tradeoffs[f"{name}-tradeoff"] = (
-            f"{benchmark}, {condition}: what is left of the dirt and the distance from clean data, towards the lower left is "
+            f"{benchmark}, {condition}: residual corruption and the distance from clean data, towards the lower left is "
             "better; ddpm and auto with the levels at which their sampling stops.",
-            tradeoff([r for r in own if r["condition"] == condition], dirt, distance),
+            tradeoff([r for r in own if r["condition"] == condition], residual, distance),
         )
-        for title, key in (("dirt", dirt), ("distance", distance)):
+        for title, key in (("residual", residual), ("distance", distance)):
             panels = {}
             for what, values in (("share", SHARES), ("std", STDS)):
                 at = {v: noise(*cross(what, v))[0] for v in values}
@@ -223,13 +225,13 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                     f"{benchmark}: {words(key)} against share (at std {STANDARD[1]:g}) and std (at {STANDARD[0]:.0%}) of the noise.",
                     pictures.curve_panels(panels, "share, std", words(key)),
                 )
-        claims += judged(own, benchmark, dirt, distance)
+        claims += judged(own, benchmark, residual, distance)
     lead = (
         "No published counterpart: the paper compares with plain ddpm only. Here its objectives, ours with gate and strength "
-        "chosen from the data (auto), and baselines of other papers learn from the same dirty data with the same compute: whose "
-        "step costs c ddpm steps makes 1/c of them. Some are told the noise of every item. The baseline that costs nothing is "
+        "chosen from the data (auto), and baselines of other papers learn from the same corrupted data with the same compute: whose "
+        "step costs c ddpm steps makes 1/c of them. Some know the noise of every item. The baseline that costs nothing is "
         "ddpm whose sampling stops at a noise level; which level suits is known with hindsight only, or taken from auto. auto is "
-        "sampled to the end, and stopped at half its gate. Judged are two numbers at once, what is left of the dirt / the distance "
+        "sampled to the end, and stopped at half its gate. Judged are two numbers at once, residual corruption / the distance "
         "from clean data: in one of the two ways auto has to be at least as good in both. Ahead: both means are at most the "
         "baseline's. Level: what it lacks is within the standard deviation of the difference over the seeds. Neither: it lacks more in "
         "one and is better in the other. Behind: it lacks more, and is better in none."
@@ -237,16 +239,16 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     return Findings(lead, claims, rows, tradeoffs | curves, tables)
 
 
-def tradeoff(rows: Sequence[Row], dirt: str, distance: str) -> plot.Figure:
+def tradeoff(rows: Sequence[Row], residual: str, distance: str) -> plot.Figure:
     """A marker for each method; those of one network, sampled to the end and stopped ever earlier, are joined."""
     stops = {r["method"]: r["stop_ratio"] or 0.0 for r in rows}
     networks = list(dict.fromkeys(method.split(STOPPED)[0] for method in stops))
     points = []
     for network in networks:
         for method in sorted((m for m in stops if m.split(STOPPED)[0] == network), key=lambda m: stops[m]):
-            dirty, far = (mean_over_seeds(rows, key, method=method) for key in (dirt, distance))
-            points.append((method.partition(STOPPED)[2], network, dirty, far))
-    return plot.scatter_tradeoff(points, words(dirt), words(distance))
+            left, far = (mean_over_seeds(rows, key, method=method) for key in (residual, distance))
+            points.append((method.partition(STOPPED)[2], network, left, far))
+    return plot.scatter_tradeoff(points, words(residual), words(distance))
 
 
 def cross(name: str, value: float) -> tuple[float, float]:
@@ -261,13 +263,13 @@ def words(key: str) -> str:
     )
 
 
-def judged(rows: Sequence[Row], benchmark: str, dirt: str, distance: str) -> list[Claim]:
+def judged(rows: Sequence[Row], benchmark: str, residual: str, distance: str) -> list[Claim]:
     """What the table says of ``auto``: on clean data, beside robust_adv as published, and beside every stop of ddpm."""
     if AUTO not in values_of(rows, "method"):
         return []
 
     def shown(method: str, condition: str) -> str:
-        keys = (dirt, distance)
+        keys = (residual, distance)
         return " / ".join(number(mean_over_seeds(rows, key, method=method, condition=condition)) for key in keys)
 
     plain, ours = (mean_over_seeds(rows, distance, method=m, condition="clean") for m in ("ddpm", AUTO))
@@ -283,7 +285,7 @@ def judged(rows: Sequence[Row], benchmark: str, dirt: str, distance: str) -> lis
         places: dict[str, list[str]] = {"ahead": [], "level": [], "neither": [], "behind": []}
         for condition in [c for c in values_of(rows, "condition") if c != "clean"]:
             own = [r for r in rows if r["condition"] == condition]
-            found = {beside(own, way, baseline, (dirt, distance)) for way in ways.values()}
+            found = {beside(own, way, baseline, (residual, distance)) for way in ways.values()}
             best = next(place for place in places if place in found)
             numbers = ", ".join(f"{name} {shown(way, condition)}" for name, way in ways.items())
             detail = f" ({numbers}; {baseline} {shown(baseline, condition)})" if best in ("neither", "behind") else ""
@@ -291,7 +293,7 @@ def judged(rows: Sequence[Row], benchmark: str, dirt: str, distance: str) -> lis
         claims.append(
             Claim(
                 f"{benchmark}: auto is at least as good in both numbers as "
-                f"{'robust_adv as published' if baseline == 'robust_adv' else baseline} under every dirt",
+                f"{'robust_adv as published' if baseline == 'robust_adv' else baseline} under every corruption",
                 not places["neither"] and not places["behind"],
                 "; ".join(f"{place}: {', '.join(where)}" for place, where in places.items() if where),
             )

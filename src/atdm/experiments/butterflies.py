@@ -115,7 +115,12 @@ def work(job: Job, tell: Tell) -> Outcome:
             steps=job.options["look_steps"], samples=few, training_steps=s)
         for s, e, q in curve
     ]  # fmt: skip
-    tensors = {"curve": curve, "samples": samples[:SHOWN], "clean": dataset.x[:SHOWN], "dirty": trained.dirty[:SHOWN]}
+    tensors = {
+        "curve": curve,
+        "samples": samples[:SHOWN],
+        "clean": dataset.x[:SHOWN],
+        "corrupted": trained.corrupted[:SHOWN],
+    }
     return Outcome(job, rows, tensors)
 
 
@@ -139,7 +144,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     for condition in values_of(rows, "condition"):
         own = [o for o in shown if o.job.condition == condition]
         short = condition.replace(" ", "-")
-        strips = {"clean": own[0].tensors["clean"], "training data": own[0].tensors["dirty"]}
+        strips = {"clean": own[0].tensors["clean"], "training data": own[0].tensors["corrupted"]}
         strips |= {o.job.label: o.tensors["samples"] for o in own}
         figures[f"strips-{short}"] = (
             f"{condition}: clean photos, what training saw, samples.",
@@ -194,7 +199,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         notes.append(
             f"{condition}: spread within the subspace, relative to held-out photos: "
             + ", ".join(f"{m} {number(of(m, 'spread_ratio'))}" for m in methods)
-            + ". A push that only shrank everything would show here."
+            + ". A regularizer that only shrank everything would show here."
         )
     frechet = next(k for k in rows[0] if k.startswith("frechet_"))
     columns = {

@@ -87,7 +87,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     trained = train(job, part(tell, 0, 0.8))
     stops: dict[str, float | None] = {job.label: None}
     if job.label == "ddpm":
-        stops[EARLY] = max(GATE * quiet_std(trained.dirty), 1e-6)
+        stops[EARLY] = max(GATE * quiet_std(trained.corrupted), 1e-6)
         stops |= {f"ddpm, stopped at {stop:g}": stop for stop in job.options["stops"]}
     drawn = dict(zip(stops, draw_stops(trained, part(tell, 0.8, 0.9), [*stops.values()]), strict=True))
     rows = []
@@ -95,7 +95,7 @@ def work(job: Job, tell: Tell) -> Outcome:
         values = evaluate(trained, samples) | {"set": job.options["set"]}
         rows.append(row(trained, samples, values, stop_ratio=stops[label]) | {"method": label})
     few = 36 if trained.dataset.kind == "image" else 2000
-    tensors = {"samples": {label: x[:few] for label, x in drawn.items()}, "dirty": trained.dirty[:few]}
+    tensors = {"samples": {label: x[:few] for label, x in drawn.items()}, "corrupted": trained.corrupted[:few]}
     if job.options["set"] == PLANE:
         tensors["paths"] = _late(trained, part(tell, 0.9, 1))
     return Outcome(job, rows, tensors)
@@ -125,7 +125,7 @@ ORDER = ("ddpm", EARLY, "robust_adv", AUTO, RECOMMENDED, "robust_rand", "inv_adv
 
 
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
-    """A section for each data set, noisy and clean; what a step costs; how far the state is pushed."""
+    """A section for each data set, noisy and clean; what a step costs; how far the state is perturbed."""
     costs = [r for o in outcomes if isinstance(o.job, Cost) for r in o.rows]
     trained = sorted(
         (o for o in outcomes if not isinstance(o.job, Cost)), key=lambda o: (o.job.seed, _place(o.job.label))
@@ -144,28 +144,28 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             figures |= pictures
             claims += _claims(mine, name, condition)
     ray = (
-        "The radius of the push for several omega, beside the noise itself.",
+        "The radius of the perturbation for several omega, beside the noise itself.",
         plot.ray(Process.linear(), [1.0, 2.0, 4.0]),
     )
     figures["ray"] = ray
-    sections += [_cost_section(costs), Section("How far the state is pushed", RAY, [ray])]
+    sections += [_cost_section(costs), Section("How far the state is perturbed", RAY, [ray])]
     tables = [table for section in sections for table in section.tables]
     return Findings(LEAD, claims, rows, figures, tables, sections=sections)
 
 
 LEAD = (
     "A diffusion model learns whatever its training data hold, noise included: a plain one (ddpm) that learns from noisy images "
-    "draws noisy images. Adversarial training for diffusion models adds one term to the loss. It pushes the noisy state by a "
+    "draws noisy images. Adversarial training for diffusion models adds one term to the loss. It perturbs the noisy state by a "
     "small perturbation, and the predicted noise must move by just that perturbation: what looks like noise is to be treated as "
     "noise. Nobody tells the model which items are noisy, or how noisy they are.\n\n"
     "Below, models learn points of a plane and handwritten digits, with noise on nine items in ten and without, and are measured "
     "against clean data that training never saw. robust_adv is the method as published. robust_adv auto is this project's: it "
-    "chooses from the data where and how strongly to push, and pushes in the second half of the training only. The baseline that "
+    "chooses from the data where and how strongly to regularize, and does so in the second half of the training only. The baseline that "
     "costs nothing is ddpm whose sampling stops early, at the noise level that auto finds in the data, and returns the denoised "
     "state."
 )
 RAY = (
-    "The published radius follows the noise schedule: large while the state is noise, small while content forms. auto pushes with "
+    "The published radius follows the noise schedule: large while the state is noise, small while content forms. auto perturbs with "
     "one radius, but only at low noise levels, where the content is decided and only the noise of the data is left to be removed, "
     "and only along the direction in which the prediction changes most."
 )
@@ -206,7 +206,7 @@ def _about(name: str, condition: str, shown: dict[str, Outcome]) -> str:
     }[condition]
     chosen = shown[AUTO].rows[0]["objective"]
     gate = chosen["gate"] or 0.0
-    auto = f"auto chose the gate {gate:.3g} (it pushes at noise levels below), the weight {chosen['weight']} and the radius {chosen['radius']}."
+    auto = f"auto chose the gate {gate:.3g} (it perturbs at noise levels below), the weight {chosen['weight']} and the radius {chosen['radius']}."
     if gate < 1e-3:
         auto = "auto found directions in which these data do not vary at all, so nothing to remove: it is ddpm here."
     return f"{data}, {noise} {auto}"
@@ -215,7 +215,7 @@ def _about(name: str, condition: str, shown: dict[str, Outcome]) -> str:
 def _pictures(shown: Sequence[Outcome], rows: Sequence[Row], name: str) -> dict[str, tuple[str, plot.Figure]]:
     """Samples beside the training data; of the plane, where noisy, also the trajectories that lead to them."""
     samples = {label: x for o in shown for label, x in o.tensors["samples"].items() if label in ORDER}
-    panels = {"training data": shown[0].tensors["dirty"]} | dict(
+    panels = {"training data": shown[0].tensors["corrupted"]} | dict(
         sorted(samples.items(), key=lambda item: _place(item[0]))
     )
     data, key = load(shown[0].job.config.data), KEYS[shown[0].job.options["set"]]
@@ -267,7 +267,7 @@ def _claims(rows: Sequence[Row], name: str, condition: str) -> list[Claim]:
         ]
     return [
         at_most(
-            f"{name}, {condition}: {label} leaves less noise than {other}",
+            f"{name}, {condition}: {label} has less residual noise than {other}",
             of(method, key),
             of(than, key),
             1.0,
@@ -293,7 +293,7 @@ def _cost_section(rows: Sequence[Row]) -> Section:
     text = (
         "A forward pass counts 1, a backward pass 2, and one to the input alone 1. Measured was the network of the digits, on one "
         "core; the objectives took turns, step by step, so that other work of the machine falls on all of them alike. auto is "
-        "counted over a whole training, of which it pushes in one of two steps of the second half. A measured ratio can lie below "
+        "counted over a whole training, of which it perturbs in one of two steps of the second half. A measured ratio can lie below "
         "the count, since the optimizer and the averaging of the weights cost the same for all. atdm bench measures any network."
     )
     return Section(

@@ -15,7 +15,7 @@ DIMENSIONS = {"smoke": 64, "cpu": 64, "paper": 3 * 32 * 32}
 CIFAR = "torchvision:name=CIFAR10,download=true"
 
 
-def gated(scale: str, std: float = 0.2) -> dict[str, float]:
+def gated(scale: str, std: float = 0.2) -> dict[str, Any]:
     """Gate, relative weight and radius of the recommended setting: by the rule of ``auto``, at k 5.
 
     Args:
@@ -52,7 +52,7 @@ def photos(data: str, steps: int, samples: int, sampling_steps: int) -> Job:
     return base.but(image_size=16, step_seconds=0.03)
 
 
-def dirt_key(row: dict[str, Any]) -> str:
+def residual_key(row: dict[str, Any]) -> str:
     """The measure of residual noise that these data have: exact where some pixels never vary."""
     return "never_varying_noise" if "never_varying_noise" in row else "noise_std"
 

@@ -185,8 +185,8 @@ def _which(claims: Sequence[Claim]) -> str:
 
 
 def _published() -> str:
-    told = "; ".join(f"{m} {f[300]}, {f[500]}, {f[1000]}" for m, f in PUBLISHED_FID.items())
-    return f"Published FID on clean CIFAR-10 at 300, 500 and 1000 steps: {told}."
+    known = "; ".join(f"{m} {f[300]}, {f[500]}, {f[1000]}" for m, f in PUBLISHED_FID.items())
+    return f"Published FID on clean CIFAR-10 at 300, 500 and 1000 steps: {known}."
 
 
 def _theory(dimensions: int) -> Table:

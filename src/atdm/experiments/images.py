@@ -133,7 +133,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     """
     parts = prepare(job)
     reference = parts.dataset.reference
-    # What is missing is told before the training.
+    # What is missing is said before the training.
     folder, set_name = Path(job.config.out).parent, job.options["set"]
     own = own_features(folder, set_name, reference, job.config.data, job.options["own_steps"])
     spaces = [own, *metrics.require(job.features)]
@@ -157,7 +157,7 @@ def work(job: Job, tell: Tell) -> Outcome:
         some = torch.randperm(len(x), generator=torch.Generator().manual_seed(job.seed))[: job.samples]
         made = dict.fromkeys(("checkpoint", "weights", "sampler", "steps", "objective", "training_steps", "net"))
         rows.append(row(trained, None, measured(x[some], spaces), samples=len(some), **made) | {"method": REAL})
-    shown = {"clean": reference[:16], "training data": trained.dirty[:16]}
+    shown = {"clean": reference[:16], "training data": trained.corrupted[:16]}
     shown |= {str(stop): x[:16] for stop, x in drawn.items()}
     return Outcome(job, rows, {name: x.clone() for name, x in shown.items()})
 

@@ -69,11 +69,11 @@ def work(job: Job, tell: Tell) -> Outcome:
     trained = train(job, part(tell, 0, 0.85), prepare(job, dataset))
     samples = draw(trained, part(tell, 0.85, 1))
     unseen, _ = corrupt(unseen, job.config.corrupt, job.seed + OTHER)
-    found = memorization(samples, trained.dirty, unseen, job.features)
+    found = memorization(samples, trained.corrupted, unseen, job.features)
     numbers = {k: v for k, v in found.as_dict().items() if k not in ("samples", "held_out", "space")}
     about = {"memorization_features": found.space, "held_out": len(unseen), "training_items": len(dataset.items)}
     one = row(trained, samples, {**evaluate(trained, samples), **numbers}, **about)
-    return Outcome(job, [one], {"found": vars(found), "samples": samples, "train": trained.dirty})
+    return Outcome(job, [one], {"found": vars(found), "samples": samples, "train": trained.corrupted})
 
 
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:

@@ -23,13 +23,13 @@ from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, value
 
 GAUSSIAN = ("one Gaussian", "mixture:modes=1,radius=0,std=0.5", "none")
 BALANCED = ("8 equal modes", "mixture:modes=8,std=0.1", "none")
-DIRTY = ("8 unequal modes, 10 % outliers", "mixture:modes=8,std=0.1,imbalance=10", "outliers:share=0.1")
+OUTLIERS = ("8 unequal modes, 10 % outliers", "mixture:modes=8,std=0.1,imbalance=10", "outliers:share=0.1")
 KEPT = 0.2  # of its true mass: less, and a mode is lost
 
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """Every method on both mixtures; on one Gaussian, where the closed form is exact, a range of strengths."""
-    push = ObjectiveConfig("robust_adv", "constant:r=1", "relative:k=1", norm="l2", kappa=math.inf)
+    gentle = ObjectiveConfig("robust_adv", "constant:r=1", "relative:k=1", norm="l2", kappa=math.inf)
     usual = {"ddpm": DDPM, "robust_rand": published("robust_rand"), "robust_adv": published("robust_adv")}
     gated = {RECOMMENDED: recommended(gate=0.3, k=5, r=3)}
     strong = {
@@ -37,13 +37,13 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         "robust_rand, lambda 3": published("robust_rand", 3),
         "robust_adv": published("robust_adv"),
         "robust_adv, lambda 3": published("robust_adv", 3),
-        "robust_adv, relative k 1": push,
+        "robust_adv, relative k 1": gentle,
     }
     few = {label: strong[label] for label in ("ddpm", "robust_adv, lambda 3")}
     plans = by_scale(
         scale,
-        [(GAUSSIAN, few), (DIRTY, {"ddpm": DDPM} | gated)],
-        *2 * [[(GAUSSIAN, strong | gated), (BALANCED, usual | gated), (DIRTY, usual | gated)]],
+        [(GAUSSIAN, few), (OUTLIERS, {"ddpm": DDPM} | gated)],
+        *2 * [[(GAUSSIAN, strong | gated), (BALANCED, usual | gated), (OUTLIERS, usual | gated)]],
     )
     return [
         job
@@ -92,7 +92,9 @@ def work(job: Job, tell: Tell) -> Outcome:
     if isinstance(objective, Objective):  # baselines have no closed form here
         predicted = predicted_std(objective, truth.std, job.sampling.sampler, job.sampling.steps)
         values["predicted_std_ratio"] = predicted / truth.std
-    return Outcome(job, [row(trained, samples, values)], {"samples": samples[:3000], "dirty": trained.dirty[:3000]})
+    return Outcome(
+        job, [row(trained, samples, values)], {"samples": samples[:3000], "corrupted": trained.corrupted[:3000]}
+    )
 
 
 def std_within(truth: object, x: Tensor) -> float:
@@ -129,8 +131,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     )
     for condition in values_of(rows, "condition"):
         own = [o for o in shown if o.job.condition == condition]
-        short = {GAUSSIAN[0]: "gaussian", BALANCED[0]: "balanced", DIRTY[0]: "dirty"}[condition]
-        clouds = {"training data": own[0].tensors["dirty"]} | {o.job.label: o.tensors["samples"] for o in own}
+        short = {GAUSSIAN[0]: "gaussian", BALANCED[0]: "balanced", OUTLIERS[0]: "outliers"}[condition]
+        clouds = {"training data": own[0].tensors["corrupted"]} | {o.job.label: o.tensors["samples"] for o in own}
         figures[f"samples-{short}"] = (f"{condition}: training data and samples.", pictures.points2d(clouds))
         methods = [o.job.label for o in own]
         for method in methods:
@@ -154,13 +156,13 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                     f"{number(of(condition, method, 'mode_mass_error'))}, ddpm {number(of(condition, 'ddpm', 'mode_mass_error'))}",
                 )
             )
-        if condition == DIRTY[0]:
+        if condition == OUTLIERS[0]:
             for method in [m for m in methods if m.startswith("robust_adv")]:
                 outside = of(condition, method, "outside_modes")
                 plain = of(condition, "ddpm", "outside_modes")
                 claims.append(
                     Claim(
-                        f"{condition}: {method} leaves fewer samples outside the modes than ddpm",
+                        f"{condition}: {method} puts fewer samples outside the modes than ddpm",
                         outside < plain,
                         f"{number(100 * outside)} %, ddpm {number(100 * plain)} %",
                     )
@@ -180,9 +182,9 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         f"A mode is kept with {KEPT:g} times its true mass or more; points farther than 4 std from every centre are outside.",
     )
     lead = (
-        "For Gaussian data the regularized optimum is the plain one for data of variance s^2/(1 + lambda_t c): the push "
+        "For Gaussian data the regularized optimum is the plain one for data of variance s^2/(1 + lambda_t c): the perturbation "
         "shrinks spread, by an amount that is known. On one Gaussian this is exact; within the narrow modes of a mixture it "
-        "should hold locally, as long as the push acts where a mode is already decided. The prediction is the std of samples "
+        "should hold locally, as long as the perturbation acts where a mode is already decided. The prediction is the std of samples "
         "drawn from that optimum through the same sampler."
     )
     return Findings(lead, claims, rows, figures, [table])

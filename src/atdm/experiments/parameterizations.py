@@ -27,7 +27,7 @@ CONDITIONS = [plane.NOISE, plane.CLEAN]
 
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
-    """ddpm and the recommended push with the same constants for every way to write the network."""
+    """ddpm and the recommended regularizer with the same constants for every way to write the network."""
     base, objectives = plane.base(scale), {"ddpm": DDPM, RECOMMENDED: recommended(**plane.GATED)}
     found = []
     for seed in seeds:
@@ -60,14 +60,14 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         def of(method: str, written: str, key: str, condition: str = condition) -> float:
             return mean_over_seeds(rows, key, method=method, written=written, condition=condition)
 
-        plain, pushed = values_of(rows, "method")
+        plain, regularized = values_of(rows, "method")
         names = values_of(rows, "written")
-        ratios = {w: of(pushed, w, "off_support_rms") / of(plain, w, "off_support_rms") for w in names}
+        ratios = {w: of(regularized, w, "off_support_rms") / of(plain, w, "off_support_rms") for w in names}
         if condition != plane.CLEAN[0]:
             claims += [
                 at_most(
                     f"{condition}, {w}: at most 0.6 times plain training's distance off the plane",
-                    of(pushed, w, "off_support_rms"), of(plain, w, "off_support_rms"), 0.6, (pushed, "plain"),
+                    of(regularized, w, "off_support_rms"), of(plain, w, "off_support_rms"), 0.6, (regularized, "plain"),
                 )
                 for w in names
             ]  # fmt: skip
@@ -78,24 +78,24 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                 ", ".join(f"{w} {number(r)}" for w, r in ratios.items()) + " times plain",
             )
         )
-        turns = {plain: "plain", pushed: "pushed"}
+        turns = {plain: "plain", regularized: "regularized"}
         points = [
             (turn, w, of(m, w, "off_support_rms"), of(m, w, "spread")) for w in names for m, turn in turns.items()
         ]
         figures[f"off-plane-{plane.short(condition)}"] = (
-            f"{condition}: distance off the plane and spread in it (truth 0.577), by what the network predicts, from plain training to the push.",
+            f"{condition}: distance off the plane and spread in it (truth 0.577), by what the network predicts, from plain training to the regularizer.",
             plot.scatter_tradeoff(points, "off the plane (rms)", "spread in the plane"),
         )
     table = table_of(
         rows,
         {"training data": "condition", "network predicts": "written", "objective": "method"},
         {"off the plane": "off_support_rms", "spread": "spread", "sliced W2": "sliced_wasserstein"},
-        f"The push has gate {plane.GATED['gate']:g}, k {plane.GATED['k']:g}, r {plane.GATED['r']:g} everywhere. ddpm stands for plain "
+        f"The regularizer has gate {plane.GATED['gate']:g}, k {plane.GATED['k']:g}, r {plane.GATED['r']:g} everywhere. ddpm stands for plain "
         "training. Sampler: ddpm, and euler for rectified flow and EDM.",
     )
     lead = (
         "No published counterpart: the paper trains networks that predict noise. The rule is the same for all (equivariance of "
-        "eps is invariance of the denoised image), and the push is measured in eps units, so that gate, k and r need not be "
+        "eps is invariance of the denoised image), and the perturbation is measured in eps units, so that gate, k and r need not be "
         "chosen anew."
     )
     return Findings(lead, claims, rows, figures, [table])

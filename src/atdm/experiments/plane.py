@@ -1,4 +1,4 @@
-"""What the experiments on the plane in 3-D share: its dirt, its recipe and its methods."""
+"""What the experiments on the plane in 3-D share: its corruption, its recipe and its methods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .runner.jobs import DDPM, RECOMMENDED, Job, ddpm_job, published, recommende
 OUTLIERS = ("10 % outliers", "outliers:share=0.1")
 NOISE = ("noise on 90 %", "gaussian:share=0.9,std=0.2")
 CLEAN = ("clean", "none")
-GATED: dict[str, Any] = {"gate": 0.5, "k": 5, "r": 3}  # the recommended setting, for every kind of dirt
+GATED: dict[str, Any] = {"gate": 0.5, "k": 5, "r": 3}  # the recommended setting, for every kind of corruption
 
 
 def short(condition: str) -> str:

@@ -1,4 +1,4 @@
-"""The same push with a random or an adversarial direction: the published constants, and the gated relative push."""
+"""The same perturbation with a random or an adversarial direction: the published constants, and the gated relative regularizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PUBLISHED_FID = {"noise 0.1": (58.05, 79.21, 24.70), "noise 0.2": (102.68, 68.04
 
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
-    """Both directions with both settings on noisy images; the gated push on the plane with outliers."""
+    """Both directions with both settings on noisy images; the gated regularizer on the plane with outliers."""
     points = {
         "ddpm": DDPM,
         GATED_RANDOM: recommended(**plane.GATED, name="robust_rand"),
@@ -43,24 +43,26 @@ def work(job: Job, tell: Tell) -> Outcome:
     trained = train(job, part(tell, 0, 0.8))
     samples = draw(trained, part(tell, 0.8, 1))
     return Outcome(
-        job, [row(trained, samples, evaluate(trained, samples))], {"samples": samples[:36], "dirty": trained.dirty[:36]}
+        job,
+        [row(trained, samples, evaluate(trained, samples))],
+        {"samples": samples[:36], "corrupted": trained.corrupted[:36]},
     )
 
 
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
-    """Dirt left, distance from clean data, spread kept."""
+    """Residual noise, distance from clean data, spread kept."""
     rows = [r for o in outcomes for r in o.rows]
     shown = first_seed(outcomes)
     images = [r for r in rows if not r["condition"].startswith("plane")]
     points = [r for r in rows if r["condition"].startswith("plane")]
-    dirt, frechet = digits.dirt_key(images[0]), digits.frechet_key(images[0])
+    residual, frechet = digits.residual_key(images[0]), digits.frechet_key(images[0])
     claims, notes = [], []
     for condition in values_of(images, "condition"):
 
         def of(method: str, key: str, condition: str = condition) -> float:
             return mean_over_seeds(rows, key, method=method, condition=condition)
 
-        for key, what in ((frechet, "Frechet distance"), (dirt, "residual noise")):
+        for key, what in ((frechet, "Frechet distance"), (residual, "residual noise")):
             for random, adversarial in (("robust_rand", "robust_adv"), (GATED_RANDOM, RECOMMENDED)):
                 claims.append(
                     Claim(
@@ -81,7 +83,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     kept = {m: mean_over_seeds(points, "spread_ratio", method=m) for m in off}
     claims.append(
         Claim(
-            f"{where}: a random push of the same size shrinks the data's own directions too, an adversarial one does not",
+            f"{where}: a random perturbation of the same size shrinks the data's own directions too, an adversarial one does not",
             kept[RECOMMENDED] > 0.9 > kept[GATED_RANDOM],
             f"spread over the truth: {number(kept[RECOMMENDED])} and {number(kept[GATED_RANDOM])}, ddpm "
             f"{number(kept['ddpm'])}; off the plane {number(off[RECOMMENDED])} and {number(off[GATED_RANDOM])}, ddpm "
@@ -92,8 +94,13 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         table_of(
             images,
             {"training data": "condition", "objective": "method"},
-            {"residual noise": dirt, "Frechet": frechet, "sliced W2": "sliced_wasserstein", "training (s)": "seconds"},
-            f"Images ({images[0]['reference']}): residual noise is {dirt.replace('_', ' ')}, Frechet is {frechet.replace('_', ' ')}.",
+            {
+                "residual noise": residual,
+                "Frechet": frechet,
+                "sliced W2": "sliced_wasserstein",
+                "training (s)": "seconds",
+            },
+            f"Images ({images[0]['reference']}): residual noise is {residual.replace('_', ' ')}, Frechet is {frechet.replace('_', ' ')}.",
         ),
         table_of(
             points,
@@ -106,16 +113,16 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         ),
     ]
     figures = {
-        "noise": ("Residual noise.", plot.bars(images, dirt, ("condition", "method"))),
+        "noise": ("Residual noise.", plot.bars(images, residual, ("condition", "method"))),
         "frechet": ("Frechet distance from clean data.", plot.bars(images, frechet, ("condition", "method"))),
         "spread": ("Spread in the plane.", plot.bars(points, "spread_ratio", ("method",))),
     }
     last = [o for o in shown if o.job.condition == values_of(images, "condition")[-1]]
-    pictures = {"training data": last[0].tensors["dirty"]} | {o.job.label: o.tensors["samples"] for o in last}
+    pictures = {"training data": last[0].tensors["corrupted"]} | {o.job.label: o.tensors["samples"] for o in last}
     figures["samples"] = (f"{last[0].job.condition}: training data and samples.", plot.image_grids(pictures, columns=6))
     lead = (
-        "Does the direction matter, or would any push do? The published table has FID on CIFAR-10 with noise on 90 % of the "
-        "images: the random push (robust_rand) does little, or harms, where the adversarial one helps. Here the same "
-        "comparison, with the published constants and with the recommended gated push, whose size both directions share."
+        "Does the direction matter, or would any perturbation do? The published table has FID on CIFAR-10 with noise on 90 % of the "
+        "images: the random perturbation (robust_rand) does little, or harms, where the adversarial one helps. Here the same "
+        "comparison, with the published constants and with the recommended gated regularizer, whose size both directions share."
     )
     return Findings(lead, claims, rows, figures, tables, notes)

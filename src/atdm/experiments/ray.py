@@ -46,7 +46,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     two = forming[2.0]
     claims = [
         Claim(
-            "a larger omega bends the ray down, and never pushes further at any timestep",
+            "a larger omega bends the ray down, and never reaches further at any timestep",
             ordered,
             ", ".join(f"omega {o:g}: reach {number(forming[o]['reach'])} at t = {content}" for o in OMEGAS),
         ),
@@ -56,7 +56,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             f"at most {number(max(largest.values()))} times sigma_t",
         ),
         Claim(
-            "at the published omega = 2 the push is a small part of the noise while content forms",
+            "at the published omega = 2 the perturbation is a small part of the noise while content forms",
             two["reach_over_ddpm"] < 0.5,
             f"at t = {content}, where sigma_t/alpha_t is {CONTENT:g}, it reaches {number(two['reach_over_ddpm'])} "
             f"times sigma_t, with lambda_t = {number(two['weight'])}",
@@ -64,20 +64,20 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     ]
     ends = [r["shrinkage"] for r in linear if r["omega"] == 2.0]
     notes = [
-        f"With lambda = {PublishedWeight().lam:g} and beta = 1, lambda_t c of a corner push is {number(ends[-1])} at the noisy "
+        f"With lambda = {PublishedWeight().lam:g} and beta = 1, lambda_t c of a corner perturbation is {number(ends[-1])} at the noisy "
         f"end, {number(two['shrinkage'])} at t = {content}, and {number(ends[0])} at t = 0, where the bias is larger than "
-        "r(t) and the weight does not know of it; for smaller beta the weight grows as 1/beta. For Gaussian data the push "
+        "r(t) and the weight does not know of it; for smaller beta the weight grows as 1/beta. For Gaussian data the perturbation "
         "divides variance by 1 + lambda_t c."
     ]
     keys = ["t", "sigma", "reach", "reach_over_ddpm", "radius", "weight", "shrinkage"]
     table = report.Table(
         ["omega", *keys],
         [[r["omega"], *(r[k] for k in keys)] for r in linear],
-        "Linear schedule, beta = 1. Reach in state units, radius in noise units, shrinkage is lambda_t c of a corner push.",
+        "Linear schedule, beta = 1. Reach in state units, radius in noise units, shrinkage is lambda_t c of a corner perturbation.",
     )
     lead = (
-        "The push moves the state by sigma_t r(t), with r(t) = beta sigma_t^omega + 8/255. The published figure draws this "
-        "perturbation ray beside the DDPM ray sigma_t: omega bends it, so that the push is large while the state is noise "
+        "The perturbation moves the state by sigma_t r(t), with r(t) = beta sigma_t^omega + 8/255. The published figure draws this "
+        "perturbation ray beside the DDPM ray sigma_t: omega bends it, so that the perturbation is large while the state is noise "
         "and small while content forms."
     )
     figures = {

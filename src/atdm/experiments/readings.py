@@ -72,7 +72,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     parts = prepare(job, open_held_out(job) if job.options["set"] == "images" else None)
     trained = train(job, part(tell, 0, 0.8), parts)
     samples = draw(trained, part(tell, 0.8, 1))
-    tensors = {"samples": samples[:16].clone(), "dirty": trained.dirty[:16].clone()}
+    tensors = {"samples": samples[:16].clone(), "corrupted": trained.corrupted[:16].clone()}
     if job.label == "ddpm":
         tensors["variances"] = torch.linalg.eigvalsh(trained.dataset.x.flatten(1).double().T.cov()).clamp_min(0).flip(0)
     return Outcome(job, [row(trained, samples, evaluate(trained, samples) | {"set": job.options["set"]})], tensors)
@@ -157,7 +157,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     notes = [
         "The mean of 1/beta has no limit, so theory depends on how small a beta is counted. With "
         + ", ".join(f"{n:,}" for n in TAILS)
-        + " midpoints of (0, 1] the published adversarial push is at "
+        + " midpoints of (0, 1] the published adversarial perturbation is at "
         + ", ".join(number(value) for value in tail)
         + " under noise of std 0.2. Training clips gradients, which bounds what a single sample does."
     ]
@@ -174,7 +174,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
 
 def noise_key(found: Row) -> str:
     """The measure of what noise is left that these data have."""
-    return "off_support_rms" if found["set"] == "plane" else digits.dirt_key(found)
+    return "off_support_rms" if found["set"] == "plane" else digits.residual_key(found)
 
 
 def trained_table(rows: Sequence[Row]) -> report.Table:

@@ -26,11 +26,11 @@ LATE = 0.5  # noise level below which the data's own directions are decided
 
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
-    """ddpm and robust_adv on both kinds of dirt, and on clean data."""
+    """ddpm and robust_adv on both kinds of corruption, and on clean data."""
     objectives = {"ddpm": DDPM, "robust_adv": published("robust_adv"), RECOMMENDED: recommended(**plane.GATED)}
-    dirt = [plane.OUTLIERS] if scale == "smoke" else [plane.OUTLIERS, plane.NOISE, plane.CLEAN]
+    conditions = [plane.OUTLIERS] if scale == "smoke" else [plane.OUTLIERS, plane.NOISE, plane.CLEAN]
     options = {"n": by_scale(scale, 16, 256, 2048)}
-    return grid(plane.base(scale).but(options=options), objectives, dict(dirt), seeds)
+    return grid(plane.base(scale).but(options=options), objectives, dict(conditions), seeds)
 
 
 def work(job: Job, tell: Tell) -> Outcome:
@@ -173,12 +173,12 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     }
     table = table_of(
         summaries,
-        {"dirt": "condition", "objective": "method"},
+        {"corruption": "condition", "objective": "method"},
         columns,
         "Along 100 DDIM steps. Lyapunov: log of the largest stretching of the flow. Gain: spectral norm of sigma_t d eps/d x.",
     )
     lead = (
-        "The published figure draws score vector fields beside the truth: ddpm's is bent by the dirt, that of robust_adv "
+        "The published figure draws score vector fields beside the truth: ddpm's is bent by the corruption, that of robust_adv "
         "is smoother and closer to the truth. Here the truth is known in closed form, so the error is exact, and smoothness "
         "is measured along trajectories of the probability flow, for the truth as well."
     )

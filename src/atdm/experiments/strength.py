@@ -1,4 +1,4 @@
-"""Sweeps: lambda, omega, floor of the published push, k, radius, gate and rarity of the recommended one, fine-tuning, auto.
+"""Sweeps: lambda, omega, floor of the published regularizer, k, radius, gate and rarity of the recommended one, fine-tuning, auto.
 
 On noisy digits; what lambda, k and auto cost on clean ones is measured beside.
 """
@@ -21,8 +21,8 @@ from .runner.jobs import DDPM, RECOMMENDED, Job, draw, published, recommended, t
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of
 
 STRONG = 3.0  # lambda of the sweeps of omega and floor: at 0.3 they would show little
-LATE = (0.5, 0.75, 0.9)  # share of the training after which the push begins
-DIRTY, CLEAN = "noise 0.2", "clean"
+LATE = (0.5, 0.75, 0.9)  # share of the training after which the regularizer is applied
+NOISY, CLEAN = "noise 0.2", "clean"
 ON_CLEAN = ("lambda", "k", "auto")  # sweeps that are made on clean data, too
 
 
@@ -48,10 +48,10 @@ def sweeps(scale: str) -> dict[str, list[tuple[str, ObjectiveConfig]]]:
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """ddpm, and each setting once, however many sweeps go through it."""
     base = digits.base(scale, steps=1500, samples=500, sampling_steps=125)
-    corruptions = {DIRTY: digits.NOISE[DIRTY], CLEAN: "none"}
+    corruptions = {NOISY: digits.NOISE[NOISY], CLEAN: "none"}
     todo: dict[Any, Job] = {}
 
-    def add(label: str, place: tuple[str, str], objective: ObjectiveConfig, seed: int, condition: str = DIRTY) -> None:
+    def add(label: str, place: tuple[str, str], objective: ObjectiveConfig, seed: int, condition: str = NOISY) -> None:
         config = {"objective": objective, "corrupt": corruptions[condition], "seed": seed}
         new = base.but(label=label, condition=condition, options={"places": []}, **config)
         job = todo.setdefault((dataclasses.astuple(objective), condition, seed), new)
@@ -62,10 +62,10 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         chosen = {"lambda": chosen["lambda"][3:4], "k": chosen["k"][2:3], "auto": chosen["auto"][:1]}
     late = by_scale(scale, LATE[1:2], LATE, LATE)
     for seed in seeds:
-        for condition in (DIRTY, CLEAN):
+        for condition in (NOISY, CLEAN):
             add("ddpm", ("none", ""), DDPM, seed, condition)
             for sweep, settings in chosen.items():
-                for value, objective in settings if condition == DIRTY or sweep in ON_CLEAN else ():
+                for value, objective in settings if condition == NOISY or sweep in ON_CLEAN else ():
                     add(f"robust_adv, {sweep} {value}", (sweep, value), objective, seed, condition)
         for share in late:
             last = f"{1 - share:.0%}"
@@ -85,51 +85,55 @@ def work(job: Job, tell: Tell) -> Outcome:
     values = evaluate(trained, samples)
     values["cost"] = trained.config.objective.cost(trained.process)
     rows = [row(trained, samples, {**values, "sweep": sweep, "value": value}) for sweep, value in job.options["places"]]
-    return Outcome(job, rows, {"samples": samples[:36], "dirty": trained.dirty[:36]})
+    return Outcome(job, rows, {"samples": samples[:36], "corrupted": trained.corrupted[:36]})
 
 
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
-    """Trade-offs between dirt, distance from clean data, cost, and the price on clean data."""
+    """Trade-offs between residual noise, distance from clean data, cost, and the price on clean data."""
     rows = [r for o in outcomes for r in o.rows]
-    shown = [o for o in first_seed(outcomes) if o.job.condition == DIRTY]
-    dirt, frechet = digits.dirt_key(rows[0]), digits.frechet_key(rows[0])
+    shown = [o for o in first_seed(outcomes) if o.job.condition == NOISY]
+    residual, frechet = digits.residual_key(rows[0]), digits.frechet_key(rows[0])
     lines: dict[str, list[str]] = {}
-    for r in (r for r in rows if r["condition"] == DIRTY):
+    for r in (r for r in rows if r["condition"] == NOISY):
         if r["value"] not in lines.setdefault(r["sweep"], []):
             lines[r["sweep"]].append(r["value"])
     for name, settings in sweeps(scale).items():  # a setting that several sweeps share came first
         if name in lines:
             lines[name] = [value for value, _ in settings if value in lines[name]]
 
-    def of(sweep: str, value: str, key: str, condition: str = DIRTY) -> float:
+    def of(sweep: str, value: str, key: str, condition: str = NOISY) -> float:
         return mean_over_seeds(rows, key, sweep=sweep, value=value, condition=condition)
 
-    plain = {key: of("none", "", key) for key in (dirt, frechet)}
+    plain = {key: of("none", "", key) for key in (residual, frechet)}
 
     def tradeoff(names: Sequence[str]) -> plot.Figure:
-        points = [("", "ddpm", plain[dirt], plain[frechet])]
-        points += [(v, name, of(name, v, dirt), of(name, v, frechet)) for name in names for v in lines.get(name, [])]
+        points = [("", "ddpm", plain[residual], plain[frechet])]
+        points += [
+            (v, name, of(name, v, residual), of(name, v, frechet)) for name in names for v in lines.get(name, [])
+        ]
         return plot.scatter_tradeoff(points, "residual noise (lower is better)", "Frechet distance (lower is better)")
 
     turned = [name for name in lines if name != "none"]
-    cheap = [(v, name, of(name, v, "cost"), of(name, v, dirt)) for name in turned for v in lines[name]]
+    cheap = [(v, name, of(name, v, "cost"), of(name, v, residual)) for name in turned for v in lines[name]]
     price = {
         (name, v): of(name, v, frechet, CLEAN) / of("none", "", frechet, CLEAN)
         for name in ON_CLEAN
         for v in lines.get(name, [])
     }
     figures = {
-        "recommended": ("Gated relative push: k, radius, gate.", tradeoff(["k", "radius", "gate"])),
+        "recommended": ("Gated relative regularizer: k, radius, gate.", tradeoff(["k", "radius", "gate"])),
         "cost": (
             "Residual noise against the cost of a step (floor, over ddpm's): towards the lower left is better.",
-            plot.scatter_tradeoff([("", "ddpm", 1.0, plain[dirt]), *cheap], "step cost over ddpm's", "residual noise"),
+            plot.scatter_tradeoff(
+                [("", "ddpm", 1.0, plain[residual]), *cheap], "step cost over ddpm's", "residual noise"
+            ),
         ),
         "penalty": (
-            "What a setting costs on clean digits, against what it leaves of the noise: towards the lower left is better.",
+            "What a setting costs on clean digits, against the residual noise: towards the lower left is better.",
             plot.scatter_tradeoff(
                 [
-                    ("", "ddpm", plain[dirt], 1.0),
-                    *((v, name, of(name, v, dirt), times) for (name, v), times in price.items()),
+                    ("", "ddpm", plain[residual], 1.0),
+                    *((v, name, of(name, v, residual), times) for (name, v), times in price.items()),
                 ],
                 "residual noise, trained on noisy digits",
                 "Frechet distance over ddpm's, trained on clean digits",
@@ -137,7 +141,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         ),
         "published": ("Published radius and weight: lambda, omega, floor.", tradeoff(["lambda", "omega", "floor"])),
         "fine-tuning": (
-            "The push only in the last part of training.",
+            "The regularizer only in the last part of training.",
             tradeoff(["late, recommended", "late, published", "auto"]),
         ),
     }
@@ -152,14 +156,14 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     ]
     for sweep in ("lambda", "k"):
         values = lines[sweep]
-        noise = [of(sweep, v, dirt) for v in values]
+        noise = [of(sweep, v, residual) for v in values]
         if len(values) > 1:
             claims.append(
                 Claim(
-                    f"more {sweep} leaves less noise",
+                    f"more {sweep} gives less residual noise",
                     all(b < a for a, b in itertools.pairwise(noise)),
                     ", ".join(f"{v}: {number(n)}" for v, n in zip(values, noise, strict=True))
-                    + f"; ddpm {number(plain[dirt])}",
+                    + f"; ddpm {number(plain[residual])}",
                 )
             )
     best = {sweep: min(lines[sweep], key=partial(of, sweep, key=frechet)) for sweep in turned}
@@ -169,39 +173,41 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                 f"some setting along {sweep} comes closer to clean data than ddpm",
                 of(sweep, value, frechet) < plain[frechet],
                 f"best at {value}: Frechet distance {number(of(sweep, value, frechet))}, ddpm {number(plain[frechet])}; residual "
-                f"noise {number(of(sweep, value, dirt))}, ddpm {number(plain[dirt])}",
+                f"noise {number(of(sweep, value, residual))}, ddpm {number(plain[residual])}",
             )
         )
     base = digits.gated(scale)
     strong = next((v for v in lines.get("k", []) if v == f"{base['k']:g}"), None)
     if strong is not None:
         for value in lines["late, recommended"]:
-            gained = (plain[dirt] - of("late, recommended", value, dirt)) / (plain[dirt] - of("k", strong, dirt))
+            gained = (plain[residual] - of("late, recommended", value, residual)) / (
+                plain[residual] - of("k", strong, residual)
+            )
             claims.append(
                 Claim(
-                    f"the recommended push in the last {value} of training removes most of the noise that it removes throughout",
+                    f"the recommended regularizer in the last {value} of training removes most of the noise that it removes throughout",
                     gained > 0.5,
-                    f"{number(100 * gained)} % of it: {number(of('late, recommended', value, dirt))} against "
-                    f"{number(of('k', strong, dirt))}, ddpm {number(plain[dirt])}",
+                    f"{number(100 * gained)} % of it: {number(of('late, recommended', value, residual))} against "
+                    f"{number(of('k', strong, residual))}, ddpm {number(plain[residual])}",
                 )
             )
     if "every" in lines:
-        often = of("every", "1", dirt)
-        for sweep, value, name in (("every", "4", "a push in one of four steps"), ("auto", "k 5", "auto:k=5")):
-            left, cost = of(sweep, value, dirt), of(sweep, value, "cost")
+        often = of("every", "1", residual)
+        for sweep, value, name in (("every", "4", "the regularizer in one of four steps"), ("auto", "k 5", "auto:k=5")):
+            left, cost = of(sweep, value, residual), of(sweep, value, "cost")
             claims.append(
                 Claim(
-                    f"{name} costs at most 1.2 times ddpm and leaves at most 1.05 times the noise of a push in every step",
+                    f"{name} costs at most 1.2 times ddpm and keeps at most 1.05 times the noise of the regularizer in every step",
                     cost <= 1.2 and left <= 1.05 * often,
                     f"{number(left)} at {number(cost)} times ddpm's cost, {number(often)} at {number(of('every', '1', 'cost'))}; "
-                    f"ddpm {number(plain[dirt])}",
+                    f"ddpm {number(plain[residual])}",
                 )
             )
     table = table_of(
         rows,
         {"training data": "condition", "sweep": "sweep", "value": "value"},
         {
-            "residual noise": dirt,
+            "residual noise": residual,
             "Frechet": frechet,
             "sliced W2": "sliced_wasserstein",
             "step cost": "cost",
@@ -210,7 +216,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         f"Digits, noise of std 0.2 on 90 %. omega and floor at lambda {STRONG:g}; k, radius and gate about the recommended "
         f"setting (gate {base['gate']:g}, k {base['k']:g}, r {base['r']:.3g}).",
     )
-    samples = {"training data": shown[0].tensors["dirty"]} | {
+    samples = {"training data": shown[0].tensors["corrupted"]} | {
         o.job.label: o.tensors["samples"]
         for o in shown
         if o.job.label == "ddpm" or any(o.job.options["places"][0] == (s, v) for s, v in best.items())
@@ -220,8 +226,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         plot.image_grids(samples, columns=6),
     )
     lead = (
-        "How strong should the push be? One dial at a time, around the published constants and around the recommended "
-        "setting; and the push only in the last part of training, as in the published CelebA run (the last 100 epochs, FID "
+        "How strong should the regularizer be? One dial at a time, around the published constants and around the recommended "
+        "setting; and the regularizer only in the last part of training, as in the published CelebA run (the last 100 epochs, FID "
         "25.8 against 16.53 throughout and 96.03 for ddpm)."
     )
     ends = ", ".join(f"{name} {v} ({number(cost)} times, {number(noise)})" for v, name, cost, noise in front(cheap))

@@ -20,9 +20,9 @@ SHOWN = 30  # noise levels at which trajectories are kept
 
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
-    """Every method on both kinds of dirt."""
-    dirt = [plane.OUTLIERS] if scale == "smoke" else [plane.OUTLIERS, plane.NOISE]
-    return grid(plane.base(scale), plane.objectives(), dict(dirt), seeds)
+    """Every method on both kinds of corruption."""
+    conditions = [plane.OUTLIERS] if scale == "smoke" else [plane.OUTLIERS, plane.NOISE]
+    return grid(plane.base(scale), plane.objectives(), dict(conditions), seeds)
 
 
 def work(job: Job, tell: Tell) -> Outcome:
@@ -38,7 +38,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     t = torch.tensor([total - 1 - i * (total // steps) for i in keep])
     levels = trained.process.ratio(torch.cat([t, torch.zeros(1, dtype=t.dtype)])).tolist()  # of samples: the lowest
     smooth = paths(trained, part(tell, 0.95, 1), keep, n=40, sampler="ddim")
-    tensors = {"paths": smooth, "samples": samples[:3000], "dirty": trained.dirty[:3000]}
+    tensors = {"paths": smooth, "samples": samples[:3000], "corrupted": trained.corrupted[:3000]}
     away = [trained.dataset.truth.distance(x[x.isfinite().all(1)]).square().mean().sqrt().item() for x in drawn]
     return Outcome(job, [row(trained, samples, values)], {**tensors, "away": (levels, away)})
 
@@ -51,7 +51,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     figures, claims = {}, []
     for condition in values_of(rows, "condition"):
         own, short = [o for o in shown if o.job.condition == condition], plane.short(condition)
-        clouds = {"training data": own[0].tensors["dirty"]} | {o.job.label: o.tensors["samples"] for o in own}
+        clouds = {"training data": own[0].tensors["corrupted"]} | {o.job.label: o.tensors["samples"] for o in own}
         figures[f"samples-{short}"] = (
             f"Training data with {condition}, and samples, coloured by their distance from the true plane.",
             plot.points3d(clouds, truth),
@@ -76,7 +76,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         plain = off("ddpm")
         claims += [
             Claim(
-                f"{condition}: ddpm follows the dirt off the plane",
+                f"{condition}: ddpm follows the corruption off the plane",
                 plain > 0.05,
                 f"rms distance {number(plain)}",
             ),
@@ -125,14 +125,14 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     }
     table = table_of(
         rows,
-        {"dirt": "condition", "objective": "method"},
+        {"corruption": "condition", "objective": "method"},
         columns,
         f"Distances in data units. Left the data: a coordinate beyond {FAR:g} times the largest clean one; diverged: not "
         "finite, or beyond 10 times.",
     )
     lead = (
         "Points of a square patch of a plane in 3-D, one in ten replaced by a uniform draw from a cube, or nine in ten with "
-        "noise of std 0.2 in all directions. The published figure shows that ddpm follows the dirt, that invariance (inv_adv) "
+        "noise of std 0.2 in all directions. The published figure shows that ddpm follows the corruption, that invariance (inv_adv) "
         "makes trajectories diverge, and that robust_adv stays on the plane."
     )
     return Findings(lead, claims, rows, figures, [table], notes)

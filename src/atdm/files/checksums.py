@@ -71,7 +71,7 @@ def load_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
 
 
 def tensor_metadata(path: Path) -> dict[str, str]:
-    """What :func:`save_tensors` was told ``about`` the tensors; the errors are those of :func:`load_tensors`."""
+    """What :func:`save_tensors` recorded ``about`` the tensors; the errors are those of :func:`load_tensors`."""
     from safetensors import SafetensorError, safe_open
 
     try:

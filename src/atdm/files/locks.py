@@ -24,7 +24,7 @@ class Hold:
     """A folder that this process alone writes, from :meth:`take` until :meth:`release`, its end, or its death.
 
     The file ``.lock`` tells the owner's machine and process. The operating system holds a lock on it for as long as the
-    process lives, on network disks too, so what a killed process leaves is no obstacle. On disks without locks
+    process lives, on network disks too, so what remains of a killed process is no obstacle. On disks without locks
     the owner counts as gone if its process is, or, on another machine, if :meth:`beat` was not called for ten minutes.
 
     Args:
@@ -100,7 +100,7 @@ class Hold:
             return {}
 
     def _alive(self) -> bool:
-        """Whether the owner lives, as far as can be told without a lock of the operating system."""
+        """Whether the owner lives, as far as can be known without a lock of the operating system."""
         if not (owner := self._owner()):
             return False
         if owner["host"] == socket.gethostname():

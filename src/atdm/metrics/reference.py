@@ -30,7 +30,7 @@ class ReferenceSet:
         data: spec of where they come from.
         kind: ``trusted set`` (a person vouches for it), ``clean truth`` (before a corruption that atdm made, or data that are
             known), ``cleanest training data`` (by audit) or ``training data`` (as they are).
-        noisy: share of the items that holds noise, by audit; None: nobody looked, or noise cannot be told from content.
+        noisy: share of the items that holds noise, by audit; None: nobody looked, or noise cannot be distinguished from content.
     """
 
     items: Float[Tensor, "m *item"]
@@ -60,7 +60,7 @@ class ReferenceSet:
         """The quarter of the training data in which the least noise is found.
 
         Raises:
-            UserError: noise cannot be told from content in such data.
+            UserError: noise cannot be distinguished from content in such data.
         """
         stds = torch.cat([*_stds(_source(dataset))])
         kept = stds.argsort(stable=True)[: max(2, round(CLEANEST_SHARE * len(stds)))].sort().values
@@ -70,7 +70,7 @@ class ReferenceSet:
         if self.kind in (TRUSTED, TRUTH):
             return self.data
         if self.noisy is None:
-            return f"{self.kind}, noise not told from content"
+            return f"{self.kind}, noise not distinguished from content"
         found = f"noise on ~{100 * self.noisy:.0f} % of them" if round(100 * self.noisy) else "no noise found"
         return f"{self.kind}, {found} (audit)"
 

@@ -1,7 +1,7 @@
 """A small feature network, trained by one command on clean images without labels: metrics for any data, offline.
 
 Two aims, neither with labels. Content: two crops of an image shall be nearer each other than to other images (SimCLR, Chen
-2020). Dirt: the std of noise added to an image shall be readable from its features; so they tell clean from dirty.
+2020). Corruption: the std of noise added to an image shall be readable from its features; so they distinguish clean from noisy.
 """
 
 from __future__ import annotations

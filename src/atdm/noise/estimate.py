@@ -106,7 +106,7 @@ class WholeMeter(Meter):
 
     @classmethod
     def fit(cls, x: Float[Tensor, "n *item"], rows: Int[Tensor, "n"]) -> WholeMeter | None:
-        """Directions for a set; None where noise cannot be told from content."""
+        """Directions for a set; None where noise cannot be distinguished from content."""
         flat = x.flatten(1)
         unit = 1.0 if x.dim() == 4 else max(2 * flat.std(0).square().mean().sqrt().item(), 1e-12)
         thin = Thin.fit(flat / unit, rows)
@@ -137,7 +137,7 @@ def by_patches(item_shape: Sequence[int]) -> bool:
 
 
 def whole_estimate(x: Float[Tensor, "n *item"], use: Bool[np.ndarray, "n"] | None = None) -> Estimate | None:
-    """The noise of vectors, and of images too small for patches; None where it cannot be told from content.
+    """The noise of vectors, and of images too small for patches; None where it cannot be distinguished from content.
 
     Args:
         use: as of :meth:`Meter.judge`, and the others would bend the directions that are thin; None: all.
@@ -198,7 +198,7 @@ def _look(x: Float[Tensor, "n *item"], rows: Int[Tensor, "n"] | None = None) -> 
     meter: Meter | None = PatchMeter.fit(x[spread(len(x), SAMPLE)]) if patches else WholeMeter.fit(x, rows)
     if meter is None:
         raise UserError(
-            f"In {len(x)} items of shape {list(x.shape[1:])} noise cannot be told from content. Expected images of "
+            f"In {len(x)} items of shape {list(x.shape[1:])} noise cannot be distinguished from content. Expected images of "
             f"{LEAST}x{LEAST} or larger, or many items of many values that vary together."
         )
     use = (replaced_share(x) == 0).cpu().numpy() if patches else np.ones(len(x), bool)

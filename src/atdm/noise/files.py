@@ -91,7 +91,7 @@ def _left(file: Blocks, std: float, scale: float) -> float:
 
 
 def _quality(file: Blocks) -> int:
-    """The quality that gives standard quantization tables such steps, in fives; that of WebP files is not told: 85."""
+    """The quality that gives standard quantization tables such steps, in fives; that of WebP files is unknown: 85."""
     if file.steps is None:
         return 85
     scale = 100 * float(np.mean(file.steps)) / 57.6  # the mean of the standard table at quality 50

@@ -3,7 +3,7 @@
 Natural images fill few directions of a patch: neighbouring pixels agree, and so do the color channels. White noise fills
 all alike. The principal components of patches with the smallest variance over the set (Liu 2013, Chen 2015, who take
 those of one image) therefore hold noise and next to no content, whatever the images are; for photographs in color they
-are fine color patterns. Within an image a low quantile over its places leaves out texture and edges.
+are fine color patterns. Within an image a low quantile over its places excludes texture and edges.
 
 Images are ``[n, c, h, w]`` in [-1, 1]; a noise std is in that scale.
 """

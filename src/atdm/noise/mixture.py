@@ -41,7 +41,7 @@ class Noise:
         share: of images that are noisy.
         std: of the noise among them (median); None where no image is noisy.
         width: std of the log of the noise std among them; 0 where all are noisy alike.
-        content: the level of a typical clean image of the set: noise much below it cannot be told.
+        content: the level of a typical clean image of the set: noise much below it cannot be measured.
         gain: log likelihood per image over that of a clean set.
         chance: how likely an image of each level of the grid is noisy.
         sigma: the noise std of an image of each level of the grid, were it noisy.
@@ -100,8 +100,8 @@ def fit(levels: Float[np.ndarray, "n"], tau: float, usual: float) -> Noise:
         return Noise(0.0, None, 0.0, _median(GRID, null.content), gain, np.zeros(len(GRID)), np.exp(GRID))
     kernels, clean = _kernels(error)
     given = kernels @ best.content  # of levels, for each sigma
-    dirty = best.share * _weights(best.place, best.width) @ given
-    posterior = dirty / (dirty + (1 - best.share) * _background(clean @ best.content)).clip(1e-300)
+    noisy = best.share * _weights(best.place, best.width) @ given
+    posterior = noisy / (noisy + (1 - best.share) * _background(clean @ best.content)).clip(1e-300)
     each = _weights(best.place, max(best.width, 0.1))[:, None] * given
     log_sigma = (np.log(SIGMAS) @ each) / each.sum(0).clip(1e-300)
     noisy = em.counts * posterior
@@ -170,14 +170,14 @@ class _Em:
         start = np.full((len(laws), 1), self.usual), np.full((len(laws), 1), 0.5), np.full((len(laws), 1), 0.5)
         content, prior = _two_piece(*start), np.zeros(len(laws))
         for _ in range(ROUNDS):
-            dirty = (kernel @ content[:, :, None])[:, :, 0]
-            ratio = self.counts / ((1 - share) * _background(content @ self.clean.T) + share * dirty).clip(1e-300)
+            noisy = (kernel @ content[:, :, None])[:, :, 0]
+            ratio = self.counts / ((1 - share) * _background(content @ self.clean.T) + share * noisy).clip(1e-300)
             from_clean = (1 - share) * (1 - BACKGROUND) * (ratio @ self.clean)
             found = content * (from_clean + share * (ratio[:, None] @ kernel)[:, 0])
-            share = share * (dirty * ratio).sum(1, keepdims=True) / self.counts.sum()
+            share = share * (noisy * ratio).sum(1, keepdims=True) / self.counts.sum()
             content, prior = self._hump(found)
-        dirty = (kernel @ content[:, :, None])[:, :, 0]
-        mixed = (1 - share) * _background(content @ self.clean.T) + share * dirty
+        noisy = (kernel @ content[:, :, None])[:, :, 0]
+        mixed = (1 - share) * _background(content @ self.clean.T) + share * noisy
         score = np.log(mixed.clip(1e-300)) @ self.counts + prior - SPARED * np.array([width for _, width in laws])
         best = int(score.argmax())
         return _Model(float(score[best]), *laws[best], float(share[best, 0]), content[best])

@@ -1,4 +1,4 @@
-"""Images of which some pixels were replaced: salt and pepper, missing pixels, blank patches. No such dirt is Gaussian noise."""
+"""Images of which some pixels were replaced: salt and pepper, missing pixels, blank patches. No such corruption is Gaussian noise."""
 
 from __future__ import annotations
 

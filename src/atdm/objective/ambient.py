@@ -55,7 +55,7 @@ class Ambient(Baseline):
 
 @dataclass(frozen=True)
 class AmbientBlind(Ambient):
-    """:class:`Ambient` that is not told the levels: they are estimated from the items (:mod:`atdm.noise`)."""
+    """:class:`Ambient` that does not know the levels: they are estimated from the items (:mod:`atdm.noise`)."""
 
     levels_from: ClassVar[LevelsFrom] = "items"
 
@@ -64,7 +64,7 @@ class AmbientBlind(Ambient):
             raise UserError(
                 f"ambient_blind estimates noise along the directions in which the data vary least, and vectors of "
                 f"{math.prod(item_shape)} values have none for sure. Expected items of {THIN} values or more, or ambient, "
-                "which is told the noise."
+                "which knows the noise."
             )
 
 

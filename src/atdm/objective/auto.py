@@ -1,7 +1,7 @@
-"""``objective: auto``: gate and strength of the push from the training data alone, without labels and without a validation set.
+"""``objective: auto``: gate and strength of the regularizer from the training data alone, without labels and without a validation set.
 
-A push inside a gate ``g`` shrinks what has a standard deviation up to about g (docs/method.md), and dirt shows where the
-data vary least: noise of std s on a share p of the items leaves ``sqrt(p) s`` there, clean data nearly nothing. So the gate
+A perturbation inside a gate ``g`` shrinks what has a standard deviation up to about g (docs/method.md), and corruption shows where the
+data vary least: noise of std s on a share p of the items shows as ``sqrt(p) s`` there, clean data nearly nothing. So the gate
 follows :func:`quiet_std`, and on clean data it closes: what is left is ddpm.
 """
 
@@ -25,8 +25,8 @@ SIDE = 8  # of the patches in which images are looked at, pixels
 QUIET = 0.1  # share of the directions that count as quiet
 GATE = 2.0  # quiet stds
 K = 2.0  # relative weight
-LENGTH = 5.0  # of the push, noise units, however many dimensions there are
-EVERY = 2  # steps for one with a push, and
+LENGTH = 5.0  # of the perturbation, noise units, however many dimensions there are
+EVERY = 2  # steps for one with the regularizer, and
 START = 0.5  # of the training is ddpm's: the denoiser that is made to agree with itself should first be a good one
 STOP = 0.5  # of the gate: sampling that stops there returns the denoised state, without what the network errs below
 
@@ -35,7 +35,7 @@ def quiet_std(x: Float[Tensor, "n *item"], seed: int = 0) -> float:
     """Root mean square of the data along the tenth of directions in which they vary least, data units.
 
     The directions are principal ones of one half of the items, the mean square is taken over the other half, so that it is
-    not the smallest by chance. Images are looked at in patches of 8x8 pixels, one at random in each channel, so that dirt
+    not the smallest by chance. Images are looked at in patches of 8x8 pixels, one at random in each channel, so that corruption
     that is alike in all channels counts.
 
     Args:
@@ -45,7 +45,9 @@ def quiet_std(x: Float[Tensor, "n *item"], seed: int = 0) -> float:
         UserError: fewer than 16 items.
     """
     if len(x) < 16:
-        raise UserError(f"There are {len(x)} items, too few to tell dirt from content. Expected at least 16.")
+        raise UserError(
+            f"There are {len(x)} items, too few to distinguish corruption from content. Expected at least 16."
+        )
     generator = torch.Generator().manual_seed(seed)
     x = x[torch.randperm(len(x), generator=generator)]
     rows = _patches(x, generator) if x.dim() == 4 else x.flatten(1)
@@ -73,12 +75,12 @@ def _patches(x: Float[Tensor, "n channels height width"], generator: torch.Gener
 def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0) -> dict[str, Any]:
     """The options of ``robust_adv`` (:class:`atdm.training.config.ObjectiveConfig`) for training data ``x``.
 
-    The gated relative push along the l2 gradient: gate ``2 quiet_std``, and a push of 5 noise units in all, that is
+    The gated relative regularizer along the l2 gradient: gate ``2 quiet_std``, and a perturbation of 5 noise units in all, that is
     ``r = 5 / sqrt(d)``: far enough to leave the data, near enough for the network to know its surroundings. The first half
-    of the training is ddpm's; then one step in two makes a push.
+    of the training is ddpm's; then one step in two applies the regularizer.
 
     Args:
-        k: relative weight; more leaves less dirt, less stays closer to the data.
+        k: relative weight; more removes more noise, less stays closer to the data.
         hidden: root mean square noise that the quiet directions need not show, for JPEG empties and resizing smooths them;
             the gate follows the larger of the two.
 
@@ -97,7 +99,7 @@ def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0)
         "kappa": math.inf,
         "every": EVERY,
         "start": START,
-        "gate": max(float(f"{GATE * std:.3g}"), 1e-6),  # below the first sigma_t / alpha_t nothing is pushed
+        "gate": max(float(f"{GATE * std:.3g}"), 1e-6),  # below the first sigma_t / alpha_t nothing is perturbed
     }
 
 

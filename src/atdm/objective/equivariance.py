@@ -34,12 +34,12 @@ class Objective(Loss):
     Args:
         name: which objective.
         process: the forward process, or a diffusers scheduler of it; its ``prediction`` says what the network outputs.
-        radius, weight: how far to push and how much it counts.
-        perturbation: norm, steps and step length of the push; random objectives use its norm only.
-        gate: push only where ``sigma_t / alpha_t < gate`` (data units); None pushes everywhere.
+        radius, weight: how far to perturb and how much it counts.
+        perturbation: norm, steps and step length of the perturbation; random objectives use its norm only.
+        gate: perturb only where ``sigma_t / alpha_t < gate`` (data units); None perturbs everywhere.
         ascent: what the attack raises: how much the ``prediction`` moves (as published) or the ``residual`` of equivariance.
         detach_target: stop the gradient through the clean prediction in the target.
-        every: push in one of so many steps, with so many times the weight: on average the same loss. Which, the ``step`` of a
+        every: apply the regularizer in one of so many steps, with so many times the weight: on average the same loss. Which, the ``step`` of a
             call decides, or its timesteps.
         seed: seeds the objective's own stream for beta and the start, used when a call brings no ``push_generator``.
         start: share of the training that is plain denoising; calls then need ``step`` (from 0) and ``steps``.
@@ -65,7 +65,7 @@ class Objective(Loss):
         require_options(self.name, self.ascent, self.gate, self.every, self.perturbation.steps)
         if not isinstance(self.process, Process):
             object.__setattr__(self, "process", Process.from_scheduler(self.process))
-        if self.kind.pushes and not self.kind.adversarial and self.perturbation.steps:
+        if self.kind.perturbs and not self.kind.adversarial and self.perturbation.steps:
             object.__setattr__(self, "perturbation", Perturbation(self.perturbation.norm, steps=0))
 
     @classmethod
@@ -84,7 +84,7 @@ class Objective(Loss):
 
     def passes(self) -> dict[str, float]:
         share = 1.0 if self.gate is None else self.process.share_below(self.gate)
-        return cost(share if self.kind.pushes else 0.0, self.perturbation.steps, self.every)
+        return cost(share if self.kind.perturbs else 0.0, self.perturbation.steps, self.every)
 
     def due(self, t: Int[Tensor, "batch"]) -> bool:
         return self.every == 1 or int(t.sum()) % self.every == 0
@@ -92,7 +92,7 @@ class Objective(Loss):
     def own(
         self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
     ) -> dict[str, Tensor]:
-        if not self.kind.pushes:
+        if not self.kind.perturbs:
             return {}
         beta = 1 - torch.rand(shape[0], generator=stream, device=device)
         return {"beta": beta, "start": self.perturbation.start(shape, stream, device)}
@@ -110,20 +110,20 @@ class Objective(Loss):
         **conditioning: Any,
     ) -> Terms:
         if draws is None:
-            draws = self.draw(x0.shape, x0.device, generator, pushes=due(self.start, self.every, step, steps))
+            draws = self.draw(x0.shape, x0.device, generator, perturbs=due(self.start, self.every, step, steps))
         process, t = self.process, draws.t.to(x0.device, non_blocking=True)
         passes = Passes(model, process, process.mix(x0, draws.noise, t), t, conditioning)
 
         def denoise(output: Tensor) -> Tensor:
             return item_mean((output - process.target(x0, draws.noise, t)).square()) * process.output_weight(t)
 
-        rows = rows_below(self.gate, process, draws.t, x0.device) if self.kind.pushes else None
-        if rows is None or draws.beta is None or draws.start is None:  # none are below, or this step makes no push
+        rows = rows_below(self.gate, process, draws.t, x0.device) if self.kind.perturbs else None
+        if rows is None or draws.beta is None or draws.start is None:  # none are below, or this step does not perturb
             return Terms.unpushed(t, denoise(passes.output(model, passes.x)))
 
         reach = self.radius.reach(process, t[rows], draws.beta[rows])
         attacks = self.kind.adversarial
-        output, (delta, clean, moved) = passes.push(self._perturb, rows, reach.r, draws.start[rows], attacks)
+        output, (delta, clean, moved) = passes.perturbed(self._perturb, rows, reach.r, draws.start[rows], attacks)
         target = clean.detach() if self.detach_target else clean
         residual = moved - (target + delta if self.kind.equivariant else target)
         weight = self.every * self.weight(reach, delta) * process.eps_weight(t[rows])
@@ -138,7 +138,7 @@ class Objective(Loss):
             at_radius=self.perturbation.ball.used(delta, reach.r),
         )
 
-    def _perturb(self, moves: Moves, r: Float[Tensor, "pushed"], start: Float[Tensor, "pushed *dims"]) -> Tensor:
+    def _perturb(self, moves: Moves, r: Float[Tensor, "perturbed"], start: Float[Tensor, "perturbed *dims"]) -> Tensor:
         """delta in the ball that raises ``J = ||eps(x + sigma delta) - eps(x)||^2``, or the residual of equivariance."""
 
         def gain(delta: Tensor) -> Tensor:

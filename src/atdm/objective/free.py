@@ -79,7 +79,7 @@ class Free(Baseline):
         rms = item_mean(delta.detach().square()).sqrt()
         return replace(
             plain,
-            pushed=rms > 0,
+            perturbed=rms > 0,
             radius=self.radius / process.sigma(t),
             delta_rms=rms / process.sigma(t),
             at_radius=(rms >= 0.999 * self.radius).float(),

@@ -1,4 +1,4 @@
-"""The objectives that one word names, and when they push."""
+"""The objectives that one word names, and when they perturb."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from ..errors import UserError, unknown
 
 
 class Kind(NamedTuple):
-    """Whether an objective pushes, whether the push is an attack, and whether the prediction is to move with it."""
+    """Whether an objective perturbs, whether the perturbation is an attack, and whether the prediction is to move with it."""
 
-    pushes: bool
+    perturbs: bool
     adversarial: bool
     equivariant: bool
 
 
 KINDS: dict[str, Kind] = {
-    "ddpm": Kind(pushes=False, adversarial=False, equivariant=False),
-    "robust_rand": Kind(pushes=True, adversarial=False, equivariant=True),
-    "robust_adv": Kind(pushes=True, adversarial=True, equivariant=True),
-    "inv_rand": Kind(pushes=True, adversarial=False, equivariant=False),
-    "inv_adv": Kind(pushes=True, adversarial=True, equivariant=False),
+    "ddpm": Kind(perturbs=False, adversarial=False, equivariant=False),
+    "robust_rand": Kind(perturbs=True, adversarial=False, equivariant=True),
+    "robust_adv": Kind(perturbs=True, adversarial=True, equivariant=True),
+    "inv_rand": Kind(perturbs=True, adversarial=False, equivariant=False),
+    "inv_adv": Kind(perturbs=True, adversarial=True, equivariant=False),
 }
 
 
@@ -54,23 +54,23 @@ def require_options(name: str, ascent: str, gate: float | None, every: int, atta
     if gate is not None and gate <= 0:
         raise UserError(f"The gate is {gate}. Expected a noise level sigma_t/alpha_t > 0, or none.")
     if every < 1:
-        raise UserError(f"every is {every}. Expected an integer >= 1: push in one of so many steps.")
+        raise UserError(f"every is {every}. Expected an integer >= 1: apply the regularizer in one of so many steps.")
     if KINDS[name].adversarial and attack_steps < 1:
         raise UserError(
             f"{name} has {attack_steps} attack steps. Expected at least 1; "
-            f"for a random push use {name.replace('adv', 'rand')}."
+            f"for a random perturbation use {name.replace('adv', 'rand')}."
         )
 
 
 def due(start: float, every: int, step: int | None, steps: int | None) -> bool | None:
-    """Whether optimizer step ``step`` (from 0) of ``steps`` makes a push; None: its timesteps are to decide.
+    """Whether optimizer step ``step`` (from 0) of ``steps`` applies the regularizer; None: its timesteps are to decide.
 
     Args:
-        start: share of the training before the first push.
-        every: of so many steps one makes a push.
+        start: share of the training before the regularizer is applied.
+        every: of so many steps one applies the regularizer.
 
     Raises:
-        UserError: it cannot be told without the step.
+        UserError: it cannot be known without the step.
     """
     if start > 0 and (step is None or steps is None):
         raise UserError(
@@ -79,7 +79,9 @@ def due(start: float, every: int, step: int | None, steps: int | None) -> bool |
         )
     if step is None:
         if every > 1 and world() > 1:
-            raise UserError(f"One step in {every} makes a push, the same one on all processes. Expected step=step.")
+            raise UserError(
+                f"One step in {every} applies the regularizer, the same one on all processes. Expected step=step."
+            )
         return None
     first = round(start * steps) if start > 0 and steps is not None else 0
     return step >= first and (step - first) % every == 0

@@ -17,21 +17,21 @@ from ..diffusion.process import Process
 from ..nets.passes import RandomState, frozen, known_random, remember_random
 from .terms import counted, predicted
 
-Rows = Int[Tensor, "pushed"] | slice
+Rows = Int[Tensor, "perturbed"] | slice
 Moves = Callable[[Tensor], Tensor]  # delta -> eps(x + sigma delta) - eps(x), with frozen weights
 Perturb = Callable[[Moves, Tensor, Tensor], Tensor]  # of that, radii and starts in the unit ball: delta
 
 
-class Pushed(NamedTuple):
+class Perturbed(NamedTuple):
     """Of the perturbed rows: the perturbation, and the noise predicted before and after it."""
 
-    delta: Float[Tensor, "pushed *dims"]
-    clean: Float[Tensor, "pushed *dims"]
-    moved: Float[Tensor, "pushed *dims"]
+    delta: Float[Tensor, "perturbed *dims"]
+    clean: Float[Tensor, "perturbed *dims"]
+    moved: Float[Tensor, "perturbed *dims"]
 
 
 def stacks(attacked: bool, share: float) -> bool:
-    """Whether passes are stacked when this ``share`` of a batch is pushed.
+    """Whether passes are stacked when this ``share`` of a batch is perturbed.
 
     Stacked, an attack predicts the clean rows once more: cheaper than passes of their own only where they are few.
     """
@@ -39,16 +39,16 @@ def stacks(attacked: bool, share: float) -> bool:
 
 
 def cost(share: float, steps: int, every: int) -> dict[str, float]:
-    """What :meth:`~atdm.objective.Loss.passes` returns where this ``share`` of a batch is pushed in one of ``every`` steps.
+    """What :meth:`~atdm.objective.Loss.passes` returns where this ``share`` of a batch is perturbed in one of ``every`` steps.
 
     Args:
-        steps: of the attack; 0: the push is random.
+        steps: of the attack; 0: the perturbation is random.
     """
-    pushed = share / every
-    attacked = pushed * steps
+    perturbed = share / every
+    attacked = perturbed * steps
     if steps and stacks(attacked=True, share=share):
-        attacked += pushed  # the clean rows beside the pushed ones
-    return counted(1 + pushed + attacked, 1 + pushed, attacked)
+        attacked += perturbed  # the clean rows beside the perturbed ones
+    return counted(1 + perturbed + attacked, 1 + perturbed, attacked)
 
 
 def rows_below(gate: float | None, process: Process, t: Int[Tensor, "batch"], device: torch.device) -> Rows | None:
@@ -75,7 +75,9 @@ class Passes:
         conditioning = {k: _follow(v, rows, len(self.t)) for k, v in self.conditioning.items()}
         return predicted(model, x, self.process.time(self.t)[rows], **conditioning)
 
-    def push(self, perturb: Perturb, rows: Rows, r: Tensor, start: Tensor, attacked: bool) -> tuple[Tensor, Pushed]:
+    def perturbed(
+        self, perturb: Perturb, rows: Rows, r: Tensor, start: Tensor, attacked: bool
+    ) -> tuple[Tensor, Perturbed]:
         """The output for the whole batch, and what became of its perturbed ``rows``.
 
         Args:
@@ -86,10 +88,12 @@ class Passes:
         n = len(r)
         if isinstance(rows, Tensor):
             rows, r, start = (_padded(values, len(self.t)) for values in (rows, r, start))
-        output, pushed = self._push(perturb, rows, r, start, attacked)
-        return output, Pushed(*(values[:n] for values in pushed))
+        output, perturbed = self._routed(perturb, rows, r, start, attacked)
+        return output, Perturbed(*(values[:n] for values in perturbed))
 
-    def _push(self, perturb: Perturb, rows: Rows, r: Tensor, start: Tensor, attacked: bool) -> tuple[Tensor, Pushed]:
+    def _routed(
+        self, perturb: Perturb, rows: Rows, r: Tensor, start: Tensor, attacked: bool
+    ) -> tuple[Tensor, Perturbed]:
         if stacks(attacked, len(r) / len(self.t)) and not known_random(self.model):
             before = RandomState(self.x.device)
             found = self._stacked(perturb, rows, r, start)
@@ -99,8 +103,8 @@ class Passes:
             remember_random(self.model)
         return self._one_by_one(perturb, rows, r, start)
 
-    def _stacked(self, perturb: Perturb, rows: Rows, r: Tensor, start: Tensor) -> tuple[Tensor, Pushed]:
-        """The attack on the rows' clean and pushed states at once, then the whole batch and its pushed rows at once."""
+    def _stacked(self, perturb: Perturb, rows: Rows, r: Tensor, start: Tensor) -> tuple[Tensor, Perturbed]:
+        """The attack on the rows' clean and perturbed states at once, then the whole batch and its perturbed rows at once."""
         process, n = self.process, len(r)
         x, t, everything = self.x[rows], self.t[rows], torch.arange(len(self.t), device=self.t.device)
         rows = everything[rows]
@@ -122,9 +126,9 @@ class Passes:
         x_moved = x + shift * delta
         both = self.output(self.model, torch.cat([self.x, x_moved]), torch.cat([everything, rows]))
         output, moved = both.split([len(self.t), n])
-        return output, Pushed(delta, process.to_eps(output[rows], x, t), process.to_eps(moved, x_moved, t))
+        return output, Perturbed(delta, process.to_eps(output[rows], x, t), process.to_eps(moved, x_moved, t))
 
-    def _one_by_one(self, perturb: Perturb, rows: Rows, r: Tensor, start: Tensor) -> tuple[Tensor, Pushed]:
+    def _one_by_one(self, perturb: Perturb, rows: Rows, r: Tensor, start: Tensor) -> tuple[Tensor, Perturbed]:
         """A pass at a time; all those over the rows start from one random state, so that they share dropout masks."""
         process = self.process
         x, t = self.x[rows], self.t[rows]
@@ -147,7 +151,7 @@ class Passes:
         moved = predict(self.model, x + shift * delta)
         if random:
             after.restore()
-        return output, Pushed(delta, clean, moved)
+        return output, Perturbed(delta, clean, moved)
 
 
 def _padded(values: Tensor, batch: int) -> Tensor:
@@ -159,7 +163,7 @@ def _padded(values: Tensor, batch: int) -> Tensor:
 
 
 def _follow(value: Any, rows: Rows, batch: int) -> Any:
-    """The conditioning of the pushed rows; anything without one row per sample is passed on as it is."""
+    """The conditioning of the perturbed rows; anything without one row per sample is passed on as it is."""
     if isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch:
         return value[rows]
     if isinstance(value, dict):

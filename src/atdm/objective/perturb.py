@@ -32,7 +32,7 @@ def _per_item(values: Tensor, like: Tensor) -> Tensor:
 
 # --- how far -----------------------------------------------------------------------------------------------------------
 class Reach(NamedTuple):
-    """How far the pushes of a batch go, and where: all that a weight may look at. Only a :class:`Radius` makes one."""
+    """How far the perturbations of a batch go, and where: all that a weight may look at. Only a :class:`Radius` makes one."""
 
     process: Process
     t: Int[Tensor, "batch"]
@@ -67,7 +67,7 @@ class PublishedRadius(Radius):
 
     Args:
         omega: slope of the ray.
-        floor: the bias, noise units; keeps the push alive near t = 0.
+        floor: the bias, noise units; keeps the perturbation alive near t = 0.
         beta: ``uniform`` draws beta ~ U(beta_min, 1] per sample, ``one`` fixes it to 1.
         beta_min: smallest beta; 0 as published, where the published weight has no finite mean over beta.
     """
@@ -167,7 +167,7 @@ class OverVariance(PublishedWeight):
 class RelativeWeight(Weight):
     """``lambda_t = k / mean(delta^2)``: k times the *relative* equivariance residual.
 
-    With this weight the linear-Gaussian optimum shrinks the variance of a pushed direction by ``1 / (1 + k)`` at any radius.
+    With this weight the linear-Gaussian optimum shrinks the variance of a perturbed direction by ``1 / (1 + k)`` at any radius.
     """
 
     k: float = 5.0

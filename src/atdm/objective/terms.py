@@ -56,13 +56,13 @@ class Draws:
 
 @dataclass(frozen=True)
 class Terms:
-    """Named terms of the loss, one value per sample. The push terms are zero where no push was made."""
+    """Named terms of the loss, one value per sample. The perturbation terms are zero where the regularizer was not applied."""
 
     t: Int[Tensor, "batch"]
     denoise: Float[Tensor, "batch"]  # units of the output (a score's: eps units)
-    regularizer: Float[Tensor, "batch"]  # before the weight: eps units of a push; another loss's second term
-    weight: Float[Tensor, "batch"]  # lambda_t of a push, in the units of the denoising term
-    pushed: Bool[Tensor, "batch"]
+    regularizer: Float[Tensor, "batch"]  # before the weight: eps units of a perturbation; another loss's second term
+    weight: Float[Tensor, "batch"]  # lambda_t of a perturbation, in the units of the denoising term
+    perturbed: Bool[Tensor, "batch"]
     radius: Float[Tensor, "batch"]  # noise units
     delta_rms: Float[Tensor, "batch"]  # noise units
     at_radius: Float[Tensor, "batch"]  # share of the ball's constraint that binds
@@ -75,16 +75,16 @@ class Terms:
 
     @classmethod
     def of_rows(
-        cls, t: Int[Tensor, "batch"], denoise: Float[Tensor, "batch"], rows: Tensor | slice, **pushed: Tensor
+        cls, t: Int[Tensor, "batch"], denoise: Float[Tensor, "batch"], rows: Tensor | slice, **perturbed: Tensor
     ) -> Terms:
-        """The terms where only these ``rows`` were pushed, whose own terms follow by name."""
+        """The terms where only these ``rows`` were perturbed, whose own terms follow by name."""
         zero = torch.zeros_like(denoise, requires_grad=False)
 
         def spread(values: Tensor) -> Tensor:
             return values if isinstance(rows, slice) else zero.index_put((rows,), values.to(zero.dtype))
 
-        made = spread(torch.ones_like(pushed["radius"])).bool()
-        return cls(t, denoise, pushed=made, **{name: spread(values) for name, values in pushed.items()})
+        made = spread(torch.ones_like(perturbed["radius"])).bool()
+        return cls(t, denoise, perturbed=made, **{name: spread(values) for name, values in perturbed.items()})
 
     @property
     def loss(self) -> Float[Tensor, "batch"]:
@@ -98,7 +98,7 @@ class Loss(ABC):
     Attributes:
         replays: optimizer steps on each batch; :meth:`again` gives the randomness of the next one.
         levels_from: where the noise that each item holds already is to come from: the truth about the data, or an estimate
-            from the items (:class:`atdm.noise.Gauge`); None: it need not be told.
+            from the items (:class:`atdm.noise.Gauge`); None: it need not be known.
     """
 
     process: Process
@@ -114,16 +114,16 @@ class Loss(ABC):
         generator: torch.Generator | None = None,
         push_generator: torch.Generator | None = None,
         t_generator: torch.Generator | None = None,
-        pushes: bool | None = None,
+        perturbs: bool | None = None,
     ) -> Draws:
         """The randomness for a batch of ``shape``: t and noise from ``generator``, the rest from the loss's own stream.
 
         So every loss sees the same timesteps and noise under the same seed. t comes from ``t_generator`` where one
-        is given; drawn on the CPU, it tells which rows a gate pushes without waiting for an accelerator. The loss's own stream
+        is given; drawn on the CPU, it tells which rows a gate perturbs without waiting for an accelerator. The loss's own stream
         differs from process to process where torch.distributed runs.
 
         Args:
-            pushes: whether this step draws what is the loss's own; None: as :meth:`due` says.
+            perturbs: whether this step draws what is the loss's own; None: as :meth:`due` says.
         """
         device = torch.device(device)
         t = self.process.draw(shape[0], t_generator or generator)
@@ -131,7 +131,7 @@ class Loss(ABC):
         if push_generator is None and device not in self._streams:
             self._streams[device] = torch.Generator(device).manual_seed(self.seed + 104_729 * rank())
         stream = push_generator or self._streams[device]
-        own = self.own(t, tuple(shape), device, stream) if (self.due(t) if pushes is None else pushes) else {}
+        own = self.own(t, tuple(shape), device, stream) if (self.due(t) if perturbs is None else perturbs) else {}
         return Draws(t, noise, **own)
 
     def due(self, t: Int[Tensor, "batch"]) -> bool:
@@ -156,7 +156,7 @@ class Loss(ABC):
     def passes(self) -> dict[str, float]:
         """Network passes per sample of a training step, and the floor of its cost over ddpm's that they imply.
 
-        A forward pass counts 1, a backward pass 2, a backward pass to the input alone 1; pushed timesteps count by share.
+        A forward pass counts 1, a backward pass 2, a backward pass to the input alone 1; perturbed timesteps count by share.
         Networks without dropout; see docs/performance.md.
         """
 

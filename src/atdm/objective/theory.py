@@ -29,17 +29,17 @@ BETAS = 2000  # midpoints of (0, 1] that the mean over beta is taken at
 
 
 def shrinkage(objective: Objective, t: Int[Tensor, "T"], betas: int = BETAS) -> Float[Tensor, "T"]:
-    """``lambda_t c`` at each t, its mean over beta; zero where nothing is pushed.
+    """``lambda_t c`` at each t, its mean over beta; zero where nothing is perturbed.
 
     Of a sign step c is that of a corner, ``r^2``: there the ascent of an isotropic or axis-aligned Gaussian ends. Of a random
-    push it is ``r^2 / 3`` in the cube, and ``r^2`` in the Euclidean ball, as in many dimensions.
+    perturbation it is ``r^2 / 3`` in the cube, and ``r^2`` in the Euclidean ball, as in many dimensions.
 
     Args:
         betas: midpoints of (0, 1]. The published weight has no finite mean: with n midpoints that of 1/beta is about
             ``log(n) + 2``, so this says how far into the tail training is taken to look.
     """
     process, kind = objective.process, objective.kind
-    if not (kind.pushes and kind.equivariant):
+    if not (kind.perturbs and kind.equivariant):
         return torch.zeros(len(t), dtype=torch.float64)
     beta = ((torch.arange(betas, dtype=torch.float64) + 0.5) / betas).repeat(len(t))
     reach = objective.radius.reach(process, t.repeat_interleave(betas), beta)

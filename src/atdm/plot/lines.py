@@ -1,4 +1,4 @@
-"""Numbers: curves, bars, trade-offs, damage, and the radius of the push."""
+"""Numbers: curves, bars, trade-offs, damage, and the radius of the perturbation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .base import INK, MARKERS, Log, colours, dress, drop, frame, legend, need
 
 
 def ray(process: Process, omegas: Sequence[float], floor: float = 8 / 255) -> Figure:
-    """How far the push reaches beside the DDPM ray ``sigma_t`` (figure 2c of arXiv 2505.21742), its radius and weight.
+    """How far the perturbation reaches beside the DDPM ray ``sigma_t`` (figure 2c of arXiv 2505.21742), its radius and weight.
 
     Args:
         omegas: slopes; each gives the largest radius ``r(t) + floor``, ``r(t) = sigma_t^omega``, and the least weight.
@@ -46,7 +46,7 @@ def ray(process: Process, omegas: Sequence[float], floor: float = 8 / 255) -> Fi
         state.plot(t, sigma * reach.r, **style)
         radius.plot(t, reach.r, **style)
         factor.plot(t, weight(reach, one), **style)
-    dress(state, "timestep t", "state units", "Reach of the push, $\\sigma_t\\, r_1(t)$")
+    dress(state, "timestep t", "state units", "Reach of the perturbation, $\\sigma_t\\, r_1(t)$")
     dress(radius, "timestep t", "noise units", "Radius $r_1(t) = \\sigma_t^{\\,\\omega}$ + floor")
     dress(
         factor,

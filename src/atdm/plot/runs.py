@@ -21,9 +21,9 @@ from .base import COLOURS, INK, MOST_PICTURE, dress, drop, frame, head, legend, 
 def run_curves(
     log: Sequence[Mapping[str, Any]], picture: Shaped[np.ndarray, "height width *rgb"] | None = None, caption: str = ""
 ) -> Figure:
-    """What a run logged against its steps: loss terms, their timestep quartiles, gradient norm, and the push.
+    """What a run logged against its steps: loss terms, their timestep quartiles, gradient norm, and the perturbation.
 
-    Panels whose numbers were not logged are left out (ddpm does not push).
+    Panels whose numbers were not logged are left out (ddpm does not perturb).
 
     Args:
         log: records with ``step`` and scalars such as ``loss``, ``denoise/q0`` or ``delta_rms``.
@@ -38,14 +38,14 @@ def run_curves(
     terms["regularizer"] = ("weight × regularizer", COLOURS["inv_adv"])
     shades = [matplotlib.colors.to_hex(c) for c in matplotlib.colormaps["viridis"](np.linspace(0, 0.85, 4))]
     names = ["q0, least noisy", "q1", "q2", "q3, noisiest"]
-    reach = {"radius": ("radius", INK), "delta_rms": ("rms of the push", COLOURS["robust_adv"])}
+    reach = {"radius": ("radius", INK), "delta_rms": ("rms of the perturbation", COLOURS["robust_adv"])}
     plans: list[tuple[str, str, str, dict[str, tuple[str, str]]]] = [
         ("Loss terms", "mean over the batch", "y", terms),
         ("Denoising by timestep", "", "y", _keyed("denoise", quarters, names, shades)),
         ("Regularizer by timestep", "", "y", _keyed("regularizer", quarters, names, shades)),
         ("Gradient norm", "", "y", {"gradient_norm": ("", INK)}),
-        ("Size of the push", "noise units", "", reach),
-        ("Share of the push at its radius", "", "", {"share_at_radius": ("", INK)}),
+        ("Size of the perturbation", "noise units", "", reach),
+        ("Share of the perturbation at its radius", "", "", {"share_at_radius": ("", INK)}),
         ("Weight $\\lambda_t$", "", "", {"weight": ("", INK)}),
         ("Speed", "samples / s", "", {"samples_per_second": ("", INK)}),
     ]

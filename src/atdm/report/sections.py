@@ -26,7 +26,7 @@ def write(outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
     """Write the page, and return its numbers."""
     plan, first = outcomes[0].job.plan, outcomes[0].job
     reference = load(first.data, **first.reading).reference
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "models": [o.job.label for o in outcomes],
         "rows": [row for o in outcomes for row in o.rows],
         "damage": {o.job.label: o.damage for o in outcomes},
@@ -36,7 +36,7 @@ def write(outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
         "provenance": _provenance(outcomes),
         "out": str(out),
     }
-    kept = measures(told["rows"])
+    kept = measures(result["rows"])
     sections = [
         _overview(outcomes, kept),
         _samples(outcomes, reference),
@@ -48,14 +48,14 @@ def write(outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
     ]
     lead = (
         "A diffusion model makes a sample out of pure noise: a network removes a little of the noise at a time, step by "
-        f"step. This page puts {_count(len(outcomes), 'model')} side by side, {' and '.join(told['models'])}: how good the "
-        "samples are, how many steps they need, what happens when somebody pushes the sampler off course, whether the "
+        f"step. This page puts {_count(len(outcomes), 'model')} side by side, {' and '.join(result['models'])}: how good the "
+        "samples are, how many steps they need, what happens when somebody attacks the sampler, whether the "
         "samples are copies of training data, and what all of it costs.\n\n"
         f"Every model starts from the same noise (seed {plan.seed}) and is measured against the same {len(reference)} items: "
         f"{_against(outcomes)}. With {plan.n} samples of each, small differences may be chance."
     )
-    report.render(f"Robustness report: {', '.join(told['models'])}", lead, sections, told["provenance"], out)
-    return finite(told)
+    report.render(f"Robustness report: {', '.join(result['models'])}", lead, sections, result["provenance"], out)
+    return finite(result)
 
 
 def _against(outcomes: Sequence[Outcome]) -> str:
@@ -116,7 +116,7 @@ def _overview(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
         for o in outcomes
     ]
     names = {k: metrics.label(k).replace("_", " ") for k in kept}
-    columns = ["model", "dirt added to its data", *names.values(), "moved by attack", "near-duplicates"]
+    columns = ["model", "corruption added to its data", *names.values(), "moved by attack", "near-duplicates"]
     units = {names[k]: metrics.metric(k).unit for k in kept} | {"moved by attack": "data units, rms"}
     best: dict[str, report.Better] = {
         names[k]: better for k in kept if _ranks(outcomes, k) and (better := metrics.metric(k).better) != "none"
@@ -128,7 +128,7 @@ def _overview(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
     )
     text = (
         "The most important numbers first, one line for each model; what they mean and how they came about is in the "
-        "sections below. An objective called ddpm is plain training; robust_adv is adversarial training, which pushes the "
+        "sections below. An objective called ddpm is plain training; robust_adv is adversarial training, which perturbs the "
         "network's input where it reacts most and asks for the right reaction."
     )
     table = Table(columns, lines, caption, best | {"moved by attack": "lower"}, {k: u for k, u in units.items() if u})
@@ -221,7 +221,7 @@ def _attack(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
     text = (
         "An attacker who may nudge every intermediate state by a small amount, the budget, looks for the nudges that spoil "
         "the sample most. The curves show the damage against the budget: the lower and flatter, the harder the model is to "
-        "push off course."
+        "perturbation."
     )
     return Section("Attack on the sampler", text, [(caption, figure)])
 
@@ -332,7 +332,7 @@ def _cost(outcomes: Sequence[Outcome]) -> Section:
         )
     text = (
         "What the models cost: first to draw from, then to train where that is known. Adversarial training makes a step "
-        "dearer, because the attack and the pushed pass go through the network again; sampling costs the same."
+        "dearer, because the attack and the perturbed pass go through the network again; sampling costs the same."
     )
     return Section("Cost", text, [], tables)
 

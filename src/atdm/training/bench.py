@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 AUTO, EXAMPLE = "auto", "diffusers"
 TURN = 0.02  # seconds of ddpm in a turn, so that a clock's tick and a switch between contestants do not count
-PEAKS = 10  # steps of auto of which the largest counts: a push comes at random in one of every two
-TWICE = 2  # pushes on average in a turn of auto
+PEAKS = 10  # steps of auto of which the largest counts: a perturbation comes at random in one of every two
+TWICE = 2  # perturbed steps on average in a turn of auto
 MOST_ROUNDS = 200
 
 
@@ -50,7 +50,7 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
 
     Returns:
         ``ratio`` (a step's time over ddpm's) and ``floor`` (what the passes imply for it), of ``auto`` on average over a
-        training, of which a part is ddpm's; ``passes`` of a step that may push; ``samples_per_second`` of such steps, by the
+        training, of which a part is ddpm's; ``passes`` of a step that may perturb; ``samples_per_second`` of such steps, by the
         wall; ``peak_memory`` (bytes of tensors: weights, average and optimizer, and the most that a step adds to them); and
         ``provenance``.
     """
@@ -68,7 +68,9 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
         name: max(_peak(loop, device) for _ in range(PEAKS if name == AUTO else 1)) for name, loop in loops.items()
     }
     turn = max(1, round(TURN / _timed(loops["ddpm"], 2, device)[0]))
-    turns = dict.fromkeys(loops, turn) | {AUTO: TWICE * auto.EVERY * -(-turn // auto.EVERY)}  # pushes come at random
+    turns = dict.fromkeys(loops, turn) | {
+        AUTO: TWICE * auto.EVERY * -(-turn // auto.EVERY)
+    }  # perturbed steps come at random
     times: dict[str, list[float]] = {name: [] for name in loops}
     waits: dict[str, list[float]] = {name: [] for name in loops}
     order, shuffle = list(loops), random.Random(0)
@@ -88,7 +90,7 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
     passes = {name: objective.passes() for name, objective in objectives.items()}
     ratios = {n: statistics.median(a / b for a, b in zip(t, plain, strict=True)) for n, t in times.items()}
     floors = {n: p.pop("floor_over_ddpm") for n, p in passes.items()}
-    for costs in (ratios, floors):  # auto pushes in the last part of the training only
+    for costs in (ratios, floors):  # auto perturbs in the last part of the training only
         costs[AUTO] = 1 + (costs[AUTO] - 1) * (1 - auto.START)
     return {
         "ratio": ratios,
@@ -102,10 +104,19 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
 
 def _objectives(process: Process, options: Options) -> dict[str, Loss]:
     """Ours, ``auto`` and, if asked for, the baselines that can learn from items of that shape."""
-    push, r = Perturbation("l2", steps=1, kappa=math.inf), auto.LENGTH / math.sqrt(math.prod(options.item_shape()))
+    perturbation, r = (
+        Perturbation("l2", steps=1, kappa=math.inf),
+        auto.LENGTH / math.sqrt(math.prod(options.item_shape())),
+    )
     objectives: dict[str, Loss] = {name: Objective(name, process) for name in KINDS}
     objectives[AUTO] = Objective(
-        "robust_adv", process, ConstantRadius(r), RelativeWeight(auto.K), push, gate=options.gate, every=auto.EVERY
+        "robust_adv",
+        process,
+        ConstantRadius(r),
+        RelativeWeight(auto.K),
+        perturbation,
+        gate=options.gate,
+        every=auto.EVERY,
     )
     for name, baseline in BASELINES.items() if options.baselines else ():
         with suppress(UserError):

@@ -22,7 +22,7 @@ class Options:
         seconds: how long to measure, in all; the rounds adapt to it (one is always made).
         precision: mixed precision.
         channels_last, compile, gradient_checkpointing: as in training; compiling takes up to a minute of its own.
-        threads: CPU threads; 0 leaves it to torch.
+        threads: CPU threads; 0: torch decides.
         device: cpu or cuda; auto takes cuda where there is one.
         gate: of ``auto``, which takes twice the noise that it finds: 0.4 for noise of std 0.2.
         baselines: measure the baselines too; they take half of the time, so that the rounds are half as many.

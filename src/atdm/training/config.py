@@ -81,21 +81,21 @@ class ObjectiveConfig:
     """What the regularizer does.
 
     Args:
-        name: auto (robust_adv with gate and strength chosen from the data; auto:k=5 pushes harder), ddpm, robust_rand, robust_adv, inv_rand or
+        name: auto (robust_adv with gate and strength chosen from the data; auto:k=5 removes more), ddpm, robust_rand, robust_adv, inv_rand or
             inv_adv; or a baseline with its constants, which like auto takes none of the options below:
             input_perturbation:gamma=0.1, pseudo_huber:c=0.1, ambient, ambient_blind, sure or free:radius=0.1.
-        radius: how far to push, in noise units: published:omega=2,floor=8/255,beta=uniform,beta_min=0, floored (its bias as
+        radius: how far to perturb, in noise units: published:omega=2,floor=8/255,beta=uniform,beta_min=0, floored (its bias as
             a least radius) or constant:r=1.
         weight: how much it counts: published:lam=0.3, over_radius:lam=0.3 (the bias inside the weight), over_variance:lam=0.3,
             relative:k=5 or constant:value=1.
-        norm: ball of the push.
+        norm: ball of the perturbation.
         steps: ascent steps of the attack (1: FGSM with random start, more: PGD).
         kappa: step length in radii; inf takes full steps (with l2: power iterations).
-        gate: push only where sigma_t/alpha_t is below this noise level (data units); null: everywhere.
+        gate: perturb only where sigma_t/alpha_t is below this noise level (data units); null: everywhere.
         ascent: what the attack raises.
         detach_target: stop the gradient through the clean prediction in the target.
-        every: push in one of so many steps, with so many times the weight.
-        start: share of the training before the first push, or before a baseline's own loss; 0.5 makes the first half ddpm's.
+        every: apply the regularizer in one of so many steps, with so many times the weight.
+        start: share of the training before the regularizer is applied, or before a baseline's own loss; 0.5 makes the first half ddpm's.
         version: of the meaning of these options; before 2, which files did not say, the weight published was over_radius.
     """
 
@@ -117,13 +117,13 @@ class ObjectiveConfig:
             raise UserError(f"start is {self.start:g}. Expected a share of the training in [0, 1), such as 0.5.")
 
     def first_step(self, steps: int) -> int:
-        """The first of ``steps`` optimizer steps in which something may be pushed."""
+        """The first of ``steps`` optimizer steps in which the regularizer may be applied."""
         return round(self.start * steps)
 
     def cost(self, process: Any) -> float:
         """Floor of the cost of a step over ddpm's, on average over the training."""
-        pushing = self.build(process).passes()["floor_over_ddpm"]
-        return 1 + (pushing - 1) * (1 - self.start)
+        regularized = self.build(process).passes()["floor_over_ddpm"]
+        return 1 + (regularized - 1) * (1 - self.start)
 
     @property
     def automatic(self) -> bool:
@@ -183,8 +183,8 @@ class DataConfig:
             files, an .npz of atdm corrupt, hub:name=OWNER/NAME or torchvision:name=CIFAR10,root=PATH.
         trusted: clean images that you vouch for, 20 or more, named as data are, often a folder: they join the training data,
             nothing corrupts them, and they are what samples are compared with.
-        corrupt: dirt to add, such as gaussian:share=0.9,std=0.2 or outliers:share=0.1; '+' composes.
-        corrupt_fresh: draw the dirt anew in every epoch; by default it is fixed to the item.
+        corrupt: corruption to add, such as gaussian:share=0.9,std=0.2 or outliers:share=0.1; '+' composes.
+        corrupt_fresh: draw the corruption anew in every epoch; by default it is fixed to the item.
         image_size: resize and crop images to this many pixels (null: as they are).
         crop: center cuts the middle, random another window each time, none squeezes the whole image into the square.
         limit: use so many items, of images a choice by seed; up to as many of the others are held out.
@@ -239,13 +239,13 @@ class TrainConfig(Settings, DataConfig):
         save_every: steps between checkpoints.
         sample_every: steps between sample grids; 0: only at the end.
         metrics: feature spaces to measure samples in when training ends, such as pixels+efficientnet-lite, written to
-            metrics.json (what is missing is told before training); none measures nothing.
+            metrics.json (what is missing is said before training); none measures nothing.
         metrics_samples: how many samples to draw for them.
         clip_sample: clip the denoised image to [-1, 1] at every sampling step, as the pipeline then does; null: yes for
             U-Nets on pixels, which need it while they are far from converged, but not of flow and edm, whose samplers cannot.
         changed_data: go on with a run whose data are not those it began with; otherwise it is refused.
         keep: how many checkpoints to keep.
-        threads: CPU threads; 0 leaves it to torch.
+        threads: CPU threads; 0: torch decides.
     """
 
     out: str = "runs/run"

@@ -91,8 +91,8 @@ def require_same_data(
     now, before = Fingerprint.of(dataset), Fingerprint.load(run, file)
     if now is None or before is None or (changed := before.differs(now)) is None:
         return now, ()
-    told = f"The data {dataset.spec} are not those that {run} began with: {changed}."
+    said = f"The data {dataset.spec} are not those that {run} began with: {changed}."
     if latent or not goes_on:
         how = "" if latent else ", or --changed_data true, which goes on with what is there now"
-        raise UserError(f"{told} Expected the same data, or another --out{how}.")
-    return now, (f"{told} Training goes on with what is there now.",)
+        raise UserError(f"{said} Expected the same data, or another --out{how}.")
+    return now, (f"{said} Training goes on with what is there now.",)

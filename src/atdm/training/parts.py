@@ -70,8 +70,8 @@ def build(
     objective = (ObjectiveConfig("ddpm") if automatic else config.objective).build(process, config.seed)
     if config.vae and objective.levels_from == "truth":
         raise UserError(
-            f"The objective {config.objective.name} is told the noise of pixels, and the autoencoder makes something else "
-            "of it. Expected an objective that is told nothing, or no vae."
+            f"The objective {config.objective.name} knows the noise of pixels, and the autoencoder makes something else "
+            "of it. Expected an objective that needs no noise levels, or no vae."
         )
     latents = Latents.load(config.vae) if config.vae else None
     dataset = dataset or load(config.data, **config.reading(), progress=progress)
@@ -87,7 +87,7 @@ def build(
         )
         objective = config.objective.build(process, config.seed)
     objective.require_items(source.item_shape)
-    size = 8.0 * config.batch_size * math.prod(source.item_shape)  # noise and a push for each item
+    size = 8.0 * config.batch_size * math.prod(source.item_shape)  # noise and a perturbation for each item
     memory.require(size, f"A batch of {config.batch_size:,} items", "Expected a smaller batch_size.")
     truth = truth_of(config.corrupt, len(source) - source.trusted, tuple(dataset.items.item_shape), config.seed)
     torch.manual_seed(config.seed)
@@ -199,7 +199,7 @@ def _stored_levels(dataset: Dataset) -> Tensor | None:
     if not path.is_file():
         raise UserError(
             f"The objective needs the noise level of each item, and there is no truth file beside {stored.path}. "
-            "Expected the folder that atdm corrupt wrote, or an objective that is told nothing, such as ambient_blind."
+            "Expected the folder that atdm corrupt wrote, or an objective that needs no noise levels, such as ambient_blind."
         )
     levels = truth_levels(Truth.load(path))
     if len(levels) != stored.items:

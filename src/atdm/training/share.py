@@ -100,15 +100,15 @@ def export(
                 for k, v in facts.items()
                 if v is not None
             ],
-            dirt=_dirt(run, config["corrupt"]),
+            corruption=_corruption(run, config["corrupt"]),
             numbers=_groups(fitting),
             regularized=config["objective"]["name"] != "ddpm",
             licence=_licence(licence),
             version=__version__,
         )
         (scratch / "README.md").write_text(card, encoding="utf-8")
-    told = {"checkpoint": made, "weights": weights, "step": step}
-    return told | {"numbers": len(fitting), "numbers_left_out": len(rows) - len(fitting)}
+    about = {"checkpoint": made, "weights": weights, "step": step}
+    return about | {"numbers": len(fitting), "numbers_left_out": len(rows) - len(fitting)}
 
 
 def require_name(name: str) -> None:
@@ -122,7 +122,7 @@ def require_name(name: str) -> None:
 
 
 def require_token() -> None:
-    """Refuse early what cannot end well: a push without a token.
+    """Refuse early what cannot end well: an upload without a token.
 
     Raises:
         UserError: there is no token; says how to log in.
@@ -202,10 +202,10 @@ def _imported(net: object) -> str:
 def _lead(config: Mapping[str, Any], images: bool) -> str:
     name = config["objective"]["name"]
     how = "without a regularizer (plain DDPM)" if name == "ddpm" else f"with the regularizer {code(name)}"
-    dirt = "" if config["corrupt"] == "none" else f", corrupted by {code(config['corrupt'])}"
+    corruption = "" if config["corrupt"] == "none" else f", corrupted by {code(config['corrupt'])}"
     what = "images" if images else "vectors"
     kind = "latent diffusion" if config.get("vae") else "diffusion"
-    return f"A {kind} model of {what}, trained {how} on {code(_public(config['data']))}{dirt}."
+    return f"A {kind} model of {what}, trained {how} on {code(_public(config['data']))}{corruption}."
 
 
 def _chosen(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,14 +222,14 @@ def _objective(options: Mapping[str, Any]) -> str:
     return f"{options['name']} ({', '.join(f'{k} {v}' for k, v in options.items() if k != 'name' and v is not None)})"
 
 
-def _dirt(run: Path, spec: str) -> str:
+def _corruption(run: Path, spec: str) -> str:
     if spec == "none":
-        return "No corruption was added to the data; what dirt they hold of their own is not known."
-    told = "which items, how many, and how much was not told to training"
+        return "No corruption was added to the data; what noise they hold of their own is not known."
+    unknown = "which items, how many, and how much was not known to training"
     if not (run / "truth.npz").is_file():
-        return f"The corruption was added to the data on purpose; {told}."
-    dirty = Truth.load(run / "truth.npz").dirty
-    return f"The corruption was added on purpose, to {int(dirty.sum()):,} of {len(dirty):,} items; {told}."
+        return f"The corruption was added to the data on purpose; {unknown}."
+    hit = Truth.load(run / "truth.npz").corrupted
+    return f"The corruption was added on purpose, to {int(hit.sum()):,} of {len(hit):,} items; {unknown}."
 
 
 def _licence(licence: str) -> str:
@@ -275,15 +275,17 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         provenance = {k: v for k, v in row.items() if k not in NOT_PROVENANCE and v is not None}
-        told = ", ".join(f"{markdown(k.replace('_', ' '))} {markdown(_told(k, str(v)))}" for k, v in provenance.items())
+        made = ", ".join(
+            f"{markdown(k.replace('_', ' '))} {markdown(_shown(k, str(v)))}" for k, v in provenance.items()
+        )
         value = "not finite" if row["value"] is None else f"{row['value']:.4g}"
-        groups.setdefault(told, []).append(
+        groups.setdefault(made, []).append(
             {"metric": markdown(without_folders(row["metric"])), "value": value, **_meaning(row["metric"])}
         )
-    return [{"provenance": told, "rows": found} for told, found in groups.items()]
+    return [{"provenance": made, "rows": found} for made, found in groups.items()]
 
 
-def _told(key: str, value: str) -> str:
+def _shown(key: str, value: str) -> str:
     """A value of a row without the folders of this machine."""
     if key in ("reference", "model"):
         return _public(value, model=key == "model")

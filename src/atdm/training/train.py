@@ -128,9 +128,9 @@ class Step:
             "lr": self.lr,
             "samples_per_second": self.samples / self.seconds,
         }
-        pushed = bool(terms.pushed.any())
-        if pushed:
-            chosen = terms.pushed
+        perturbed = bool(terms.perturbed.any())
+        if perturbed:
+            chosen = terms.perturbed
             out |= {
                 "regularizer": (terms.weight * terms.regularizer).mean().item(),
                 "share_pushed": chosen.float().mean().item(),
@@ -144,7 +144,7 @@ class Step:
             rows = quartile == q
             if rows.any():
                 out[f"denoise/q{q}"] = terms.denoise[rows].mean().item()
-                if pushed:
+                if perturbed:
                     out[f"regularizer/q{q}"] = (terms.weight * terms.regularizer)[rows].mean().item()
         return out
 
@@ -247,11 +247,11 @@ def fit(
         if loss_of.levels_from is not None:
             rows = order[step][mine]
             if loss_of.levels_from == "truth":
-                told = source.levels(rows, order.epochs(step)[mine])
+                known = source.levels(rows, order.epochs(step)[mine])
             else:
-                told = gauge.stds(batch, rows) if gauge else torch.zeros(len(batch))
-                told = told.masked_fill(source.vouched(rows).to(told.device), 0)
-            levels = [*told.to(device, non_blocking=True).split(micro)]
+                known = gauge.stds(batch, rows) if gauge else torch.zeros(len(batch))
+                known = known.masked_fill(source.vouched(rows).to(known.device), 0)
+            levels = [*known.to(device, non_blocking=True).split(micro)]
         draws = loss_of.draw(
             (settings.batch_size, *source.item_shape),
             device,
@@ -291,7 +291,7 @@ def fit(
 
 
 def _gauge(source: Source) -> Gauge | None:
-    """What tells the noise of the items; None, said aloud, where it cannot be told from content."""
+    """What estimates the noise of the items; None, said aloud, where it cannot be known from content."""
     try:
         return source.gauge()
     except UserError as problem:

@@ -35,5 +35,5 @@ def require_version(values: Any, where: str, name: str | None = None) -> None:
 
 
 def _ambiguous(objective: Mapping[str, Any]) -> bool:
-    pushes = str(objective.get("name", "robust_adv")).startswith(("robust_", "inv_"))
-    return pushes and "version" not in objective and str(objective.get("weight")).startswith("published")
+    perturbs = str(objective.get("name", "robust_adv")).startswith(("robust_", "inv_"))
+    return perturbs and "version" not in objective and str(objective.get("weight")).startswith("published")

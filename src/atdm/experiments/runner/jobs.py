@@ -112,7 +112,7 @@ def published(name: str, lam: float = 0.3, omega: float = 2.0, floor: str = "8/2
 
 
 def recommended(gate: float | None, k: float, r: float, name: str = "robust_adv") -> ObjectiveConfig:
-    """The gated relative push along the l2 gradient (docs/method.md)."""
+    """The gated relative regularizer along the l2 gradient (docs/method.md)."""
     return ObjectiveConfig(
         name, f"constant:r={r:g}", f"relative:k={k:g}", norm="l2", steps=1, kappa=math.inf, gate=gate
     )
@@ -126,7 +126,7 @@ class Trained:
     Args:
         config: of the training, with what ``auto`` chose as its objective.
         dataset: the clean data.
-        dirty: what training saw.
+        corrupted: what training saw.
         sampling: how the job draws samples, with nothing left open.
     """
 
@@ -136,7 +136,7 @@ class Trained:
     process: Process
     sampling: Sampling
     dataset: Dataset
-    dirty: Tensor
+    corrupted: Tensor
     seconds: float
 
     @property
