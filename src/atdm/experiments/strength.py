@@ -92,7 +92,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """Trade-offs between residual noise, distance from clean data, cost, and the price on clean data."""
     rows = [r for o in outcomes for r in o.rows]
     shown = [o for o in first_seed(outcomes) if o.job.condition == NOISY]
-    residual, frechet = digits.residual_key(rows[0]), digits.frechet_key(rows[0])
+    left, frechet = digits.residual_key(rows[0]), digits.frechet_key(rows[0])
     lines: dict[str, list[str]] = {}
     for r in (r for r in rows if r["condition"] == NOISY):
         if r["value"] not in lines.setdefault(r["sweep"], []):
@@ -104,17 +104,15 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     def of(sweep: str, value: str, key: str, condition: str = NOISY) -> float:
         return mean_over_seeds(rows, key, sweep=sweep, value=value, condition=condition)
 
-    plain = {key: of("none", "", key) for key in (residual, frechet)}
+    plain = {key: of("none", "", key) for key in (left, frechet)}
 
     def tradeoff(names: Sequence[str]) -> plot.Figure:
-        points = [("", "ddpm", plain[residual], plain[frechet])]
-        points += [
-            (v, name, of(name, v, residual), of(name, v, frechet)) for name in names for v in lines.get(name, [])
-        ]
+        points = [("", "ddpm", plain[left], plain[frechet])]
+        points += [(v, name, of(name, v, left), of(name, v, frechet)) for name in names for v in lines.get(name, [])]
         return plot.scatter_tradeoff(points, "residual noise (lower is better)", "Frechet distance (lower is better)")
 
     turned = [name for name in lines if name != "none"]
-    cheap = [(v, name, of(name, v, "cost"), of(name, v, residual)) for name in turned for v in lines[name]]
+    cheap = [(v, name, of(name, v, "cost"), of(name, v, left)) for name in turned for v in lines[name]]
     price = {
         (name, v): of(name, v, frechet, CLEAN) / of("none", "", frechet, CLEAN)
         for name in ON_CLEAN
@@ -124,16 +122,14 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         "recommended": ("Gated relative regularizer: k, radius, gate.", tradeoff(["k", "radius", "gate"])),
         "cost": (
             "Residual noise against the cost of a step (floor, over ddpm's): towards the lower left is better.",
-            plot.scatter_tradeoff(
-                [("", "ddpm", 1.0, plain[residual]), *cheap], "step cost over ddpm's", "residual noise"
-            ),
+            plot.scatter_tradeoff([("", "ddpm", 1.0, plain[left]), *cheap], "step cost over ddpm's", "residual noise"),
         ),
         "penalty": (
             "What a setting costs on clean digits, against the residual noise: towards the lower left is better.",
             plot.scatter_tradeoff(
                 [
-                    ("", "ddpm", plain[residual], 1.0),
-                    *((v, name, of(name, v, residual), times) for (name, v), times in price.items()),
+                    ("", "ddpm", plain[left], 1.0),
+                    *((v, name, of(name, v, left), times) for (name, v), times in price.items()),
                 ],
                 "residual noise, trained on noisy digits",
                 "Frechet distance over ddpm's, trained on clean digits",
@@ -156,14 +152,14 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     ]
     for sweep in ("lambda", "k"):
         values = lines[sweep]
-        noise = [of(sweep, v, residual) for v in values]
+        noise = [of(sweep, v, left) for v in values]
         if len(values) > 1:
             claims.append(
                 Claim(
                     f"more {sweep} gives less residual noise",
                     all(b < a for a, b in itertools.pairwise(noise)),
                     ", ".join(f"{v}: {number(n)}" for v, n in zip(values, noise, strict=True))
-                    + f"; ddpm {number(plain[residual])}",
+                    + f"; ddpm {number(plain[left])}",
                 )
             )
     best = {sweep: min(lines[sweep], key=partial(of, sweep, key=frechet)) for sweep in turned}
@@ -173,41 +169,39 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                 f"some setting along {sweep} comes closer to clean data than ddpm",
                 of(sweep, value, frechet) < plain[frechet],
                 f"best at {value}: Frechet distance {number(of(sweep, value, frechet))}, ddpm {number(plain[frechet])}; residual "
-                f"noise {number(of(sweep, value, residual))}, ddpm {number(plain[residual])}",
+                f"noise {number(of(sweep, value, left))}, ddpm {number(plain[left])}",
             )
         )
     base = digits.gated(scale)
     strong = next((v for v in lines.get("k", []) if v == f"{base['k']:g}"), None)
     if strong is not None:
         for value in lines["late, recommended"]:
-            gained = (plain[residual] - of("late, recommended", value, residual)) / (
-                plain[residual] - of("k", strong, residual)
-            )
+            gained = (plain[left] - of("late, recommended", value, left)) / (plain[left] - of("k", strong, left))
             claims.append(
                 Claim(
                     f"the recommended regularizer in the last {value} of training removes most of the noise that it removes throughout",
                     gained > 0.5,
-                    f"{number(100 * gained)} % of it: {number(of('late, recommended', value, residual))} against "
-                    f"{number(of('k', strong, residual))}, ddpm {number(plain[residual])}",
+                    f"{number(100 * gained)} % of it: {number(of('late, recommended', value, left))} against "
+                    f"{number(of('k', strong, left))}, ddpm {number(plain[left])}",
                 )
             )
     if "every" in lines:
-        often = of("every", "1", residual)
+        often = of("every", "1", left)
         for sweep, value, name in (("every", "4", "the regularizer in one of four steps"), ("auto", "k 5", "auto:k=5")):
-            left, cost = of(sweep, value, residual), of(sweep, value, "cost")
+            remains, cost = of(sweep, value, left), of(sweep, value, "cost")
             claims.append(
                 Claim(
                     f"{name} costs at most 1.2 times ddpm and keeps at most 1.05 times the noise of the regularizer in every step",
-                    cost <= 1.2 and left <= 1.05 * often,
-                    f"{number(left)} at {number(cost)} times ddpm's cost, {number(often)} at {number(of('every', '1', 'cost'))}; "
-                    f"ddpm {number(plain[residual])}",
+                    cost <= 1.2 and remains <= 1.05 * often,
+                    f"{number(remains)} at {number(cost)} times ddpm's cost, {number(often)} at {number(of('every', '1', 'cost'))}; "
+                    f"ddpm {number(plain[left])}",
                 )
             )
     table = table_of(
         rows,
         {"training data": "condition", "sweep": "sweep", "value": "value"},
         {
-            "residual noise": residual,
+            "residual noise": left,
             "Frechet": frechet,
             "sliced W2": "sliced_wasserstein",
             "step cost": "cost",
