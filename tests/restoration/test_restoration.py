@@ -199,7 +199,7 @@ def test_known_corruption_tells_what_was_gained_and_floats_stay_exact(capsys, ph
     told = write(tmp_path / "d", found, None, {}, truth_of(source, 5))
     kept = load(str(tmp_path / "d" / "samples.npz")).x
     assert torch.equal(kept[stds == 0], y[stds == 0])
-    noisy = torch.from_numpy(truth.dirty)
+    noisy = torch.from_numpy(truth.corrupted)
     assert told["noisy"] == int(noisy.sum())
     assert told["missed"] + told["clean_restored"] == int((noisy != (stds > 0)).sum())
     assert told["psnr_before"] == pytest.approx(psnr(y, dataset.x)[noisy].mean().item(), abs=1e-3)
