@@ -1,4 +1,4 @@
-"""One rule for every parameterization: conversions, the same regularizer, and the optimum of METHOD section 6."""
+"""One rule for every parameterization: conversions, the same regularizer, and the optimum of docs/method.md."""
 
 import itertools
 from dataclasses import replace

@@ -74,16 +74,16 @@ def run(words: list[str]) -> int:
         stds = gauge(source, lambda done, total: bar.update(look, completed=done))
         about = {"data": given.data, "model": given.model, "checkpoint": model.hash, "corrupt": given.corrupt}
         found = Restoration(source, model, stds)
-        told = write(folder, found, dataset.files, about, truth, lambda done, total: bar.update(work, completed=done))
+        result = write(folder, found, dataset.files, about, truth, lambda done, total: bar.update(work, completed=done))
     tell_notes(dataset.notes)
     if given.json:
-        print(json.dumps({key: value for key, value in told.items() if key not in ("names", "stds")}))
+        print(json.dumps({key: value for key, value in result.items() if key not in ("names", "stds")}))
         return 0
-    print_table(f"{given.data}: {told['restored']:,} of {told['items']:,} items restored", [*_rows(told)])
-    if len(told["formats"]) > 1:
-        print_table("by file format", told["formats"])
-    if told.get("compared"):
-        print_table("on the same noisy images, with the same estimated noise", told["compared"])
+    print_table(f"{given.data}: {result['restored']:,} of {result['items']:,} items restored", [*_rows(result)])
+    if len(result["formats"]) > 1:
+        print_table("by file format", result["formats"])
+    if result.get("compared"):
+        print_table("on the same noisy images, with the same estimated noise", result["compared"])
     print(f"The restored set is in {folder}, what was done to each item in {folder}/atdm-restore.")
     return 0
 
@@ -103,19 +103,19 @@ def _truth(given: Any, source: Any) -> Any:
     return Truth(source.items, source.levels(rows, torch.zeros_like(rows)), given.compare)
 
 
-def _rows(told: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield {"what": "untouched, for they look clean", "found": f"{told['items'] - told['restored']:,}"}
-    for level in told["histogram"]:
+def _rows(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield {"what": "untouched, for they look clean", "found": f"{result['items'] - result['restored']:,}"}
+    for level in result["histogram"]:
         if level["items"]:
             upper = "above" if level["up_to"] is None else f"to {level['up_to']:g}"
             yield {"what": f"noise std {level['above']:g} {upper}", "found": f"{level['items']:,}"}
-    if "noisy" not in told:
+    if "noisy" not in result:
         return
     yield {
         "what": "noisy items that were missed, clean ones restored",
-        "found": f"{told['missed']:,} of {told['noisy']:,}, {told['clean_restored']:,} of {told['items'] - told['noisy']:,}",
+        "found": f"{result['missed']:,} of {result['noisy']:,}, {result['clean_restored']:,} of {result['items'] - result['noisy']:,}",
     }
     for key, name in (("psnr", "PSNR of the noisy items, dB"), ("ssim", "SSIM of the noisy items")):
-        if f"{key}_before" in told:
-            found = " -> ".join(f"{told[f'{key}_{when}']:.4g}" for when in ("before", "after"))
+        if f"{key}_before" in result:
+            found = " -> ".join(f"{result[f'{key}_{when}']:.4g}" for when in ("before", "after"))
             yield {"what": name, "found": found}

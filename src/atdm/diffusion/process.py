@@ -1,7 +1,7 @@
 """The forward process ``x_t = alpha_t x_0 + sigma_t eps`` and the conversions between what networks predict.
 
 Source: Ho et al. 2020 (DDPM), Nichol & Dhariwal 2021 (cosine), Liu et al. 2023 (rectified flow), Karras et al. 2022 (EDM);
-METHOD notation of arXiv 2505.21742, section 2. ``eps ~ N(0, I)``; radii elsewhere in atdm are in *noise units*, that is in units of ``eps``.
+Notation of arXiv 2505.21742, section 2. ``eps ~ N(0, I)``; radii elsewhere in atdm are in *noise units*, that is in units of ``eps``.
 """
 
 from __future__ import annotations

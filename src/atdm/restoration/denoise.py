@@ -50,7 +50,7 @@ def restore(
         the items, on the CPU.
 
     Raises:
-        UserError: a model of latents, or noise that cannot be told from content.
+        UserError: a model of latents, or noise that cannot be distinguished from content.
     """
     if model.latents is not None:
         raise UserError("Restoring works on pixels, and this is a latent diffusion model. Expected a model of pixels.")
@@ -74,7 +74,7 @@ def gauge(source: Source, progress: Callable[[int, int], None] = lambda done, to
         progress: called with how many items were looked at, and of how many.
 
     Raises:
-        UserError: noise cannot be told from content in such data.
+        UserError: noise cannot be distinguished from content in such data.
     """
     found, seen = source.gauge(), []
     for rows in torch.arange(len(source)).split(BATCH):

@@ -1,4 +1,4 @@
-"""What a restoration leaves: a folder of images under the names they had, a record of what was done, and a contact sheet."""
+"""What a restoration writes: a folder of images under the names they had, a record of what was done, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -90,13 +90,13 @@ def write(
     with atomic(folder) as scratch:
         (scratch / ABOUT).mkdir(parents=True)
         values = _items(scratch, found, names, truth, progress)
-        told = {**about, **_done(found, files), **_quality(found, truth, values)}
-        told["names"] = names
-        told["stds"] = [round(std, 4) for std in found.stds.tolist()]
-        (scratch / ABOUT / "restored.json").write_text(json.dumps(told, indent=1))
+        result = {**about, **_done(found, files), **_quality(found, truth, values)}
+        result["names"] = names
+        result["stds"] = [round(std, 4) for std in found.stds.tolist()]
+        (scratch / ABOUT / "restored.json").write_text(json.dumps(result, indent=1))
         if len(found.item_shape) == 3 and bool((found.stds > 0).any()):
             plot.save(_sheet(found, truth), scratch / ABOUT / "sheet.png")
-    return told
+    return result
 
 
 def _items(
@@ -164,16 +164,16 @@ def _quality(found: Restoration, truth: Truth | None, values: Mapping[str, Tenso
     if truth is None:
         return {}
     noisy = truth.levels > 0
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "noisy": int(noisy.sum()),
         "missed": int((noisy & (found.stds == 0)).sum()),
         "clean_restored": int((~noisy & (found.stds > 0)).sum()),
     }
-    if told["noisy"]:
-        told |= {key: value[noisy].mean().item() for key, value in values.items()}
+    if result["noisy"]:
+        result |= {key: value[noisy].mean().item() for key, value in values.items()}
     if truth.compared:
-        told["compared"] = compare(found, truth)
-    return told
+        result["compared"] = compare(found, truth)
+    return result
 
 
 def compare(found: Restoration, truth: Truth) -> list[dict[str, Any]]:
