@@ -82,8 +82,8 @@ def reference_of(runs: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, 
     trusted = all(config.get("trusted") for config in runs.values())
     specs = {run: config["trusted" if trusted else "data"] for run, config in runs.items()}
     if len(set(specs.values())) > 1:
-        runs = ", ".join(f"{run} on {spec}" for run, spec in specs.items())
-        raise UserError(f"The runs learned from different data: {runs}. Expected one --reference, a trusted set.")
+        found = ", ".join(f"{run} on {spec}" for run, spec in specs.items())
+        raise UserError(f"The runs learned from different data: {found}. Expected one --reference, a trusted set.")
     for run, config in runs.items():
         of_run(Path(run), config)
     first, config = next(iter(runs.items()))
