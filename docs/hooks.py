@@ -32,7 +32,7 @@ PUBLIC = {
         "atdm.diffusion.conditioning",
         "atdm.diffusion.latent",
     ],
-    "training": ["atdm.training.config", "atdm.training.train", "atdm.training.checkpoint", "atdm.training.share"],
+    "training": [f"atdm.training.{name}" for name in ("config", "train", "run", "checkpoint", "share")],
     "data": ["atdm.data", "atdm.data.source", "atdm.data.toy", "atdm.corruption", "atdm.noise", "atdm.audit"],
     "nets": ["atdm.nets", "atdm.nets.mlp", "atdm.nets.unet"],
     "metrics": ["atdm.metrics"],

@@ -129,6 +129,7 @@ PAGES = {
     "docs/choosing.md": choosing,
     "docs/extending.md": extending,
     "docs/lora.md": networks,
+    "docs/trackers.md": lambda _: {},
 }
 
 

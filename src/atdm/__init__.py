@@ -37,6 +37,7 @@ _WHERE = {
     "fit": "training.train",
     "Settings": "training.config",
     "State": "training.train",
+    "Callback": "training.callbacks",
     "load_pipeline": "diffusion.model",
     "UserError": "errors",
 }

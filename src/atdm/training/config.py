@@ -236,6 +236,8 @@ class TrainConfig(Settings, DataConfig):
         objective: what the regularizer does.
         precision: mixed precision.
         log_every: steps between log lines.
+        log_with: trackers beside log.jsonl: tensorboard, wandb, mlflow, several as in tensorboard+wandb, all (that are
+            installed) or none.
         save_every: steps between checkpoints.
         sample_every: steps between sample grids; 0: only at the end.
         metrics: feature spaces to measure samples in when training ends, such as pixels+efficientnet-lite, written to
@@ -257,6 +259,7 @@ class TrainConfig(Settings, DataConfig):
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     precision: Literal["no", "fp16", "bf16"] = "no"
     log_every: int = 50
+    log_with: str = "tensorboard"
     save_every: int = 500
     sample_every: int = 0
     metrics: str = "none"
@@ -289,7 +292,7 @@ class TrainConfig(Settings, DataConfig):
 
     # What may differ between a run folder and the command that resumes it: nothing that changes the weights.
     FREE = (
-        *("out", "log_every", "save_every", "sample_every", "metrics", "metrics_samples"),
+        *("out", "log_every", "log_with", "save_every", "sample_every", "metrics", "metrics_samples"),
         *("clip_sample", "changed_data"),
         *("keep", "threads", "steps", "epochs", "cache", "workers"),
     )
@@ -311,6 +314,10 @@ class TrainConfig(Settings, DataConfig):
         """Plain values, as written to ``config.yaml``."""
         values = dataclasses.asdict(self)
         return {f.name: values[f.name] for f in dataclasses.fields(self) if f.init}
+
+    def hyperparameters(self) -> dict[str, bool | int | float | str]:
+        """The same for trackers: without groups, and null as text."""
+        return {name: "null" if value is None else value for name, value in _flat(self.as_dict()).items()}
 
     def require_same(self, stored: dict[str, Any], where: str) -> None:
         """Refuse to resume a run that another configuration made.

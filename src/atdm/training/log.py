@@ -1,4 +1,4 @@
-"""What a run logs: JSON lines and TensorBoard."""
+"""What a run logs: JSON lines."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import atomic, checked, read_lines
+from .callbacks import Callback
 from .train import Step
 
 WRITTEN = "what atdm train wrote, a JSON object on each line; without that file training goes on, and logs anew"
 
 
-class Log:
+class Log(Callback):
     """The log of a run that is at step ``done``: what an interrupted run logged after its last checkpoint is dropped.
 
     Raises:
@@ -21,27 +22,19 @@ class Log:
     """
 
     def __init__(self, folder: Path, done: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         path = folder / "log.jsonl"
         if path.is_file():
             kept = [line for line in _lines(path) if line["step"] <= done]
             with atomic(path) as scratch:
                 scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self.lines = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (closed by close)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
-    def write(self, step: Step) -> None:
-        """Log a step."""
-        scalars = step.summary()
+    def on_log(self, step: Step, scalars: dict[str, float]) -> None:
         self.lines.write(json.dumps({"step": step.index, **scalars}) + "\n")
-        for name, value in scalars.items():
-            self.board.add_scalar(name, value, step.index)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Close the file."""
         self.lines.close()
-        self.board.close()
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,14 @@ from .. import metrics
 from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..files import Hold, atomic, require_writable
-from . import checkpoint, trusted
+from . import checkpoint, trackers, trusted
+from .callbacks import Callback
 from .config import TrainConfig
 from .fingerprint import FILE as DATA
 from .fingerprint import Fingerprint, require_same_data
 from .log import Log
 from .parts import Parts, build, with_latents_kept
-from .train import Diverged, State, Step, fit
+from .train import Diverged, State, Step, anyone, fit
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,6 +34,7 @@ def train(
     tell: Callable[[str], None] = lambda note: None,
     progress: Callable[[int, int], None] | None = None,
     parts: Parts | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Iterator[Step]:
     """Run or resume ``config``, yielding each step; files are taken care of. Ends early, saved, once ``stop()`` says so.
 
@@ -40,6 +43,7 @@ def train(
         tell: called with what was converted or skipped on reading the data, and with what of the run was damaged.
         progress: called while images are decoded, with how many are done and of how many.
         parts: of :func:`~atdm.training.parts.build`, where they are there already.
+        callbacks: called with each step, and with what is logged, drawn and saved.
 
     Raises:
         UserError: bad configuration or data, a folder of another run or one that another process writes, a full disk, or
@@ -52,6 +56,7 @@ def train(
     folder = Path(config.out)
     _require_folder(config, folder)
     spaces = metrics.require(config.metrics) if config.metrics != "none" else []
+    tracking = trackers.require(config.log_with)
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
     main = accelerator.is_main_process
     with Hold(folder, f"The run folder {folder}", "another --out") as hold:
@@ -80,11 +85,26 @@ def train(
         accelerator.wait_for_everyone()
         if main:
             checkpoint.set_aside(folder, state.step)
-        for step in _steps(config, parts, state, accelerator, stop):
-            hold.beat()
-            yield step
-        if state.step == config.steps and not _anyone(accelerator, stop()):
-            _finish(config, parts, state, spaces, accelerator, tell)
+        with _logging(tracking if main else None, parts.config, folder, state.step) as own:
+            for step in _steps(config, parts, state, accelerator, stop, [*own, *callbacks]):
+                hold.beat()
+                yield step
+            if state.step == config.steps and not anyone(accelerator, stop()):
+                _finish(config, parts, state, spaces, accelerator, tell, [*own, *callbacks])
+
+
+@contextmanager
+def _logging(tracking: list[str] | None, config: TrainConfig, folder: Path, done: int) -> Iterator[list[Callback]]:
+    """The log and the trackers of a run at step ``done``; those of processes that do not log (None) are none."""
+    with ExitStack() as stack:
+        own: list[Callback] = []
+        if tracking is not None:
+            log = Log(folder, done)
+            stack.callback(log.close)
+            tracked = trackers.Trackers(tracking, folder, config.hyperparameters(), done)
+            stack.callback(tracked.close)
+            own = [log, tracked]
+        yield own
 
 
 def _require_folder(config: TrainConfig, folder: Path) -> None:
@@ -117,15 +137,17 @@ def _steps(
     state: State,
     accelerator: Accelerator,
     stop: Callable[[], bool],
+    callbacks: Sequence[Callback],
 ) -> Iterator[Step]:
     """The steps that are still to be made, logged and saved."""
     folder, main = Path(config.out), accelerator.is_main_process
-    log = Log(folder, state.step) if main else None
     saved = state.step
 
     def save() -> int:
         if main and saved < state.step:
-            checkpoint.save(folder, state, config.keep)
+            path = checkpoint.save(folder, state, config.keep)
+            for each in callbacks:
+                each.on_save(state.step, path)
         return state.step
 
     def draws(step: int) -> bool:
@@ -133,27 +155,26 @@ def _steps(
 
     try:
         if main and draws(state.step) and not _grid(folder, state.step).is_file():
-            _picture(folder, parts, state, accelerator.device, stop)  # the run was killed before it was drawn
-        for step in fit(parts.objective, state, parts.source, parts.config, accelerator, config.workers):
+            _picture(folder, parts, state, accelerator.device, stop, callbacks)  # killed before it was drawn
+        for step in fit(parts.objective, state, parts.source, parts.config, accelerator, config.workers, callbacks):
             last = step.index == config.steps
-            if log and (step.index % config.log_every == 0 or last):
-                log.write(step)
-            ending = _anyone(accelerator, stop())
+            if main and (step.index % config.log_every == 0 or last):
+                scalars = step.summary()
+                for each in callbacks:
+                    each.on_log(step, scalars)
+            ending = anyone(accelerator, stop()) or step.stop
             if ending or last or step.index % config.save_every == 0:
                 saved = save()
             if draws(step.index) and not ending:
                 if main:
-                    _picture(folder, parts, state, accelerator.device, stop)
-                if ending := _anyone(accelerator, stop()):
+                    _picture(folder, parts, state, accelerator.device, stop, callbacks)
+                if ending := anyone(accelerator, stop()):
                     saved = save()
             yield step
             if ending:
                 return
     except Diverged as problem:
         raise Diverged(f"{problem} The last good checkpoint is of step {saved}.") from problem
-    finally:
-        if log:
-            log.close()
 
 
 def _finish(
@@ -163,6 +184,7 @@ def _finish(
     spaces: list[metrics.Features],
     accelerator: Accelerator,
     tell: Callable[[str], None],
+    callbacks: Sequence[Callback],
 ) -> None:
     """What follows the last step: the pipeline, a grid of samples, and numbers, with a warning where they rank nothing."""
     folder, main = Path(config.out), accelerator.is_main_process
@@ -170,7 +192,7 @@ def _finish(
         state.ema.eval()
         tell(f"Exporting the model to {folder / 'model'} and drawing samples.")
         parts.model(state.ema).save_pretrained(folder / "model")
-        _picture(folder, parts, state, accelerator.device, lambda: False)
+        _picture(folder, parts, state, accelerator.device, lambda: False, callbacks)
     if config.metrics != "none":
         tell(f"Drawing and measuring {config.metrics_samples} samples.")
         kind = metrics.ReferenceSet
@@ -183,13 +205,6 @@ def _finish(
             with atomic(folder / "metrics.json") as scratch:
                 scratch.write_text(json.dumps({"rows": rows, "summary": metrics.over_seeds(rows)}, indent=1))
     accelerator.wait_for_everyone()
-
-
-def _anyone(accelerator: Any, wish: bool) -> bool:
-    """Whether any process wishes to stop: all must stop after the same step."""
-    if accelerator.num_processes == 1:
-        return wish
-    return bool(accelerator.reduce(torch.tensor(float(wish), device=accelerator.device)).item())
 
 
 def _measure(
@@ -224,7 +239,14 @@ class _Ended(Exception):
     """A wish to stop came while samples were drawn."""
 
 
-def _picture(folder: Path, parts: Parts, state: State, device: torch.device, stop: Callable[[], bool]) -> None:
+def _picture(
+    folder: Path,
+    parts: Parts,
+    state: State,
+    device: torch.device,
+    stop: Callable[[], bool],
+    callbacks: Sequence[Callback],
+) -> None:
     """Samples of the averaged weights so far: a grid of images, or a scatter plot of vectors. Left out once ``stop()``."""
     images = parts.dataset.kind == "image"
     if not images and parts.source.item_shape[0] not in (2, 3):
@@ -250,6 +272,8 @@ def _picture(folder: Path, parts: Parts, state: State, device: torch.device, sto
         save_samples(drawn, target)
     else:
         plot.save(plot.scatter(drawn, parts.dataset.x[:1000]), target)
+    for each in callbacks:
+        each.on_sample(state.step, target)
 
 
 def _grid(folder: Path, step: int) -> Path:

@@ -11,8 +11,8 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from ..data.source import Source, feed, workers_for
 from ..errors import UserError
 from ..noise import Gauge
 from ..objective import Loss, Objective, Terms
+from .callbacks import Callback
 from .config import Settings
 from .update import Part, Update, checkpoint_activations
 
@@ -116,6 +117,7 @@ class Step:
     state: State
     train_steps: int  # T of the process
     steps: int  # optimizer steps to be made in all
+    stop: bool = False  # a callback ends the training here
 
     def summary(self) -> dict[str, float]:
         """Scalars for a log: each term in all and by timestep quartile (q0 is the least noisy)."""
@@ -190,6 +192,7 @@ def fit(
     settings: Settings,
     accelerator: Accelerator | None = None,
     workers: int | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Iterator[Step]:
     """Train ``state`` from where it is to ``settings.steps``, yielding a :class:`Step` after each optimizer step.
 
@@ -199,6 +202,7 @@ def fit(
         data: what training sees: a :class:`~atdm.data.source.Source`, or a tensor ``[n, *item]``.
         accelerator: devices, precision and processes; a plain one on this device when not given.
         workers: processes that prepare batches ahead (0: none); by default what the device and the data need.
+        callbacks: their ``on_step`` sees each step before it is yielded, and may end the training.
 
     Raises:
         Diverged: the loss is not finite; ``state`` is then not worth saving.
@@ -275,19 +279,23 @@ def fit(
                 raise Diverged(
                     f"The loss is not a number at step {state.step}. Try a smaller lr or a smaller regularizer."
                 )
-        now = time.perf_counter()
-        yield Step(
-            state.step,
-            _detach(terms),
-            norm,
-            settings.lr_at(step),
-            settings.batch_size,
-            now - clock,
-            state,
-            objective.process.steps,
-            settings.steps,
-        )
+        seconds = time.perf_counter() - clock
+        lr, size, T = settings.lr_at(step), settings.batch_size, objective.process.steps
+        made = Step(state.step, _detach(terms), norm, lr, size, seconds, state, T, settings.steps)
+        if callbacks:
+            wishes = [bool(each.on_step(made)) for each in callbacks]  # all hear of the step
+            made = replace(made, stop=anyone(accelerator, any(wishes)))
+        yield made
+        if made.stop:
+            return
         clock = time.perf_counter()
+
+
+def anyone(accelerator: Any, wish: bool) -> bool:
+    """Whether any process wishes to stop: all must stop after the same step."""
+    if accelerator.num_processes == 1:
+        return wish
+    return bool(accelerator.reduce(torch.tensor(float(wish), device=accelerator.device)).item())
 
 
 def _gauge(source: Source) -> Gauge | None:

@@ -51,7 +51,12 @@ def path_of(folder: Path, job: Any) -> Path:
 
 def name_of(job: Any) -> str:
     """A hash of everything that the outcome depends on, but for the files of its data."""
-    about = {"job": dataclasses.asdict(job), "atdm": __version__, "torch": torch.__version__}
+    told = dataclasses.asdict(job)
+    if isinstance(config := told.get("config"), dict):
+        config.pop(
+            "log_with", None
+        )  # who watches changes no outcome, and what was kept before there was a choice still counts
+    about = {"job": told, "atdm": __version__, "torch": torch.__version__}
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
