@@ -78,19 +78,24 @@ def train(
             _begin(config, folder, parts, {DATA: data, trusted.FILE: vouched})
         accelerator.wait_for_everyone()
         parts = with_latents_kept(parts, folder, accelerator.device, progress)
-        for note in checkpoint.restore(folder, state):
-            tell(note)
-        if state.step:
-            tell(f"Training goes on from step {state.step} of {config.steps}.")
+        _restore(folder, state, config.steps, tell)
         accelerator.wait_for_everyone()
         if main:
             checkpoint.set_aside(folder, state.step)
         with _logging(tracking if main else None, parts.config, folder, state.step) as own:
-            for step in _steps(config, parts, state, accelerator, stop, [*own, *callbacks]):
+            heard = [*own, *callbacks]
+            for step in _steps(config, parts, state, accelerator, stop, heard):
                 hold.beat()
                 yield step
             if state.step == config.steps and not anyone(accelerator, stop()):
-                _finish(config, parts, state, spaces, accelerator, tell, [*own, *callbacks])
+                _finish(config, parts, state, spaces, accelerator, tell, heard)
+
+
+def _restore(folder: Path, state: State, steps: int, tell: Callable[[str], None]) -> None:
+    for note in checkpoint.restore(folder, state):
+        tell(note)
+    if state.step:
+        tell(f"Training goes on from step {state.step} of {steps}.")
 
 
 @contextmanager
