@@ -64,9 +64,8 @@ def train(
             hold.take()
         parts = parts or build(config, progress)
         data, changed = require_same_data(parts.dataset, folder, config.changed_data, parts.latents is not None)
-        vouched: Fingerprint | None = None
-        if parts.trusted is not None:
-            vouched, _ = require_same_data(parts.trusted, folder, False, True, trusted.FILE)
+        clean = parts.trusted
+        vouched = None if clean is None else require_same_data(clean, folder, False, True, trusted.FILE)[0]
         for note in (*parts.notes, *changed):
             tell(note)
         config = config.over(len(parts.source))
@@ -82,8 +81,7 @@ def train(
         accelerator.wait_for_everyone()
         if main:
             checkpoint.set_aside(folder, state.step)
-        with _logging(tracking if main else None, parts.config, folder, state.step) as own:
-            heard = [*own, *callbacks]
+        with _logging(tracking if main else None, parts.config, state.step, callbacks) as heard:
             for step in _steps(config, parts, state, accelerator, stop, heard):
                 hold.beat()
                 yield step
@@ -99,17 +97,19 @@ def _restore(folder: Path, state: State, steps: int, tell: Callable[[str], None]
 
 
 @contextmanager
-def _logging(tracking: list[str] | None, config: TrainConfig, folder: Path, done: int) -> Iterator[list[Callback]]:
-    """The log and the trackers of a run at step ``done``; those of processes that do not log (None) are none."""
+def _logging(
+    tracking: list[str] | None, config: TrainConfig, done: int, others: Sequence[Callback]
+) -> Iterator[Sequence[Callback]]:
+    """The log and the trackers of a run at step ``done`` before the ``others``; None: of a process that does not log."""
+    if tracking is None:
+        yield others
+        return
     with ExitStack() as stack:
-        own: list[Callback] = []
-        if tracking is not None:
-            log = Log(folder, done)
-            stack.callback(log.close)
-            tracked = trackers.Trackers(tracking, folder, config.hyperparameters(), done)
-            stack.callback(tracked.close)
-            own = [log, tracked]
-        yield own
+        log = Log(Path(config.out), done)
+        stack.callback(log.close)
+        tracked = trackers.Trackers(tracking, Path(config.out), config.hyperparameters(), done)
+        stack.callback(tracked.close)
+        yield [log, tracked, *others]
 
 
 def _require_folder(config: TrainConfig, folder: Path) -> None:
