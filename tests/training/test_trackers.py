@@ -77,12 +77,14 @@ def records(file):
             place += left
 
 
+@pytest.mark.slow
 def test_wandb_goes_on_with_its_run_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_CONSOLE", "off")
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "300")  # seconds, on a busy machine
     log = stopped_and_resumed(tmp_path, "wandb")
     (key,) = json.loads((tmp_path / trackers.IDS).read_text()).values()
     files = sorted(tmp_path.glob(f"wandb/offline-run-*/run-{key}.wandb"))
@@ -106,6 +108,7 @@ def test_wandb_goes_on_with_its_run_offline(tmp_path, monkeypatch):
     assert options["objective.kappa"] == 1.0
 
 
+@pytest.mark.slow
 def test_mlflow_goes_on_with_its_run_in_a_folder(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
