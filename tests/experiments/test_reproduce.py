@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -415,7 +416,9 @@ def test_a_sweep_shares_the_setting_it_has_in_common_with_another():
     strength = module_of("strength")
     todo = strength.jobs("cpu", [0], None)
     places = [(job.condition, *place) for job in todo for place in job.options["places"]]
-    wanted = {("noise 0.2", sweep, value) for sweep, settings in strength.sweeps().items() for value, _ in settings}
+    wanted = {
+        ("noise 0.2", sweep, value) for sweep, settings in strength.sweeps("cpu").items() for value, _ in settings
+    }
     assert wanted <= set(places)
     assert len(places) == len(set(places))
     shared = [job for job in todo if len(job.options["places"]) > 1 and job.condition == "noise 0.2"]
@@ -667,6 +670,13 @@ def test_an_outcome_comes_back_as_it_was_kept(tmp_path, generator):
 def test_another_job_is_another_outcome(own):
     assert stored.name_of(small_job()) == stored.name_of(small_job())
     assert stored.name_of(small_job(**own)) != stored.name_of(small_job())
+
+
+def test_an_option_that_is_added_keeps_the_outcomes_that_are_there():
+    old = dataclasses.make_dataclass("Job", [("steps", int)])
+    new = dataclasses.make_dataclass("Job", [("steps", int), ("extra", list, dataclasses.field(default_factory=list))])
+    assert stored.name_of(old(3)) == stored.name_of(new(3)) != stored.name_of(new(3, [1]))
+    assert stored.name_of(old(3)) != stored.name_of(old(4))
 
 
 def test_an_outcome_of_other_objects_is_refused(tmp_path):

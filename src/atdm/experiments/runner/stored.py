@@ -1,7 +1,8 @@
 """Outcomes of jobs, kept in a folder: an experiment that was interrupted goes on, and further seeds join what is there.
 
 An outcome is one safetensors file, its tensors and, as JSON in the header, its rows, plain values and seconds; its name is the hash of the
-job and of the versions of atdm and torch.
+job, as far as it is not a default, and of the versions of atdm and torch. So an option that is added to atdm keeps the outcomes that
+are there; a default that changes needs a new version, as changed code does.
 """
 
 from __future__ import annotations
@@ -51,13 +52,20 @@ def path_of(folder: Path, job: Any) -> Path:
 
 def name_of(job: Any) -> str:
     """A hash of everything that the outcome depends on, but for the files of its data."""
-    told = dataclasses.asdict(job)
-    if isinstance(config := told.get("config"), dict):
-        config.pop(
-            "log_with", None
-        )  # who watches changes no outcome, and what was kept before there was a choice still counts
-    about = {"job": told, "atdm": __version__, "torch": torch.__version__}
+    about = {"job": _chosen(job), "atdm": __version__, "torch": torch.__version__}
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _chosen(value: Any) -> Any:
+    """``value`` with only those fields of dataclasses that differ from their defaults."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = {field.name: (field, getattr(value, field.name)) for field in dataclasses.fields(value)}
+    defaults = {
+        name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for name, (field, _) in fields.items()
+    }
+    return {name: _chosen(given) for name, (_, given) in fields.items() if given != defaults[name]}
 
 
 def write(outcome: Outcome, path: Path) -> None:
