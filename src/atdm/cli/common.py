@@ -202,9 +202,15 @@ def draw(given: Any, model: Any, seed: int) -> tuple[Any, dict[str, Any]]:
     from accelerate import Accelerator
 
     sampling = model.sampling(sampling_of(given), "ddpm")
+    from ..nets.speed import worth
     from .progress import progress_bar
 
-    with progress_bar(silent(given)) as bar:
+    if not 0 <= given.threads <= 1024:
+        raise UserError(f"threads is {given.threads}. Expected an integer from 0 to 1024.")
+    batch = min(given.n, given.batch_size)
+    passes = worth(model.net, model.net_shape, batch, given.threads, **model.conditioning)
+    with passes as note, progress_bar(silent(given)) as bar:
+        tell_notes([note] if note and seed == given.seed and not silent(given) else [])
         task = bar.add_task("sampling", total=None, note="")
         drawn = model.sample(
             given.n,

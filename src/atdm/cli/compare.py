@@ -29,6 +29,8 @@ class Options(Printing):
         seeds: of --train: how many.
         keep: of --train: a folder for what each training found, so that a comparison that was interrupted goes on and more
             objectives or seeds join those that are there; atdm reproduce baselines has such a folder, OUT/baselines/jobs.
+        executor: of --train: where the trainings run: local, dask=tcp://HOST:PORT or slurm:partition=NAME; --keep must then be on
+            a disk that all machines see.
         out: write the table to this .md file.
     """
 
@@ -40,6 +42,7 @@ class Options(Printing):
     scale: str = "cpu"
     seeds: int = 1
     keep: str | None = None
+    executor: str = "local"
     out: str | None = None
 
 
@@ -104,6 +107,7 @@ def _trained(given: Any, out: Path | None) -> int:
             given.data,
             keep,
             progress,
+            given.executor,
             objectives=methods,
             corruptions=given.corrupt,
         )

@@ -40,6 +40,7 @@ class Options(Printing):
         seed: of the sampling.
         seeds: several, as 0,1,2, for the spread over them.
         batch_size: samples together.
+        threads: CPU threads of the sampling; 0: as many as a batch is worth.
         weights: ema or raw; null: ema, and those of a foreign pipeline.
         features: feature spaces, joined by +, such as pixels+efficientnet-lite.
         out: write the rows to this .json file.
@@ -53,6 +54,7 @@ class Options(Printing):
     seed: int = 0
     seeds: str | None = None
     batch_size: int = 256
+    threads: int = 0
     weights: str | None = None
     features: str = "pixels"
     out: str | None = None

@@ -27,6 +27,8 @@ class Options(Printing):
         data: image data set instead of the published one, for the experiments that take one.
         pages: also write pages to this folder, of each result in --out: Markdown, JSON, small pictures, and an index; the
             project keeps its own in results.
+        executor: where the trainings run: local, dask=tcp://HOST:PORT or slurm:partition=NAME; --out must then be on a disk that
+            all machines see.
         json: print the numbers as JSON.
     """
 
@@ -37,6 +39,7 @@ class Options(Printing):
     seeds: int = 1
     data: str | None = None
     pages: str | None = None
+    executor: str = "local"
 
 
 def run(words: list[str]) -> int:
@@ -74,7 +77,7 @@ def run(words: list[str]) -> int:
     for name in names:
         data = given.data if name in takers else None
         with jobs_bar(name, silent(given)) as progress:
-            found = reproduce(name, out, given.scale, seeds, data, progress)
+            found = reproduce(name, out, given.scale, seeds, data, progress, given.executor)
         folder = out / folder_of(name, data)
         numbers[name] = found.numbers()
         if not given.json:

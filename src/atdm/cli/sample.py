@@ -20,6 +20,7 @@ class Options(Printing):
         image_size: of a network that is for images of any size.
         seed: sample i depends on the seed and on i alone.
         batch_size: samples together, of each process.
+        threads: CPU threads of the sampling; 0: as many as a batch is worth.
         out: .png grid, .npz, or a folder of PNGs.
         json: print JSON: the files, and how the samples were made.
     """
@@ -29,6 +30,7 @@ class Options(Printing):
     image_size: int | None = None
     seed: int = 0
     batch_size: int = 256
+    threads: int = 0
     out: str = "samples.png"
 
 

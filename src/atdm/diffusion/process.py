@@ -307,8 +307,12 @@ class Process:
         return -eps / self.sigma(t, eps)
 
     def _gather(self, name: str, t: Tensor, like: Tensor | None) -> Tensor:
-        values = self._on(t.device)[name][t]
-        return values if like is None else values.reshape(-1, *[1] * (like.dim() - 1))
+        table = self._on(t.device)[name]
+        if like is None:
+            return table[t]
+        if t.dim() == 1 and len(t) > 1 and t.stride(0) == 0:  # expanded over the batch, as in sampling: looked up once
+            return table[t[:1]].reshape(-1, *[1] * (like.dim() - 1)).expand(len(t), *[1] * (like.dim() - 1))
+        return table[t].reshape(-1, *[1] * (like.dim() - 1))
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self._tables:

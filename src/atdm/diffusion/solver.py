@@ -9,6 +9,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,18 +33,56 @@ class Step:
         count: evaluations of a trajectory that is not stopped early.
         t: the timestep.
         x: the state the network saw, after the hook.
-        eps: the noise it predicted.
-        denoised: ``D(x, t)``, clipped as the sampler clips it.
         next: the state after the step; of the last Step, the sample.
+        seen: what the network said, converted where it is asked for.
     """
 
     index: int
     count: int
     t: int
     x: Float[Tensor, "batch *dims"]
-    eps: Float[Tensor, "batch *dims"]
-    denoised: Float[Tensor, "batch *dims"]
     next: Float[Tensor, "batch *dims"]
+    seen: Seen
+
+    @property
+    def eps(self) -> Float[Tensor, "batch *dims"]:
+        """The noise the network predicted."""
+        return self.seen.eps
+
+    @property
+    def denoised(self) -> Float[Tensor, "batch *dims"]:
+        """``D(x, t)``, clipped as the sampler clips it."""
+        return self.seen.denoised
+
+
+class Seen:
+    """An evaluation of the network, and what its output amounts to: most steps of most samplers need neither.
+
+    Args:
+        output: of the network.
+        rows: the timestep of each item.
+        clipped: as the sampler clips a denoised state.
+    """
+
+    def __init__(
+        self, process: Process, output: Tensor, x: Tensor, rows: Tensor, clipped: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.process, self.output, self.x, self.rows, self._clipped = process, output, x, rows, clipped
+
+    @cached_property
+    def eps(self) -> Tensor:
+        """The noise that was predicted."""
+        return self.process.to_eps(self.output, self.x, self.rows)
+
+    @cached_property
+    def raw(self) -> Tensor:
+        """``D(x, t)``, not clipped."""
+        return self.process.to_x0(self.output, self.x, self.rows)
+
+    @cached_property
+    def denoised(self) -> Tensor:
+        """``D(x, t)``, clipped as the sampler clips it."""
+        return self._clipped(self.raw)
 
 
 class Solver:
@@ -156,6 +195,10 @@ class Solver:
         Args:
             checkpointed: on the way back compute the evaluation again, instead of keeping its intermediate values.
         """
+        seen = self._evaluate(x, checkpointed)
+        return seen.output, seen.eps, seen.raw
+
+    def _evaluate(self, x: Tensor, checkpointed: bool) -> Seen:
         rows = torch.tensor(self.t, device=self.device).expand(self.shape[0])
         times = self.process.time(rows)
         if checkpointed and torch.is_grad_enabled() and x.requires_grad:
@@ -164,19 +207,18 @@ class Solver:
             )
         else:
             output = call(self.model, x, times, **self.conditioning)
-        return output, self.process.to_eps(output, x, rows), self.process.to_x0(output, x, rows)
+        return Seen(self.process, output, x, rows, self._clipped)
 
     def step(self, checkpointed: bool = False) -> Step:
         """Evaluate the network and go on to the next state."""
         x, t, index = self.x, self.t, self.index
-        output, eps, denoised = self.predict(x, checkpointed)
+        seen = self._evaluate(x, checkpointed)
+        output = seen.output
         if self.spoken is not self.process:
-            output = self.spoken.target(denoised, eps, torch.tensor(t, device=self.device).expand(self.shape[0]))
-        denoised = self._clipped(denoised)
-        ratio = float(self.process.sigmas[t] / self.process.alphas[t])
-        count = len(self.timesteps)
-        if self.sampling.stop_ratio is not None and ratio < self.sampling.stop_ratio:
-            self.state = self.x = denoised
+            output = self.spoken.target(seen.raw, seen.eps, seen.rows)
+        count, stop = len(self.timesteps), self.sampling.stop_ratio
+        if stop is not None and float(self.process.sigmas[t] / self.process.alphas[t]) < stop:
+            self.state = self.x = seen.denoised
             self.timesteps, self.levels = self.timesteps[: index + 1], self.levels[: index + 1]
         else:
             # A scheduler draws from each generator the noise of one row: make a row of the items that share a generator.
@@ -190,7 +232,7 @@ class Solver:
         self.index += 1
         if not self.done:
             self.x = self._seen(self.state)
-        return Step(index, count, t, x, eps, denoised, self.x)
+        return Step(index, count, t, x, self.x, seen)
 
     def finish(self, checkpointed: bool = True) -> Float[Tensor, "batch *dims"]:
         """All the steps that are left; the sample."""

@@ -73,8 +73,7 @@ def cause(problem: BaseException) -> str | None:
 
 def _settle(scratch: Path) -> None:
     """Give all that was written the permissions of the umask, and see it onto the disk."""
-    mask = os.umask(0o077)
-    os.umask(mask)
+    mask = _umask()
     for file in [scratch, *scratch.rglob("*")] if scratch.is_dir() else [scratch]:
         now = stat.S_IMODE(file.stat().st_mode)
         wanted = now | ((0o777 if file.is_dir() else 0o666) & ~mask)
@@ -84,6 +83,15 @@ def _settle(scratch: Path) -> None:
         if file.is_file():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
+
+
+def _umask() -> int:
+    """Of this process, where the system shows it without setting it: other threads may be writing."""
+    with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/self/status", encoding="ascii") as lines:
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _take_place(scratch: Path, path: Path) -> None:

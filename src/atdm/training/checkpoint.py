@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -32,7 +34,7 @@ from .config import ObjectiveConfig, TrainConfig
 from .versions import in_todays_words
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from .train import State
 
@@ -91,21 +93,70 @@ def _all(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix(STEP)))
 
 
-def save(run: Path, state: State, keep: int) -> Path:
-    """Write the state atomically, with checksums, and drop all but the newest ``keep`` checkpoints.
+class Writer:
+    """Writes checkpoints beside the training: a save copies the state, and a thread puts it onto the disk.
+
+    One is in flight at most. What goes wrong in the thread is raised by the next :meth:`save` or by :meth:`wait`.
+
+    Args:
+        run: the run folder.
+        keep: how many checkpoints to keep.
+        written: called with the step and the checkpoint once it is whole, by the thread that waits for it.
+    """
+
+    def __init__(
+        self, run: Path, keep: int, written: Callable[[int, Path], None] = lambda step, checkpoint: None
+    ) -> None:
+        self.run, self.keep, self.written = run, keep, written
+        self._found: tuple[int, Path] | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def save(self, state: State) -> None:
+        """Copy the state and begin to write it, once the checkpoint before it is written.
+
+        Raises:
+            UserError: of the checkpoint before it: a weight is not finite (the last good checkpoint stays), or the disk is full.
+        """
+        self.wait()
+        tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.tensors().items()}
+        # Not a daemon: Python waits for it at its end, whatever ends the training.
+        self._thread = threading.Thread(target=self._write, args=(tensors, state.step), name=f"checkpoint {state.step}")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until all is written; the errors are those of :meth:`save`."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        if self._found is not None:
+            found, self._found = self._found, None
+            self.written(*found)
+
+    def _write(self, tensors: dict[str, Tensor], step: int) -> None:
+        try:
+            self._found = step, write(self.run, tensors, step, self.keep)
+        except BaseException as problem:  # raised where the training waits for this thread
+            self._failure = problem
+
+
+def write(run: Path, tensors: dict[str, Tensor], step: int, keep: int) -> Path:
+    """Write tensors on the CPU atomically, with checksums, and drop all but the newest ``keep`` checkpoints.
 
     Raises:
         UserError: a weight is not finite (the last good checkpoint stays), or the disk is full.
     """
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.tensors().items()}
     broken = next((k for k, v in tensors.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
     if broken:
-        raise UserError(f"{broken} is not finite at step {state.step}; not saved, the last good checkpoint is kept.")
-    target = run / "checkpoints" / f"{STEP}{state.step:08d}"
+        raise UserError(f"{broken} is not finite at step {step}; not saved, the last good checkpoint is kept.")
+    target = run / "checkpoints" / f"{STEP}{step:08d}"
     with atomic(target) as scratch:
         scratch.mkdir()
         save_tensors(tensors, scratch / TENSORS)
-        (scratch / "state.json").write_text(json.dumps({"step": state.step, "torch": torch.__version__}))
+        (scratch / "state.json").write_text(json.dumps({"step": step, "torch": torch.__version__}))
     for old in _all(run)[:-keep]:
         remove(old)
     return target

@@ -234,7 +234,7 @@ class TrainConfig(Settings, DataConfig):
         process: forward process: linear, cosine, flow or edm, with options such as cosine:prediction=v_prediction (epsilon,
             sample, v_prediction, score, flow or edm), flow:shift=3 or edm:sigma_data=0.5.
         objective: what the regularizer does.
-        precision: mixed precision.
+        precision: mixed precision; bf16 is for processors with it, and training says where it is slower.
         log_every: steps between log lines.
         log_with: trackers beside log.jsonl: tensorboard, wandb, mlflow, several as in tensorboard+wandb, all (that are
             installed) or none.
@@ -247,7 +247,7 @@ class TrainConfig(Settings, DataConfig):
             U-Nets on pixels, which need it while they are far from converged, but not of flow and edm, whose samplers cannot.
         changed_data: go on with a run whose data are not those it began with; otherwise it is refused.
         keep: how many checkpoints to keep.
-        threads: CPU threads; 0: torch decides.
+        threads: CPU threads; 0: as many as the work of a step is worth.
     """
 
     out: str = "runs/run"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from .. import metrics
 from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..files import Hold, atomic, require_writable
+from ..nets.speed import bf16_slowdown, worth
 from . import checkpoint, trackers, trusted
 from .callbacks import Callback
 from .config import TrainConfig
@@ -51,8 +53,6 @@ def train(
     """
     from accelerate import Accelerator
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
     folder = Path(config.out)
     _require_folder(config, folder)
     spaces = metrics.require(config.metrics) if config.metrics != "none" else []
@@ -81,12 +81,34 @@ def train(
         accelerator.wait_for_everyone()
         if main:
             checkpoint.set_aside(folder, state.step)
-        with _logging(tracking if main else None, parts.config, state.step, callbacks) as heard:
-            for step in _steps(config, parts, state, accelerator, stop, heard):
+        # Closed before the folder is given up: what is being written is then whole.
+        with (
+            _logging(tracking if main else None, parts.config, state.step, callbacks) as heard,
+            closing(_work(config, parts, state, spaces, accelerator, stop, tell, heard)) as steps,
+        ):
+            for step in steps:
                 hold.beat()
                 yield step
-            if state.step == config.steps and not anyone(accelerator, stop()):
-                _finish(config, parts, state, spaces, accelerator, tell, heard)
+
+
+def _work(
+    config: TrainConfig,
+    parts: Parts,
+    state: State,
+    spaces: list[metrics.Features],
+    accelerator: Accelerator,
+    stop: Callable[[], bool],
+    tell: Callable[[str], None],
+    callbacks: Sequence[Callback],
+) -> Generator[Step, None, None]:
+    """The steps that are left and what follows them, with as many threads as they are worth."""
+    each = config.batch_size // (config.accumulate * accelerator.num_processes)
+    with worth(parts.net, tuple(parts.source.item_shape), each, config.threads) as note:
+        for sentence in filter(None, (note, _precision(config, parts.net, accelerator.device))):
+            tell(sentence)
+        yield from _steps(config, parts, state, accelerator, stop, callbacks)
+        if state.step == config.steps and not anyone(accelerator, stop()):
+            _finish(config, parts, state, spaces, accelerator, tell, callbacks)
 
 
 def _restore(folder: Path, state: State, steps: int, tell: Callable[[str], None]) -> None:
@@ -110,6 +132,16 @@ def _logging(
         tracked = trackers.Trackers(tracking, Path(config.out), config.hyperparameters(), done)
         stack.callback(tracked.close)
         yield [log, tracked, *others]
+
+
+def _precision(config: TrainConfig, net: nn.Module, device: torch.device) -> str | None:
+    """A warning where a precision that is to save time costs it."""
+    if config.precision != "bf16" or device.type != "cpu" or (times := bf16_slowdown(net)) <= 1:
+        return None
+    return (
+        f"A layer takes {times:.2g} times as long in bfloat16 as in float32 on this processor, measured just now: "
+        "--precision no is faster."
+    )
 
 
 def _require_folder(config: TrainConfig, folder: Path) -> None:
@@ -146,13 +178,19 @@ def _steps(
 ) -> Iterator[Step]:
     """The steps that are still to be made, logged and saved."""
     folder, main = Path(config.out), accelerator.is_main_process
-    saved = state.step
 
-    def save() -> int:
+    def written(step: int, path: Path) -> None:
+        for each in callbacks:
+            each.on_save(step, path)
+
+    writer, saved = checkpoint.Writer(folder, config.keep, written), state.step
+    heard = any(type(each).on_save is not Callback.on_save for each in callbacks)  # who hears of it does so in its step
+
+    def save(whole: bool) -> int:
         if main and saved < state.step:
-            path = checkpoint.save(folder, state, config.keep)
-            for each in callbacks:
-                each.on_save(state.step, path)
+            writer.save(state)
+        if whole or heard:
+            writer.wait()
         return state.step
 
     def draws(step: int) -> bool:
@@ -169,17 +207,20 @@ def _steps(
                     each.on_log(step, scalars)
             ending = anyone(accelerator, stop()) or step.stop
             if ending or last or step.index % config.save_every == 0:
-                saved = save()
+                saved = save(ending or last)
             if draws(step.index) and not ending:
                 if main:
                     _picture(folder, parts, state, accelerator.device, stop, callbacks)
                 if ending := anyone(accelerator, stop()):
-                    saved = save()
+                    saved = save(True)
             yield step
             if ending:
                 return
     except Diverged as problem:
+        writer.wait()
         raise Diverged(f"{problem} The last good checkpoint is of step {saved}.") from problem
+    finally:
+        writer.wait()
 
 
 def _finish(

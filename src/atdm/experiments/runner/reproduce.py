@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ... import __version__
+from ...executors import open_executor
 from ...pool import Progress, work_through, workers
 from .. import entry, folder_of, module_of
 from . import stored
@@ -25,13 +26,14 @@ def run(
     seeds: Sequence[int] = (0,),
     data: str | None = None,
     progress: Progress = lambda done, total, label: None,
+    executor: str = "local",
 ) -> Findings:
     """Do an experiment and write figures, ``numbers.json``, ``paragraph.md`` and ``report.html`` to a folder in ``out``.
 
     Raises:
         UserError: an unknown name or scale, or data that cannot be used.
     """
-    found = find(name, scale, seeds, data, out / name / "jobs", progress)
+    found = find(name, scale, seeds, data, out / name / "jobs", progress, executor)
     write(found, f"atdm reproduce {name}: {entry(name).summary}", out / folder_of(name, data))
     return found
 
@@ -43,6 +45,7 @@ def find(
     data: str | None,
     store: Path | None,
     progress: Progress = lambda done, total, label: None,
+    executor: str = "local",
     **options: Any,
 ) -> Findings:
     """Do the jobs of an experiment and judge what they found.
@@ -50,6 +53,7 @@ def find(
     Args:
         store: what jobs have found is kept there (:mod:`.stored`), so a run that was interrupted goes on, and more seeds cost
             only themselves; None keeps nothing.
+        executor: where the jobs run (:func:`~atdm.executors.open_executor`).
         options: of the experiment's own ``jobs``.
 
     Raises:
@@ -58,8 +62,9 @@ def find(
     module, begin = module_of(name), time.perf_counter()
     todo = module.jobs(scale, seeds, data, **options)
     kept = stored.kept(store, todo) if store else 0
-    work = partial(stored.work, module.work, store) if store else module.work
-    outcomes = work_through(work, todo, progress)
+    work = partial(stored.work, module.work, store.resolve()) if store else module.work
+    engine = open_executor(executor, store.resolve() if store else Path.cwd())
+    outcomes = work_through(work, todo, progress, engine)
     total = sum(job.cost for job in todo)
     progress(total, total, "figures")
     found: Findings = module.findings(scale, outcomes)
@@ -73,7 +78,7 @@ def find(
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "jobs": len(todo),
         "of them kept from before": kept,
-        "workers": workers(len(todo)),
+        "workers": workers(len(todo)) if engine is None else executor,
         "data": data,
         "seconds of this run": round(time.perf_counter() - begin, 1),
         "cpu seconds of all jobs": round(sum(o.seconds for o in outcomes), 1),

@@ -1,0 +1,77 @@
+"""What a network asks of a CPU: how many threads its passes are worth, and whether bfloat16 is any faster there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import flops, is_unet
+
+PER_THREAD = 0.25e9  # floating point operations of a forward pass below which another thread costs more than it saves
+TRIES = 3  # of a timing, of which the shortest counts
+
+
+def threads_for(operations: float) -> int:
+    """How many of this process's threads a forward pass of so many floating point operations is worth, at least one.
+
+    A thread more halves the arithmetic, and is waited for in every layer. It is a function of the work and not timed, so that
+    a run that resumes rounds as the one that never stopped.
+    """
+    return max(1, min(torch.get_num_threads(), int(operations / PER_THREAD)))
+
+
+@contextmanager
+def worth(
+    net: nn.Module, item_shape: tuple[int, ...], batch: int, asked: int = 0, **conditioning: Any
+) -> Iterator[str | None]:
+    """As many threads as passes of ``net`` on a ``batch`` of items are worth, until the end of the block.
+
+    Args:
+        asked: so many instead; 0: by the work.
+        conditioning: passed to the network.
+
+    Yields:
+        A sentence, where they are fewer than there were and nobody asked for that.
+    """
+    before = torch.get_num_threads()
+    on_cpu = next(net.parameters()).device.type == "cpu"
+    chosen, note = asked or before, None
+    if not asked and on_cpu and before > 1:
+        work = batch * flops(net, item_shape, **conditioning)
+        chosen = threads_for(work)
+        if chosen < before:
+            note = (
+                f"{chosen} of {before} threads: a pass of {batch} items is {work / 1e9:.2g} GFLOP, too few for more. "
+                "--threads takes another number."
+            )
+    torch.set_num_threads(chosen)
+    try:
+        yield note
+    finally:
+        torch.set_num_threads(before)
+
+
+def bf16_slowdown(net: nn.Module) -> float:
+    """How many times as long bfloat16 takes as float32 on this CPU, for the layers that ``net`` is made of: some milliseconds."""
+    operation: Callable[..., Tensor]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    if is_unet(net):
+        operation, shapes = nn.functional.conv2d, ((2, 64, 16, 16), (64, 64, 3, 3))
+    else:
+        operation, shapes = nn.functional.linear, ((128, 256), (256, 256))
+    least = []
+    for kind in (torch.bfloat16, torch.float32):
+        x, weight = (torch.ones(shape, dtype=kind) for shape in shapes)
+        operation(x, weight)
+        times = []
+        for _ in range(TRIES):
+            begin = time.perf_counter()
+            operation(x, weight)
+            times.append(time.perf_counter() - begin)
+        least.append(min(times))
+    return least[0] / least[1]
