@@ -98,6 +98,15 @@ def test_trajectories_are_lines_in_a_cut_across_the_support(clouds):
         np.testing.assert_allclose(ends, PLANE.distance(paths[-1, :10]), atol=1e-4)
 
 
+def test_trajectories_that_diverge_hide_no_others(clouds):
+    paths = torch.stack([3 * clouds["robust_adv"], clouds["robust_adv"]])
+    alone = plot.trajectories({"ddpm": paths, "robust_adv": paths}, PLANE, most=10)
+    figure = plot.trajectories({"ddpm": paths, "inv_adv": 100 * paths, "robust_adv": paths}, PLANE, most=10)
+    assert figure.axes[0].get_xlim() == alone.axes[0].get_xlim()
+    assert "outside" not in figure.axes[0].get_title(loc="left")
+    assert "% outside" in figure.axes[1].get_title(loc="left")
+
+
 def test_score_fields_are_unit_arrows_coloured_by_magnitude(generator):
     x = torch.randn(50, 2, generator=generator)
     truth = GaussianMixture().score(x, 0.9, 0.3)

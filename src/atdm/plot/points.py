@@ -60,7 +60,8 @@ def trajectories(
 ) -> Figure:
     """Reverse trajectories in a cut across the support: a thin line an item from its grey start to a dot at its end.
 
-    Across is the widest direction of the support, up the one in which it is flattest.
+    Across is the widest direction of the support, up the one in which it is flattest. The limits are those of a panel in the
+    middle, so that one that diverges hides no other; titles say how many of the drawn items end outside.
 
     Args:
         panels: states ``[steps, n, d]`` by the name of the objective.
@@ -75,8 +76,9 @@ def trajectories(
     directions = torch.linalg.svd(support - centre, full_matrices=False).Vh[[0, -1]]
     flat = (support - centre) @ directions.T
     drawn = {name: (x[:, :most].float().cpu() - centre) @ directions.T for name, x in panels.items()}
-    states = torch.cat([_finite(x.flatten(0, 1)) for x in drawn.values()])
-    reach = 1.1 * states.abs().quantile(0.98, dim=0) if len(states) else torch.ones(2)
+    states = [found for x in drawn.values() if len(found := _finite(x.flatten(0, 1)))]
+    each = torch.stack([x.abs().quantile(0.98, dim=0) for x in states] or [torch.ones(2)])
+    reach = 1.1 * each.median(0).values
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure, axes = frame(3.6 * columns, 3.0 * rows, rows, columns, sharex=True, sharey=True)
@@ -87,7 +89,8 @@ def trajectories(
             axis.plot(*path.T, color=palette[name], linewidth=0.9, alpha=0.6, zorder=2)
         axis.scatter(*array(x[0]).T, s=8, color="#888888", linewidths=0, zorder=3)
         axis.scatter(*array(x[-1]).T, s=18, color=palette[name], linewidths=0.5, edgecolors="white", zorder=4)
-        dress(axis, title=text.figure(name))
+        outside = int((~(x[-1].abs() <= reach).all(1)).sum())
+        dress(axis, title=text.figure(name) + _outside(outside, x.shape[1]))
     axes[0].set(xlim=(-reach[0], reach[0]), ylim=(-reach[1], reach[1]))
     drop(axes, len(panels))
     figure.supxlabel("along the support (data units)", fontsize=10, color=INK)
