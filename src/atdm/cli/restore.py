@@ -72,7 +72,8 @@ def run(words: list[str]) -> int:
         truth = _truth(given, source)
         look, work = (bar.add_task(name, total=len(source), note="") for name in ("looking", "restoring"))
         stds = gauge(source, lambda done, total: bar.update(look, completed=done))
-        about = {"data": given.data, "model": given.model, "checkpoint": model.hash, "corrupt": given.corrupt}
+        about = {name: given[name] for name in ("data", "model", "corrupt", "seed")} | reading(given)
+        about["checkpoint"] = model.hash
         found = Restoration(source, model, stds)
         result = write(folder, found, dataset.files, about, truth, lambda done, total: bar.update(work, completed=done))
     tell_notes(dataset.notes)

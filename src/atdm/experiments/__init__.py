@@ -89,6 +89,11 @@ EXPERIMENTS: dict[str, Entry] = {
     "purification": Entry(
         "purification", "models as purifiers of a classifier's input, under attacks that know them and that do not"
     ),
+    "restoration": Entry(
+        "restoration",
+        "training images restored by their model beside BM3D and others, and ddpm trained on them; --data: images, at 16x16",
+        "digits",
+    ),
     "parameterizations": Entry(
         "parameterizations", "the same perturbation whatever the network predicts: eps, x_0, v, score, flow, EDM"
     ),

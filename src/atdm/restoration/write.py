@@ -121,6 +121,8 @@ def _items(
 
 
 def _measured(before: Tensor, after: Tensor, clean: Tensor) -> dict[str, Float[Tensor, "b"]]:
+    """PSNR, and SSIM of images; those before are clipped as those after are, which alone is worth decibels."""
+    before = before.clamp(-1, 1) if clean.dim() == 4 else before
     found = {"psnr_before": psnr(before, clean), "psnr_after": psnr(after, clean)}
     if clean.dim() == 4 and min(clean.shape[2:]) >= SIDE:
         found |= {"ssim_before": ssim(before, clean), "ssim_after": ssim(after, clean)}
