@@ -269,6 +269,7 @@ SENTENCES = [
         (["train", "--data", "plane:n=40", "--process", f"{name}:steps=0"], "has 0 timesteps")
         for name in ("linear", "cosine", "flow", "edm")
     ),
+    (["train", "--data", "plane:n=40", "--process", "linear:steps=10"], "more than 20 steps, or a smaller beta_end"),
     (["attack", "x", "--budgets", "0,9e99"], "Expected numbers separated by commas"),
     (["train", "--stepz", "3"], "Unknown option 'stepz'. Did you mean 'steps'"),
     (["train", "3"], "Nothing is expected at '3'"),

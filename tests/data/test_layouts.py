@@ -164,8 +164,8 @@ def test_what_atdm_wrote_is_no_data(tmp_path, files, command):
 
 
 # --- paths -----------------------------------------------------------------------------------------------------------
-def write_tar(path, files):
-    with tarfile.open(path, "w") as tar:
+def write_tar(path, files, mode="w"):
+    with tarfile.open(path, mode) as tar:
         for name, content in files.items():
             entry = tarfile.TarInfo(name)
             if isinstance(content, tuple):
@@ -308,3 +308,68 @@ def test_a_parquet_folder_says_what_it_leaves_out(tmp_path):
     data = load(str(tmp_path))
     assert (len(data.items), len(data.held_out)) == (3, 3)
     assert "1 left out (files named val*): " in " ".join(data.notes)
+
+
+def damaged_shards(folder, damage):
+    """Three tar files of three images, the second of them damaged behind its first image."""
+    folder.mkdir()
+    for shard in range(3):
+        write_tar(folder / f"{shard}.tar", {f"{shard}{i}.png": encoded(i) for i in range(3)})
+    middle = folder / "1.tar"
+    whole = middle.read_bytes()
+    middle.write_bytes(damage(whole))
+    return folder
+
+
+DAMAGED_TARS = {
+    "empty": (lambda whole: b"", 0),
+    "text": (lambda whole: b"text" * 1000, 0),
+    "cut within a header": (lambda whole: whole[:1100], 1),
+    "cut within an image": (lambda whole: whole[:1600], 1),
+    "a header of zeros and a half": (lambda whole: whole[:1024] + bytes(200) + b"x" * 312 + whole[1536:], 1),
+    "cut between": (lambda whole: whole[:1024], 1),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED_TARS)
+def test_of_a_damaged_tar_the_rest_is_taken(tmp_path, kind):
+    damage, kept = DAMAGED_TARS[kind]
+    folder = damaged_shards(tmp_path / "shards", damage)
+    if kind != "cut between":  # which is a whole tar file for all who read it
+        with pytest.raises(
+            UserError, match=r"Cannot read the tar file .*1\.tar: .*--skip_broken true takes what is before"
+        ):
+            load(str(folder))
+    data = load(str(folder), skip_broken=True)
+    assert len(data.items) == 6 + kept
+    if kind != "cut between":
+        assert any("1.tar" in name for name in data.broken), data.broken
+        assert any("1.tar" in note for note in data.notes), data.notes
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending", "command"),
+    [("w:gz", ".tar.gz", "gunzip"), ("w:bz2", ".tbz2", "bunzip2"), ("w:xz", ".tar.xz", "unxz")],
+)
+def test_compressed_tars_are_refused_with_the_command_that_unpacks_them(tmp_path, mode, ending, command):
+    file = tmp_path / f"my shard{ending}"
+    write_tar(file, {f"{i}.png": encoded(i) for i in range(2)}, mode)
+    for spec in (str(file), str(tmp_path), f"webdataset:{file}"):
+        for skip in (False, True):
+            with pytest.raises(UserError, match=rf"is compressed\. .*: {command} '.*my shard"):
+                load(spec, skip_broken=skip)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda whole: b"", lambda whole: whole[:100], lambda whole: whole[:-50], lambda whole: b"text" * 99]
+)
+def test_a_damaged_parquet_file_is_named_or_left_out(tmp_path, damage):
+    for part in range(3):
+        write_parquet(tmp_path / f"{part}.parquet", {"image": [encoded(part), encoded(part + 5)]})
+    (tmp_path / "1.parquet").write_bytes(damage((tmp_path / "1.parquet").read_bytes()))
+    with pytest.raises(UserError, match="Expected whole parquet files"):
+        load(str(tmp_path))
+    data = load(str(tmp_path), skip_broken=True)
+    assert len(data.items) == 4
+    assert data.broken == (str(tmp_path / "1.parquet"),)
+    assert any("1.parquet" in note for note in data.notes)

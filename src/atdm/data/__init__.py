@@ -19,6 +19,7 @@ from . import arrays, images
 from .cache import read
 from .decode import Framing, Progress
 from .files import Files
+from .folders import TARS
 from .items import Floats, Items, Pixels, every
 from .pixels import MAX_PIXELS
 from .subspace import Subspace
@@ -212,7 +213,7 @@ def load(
         return replace(_digits(source, spec, seed, image_size, limit), notes=shadow)
     if isinstance(source, Npz):
         return _npz(source, spec, seed, image_size, limit)
-    listing, held_out = _listed(source)
+    listing, held_out = _listed(source, skip_broken)
     listing, rest = images.split(listing, limit, seed)
     how: dict[str, Any] = {"skip_broken": skip_broken, "cache": cache, "max_pixels": max_pixels, "progress": progress}
     items, notes, broken = read(listing, framing, **how)
@@ -229,20 +230,20 @@ def load(
             held, notes = None, (*notes, f"Nothing is held out: {shapes}.")
     notes += listing.notes
     files = Files(listing, broken, framing, cache)
-    return Dataset(items, "image", spec, None, held, notes, broken, framing.window, files=files)
+    return Dataset(items, "image", spec, None, held, notes, (*listing.broken, *broken), framing.window, files=files)
 
 
-def _listed(source: Any) -> tuple[images.Listing, images.Listing | None]:
+def _listed(source: Any, skip_broken: bool) -> tuple[images.Listing, images.Listing | None]:
     """The images that a source names: those to use, and those it names as held out."""
     if isinstance(source, Directory):
-        return images.from_directory(Path(source.path).expanduser())
+        return images.from_directory(Path(source.path).expanduser(), skip_broken)
     if isinstance(source, Folder):
         path = Path(source.path).expanduser()
         return images.from_folder(path, images.search(path)), None
     if isinstance(source, Webdataset):
-        return images.from_tars(source.path, source.column), None
+        return images.from_tars(source.path, source.column, skip_broken), None
     if isinstance(source, Parquet):
-        return images.from_parquet(source.path, source.column)
+        return images.from_parquet(source.path, source.column, skip_broken)
     if isinstance(source, Hub):
         return images.from_hub(source.name, source.split, source.column), None
     return images.from_torchvision(source.name, source.root, source.split, source.download), None
@@ -282,7 +283,7 @@ def _source(spec: str) -> Any:
             return Directory(spec)
         if ".parquet" in path.name:
             return Parquet(spec)
-        if ".tar" in path.name or path.suffix == ".tgz":
+        if ".tar" in path.name or path.name.endswith(TARS):
             return Webdataset(spec)
         if path.suffix in (".npz", ".npy"):
             return Npz(spec)

@@ -25,6 +25,7 @@ OWN = {
     ("restored.json",): "restore",
 }
 PATIENCE = 20_000  # folders and other files, beyond ten for each image, after which a search gives up
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")  # the compressed are refused
 LISTED = ".png, .jpg, .gif, .webp, .tif and whatever else Pillow reads"
 
 
@@ -137,7 +138,7 @@ class _Search:
                 continue
             if lower.endswith(".parquet") and not name.startswith("."):
                 self.tree.parquet.append(os.path.join(*parts, name))
-            elif lower.endswith(".tar") and not name.startswith("."):
+            elif lower.endswith(TARS) and not name.startswith("."):
                 self.tree.tars.append(os.path.join(*parts, name))
             elif not name.startswith("."):
                 self.tree.endings[os.path.splitext(lower)[1]] += 1

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import UserError, first_line, nearest
 from .folders import from_folder, search
-from .listing import Listing, by_split, joined, key_of, matching, of_one_set, require_file, split, stamp
+from .listing import Listing, by_split, joined, key_of, left_out, matching, of_one_set, require_file, split, stamp
 from .tars import from_tars
 
 __all__ = [
@@ -30,8 +30,11 @@ __all__ = [
 ]
 
 
-def from_directory(path: Path) -> tuple[Listing, Listing | None]:
+def from_directory(path: Path, skip_broken: bool = False) -> tuple[Listing, Listing | None]:
     """What a folder holds: images, or else parquet or tar files; those to use, and those held out.
+
+    Args:
+        skip_broken: of damaged parquet and tar files take what can be read.
 
     Raises:
         UserError: nothing of the kind, or images beside parquet files with images.
@@ -41,10 +44,11 @@ def from_directory(path: Path) -> tuple[Listing, Listing | None]:
     if tree.images and parquet and _image_columns(parquet[0]):
         raise UserError(f"{path} holds images and parquet files with images. Expected folder:{path} or parquet:{path}.")
     if not tree.images and parquet:
-        return from_parquet(str(path), None)
+        return from_parquet(str(path), None, skip_broken)
     if not tree.images and tars:
         train, test, notes = by_split(tars)
-        return of_one_set(_noted(from_tars(train, None), notes), from_tars(test, None) if test else None)
+        held_out = from_tars(test, None, skip_broken) if test else None
+        return of_one_set(_noted(from_tars(train, None, skip_broken), notes), held_out)
     return from_folder(path, tree), None
 
 
@@ -52,15 +56,17 @@ def _noted(listing: Listing, notes: tuple[str, ...]) -> Listing:
     return replace(listing, notes=(*notes, *listing.notes))
 
 
-def from_parquet(pattern: str, column: str | None) -> tuple[Listing, Listing | None]:
+def from_parquet(pattern: str, column: str | None, skip_broken: bool = False) -> tuple[Listing, Listing | None]:
     """The images of parquet files (a file, a folder or a glob) in the Hugging Face layout: those to use, those held out.
 
     Among several files those named test* are held out and those named val* left out.
 
+    Args:
+        skip_broken: leave damaged files out instead of stopping.
+
     Raises:
         UserError: no such file, or no image column.
     """
-    import datasets
 
     path = Path(pattern).expanduser()
     files = [str(path / name) for name in sorted(search(path).parquet)] if path.is_dir() else matching(pattern)
@@ -72,15 +78,40 @@ def from_parquet(pattern: str, column: str | None) -> tuple[Listing, Listing | N
         for file in part:
             require_file(file)
         try:
-            with _quietly():
-                rows = datasets.load_dataset("parquet", data_files=[glob.escape(file) for file in part], split="train")
+            rows = _rows(part)
         except Exception as problem:  # datasets raises its own and pyarrow's
-            raise UserError(
-                f"Cannot read parquet from {pattern}: {first_line(problem)}. Expected whole parquet files with the same columns."
-            ) from problem
+            bad = [file for file in part if not _whole(file)] if skip_broken else []
+            if not bad or len(bad) == len(part):
+                raise UserError(
+                    f"Cannot read parquet from {pattern}: {first_line(problem)}. "
+                    "Expected whole parquet files with the same columns.",
+                    "--skip_broken true leaves damaged ones out.",
+                ) from problem
+            kept = table([file for file in part if file not in bad])
+            notes = (*left_out("damaged parquet files", bad), *kept.notes)
+            return replace(kept, notes=notes, broken=tuple(bad))
         return _from_table(rows, column, pattern if len(part) > 1 else part[0], key_of("parquet", *map(stamp, part)))
 
     return of_one_set(_noted(table(train), notes), table(test) if test else None)
+
+
+def _rows(files: list[str]) -> Any:
+    import datasets
+
+    with _quietly():
+        return datasets.load_dataset("parquet", data_files=[glob.escape(file) for file in files], split="train")
+
+
+def _whole(file: str) -> bool:
+    """Whether every row of a parquet file can be read."""
+    import pyarrow.parquet
+
+    try:
+        for _ in pyarrow.parquet.ParquetFile(file).iter_batches():
+            pass
+    except Exception:  # pyarrow raises its own
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ class Listing:
         key: identifies the images' content, so that what was decoded once is found again.
         notes: sentences on what was left out.
         whole: the set that these are a part of: one scale holds for all its images.
+        broken: names of files of many images that could not be read, or not to their end.
     """
 
     count: int
@@ -37,6 +38,7 @@ class Listing:
     key: str
     notes: tuple[str, ...] = ()
     whole: Listing | None = None
+    broken: tuple[str, ...] = ()
 
     @property
     def all(self) -> Listing:
@@ -64,7 +66,9 @@ def _part(listing: Listing, rows: list[int], *facts: object) -> Listing:
     def content(index: int) -> Any:
         return listing.content(rows[index])
 
-    return Listing(len(rows), name, content, key_of(listing.key, *facts), listing.notes, listing.all)
+    return replace(
+        listing, count=len(rows), name=name, content=content, key=key_of(listing.key, *facts), whole=listing.all
+    )
 
 
 def joined(first: Listing, second: Listing) -> Listing:

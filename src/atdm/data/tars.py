@@ -5,17 +5,27 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import shlex
 import tarfile
 from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UserError, first_line
 from .folders import LISTED
-from .listing import Listing, key_of, left_out, matching, others, require_file, stamp
+from .listing import Listing, key_of, left_out, matching, others, require_file, require_handles, stamp
 from .pixels import suffixes
 
 ALL = "*"
+# How compressed files begin, and what unpacks them.
+COMPRESSED = {
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+    b"PK\x03\x04": "unzip",
+}
 
 
 class _Entry(NamedTuple):
@@ -25,12 +35,13 @@ class _Entry(NamedTuple):
     size: int
 
 
-def from_tars(pattern: str | list[str], column: str | None) -> Listing:
+def from_tars(pattern: str | list[str], column: str | None, skip_broken: bool = False) -> Listing:
     """The images of tar files (in a webdataset the files of a sample share their name up to the first dot).
 
     Args:
         pattern: a file, a glob, a range of numbers such as ``train-{000..012}.tar``, or files.
         column: what follows the first dot of the images to take, ``*`` for each; needed where a sample has several images.
+        skip_broken: of a damaged tar file take what is before the damage, instead of stopping.
 
     Raises:
         UserError: no such file, a compressed or broken one, or no image of that column.
@@ -41,18 +52,23 @@ def from_tars(pattern: str | list[str], column: str | None) -> Listing:
         raise UserError(f"There is no tar file at {where}. Expected a .tar file, a glob or a range {{000..012}}.tar.")
     members: list[_Entry] = []
     lost: list[str] = []
+    broken: list[str] = []
     for number, file in enumerate(files):
         require_file(file)
-        try:
-            members += _index(number, file, lost)
-        except Exception as problem:  # tarfile raises its own and those of what it reads by
-            raise UserError(
-                f"Cannot read the tar file {file}: {first_line(problem)}. Expected a whole, uncompressed .tar file."
-            ) from problem
+        whole, problem = _index(number, file, lost)
+        members += whole
+        if problem is not None:
+            if not skip_broken:
+                raise UserError(
+                    f"Cannot read the tar file {file}: {first_line(problem)}. Expected a whole, uncompressed .tar file.",
+                    "--skip_broken true takes what is before the damage.",
+                ) from problem
+            broken.append(file)
+    damage = left_out("what is behind the damage in tar files", broken)
     entries = [entry for entry in members if _wanted(entry.name, column)]
     if not entries:
         wanted = f"no file NAME.{column}" if column else f"no file ending in {LISTED}"
-        raise UserError(f"The tar files {where} hold {wanted}. Expected images.")
+        raise UserError(f"The tar files {where} hold {wanted}.{''.join(f' {d}.' for d in damage)} Expected images.")
     if column != ALL:
         _require_one_each(entries, where)
     rest = Counter(os.path.splitext(entry.name.lower())[1] for entry in members)
@@ -67,14 +83,40 @@ def from_tars(pattern: str | list[str], column: str | None) -> Listing:
     def name(index: int) -> str:
         return f"{files[entries[index].file]}/{entries[index].name}"
 
-    notes = (*left_out("links that lead to nothing, and special files", lost), *others(+rest))
-    return Listing(len(entries), name, content, key_of("tars", column, *map(stamp, files)), notes)
+    notes = (*damage, *left_out("links that lead to nothing, and special files", lost), *others(+rest))
+    return Listing(len(entries), name, content, key_of("tars", column, *map(stamp, files)), notes, broken=tuple(broken))
 
 
-def _index(number: int, file: str, lost: list[str]) -> list[_Entry]:
-    """The files in a tar file, in order; links become what they lead to, and names that cannot be had go to ``lost``."""
+def _index(number: int, file: str, lost: list[str]) -> tuple[list[_Entry], Exception | None]:
+    """The files in a tar file, in order, as far as it is whole, and what is wrong then.
+
+    Links become what they lead to, and names that cannot be had go to ``lost``.
+    """
     plain: dict[str, tarfile.TarInfo] = {}
     found: list[tuple[str, str]] = []  # the name of a member, and of that which holds its bytes
+    try:
+        _walk(file, plain, found)
+        problem = None
+    except Exception as caught:  # tarfile raises its own and those of what it reads by
+        require_handles(caught)
+        _require_uncompressed(file)
+        problem = caught
+    links = {name: target for name, target in found if name != target}
+    entries = []
+    for name, target in found:
+        for _ in range(8):
+            if target in plain or target not in links:
+                break
+            target = links[target]
+        if target in plain:
+            entries.append(_Entry(number, name, plain[target].offset_data, plain[target].size))
+        else:
+            lost.append(f"{Path(file).name}/{name}")
+    return entries, problem
+
+
+def _walk(file: str, plain: dict[str, tarfile.TarInfo], found: list[tuple[str, str]]) -> None:
+    """Put the members of a tar file into ``plain`` and ``found``, one by one."""
     with tarfile.open(file, "r:") as tar:
         for member in tar:
             name = posixpath.normpath(member.name)
@@ -94,18 +136,21 @@ def _index(number: int, file: str, lost: list[str]) -> list[_Entry]:
         while block := handle.read(1 << 20):
             if block.strip(b"\0"):
                 raise ValueError("behind its end there is more: it is damaged, or several files were joined")
-    links = {name: target for name, target in found if name != target}
-    entries = []
-    for name, target in found:
-        for _ in range(8):
-            if target in plain or target not in links:
-                break
-            target = links[target]
-        if target in plain:
-            entries.append(_Entry(number, name, plain[target].offset_data, plain[target].size))
-        else:
-            lost.append(f"{Path(file).name}/{name}")
-    return entries
+
+
+def _require_uncompressed(file: str) -> None:
+    """Refuse a compressed file with the command that unpacks it.
+
+    Raises:
+        UserError: it is one.
+    """
+    with suppress(OSError), open(file, "rb") as handle:
+        head = handle.read(6)
+        if command := next((word for mark, word in COMPRESSED.items() if head.startswith(mark)), None):
+            raise UserError(
+                f"The tar file {file} is compressed. Expected an uncompressed one, of which images are read at any place: "
+                f"{command} {shlex.quote(file)}"
+            )
 
 
 def _kinds(base: str) -> tuple[str, str]:

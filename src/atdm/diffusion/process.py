@@ -64,6 +64,11 @@ class Process:
         """Variance preserving with linear betas (Ho 2020); the betas scale with 1000/steps to keep the end point."""
         _require_steps(steps)
         scale = 1000 / steps
+        if not 0 <= beta_start * scale <= beta_end * scale < 1:
+            raise UserError(
+                f"The betas of linear with {steps} timesteps would go from {beta_start * scale:g} to {beta_end * scale:g}. "
+                f"Expected them to grow between 0 and 1: more than {1000 * beta_end:g} steps, or a smaller beta_end."
+            )
         betas = torch.linspace(beta_start * scale, beta_end * scale, steps, dtype=torch.float64)
         schedule = {"beta_schedule": "linear", "beta_start": beta_start * scale, "beta_end": beta_end * scale}
         return cls._from_betas(betas, prediction, schedule)
