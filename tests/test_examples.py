@@ -61,10 +61,17 @@ def test_only_the_adapters_of_a_lora_learn_and_are_saved(tmp_path, capsys):
     ("ends", "sent", "code", "requeued"),
     [("exit 0", False, 0, False), ("exit 2", False, 2, False), ("", True, 130, True), ("exit 130", False, 130, False)],
 )
-def test_a_job_of_slurm_goes_on_when_it_was_stopped_and_only_then(tmp_path, ends, sent, code, requeued):
+@pytest.mark.parametrize("script", ["slurm.sbatch", "slurm-nodes.sbatch"])
+def test_a_job_of_slurm_goes_on_when_it_was_stopped_and_only_then(tmp_path, script, ends, sent, code, requeued):
     """With commands of the same names that are stopped as ``atdm`` is, and that note what ``scontrol`` is told."""
-    wait = "trap 'sleep 0.2; exit 130' TERM; touch started; while true; do sleep 0.05; done"
-    for name, text in (("atdm", ends or wait), ("scontrol", 'echo "$@" > requeued')):
+    wait = "trap 'sleep 0.2; exit 130' TERM; echo $$ > step; touch started; while true; do sleep 0.05; done"
+    commands = {
+        "atdm": ends or wait,
+        "srun": ends or wait,
+        "scancel": '[ "$*" = "--signal=TERM 17.0" ] && kill -TERM $(cat step)',
+        "scontrol": '[ "$1" = show ] && echo first || echo "$@" > requeued',
+    }
+    for name, text in commands.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     environment = os.environ | {
@@ -72,7 +79,7 @@ def test_a_job_of_slurm_goes_on_when_it_was_stopped_and_only_then(tmp_path, ends
         "SLURM_JOB_ID": "17",
         "SCRATCH": str(tmp_path),
     }
-    job = subprocess.Popen(["bash", str(EXAMPLES / "slurm.sbatch")], cwd=tmp_path, env=environment)
+    job = subprocess.Popen(["bash", str(EXAMPLES / script)], cwd=tmp_path, env=environment)
     if sent:
         while not (tmp_path / "started").exists():
             time.sleep(0.02)

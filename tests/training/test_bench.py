@@ -10,7 +10,7 @@ import torch
 from atdm import cli
 from atdm.errors import UserError
 from atdm.objective import BASELINES, KINDS
-from atdm.training.bench import AUTO, EXAMPLE, Options, _Loop, _peak, measure
+from atdm.training.bench import AUTO, EXAMPLE, HALF, Options, _Loop, _peak, measure
 
 
 @pytest.mark.parametrize("baselines", [False, True])
@@ -31,7 +31,7 @@ def test_every_objective_and_the_example_are_measured(baselines, capsys):
         cli.main(cli_words)
     assert end.value.code == 0
     found = json.loads(capsys.readouterr().out)
-    everyone = {*KINDS, AUTO, EXAMPLE}
+    everyone = {*KINDS, AUTO, HALF, EXAMPLE}
     if baselines:
         everyone |= {*BASELINES} - {"ambient_blind"}  # which needs items of 12 values or more
     for what in ("ratio", "samples_per_second", "peak_memory"):
@@ -39,6 +39,7 @@ def test_every_objective_and_the_example_are_measured(baselines, capsys):
         assert all(value > 0 for value in found[what].values())
     assert found["ratio"]["ddpm"] == 1
     assert found["floor"]["robust_adv"] == pytest.approx(8 / 3)
+    assert found["floor"][HALF] == pytest.approx((1 + 8 / 3) / 2)
     assert found["passes"]["robust_adv"] == {"forwards": 3, "backwards": 2, "input_backwards": 1}
     assert found["provenance"]["rounds"] == 1
     assert found["peak_memory"]["robust_rand"] > found["peak_memory"]["ddpm"]
