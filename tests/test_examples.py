@@ -57,6 +57,34 @@ def test_only_the_adapters_of_a_lora_learn_and_are_saved(tmp_path, capsys):
             torch.testing.assert_close(again(*inputs).sample, unet(*inputs).sample)
 
 
+class Heard:
+    """An objective that notes what it is called with and what comes of it."""
+
+    def __init__(self, objective):
+        self.objective, self.calls = objective, []
+
+    def __call__(self, model, x, *, step, steps):
+        terms = self.objective(model, x, step=step, steps=steps)
+        self.calls.append((step, steps, terms.loss.mean().item(), bool(terms.weight.any())))
+        return terms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "package"), [("lightning_digits", "lightning"), ("hf_trainer", "transformers")])
+def test_a_loop_of_others_gives_every_step_and_learns(name, package, monkeypatch):
+    pytest.importorskip(package)
+    module, heard = example(name), []
+    choose = module.Objective.auto
+    monkeypatch.setattr(module.Objective, "auto", lambda *given: heard.append(Heard(choose(*given))) or heard[-1])
+    module.main(24)
+    calls = heard[0].calls
+    assert [(step, steps) for step, steps, *_ in calls] == [(step, 24) for step in range(24)]
+    losses = [loss for _, _, loss, regularized in calls if not regularized]
+    assert sum(losses[-4:]) < 0.6 * sum(losses[:4])
+    assert {regularized for step, _, _, regularized in calls if step < 12} == {False}
+    assert any(regularized for *_, regularized in calls), "auto perturbs in the second half"
+
+
 @pytest.mark.parametrize(
     ("ends", "sent", "code", "requeued"),
     [("exit 0", False, 0, False), ("exit 2", False, 2, False), ("", True, 130, True), ("exit 130", False, 130, False)],

@@ -103,3 +103,10 @@ def test_tables_show_markup_as_text(capsys):
     assert "[red]name" in out
     assert "\\x1b[31m" in out
     assert "\x1b" not in out
+
+
+def test_a_long_path_keeps_its_name():
+    path = f"/photos/{'a' * 100}/holiday.yaml"
+    assert text.short(path) == f"/photos/{'a' * 29}...{'a' * 27}/holiday.yaml"
+    assert len(text.short(path)) == 80
+    assert text.short(path, 300) == path

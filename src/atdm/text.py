@@ -35,8 +35,8 @@ class Plain:
 
 
 def short(text: str, most: int = 80) -> str:
-    """The beginning of a text that is too long for a sentence."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    """A text that is too long for a sentence without its middle: of a path the name of the file stays."""
+    return text if len(text) <= most else f"{text[: most // 2 - 3]}...{text[-(most // 2) :]}"
 
 
 def one_line(text: str) -> str:

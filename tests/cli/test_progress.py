@@ -30,6 +30,24 @@ def test_a_line_at_the_beginning_every_half_minute_and_at_the_end(capsys, clock)
         assert text.endswith(f", loss {step}")
 
 
+def test_a_stage_in_which_nothing_moves_is_heard_of_every_minute(capsys, clock):
+    with progress.progress_bar(False) as bar:
+        bar.get_time = lambda: clock[0]
+        task = bar.add_task("learning", total=100, note="")
+        clock[0] += 44
+        bar._remind()
+        assert capsys.readouterr().err == "learning: begins, 100 in all\n"
+        clock[0] += 2
+        bar._remind()
+        bar._remind()
+        assert capsys.readouterr().err == "learning: began 0:00:46 ago, 100 in all\n"
+        bar.update(task, completed=100)
+        clock[0] += 100
+        bar._remind()
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert bar._ended.is_set()
+
+
 def test_a_stage_that_ends_early_says_how_far_it_came(capsys, clock):
     with progress.progress_bar(False) as bar:
         task = bar.add_task("a [/b] name", total=None, note="")

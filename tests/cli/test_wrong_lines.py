@@ -332,3 +332,19 @@ def test_only_commands_with_the_option_advise_it(options):
     from atdm.cli.common import SKIPPING
 
     assert {name for name, found in options.items() if "--skip_broken" in found} == {*SKIPPING}
+
+
+def test_more_samples_than_the_memory_holds_are_refused_at_once(stock, tmp_path, capsys):
+    out = tmp_path / "samples.npz"
+    code, _, err = atdm(capsys, "sample", str(stock), "--n", str(10**12), "--out", str(out))
+    assert code == 2
+    assert err.startswith("atdm: 1,000,000,000,000 samples would take 512,000.0 GB of memory, and ")
+    assert err.endswith(" GB are free. Expected a smaller --n.\n")
+    assert not out.exists()
+
+
+def test_a_configuration_that_is_not_there_keeps_its_name(tmp_path, capsys):
+    path = tmp_path / ("a" * 100) / "mine.yaml"
+    code, _, err = atdm(capsys, "train", "--config", str(path))
+    assert code == 2
+    assert f"{path}" in err

@@ -62,6 +62,11 @@ def _command(words: list[str]) -> int:
 
         print(f"atdm {__version__}")
         return 0
+    if words[0].startswith("--print_shtab"):
+        from .completion import script
+
+        print(script(words[0].partition("=")[2] or "".join(words[1:2])))
+        return 0
     if words[0] not in SUMMARY:
         raise UserError(f"Unknown command '{words[0]}'. {nearest(words[0], SUMMARY)}")
     return int(importlib.import_module(f".{words[0]}", __name__).run(words[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterable
@@ -201,6 +202,7 @@ def draw(given: Any, model: Any, seed: int) -> tuple[Any, dict[str, Any]]:
     import torch
     from accelerate import Accelerator
 
+    require_memory(given.n, model.item_shape)
     sampling = model.sampling(sampling_of(given), "ddpm")
     from ..nets.speed import worth
     from .progress import progress_bar
@@ -222,6 +224,17 @@ def draw(given: Any, model: Any, seed: int) -> tuple[Any, dict[str, Any]]:
         )
     last = sampling.last_ratio(model.process)
     return drawn, {"checkpoint": model.hash, "sampling": sampling, "last_ratio": last, "seed": seed}
+
+
+def require_memory(n: int, shape: Iterable[int]) -> None:
+    """Refuse to draw more samples of a shape than the memory holds, the copy that is measured or written among them.
+
+    Raises:
+        UserError: says how much they would take.
+    """
+    from .. import memory
+
+    memory.require(8.0 * n * math.prod(shape), f"{n:,} samples", "Expected a smaller --n.")
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:

@@ -36,7 +36,7 @@ def explain(message: str, options: Collection[str], program: str) -> str:
     if where is None or value is None:
         return text
     if where[1] == "config":
-        return f"There is no file {short(value[1])}. Expected a configuration in YAML, or the name of a recipe such as cifar10-cpu."
+        return f"There is no file {short(value[1], 300)}. Expected a configuration in YAML, or the name of a recipe such as cifar10-cpu."
     choices = re.search(r"typing\.Literal\[(.*?)\]", text)
     kinds = dict.fromkeys(
         KINDS[kind] for kind in re.findall(r"<class '(\w+)'>", text.partition("Given value")[0]) if kind in KINDS

@@ -43,7 +43,7 @@ def explain(problem: Exception) -> str | None:
 
 
 def _system(problem: OSError) -> str:
-    where = f" ({short(str(problem.filename))})" if problem.filename else ""
+    where = f" ({short(str(problem.filename), 300)})" if problem.filename else ""
     if problem.errno is None:
         return f"{first_line(problem)}."
     reason = REASONS.get(problem.errno, os.strerror(problem.errno))

@@ -85,12 +85,24 @@ EXAMPLES = {
 REQUIRED: Any = object()
 
 
+class Made(Exception):
+    """A command was asked for its parser, by the one word that nobody writes."""
+
+    WORD = "\0parser"
+
+    def __init__(self, parser: Any) -> None:
+        super().__init__()
+        self.parser = parser
+
+
 def make_parser(command: str, *kinds: Any) -> Any:
     """The parser of a command, with the fields of ``kinds`` as its options."""
     from jsonargparse import ArgumentParser
 
     class Parser(ArgumentParser):
         def parse_args(self, args: Any = None, *others: Any, **more: Any) -> Any:
+            if args and args[-1] == Made.WORD:
+                raise Made(self)
             given = super().parse_args(args and spell(args, self), *others, **more)
             for name, value in given.items():
                 if isinstance(value, int) and not -(2**63) <= value < 2**63:

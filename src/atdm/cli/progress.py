@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from rich.progress import (
 )
 
 EVERY = 30.0  # seconds between plain lines
+LATEST = 45.0  # seconds without one after which it comes although the work has not moved
 
 
 class Screen(Console):
@@ -31,16 +33,32 @@ class Screen(Console):
 
 
 class Lines(Progress):
-    """Without a terminal: a line when a stage begins and when it ends, and one every ``EVERY`` seconds between."""
+    """Without a terminal: a line when a stage begins and when it ends, and one every ``EVERY`` seconds between.
+
+    Where nothing moves, as while data are read, a thread says after ``LATEST`` seconds how long that has been so.
+    """
 
     def __init__(self, *columns: Any, **options: Any) -> None:
         super().__init__(*columns, **options)
         self._said: dict[Any, tuple[float, float]] = {}  # when each task spoke last, and how far it was
+        self._ended = threading.Event()
 
     def start(self) -> None:
         """Nothing is drawn again and again."""
+        if not self.disable:
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(1.0):
+            self._remind()
+
+    def _remind(self) -> None:
+        for task in [task for task in self.tasks if not task.finished and task.id in self._said]:
+            if time.monotonic() - self._said[task.id][0] >= LATEST:
+                self._say(task)
 
     def stop(self) -> None:
+        self._ended.set()
         for task in self.tasks:
             if self._said[task.id][1] != task.completed:
                 self._say(task)
@@ -71,7 +89,8 @@ class Lines(Progress):
 
 def line(task: Task) -> str:
     """A stage in words: ``robust_adv: 1200 of 4000 (30 %), 0:00:35 so far, 0:01:22 left, loss 0.1234``."""
-    parts = ["begins"] if not task.completed else [f"{task.completed:g}"]
+    since = round(task.elapsed or 0)
+    parts = [f"{task.completed:g}" if task.completed else "begins" if since < EVERY else f"began {_clock(since)} ago"]
     if task.completed and task.total:
         parts[0] += f" of {task.total:g} ({task.percentage:.0f} %)"
     elif task.total:
