@@ -163,7 +163,7 @@ LESS = {  # options that make a command of a page take seconds
     "train": "--steps 6 --batch_size 8 --limit null --save_every 100",
     "sample": "--n 4 --steps 10",
     "evaluate": "--n 110 --steps 10",
-    "attack": "--n 4 --steps 5 --seeds 2 --attack pgd:steps=2,norm=l2",
+    "attack": "--n 4 --steps 5 --seeds 0,1 --attack pgd:steps=2,norm=l2",
     "report": "--n 16 --steps_list 5 --attacked 4 --attacked_steps 5",
     "purify": "--steps 10",
     "bench": "--seconds 2",

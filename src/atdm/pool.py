@@ -6,6 +6,7 @@ jobs run one after another in this process: starting another one takes longer th
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,7 @@ import torch
 
 from .errors import UserError
 
+LOG = logging.getLogger(__name__)
 Tell = Callable[[float], None]
 Progress = Callable[
     [float, float, str], None
@@ -88,7 +90,9 @@ def work_through(
             finished, _ = wait(waiting, 0.5)
             for result in finished:
                 _checked(result.result())  # a failed job ends the run at once
-                shares[waiting.pop(result)] = 1.0
+                place = waiting.pop(result)
+                shares[place] = 1.0
+                LOG.info("done: %s", jobs[place])
             busy = [str(job) for job, share in zip(jobs, shares, strict=False) if 0 < share < 1]
             label = f"{len(waiting)} jobs left" if executor else ", ".join(busy)
             progress(sum(c * s for c, s in zip(costs, shares, strict=False)), sum(costs), label)

@@ -190,7 +190,7 @@ def test_sample_show_and_corrupt_write_what_they_say(capsys, folder, tmp_path):
         "reproduce baselines --out",
         "reproduce baselines --pages",
         "compare --train ddpm --out NAME.md",
-        "compare --train ddpm --keep",
+        "compare --train ddpm --store",
         "features --data digits --out NAME.safetensors",
         "audit digits --out",
         "corrupt --data digits --corrupt gaussian --out",

@@ -8,7 +8,7 @@ from helpers import atdm
 
 
 def test_a_stock_pipeline_is_attacked(capsys, stock, tmp_path):
-    words = ["attack", str(stock), "--data", "digits", "--n", "6", "--steps", "4", "--seeds", "2", "--limit", "100"]
+    words = ["attack", str(stock), "--data", "digits", "--n", "6", "--steps", "4", "--seeds", "0,1", "--limit", "100"]
     words += ["--budgets", "0,0.5", "--attack", "pgd:steps=2", "--out", str(tmp_path / "out")]
     code, out, err = atdm(capsys, *words, "--undefended", str(stock), "--json")
     assert code == 0, err
@@ -30,7 +30,7 @@ def test_a_stock_pipeline_is_attacked(capsys, stock, tmp_path):
 
 def test_findings_are_printed_beside_the_numbers(capsys, stock, tmp_path):
     words = ["attack", str(stock), "--data", "digits", "--n", "4", "--steps", "2", "--seeds", "1", "--at", "0-1"]
-    words += ["--budgets", "0.5", "--attack", "fgsm:start=zero", "--objective", "prediction"]
+    words += ["--budgets", "0.5", "--attack", "fgsm:start=zero", "--goal", "prediction"]
     code, out, err = atdm(capsys, *words, "--out", str(tmp_path / "out"))
     assert code == 0, err
     assert "DOUBT" in out
@@ -44,15 +44,15 @@ def test_findings_are_printed_beside_the_numbers(capsys, stock, tmp_path):
     ("words", "sentence"),
     [
         (["--attack", "pdg"], "Did you mean 'pgd'"),
-        (["--objective", "distnce"], "Did you mean 'distance'"),
-        (["--objective", "distance"], "known support"),
-        (["--objective", "prediction", "--through", "rest"], "sees the image"),
+        (["--goal", "distnce"], "Did you mean 'distance'"),
+        (["--goal", "distance"], "known support"),
+        (["--goal", "prediction", "--through", "rest"], "sees the image"),
         (["--through", "steps"], "Did you mean 'step'"),
         (["--budgets", "0,x"], "Expected numbers separated by commas"),
         (["--budgets=-1"], "budgets of 0 or more"),
         (["--at", "first"], "Expected all, or indices"),
         (["--data", "plane"], "Expected the same"),
-        (["--seeds", "0"], "seeds of 1 or more"),
+        (["--seeds", "x"], "Expected integers"),
         (["--undefended", "nowhere"], "There is no folder nowhere"),
         (["--sampler", "dimm"], "Did you mean 'ddim'"),
     ],

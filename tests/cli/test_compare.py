@@ -420,7 +420,7 @@ def test_a_comparison_goes_on_and_takes_in_more_objectives(capsys, tmp_path, mon
         "smoke",
         "--corrupt",
         "none",
-        "--keep",
+        "--store",
         tmp_path / "kept",
         "--json",
     ]
@@ -437,10 +437,10 @@ def test_a_comparison_goes_on_and_takes_in_more_objectives(capsys, tmp_path, mon
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["a.json", "b.json", "--keep", "kept"], "--keep is for what --train finds"),
+        (["a.json", "b.json", "--store", "kept"], "--store is for what --train finds"),
         (["--train", "ddpm,abient"], "ambient"),
         (["a.json", "--train", "ddpm"], "one of them"),
-        (["--train", "ddpm", "--seeds", "0"], "seeds is 0"),
+        (["--train", "ddpm", "--seeds", "x"], "Expected integers"),
         (["--train", "ddpm", "--corrupt", "none", "gausian"], "Did you mean 'gaussian'"),
         (["--train", "ddpm", "--scale", "huge"], "smoke"),
     ],

@@ -158,9 +158,9 @@ CHEAP = {
 }
 # Where they would be dear: something is always wrong.
 WRONG = {
-    "demo": ["--seeds", "0"],
+    "demo": ["--seeds", "x"],
     "reproduce": ["nothing", "--scale", "x"],
-    "compare": ["nothing.json", "--seeds", "0"],
+    "compare": ["nothing.json", "--seeds", "x"],
     "report": ["nothing"],
     "bench": ["--net", "nothing"],
     "show radius": ["--omegas", "x"],

@@ -119,7 +119,7 @@ def test_every_experiment_has_a_page_with_small_pictures_and_its_json(smoke):
     ("data", "seeds", "words"),
     [
         (None, [0], "--scale cpu"),
-        ("plane", [0, 1, 2], "--scale cpu --data plane --seeds 3"),
+        ("plane", [0, 1, 2], "--scale cpu --data plane --seeds 0,1,2"),
         ("/home/me/photos", [4], "--scale cpu --data DATA --seed 4"),
         ("subspace:/home/me/photos", [0], "--scale cpu --data subspace:DATA"),
     ],
@@ -314,7 +314,7 @@ def test_larger_scales_compare_ddpm_with_the_rest_under_the_same_dirt(name, scal
     [
         (["trajectorys"], "Did you mean 'trajectories'"),
         (["ray", "--scale", "gpu"], "Valid: cpu, paper, smoke"),
-        (["ray", "--seeds", "0"], "Expected at least 1"),
+        (["ray", "--seeds", "x"], "Expected integers"),
         (["trajectories", "--data", "digits"], "Expected no --data, or one of readings, butterflies"),
         (["--pages", "pages", "--out", "nothing"], "holds no results"),
     ],

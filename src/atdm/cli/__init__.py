@@ -11,6 +11,7 @@ from ..errors import UserError, nearest
 from ..text import Plain, plain
 from .common import SKIPPING, is_main
 from .faults import explain
+from .habits import HABITS
 from .parser import SUMMARY
 from .signals import STOP, end_with_parent
 
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         stack.enter_context(contextlib.redirect_stdout(Plain(sys.stdout)))
         stack.enter_context(STOP.listening())
+        stack.callback(HABITS.end)
         code = _run(words)
     sys.exit(code)
 

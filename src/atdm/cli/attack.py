@@ -18,6 +18,7 @@ from .common import (
     open_model,
     print_table,
     sampling_of,
+    seeds_of,
     silent,
 )
 from .parser import make_parser, positional
@@ -35,13 +36,12 @@ class Options(Printing):
         model: run folder, or any diffusers pipeline together with --data.
         data: clean reference; null: the run's own data.
         attack: random, fgsm or pgd:steps=10,norm=l2,restarts=1.
-        objective: what the attack raises: denoised, prediction, target:item=0, distance, features.
+        goal: what the attack raises: denoised, prediction, target:item=0, distance, features.
         budgets: radii at each attacked step, noise units.
         through: step, or rest: through all steps that remain.
         at: steps to attack: all, or 0,10,20 or 10-20; 0 is the first.
         n: samples at each budget.
-        seed: first one of the sampling and the attack.
-        seeds: how many seeds, for the intervals.
+        seeds: of the sampling and the attack, several, as 0,1,2, for the intervals.
         batch_size: samples together.
         features: feature space of the Frechet distance.
         undefended: a plain model, to transfer the attack.
@@ -52,13 +52,12 @@ class Options(Printing):
     model: str = positional()
     data: str | None = None
     attack: str = "pgd"
-    objective: str = "denoised"
+    goal: str = "denoised"
     budgets: str = "0,0.03,0.1,0.3"
     through: str = "step"
     at: str = "all"
     n: int = 256
-    seed: int = 0
-    seeds: int = 3
+    seeds: str = "0,1,2"
     batch_size: int = 256
     features: str = "pixels"
     undefended: str | None = None
@@ -73,33 +72,33 @@ def run(words: list[str]) -> int:
     given = parser.parse_args(words)
     budgets = numbers(given.budgets, "budgets")
     at = _steps(given.at)
-    if given.seeds < 1 or min(budgets) < 0 or given.n < 2:
-        raise UserError("Expected seeds of 1 or more, n of 2 or more, and budgets of 0 or more.")
+    seeds = seeds_of(given)
+    if min(budgets) < 0 or given.n < 2:
+        raise UserError("Expected n of 2 or more, and budgets of 0 or more.")
     out = destination(given.out)
     from .. import metrics
     from ..attack import ATTACKS, GOALS, TrajectoryAttack, check_seeds, damage_curve, doubt, summarize
     from ..spec import build
 
     search = build("attack", given.attack, ATTACKS)
-    goal = build("objective of an attack", given.objective, GOALS)
+    goal = build("goal of an attack", given.goal, GOALS)
     TrajectoryAttack(search, goal, 0.0, through=given.through)  # a combination that cannot work is refused at once
     dataset, data = clean_data(given)
     reference = dataset.reference
     goal = goal.fit(reference, dataset.truth)
     victim = _victim(given, given.model, goal, at, reference)
     other = _victim(given, given.undefended, goal, at, reference) if given.undefended else None
-    seeds = [given.seed + i for i in range(given.seeds)]
     rows, shown, findings = [], {}, []
     worst = max(budgets)
     with progress_bar(silent(given)) as bar:
         task = bar.add_task("attacking", total=len(seeds) * len(budgets) + (given.checks and worst > 0), note="")
         for point in damage_curve(victim, search, budgets, seeds, reference, dataset.truth, given.features):
             rows.append(point.row)
-            if point.row["seed"] == given.seed:
+            if point.row["seed"] == seeds[0]:
                 shown[point.row["budget"]] = point.samples.cpu()
             bar.advance(task)
         if given.checks and worst > 0:
-            findings = doubt(victim, search, worst, given.seed, other)
+            findings = doubt(victim, search, worst, seeds[0], other)
             findings.append(check_seeds([row["damage"] for row in rows if row["budget"] == worst]))
             bar.advance(task)
     provenance = {
@@ -113,7 +112,7 @@ def run(words: list[str]) -> int:
         "reference_hash": metrics.content_hash(reference),
         "features": given.features if dataset.kind == "image" else None,
         "attack": given.attack,
-        "objective": given.objective,
+        "objective": given.goal,
         "through": given.through,
         "at": given.at,
         "budget_unit": "noise units, at each attacked step",
@@ -191,7 +190,7 @@ def _tell(given: Any, result: dict[str, Any]) -> None:
         table.setdefault(row["measure"], {"measure": row["measure"]})[f"{row['budget']:g}"] = shown
     budgets = list(dict.fromkeys(f"{row['budget']:g}" for row in result["rows"]))
     print_table(
-        f"{given.model} under {given.attack}, by budget in noise units: {given.n} samples, {given.seeds} seeds, "
+        f"{given.model} under {given.attack}, by budget in noise units: {given.n} samples, {len(seeds_of(given))} seeds, "
         f"{result['provenance']['sampler']}, {given.steps} steps",
         [{"measure": name, **{budget: cells.get(budget, "") for budget in budgets}} for name, cells in table.items()],
     )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import UserError
 from ..files import require_writable
@@ -41,10 +41,14 @@ class Printing:
     Args:
         json: print JSON, and no progress.
         quiet: print no progress: the result and what is wrong only.
+        verbose: also print what the library logs, with the time.
+        device: cpu or cuda; auto takes cuda where there is one.
     """
 
     json: bool = False
     quiet: bool = False
+    verbose: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 def reading(given: Any) -> dict[str, Any]:
@@ -137,6 +141,25 @@ def numbers(text: str, option: str) -> list[float]:
         raise ValueError("not finite")
     except ValueError:
         raise UserError(f"The {option} are '{text}'. Expected numbers separated by commas, such as 0,0.1,1.") from None
+
+
+def seeds_of(given: Any) -> list[int]:
+    """The seeds of ``--seeds``, or else that of ``--seed`` alone.
+
+    Raises:
+        UserError: they are not integers, each once.
+    """
+    if given.seeds is None:
+        return [given.seed]
+    try:
+        seeds = [int(word) for word in given.seeds.split(",")]
+    except ValueError:
+        raise UserError(
+            f"The seeds are '{given.seeds}'. Expected integers separated by commas, such as 0,1,2."
+        ) from None
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"The seeds are '{given.seeds}'. Expected each once: the same seed gives the same samples.")
+    return seeds
 
 
 def destination(out: str, ending: str = "") -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..text import markdown, plain
-from .common import Printing, destination, print_table, silent
+from .common import Printing, destination, print_table, seeds_of, silent
 from .parser import make_parser, positional
 from .progress import jobs_bar
 
@@ -26,10 +26,11 @@ class Options(Printing):
         data: of --train: digits, plane, images, or subspace:IMAGES, which are projected onto a subspace; null: digits and plane.
         corrupt: of --train: corruptions, such as gaussian:share=0.9,std=0.2 jpeg:quality=10; none given: those of the benchmark.
         scale: of --train: smoke, cpu or paper.
-        seeds: of --train: how many.
-        keep: of --train: a folder for what each training found, so that a comparison that was interrupted goes on and more
+        seed: of --train: of data, training and sampling.
+        seeds: of --train: several, as 0,1,2; null: --seed alone.
+        store: of --train: a folder for what each training found, so that a comparison that was interrupted goes on and more
             objectives or seeds join those that are there; atdm reproduce baselines has such a folder, OUT/baselines/jobs.
-        executor: of --train: where the trainings run: local, dask=tcp://HOST:PORT or slurm:partition=NAME; --keep must then be on
+        executor: of --train: where the trainings run: local, dask=tcp://HOST:PORT or slurm:partition=NAME; --store must then be on
             a disk that all machines see.
         out: write the table to this .md file.
     """
@@ -40,8 +41,9 @@ class Options(Printing):
     data: str | None = None
     corrupt: list[str] = field(default_factory=list)
     scale: str = "cpu"
-    seeds: int = 1
-    keep: str | None = None
+    seed: int = 0
+    seeds: str | None = None
+    store: str | None = None
     executor: str = "local"
     out: str | None = None
 
@@ -50,8 +52,8 @@ def run(words: list[str]) -> int:
     parser = make_parser("compare", Options)
     given = parser.parse_args(words)
     out = destination(given.out, ".md") if given.out else None
-    if given.keep and given.train is None:
-        raise UserError("--keep is for what --train finds. Expected both, or neither.")
+    if given.store and given.train is None:
+        raise UserError("--store is for what --train finds. Expected both, or neither.")
     if given.train is not None:
         return _trained(given, out)
     from .. import metrics
@@ -95,17 +97,15 @@ def _trained(given: Any, out: Path | None) -> int:
 
     if given.results:
         raise UserError("Got results and --train. Expected one of them: what was measured, or what is to be trained.")
-    if given.seeds < 1:
-        raise UserError(f"seeds is {given.seeds}. Expected at least 1.")
-    keep = destination(given.keep) if given.keep else None
+    seeds, store = seeds_of(given), destination(given.store) if given.store else None
     methods = [*baselines.OBJECTIVES] if given.train == "all" else given.train.split(",")
     with jobs_bar("compare", silent(given)) as progress:
         found = find(
             "baselines",
             given.scale,
-            range(given.seeds),
+            seeds,
             given.data,
-            keep,
+            store,
             progress,
             given.executor,
             objectives=methods,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from ..errors import UserError
-from .common import Printing, destination, print_table, silent
+from .common import Printing, destination, print_table, seeds_of, silent
 from .parser import make_parser
 from .progress import jobs_bar
 
@@ -18,14 +17,14 @@ class Options(Printing):
     Args:
         out: folder of the report, its figures and its numbers.
         seed: of data, training and sampling.
-        seeds: how many seeds, from --seed on; tables then give mean ± std.
+        seeds: several, as 0,1,2; tables then give mean ± std; null: --seed alone.
         quick: hardly any training, to see that everything works.
         thorough: add outliers, the ablations, a range of strengths and of stopping levels, and digits on a subspace.
     """
 
     out: str = "demo"
     seed: int = 0
-    seeds: int = 1
+    seeds: str | None = None
     quick: bool = False
     thorough: bool = False
 
@@ -33,14 +32,12 @@ class Options(Printing):
 def run(words: list[str]) -> int:
     parser = make_parser("demo", Options)
     given = parser.parse_args(words)
-    if given.seeds < 1:
-        raise UserError(f"seeds is {given.seeds}. Expected at least 1.")
+    seeds, scale = seeds_of(given), "smoke" if given.quick else "cpu"
     out = destination(given.out)
     from ..experiments.runner.findings import write
     from ..experiments.runner.reproduce import find
     from ..report import show
 
-    seeds, scale = range(given.seed, given.seed + given.seeds), "smoke" if given.quick else "cpu"
     with jobs_bar("demo", silent(given)) as progress:
         found = find("demo", scale, seeds, None, out / "jobs", progress, thorough=given.thorough)
         write(found, "atdm demo: learning what noisy data mean", out)

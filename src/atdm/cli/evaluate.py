@@ -21,6 +21,7 @@ from .common import (
     print_table,
     reading,
     reading_of_data,
+    seeds_of,
     tell_notes,
 )
 from .parser import make_parser, positional
@@ -65,7 +66,7 @@ def run(words: list[str]) -> int:
     add_reading(parser)
     add_sampling(parser, 250, "ddpm")
     given = parser.parse_args(words)
-    seeds = _seeds(given)
+    seeds: list[int | None] = [None] if given.samples is not None else [*seeds_of(given)]
     _check(given)
     import torch
     from accelerate import Accelerator
@@ -109,22 +110,6 @@ def run(words: list[str]) -> int:
     if given.out:
         print(f"The rows, with how each was made, are in {given.out}.")
     return 0
-
-
-def _seeds(given: Any) -> list[int | None]:
-    if given.samples is not None:
-        return [None]
-    if given.seeds is None:
-        return [given.seed]
-    try:
-        seeds = [int(word) for word in given.seeds.split(",")]
-    except ValueError:
-        raise UserError(
-            f"The seeds are '{given.seeds}'. Expected integers separated by commas, such as 0,1,2."
-        ) from None
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"The seeds are '{given.seeds}'. Expected each once: the same seed gives the same samples.")
-    return list(seeds)
 
 
 def _check(given: Any) -> None:

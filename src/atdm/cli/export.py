@@ -18,7 +18,7 @@ class Options(Printing):
         run: run folder.
         out: new or empty folder for the pipeline and its card.
         weights: ema (averaged) or raw.
-        metrics: what atdm evaluate --json printed; null: RUN/metrics.json.
+        measured: what atdm evaluate --json printed; null: RUN/metrics.json.
         license: identifier of the Hub's, such as apache-2.0.
         push_to_hub: OWNER/NAME; needs a token (hf auth login).
         private: a new model on the Hub is private.
@@ -27,7 +27,7 @@ class Options(Printing):
     run: str = positional()
     out: str = required()
     weights: str = "ema"
-    metrics: str | None = None
+    measured: str | None = None
     license: str = "unknown"
     push_to_hub: str | None = None
     private: bool = False
@@ -46,7 +46,7 @@ def run(words: list[str]) -> int:
         Path(given.run),
         out,
         weights=given.weights,
-        numbers=Path(given.metrics) if given.metrics else None,
+        numbers=Path(given.measured) if given.measured else None,
         licence=given.license,
         name=given.push_to_hub or "",
     )

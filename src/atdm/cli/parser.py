@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from ..errors import UserError
 from .explain import explain
+from .habits import HABITS
 
 SUMMARY = {
     "train": "train a model in a run folder, or resume it",
@@ -48,7 +49,10 @@ EXAMPLES = {
         "evaluate runs/photos --features pixels+efficientnet-lite --seeds 0,1,2 --out photos.json",
         "evaluate --samples samples.npz --data trusted/",
     ),
-    "compare": ("compare plain.json robust.json --out table.md", "compare --train ddpm,auto --data digits --seeds 3"),
+    "compare": (
+        "compare plain.json robust.json --out table.md",
+        "compare --train ddpm,auto --data digits --seeds 0,1,2",
+    ),
     "features": (
         "features --data trusted/ --image_size 32 --out features.safetensors",
         "features --data digits --steps 500",
@@ -74,8 +78,8 @@ EXAMPLES = {
         "corrupt --data photos --corrupt gaussian:share=0.9,std=0.2 --out noisy",
         "corrupt --data digits --corrupt outliers:share=0.1+jpeg:quality=20 --out noisy",
     ),
-    "reproduce": ("reproduce trajectories --out reproduce", "reproduce strength --scale cpu --seeds 3"),
-    "demo": ("demo", "demo --thorough --seeds 3 --out demo-thorough"),
+    "reproduce": ("reproduce trajectories --out reproduce", "reproduce strength --scale cpu --seeds 0,1,2"),
+    "demo": ("demo", "demo --thorough --seeds 0,1,2 --out demo-thorough"),
     "bench": ("bench --net tiny --batch_size 32", "bench --net mlp:width=256 --shape 1x8x8 --baselines"),
     "show radius": ("show radius --omegas 1,2,4", "show radius --process cosine --out ray.svg"),
     "show run": ("show run runs/photos", "show run runs/photos --out curves.svg"),
@@ -107,6 +111,7 @@ def make_parser(command: str, *kinds: Any) -> Any:
             for name, value in given.items():
                 if isinstance(value, int) and not -(2**63) <= value < 2**63:
                     raise UserError(f"The option {name} is {value}. Expected an integer of at most 63 bits.")
+            HABITS.begin(given)
             return given
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -141,7 +146,7 @@ def add_fields(parser: Any, kind: Any, names: Sequence[str] | None = None, **def
     """
     hints, says = typing.get_type_hints(kind), sentences(kind)
     for field in dataclasses.fields(kind):
-        if names is not None and field.name not in names:
+        if (names is not None and field.name not in names) or f"--{field.name}" in parser._option_string_actions:
             continue
         fallback = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         default = defaults.get(field.name, fallback)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError, unknown
-from .common import Printing, destination, silent
+from .common import Printing, destination, seeds_of, silent
 from .parser import make_parser, positional
 from .progress import jobs_bar
 
@@ -22,8 +22,8 @@ class Options(Printing):
             networks and longer training, for a GPU.
         out: each experiment writes to a folder in it, one for each --data, and keeps what each training found: an interrupted
             run goes on, and more seeds join those that are there.
-        seed: the first one.
-        seeds: how many seeds, from --seed on; tables then give mean ± std.
+        seed: of data, training and sampling.
+        seeds: several, as 0,1,2; tables then give mean ± std; null: --seed alone.
         data: image data set instead of the published one, for the experiments that take one.
         pages: also write pages to this folder, of each result in --out: Markdown, JSON, small pictures, and an index; the
             project keeps its own in results.
@@ -36,7 +36,7 @@ class Options(Printing):
     scale: str = "cpu"
     out: str = "reproduce"
     seed: int = 0
-    seeds: int = 1
+    seeds: str | None = None
     data: str | None = None
     pages: str | None = None
     executor: str = "local"
@@ -64,8 +64,7 @@ def run(words: list[str]) -> int:
     entries = {name: entry(name) for name in names}
     if given.scale not in SCALES:
         raise unknown("scale", given.scale, SCALES)
-    if given.seeds < 1:
-        raise UserError(f"seeds is {given.seeds}. Expected at least 1.")
+    seeds = seeds_of(given)
     takers = [name for name, e in entries.items() if e.data is not None]
     if given.data is not None and not takers:
         takes = ", ".join(name for name, e in EXPERIMENTS.items() if e.data is not None)
@@ -73,7 +72,7 @@ def run(words: list[str]) -> int:
 
     from ..experiments.runner.reproduce import run as reproduce
 
-    out, numbers, seeds = destination(given.out), {}, range(given.seed, given.seed + given.seeds)
+    out, numbers = destination(given.out), {}
     for name in names:
         data = given.data if name in takers else None
         with jobs_bar(name, silent(given)) as progress:

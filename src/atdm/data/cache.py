@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import struct
@@ -25,6 +26,7 @@ from .pixels import MAX_PIXELS
 if TYPE_CHECKING:
     from .images import Listing
 
+LOG = logging.getLogger(__name__)
 HEADER = 128  # bytes of an .npy file before its data
 
 
@@ -78,6 +80,7 @@ def read(
     key = json.dumps([VERSION, listing.key, listing.all.key, asdict(framing), skip_broken, max_pixels])
     path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
     found = _cached(path)  # without a lock: the disk may be read-only, and what is there is whole
+    LOG.info("%s decoded images in %s", "writing" if found is None else "reading", path)
     return found if found is not None else _made(path, chunks, tally, listing.count)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class Model:
         """
         folder = _pipeline_folder(source)
         index = _index(folder)
+        logging.getLogger(__name__).info("opening %s", folder)
         latent = "vqvae" in index  # the word of LDMPipeline
         if pixels and latent:
             raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ from .train import Diverged, State, Step, anyone, fit
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+LOG = logging.getLogger(__name__)
 
 
 def train(
@@ -180,6 +183,7 @@ def _steps(
     folder, main = Path(config.out), accelerator.is_main_process
 
     def written(step: int, path: Path) -> None:
+        LOG.info("saved %s", path)
         for each in callbacks:
             each.on_save(step, path)
 
@@ -238,6 +242,7 @@ def _finish(
         state.ema.eval()
         tell(f"Exporting the model to {folder / 'model'} and drawing samples.")
         parts.model(state.ema).save_pretrained(folder / "model")
+        LOG.info("exported %s", folder / "model")
         _picture(folder, parts, state, accelerator.device, lambda: False, callbacks)
     if config.metrics != "none":
         tell(f"Drawing and measuring {config.metrics_samples} samples.")
@@ -318,6 +323,7 @@ def _picture(
         save_samples(drawn, target)
     else:
         plot.save(plot.scatter(drawn, parts.dataset.x[:1000]), target)
+    LOG.info("drew %s", target)
     for each in callbacks:
         each.on_sample(state.step, target)
 

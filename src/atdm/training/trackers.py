@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import uuid
 import warnings
@@ -17,6 +18,7 @@ from ..files import atomic, read_json
 from .callbacks import Callback
 from .train import Step
 
+LOG = logging.getLogger(__name__)
 NAMES = ("tensorboard", "wandb", "mlflow")
 PROJECT = "atdm"  # of W&B and MLflow, where their own environment variables name none
 IDS = "trackers.json"  # in a run folder: the runs of the trackers that resuming goes on with
@@ -68,6 +70,7 @@ class Trackers(Callback):
         for name in names:
             try:
                 self.open[name] = _start(name, folder, known.get(name), done)
+                LOG.info("tracker %s: %s run", name, "the same" if name in begun else "a new")
                 if name not in begun:
                     self.open[name].store_init_configuration(options)
             except Exception as problem:  # of whatever kind, from somebody else's code

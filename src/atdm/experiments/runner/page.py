@@ -162,8 +162,8 @@ def _command(name: str, provenance: Mapping[str, Any]) -> str:
         hidden = f"{SUBSPACE}DATA" if data.startswith(SUBSPACE) else "DATA"
         words.append(f"--data {data if data.isidentifier() else hidden}")
     if len(seeds) > 1:
-        words.append(f"--seeds {len(seeds)}")
-    if seeds[0]:
+        words.append(f"--seeds {','.join(map(str, seeds))}")
+    elif seeds[0]:
         words.append(f"--seed {seeds[0]}")
     return " ".join(words)
 

@@ -1,0 +1,59 @@
+"""What every command does alike before its work: the device, and what the library logs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ..errors import UserError
+
+LIBRARY = logging.getLogger("atdm")
+HIDDEN = "CUDA_VISIBLE_DEVICES"
+
+
+class Habits:
+    """Follows ``--device``, ``--verbose`` and ``--quiet`` until :meth:`end`, after which the process is as it was."""
+
+    def __init__(self) -> None:
+        self.undo: list[Callable[[], Any]] = []
+
+    def begin(self, given: Any) -> None:
+        """Do what the options say.
+
+        Raises:
+            UserError: the device is not there, or the options contradict each other.
+        """
+        self.end()
+        if given.get("quiet") and given.get("verbose"):
+            raise UserError("Got --quiet and --verbose. Expected one of them.")
+        if given.get("verbose"):
+            handler = logging.StreamHandler(sys.stderr)
+            handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+            LIBRARY.addHandler(handler)
+            self.undo += [partial(LIBRARY.removeHandler, handler), partial(LIBRARY.setLevel, LIBRARY.level)]
+            LIBRARY.setLevel(logging.INFO)
+        if given.get("device") == "cpu":
+            hidden = os.environ.get(HIDDEN)
+            self.undo.append(partial(os.environ.pop, HIDDEN) if hidden is None else lambda: _set(hidden))
+            _set("")  # torch has not looked yet, and sees no GPU; nor do the processes that are started
+        elif given.get("device") == "cuda":
+            import torch
+
+            if not torch.cuda.is_available():
+                raise UserError("There is no CUDA device here. Expected --device cpu or auto.")
+
+    def end(self) -> None:
+        """Undo it."""
+        while self.undo:
+            self.undo.pop()()
+
+
+def _set(devices: str) -> None:
+    os.environ[HIDDEN] = devices
+
+
+HABITS = Habits()
