@@ -37,9 +37,8 @@ class Habits:
             self.undo += [partial(LIBRARY.removeHandler, handler), partial(LIBRARY.setLevel, LIBRARY.level)]
             LIBRARY.setLevel(logging.INFO)
         if given.get("device") == "cpu":
-            hidden = os.environ.get(HIDDEN)
-            self.undo.append(partial(os.environ.pop, HIDDEN) if hidden is None else lambda: _set(hidden))
-            _set("")  # torch has not looked yet, and sees no GPU; nor do the processes that are started
+            self.undo.append(partial(_hide, os.environ.get(HIDDEN)))
+            _hide("")  # torch has not looked yet, and sees no GPU; nor do the processes that are started
         elif given.get("device") == "cuda":
             import torch
 
@@ -52,8 +51,11 @@ class Habits:
             self.undo.pop()()
 
 
-def _set(devices: str) -> None:
-    os.environ[HIDDEN] = devices
+def _hide(value: str | None) -> None:
+    if value is None:
+        os.environ.pop(HIDDEN, None)
+    else:
+        os.environ[HIDDEN] = value
 
 
 HABITS = Habits()
