@@ -178,6 +178,7 @@ def rejected(words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
     module = import_module(f"atdm.cli.{words[0]}")
     with monkeypatch.context() as patch:
         patch.setattr(module, "make_parser", stopping)
+        patch.setattr("torch.cuda.is_available", lambda: True)  # for --device cuda
         try:
             module.run(words[1:])
         except Parsed:

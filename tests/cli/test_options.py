@@ -26,6 +26,7 @@ MEANS = {
     "corrupt": "corruption|gaussian",
     "data": "learn|clean|purify|corrupt|data set|digits",
     "device": "cpu or cuda",
+    "executor": "local",
     "features": "feature space",
     "gradient_checkpointing": "compute activations|as in training",
     "image_size": "images of any size|resize",
