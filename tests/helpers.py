@@ -1,5 +1,11 @@
 """What tests share: ideal networks of Gaussian data, seeded generators, and the command line in process."""
 
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 from contextlib import suppress
 from importlib import import_module
 
@@ -88,3 +94,98 @@ def parsed(words, monkeypatch):
         patch.setattr(module, "make_parser", make)
         module.run(words[1:])
     return found[0]
+
+
+class Warm:
+    """A process that has everything imported and forks one for each command, which then starts at once.
+
+    Args:
+        environment: of the commands, beside that of the tests.
+    """
+
+    CODE = """
+import importlib, json, os, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+from atdm.cli import main
+importlib.import_module("diffusers").DDPMScheduler
+for line in sys.stdin:
+    order = json.loads(line)
+    children = []
+    for rank in order["ranks"]:
+        child = os.fork()
+        if not child:
+            os.environ.update(rank | {"ATDM_PARENT": str(os.getppid())} if rank else {})
+            for stream, file in ((1, order["out"]), (2, order["err"])):
+                os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+            exec(order["before"], {})
+            main(order["words"])
+        children.append(child)
+    print(json.dumps(children), flush=True)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+"""
+    MODULES = (
+        "atdm.cli.train",
+        "atdm.cli.evaluate",
+        "atdm.cli.export",
+        "atdm.training.parts",
+        "atdm.plot.samples",
+        "accelerate",
+        "matplotlib.pyplot",
+        "torch.utils.tensorboard",
+        "sklearn.datasets",
+    )
+
+    def __init__(self, folder, **environment):
+        self.folder = folder
+        threads = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.CODE, *self.MODULES],
+            env=os.environ | threads | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.err = folder / "err"
+
+    def begin(self, words, before="", ranks=1):
+        """The processes of ``atdm`` with ``words``, once Python code was executed in them."""
+        self.err.unlink(missing_ok=True)
+        common = {
+            "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+            "ACCELERATE_USE_CPU": "true",
+        }
+        each = [{**common, "RANK": str(r), "LOCAL_RANK": str(r), "LOCAL_WORLD_SIZE": str(ranks)} for r in range(ranks)]
+        order = {
+            "words": [str(word) for word in words],
+            "before": before,
+            "ranks": each if ranks > 1 else [{}],
+            "out": str(self.folder / "out"),
+            "err": str(self.err),
+        }
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def end(self):
+        """Their exit codes, and what they wrote to standard error."""
+        codes = json.loads(self.process.stdout.readline())
+        return codes, self.err.read_text()
+
+    def __call__(self, words, before=""):
+        """Exit code and standard error of one command."""
+        self.begin(words, before)
+        codes, err = self.end()
+        return codes[0], err
+
+    def close(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
