@@ -14,7 +14,7 @@ from PIL import Image
 from atdm import cli
 from atdm.cli import faults, launch
 from atdm.training import checkpoint
-from helpers import atdm
+from helpers import Warm, atdm
 
 TRAIN = ["train", "--data=plane:n=300", "--net=mlp:width=16,depth=1", "--batch_size=16", "--threads=1"]
 PATIENCE = 200  # seconds on a busy machine; the phases themselves take hours
@@ -78,7 +78,7 @@ def test_what_nohup_ignores_stays_ignored(tmp_path):
 # A phase that takes forever from a mark on, by the function that it calls again and again.
 PHASES = {
     "decoding": ("atdm.data.decode", "decode", ["train", "--data={photos}", "--out={out}/run"], "No step was made"),
-    "sampling": ("atdm.nets.mlp", "MLP.forward", ["sample", "{run}", "--out={out}/a.npz"], "stopped by SIGTERM."),
+    "sampling": ("atdm.nets.mlp", "MLP.forward", ["sample", "{run}", "--out={out}/a.npz"], "stopped by"),
     "exporting": (
         "atdm.diffusion.model",
         "Model.write",
@@ -104,50 +104,106 @@ PHASES = {
         ["corrupt", "--data=digits", "--corrupt=gaussian:share=0.5,std=0.2", "--out={out}/dirty"],
         "stopped by",
     ),
+    "attacking": (
+        "atdm.nets.mlp",
+        "MLP.forward",
+        ["attack", "{run}", "--n=2", "--steps=2", "--seeds=1", "--out={out}/attack"],
+        "stopped by",
+    ),
+    "looking": ("atdm.audit.look", "_whole", ["audit", "plane:n=40", "--out={out}/audit"], "stopped by"),
+    "timing": ("atdm.nets.mlp", "MLP.forward", ["bench", "--net=mlp:width=8"], "stopped by"),
 }
-FOREVER = """
-import importlib, sys, time
-module, name = sys.argv.pop(1), sys.argv.pop(1)
-mark = sys.argv.pop(1)
-place = importlib.import_module(module)
-*path, last = name.split(".")
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # the last is what SLURM sends with --signal=USR1
+SLOW = """
+import importlib, time
+place = importlib.import_module(MODULE)
+*path, last = NAME.split(".")
 for part in path:
     place = getattr(place, part)
 original = getattr(place, last)
 def slow(*arguments, **options):
-    open(mark, "w").close()
-    time.sleep(3600)
+    open(MARK, "w").close()
+    time.sleep(SECONDS)
     return original(*arguments, **options)
 setattr(place, last, slow)
-from atdm.cli import main
-main()
 """
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_every_phase_ends_within_seconds(tmp_path, folder, phase):
-    photos = tmp_path / "photos"
-    photos.mkdir()
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    process = Warm(tmp_path_factory.mktemp("warm"), ATDM_CACHE=str(tmp_path_factory.mktemp("cache")))
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
     for i in range(3):
-        Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(photos / f"{i}.png")
-    module, name, words, sentence = PHASES[phase]
-    words = [word.format(photos=photos, out=tmp_path, run=folder) for word in words]
-    mark = tmp_path / "mark"
+        Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def ends(out, folder, photos, warm, phase, name):
+    """A signal in the middle of a phase: the command ends, saved, with its sentence, and leaves nothing half-written."""
+    module, function, given, sentence = PHASES[phase]
+    mark = out.with_name(f"{out.name}-mark")
     # An image that is being decoded is waited for, so decoding is made to sleep where its result is waited for.
-    code = FOREVER.replace("time.sleep(3600)", "time.sleep(1)") if phase == "decoding" else FOREVER
-    process = begin(module, name, mark, *words, code=code)
-    until(process, mark.exists)
+    slow = SLOW.replace("SECONDS", "1" if phase == "decoding" else "3600")
+    slow = slow.replace("MODULE", repr(module)).replace("NAME", repr(function)).replace("MARK", repr(str(mark)))
+    words = [word.format(photos=photos, out=out, run=folder) for word in given]
+    [pid] = warm.begin(words, slow)
+    deadline = time.monotonic() + PATIENCE
+    while not mark.exists():
+        os.kill(pid, 0)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     began = time.monotonic()
-    _, err = end(process, "SIGTERM")
+    os.kill(pid, getattr(signal, name))
+    codes, err = warm.end()
     assert time.monotonic() - began < 60
-    assert sentence in err
-    assert not [*tmp_path.rglob(".partial-*")]
-    assert {path.name for path in tmp_path.iterdir()} <= {"photos", "mark", "run"}
+    assert codes == [130], err
+    assert "Traceback" not in err
+    assert sentence in " ".join(err.split())
+    assert not [*out.rglob(".partial-*")]
+    assert not out.exists() or {path.name for path in out.iterdir()} <= {"run"}
     if phase in ("exporting", "measuring a run"):
-        assert checkpoint.latest(tmp_path / "run").name == "step-00000002"
-        done = subprocess.run([sys.executable, "-m", "atdm", *words], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / "run" / "model" / "model_index.json").is_file()
+        assert checkpoint.latest(out / "run").name == "step-00000002"
+        code, err = warm(words)
+        assert code == 0, err
+        assert (out / "run" / "model" / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize(("place", "phase"), enumerate(PHASES))
+def test_every_phase_ends_within_seconds(tmp_path, folder, photos, warm, place, phase):
+    ends(tmp_path / "out", folder, photos, warm, phase, SIGNALS[place % len(SIGNALS)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("phase", PHASES)
+def test_every_signal_ends_every_phase(tmp_path, folder, photos, warm, phase, name):
+    ends(tmp_path / "out", folder, photos, warm, phase, name)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_of_two_processes_without_a_launcher_the_other_ends_by_itself(tmp_path, warm, lost):
+    """As on two machines, where nobody else tells it."""
+    ranks = warm.begin([*TRAIN, "--steps=1000000", "--save_every=3", f"--out={tmp_path}/run"], ranks=2)
+    deadline = time.monotonic() + PATIENCE
+    while not checkpoint.latest(tmp_path / "run"):
+        os.kill(ranks[lost], 0)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(ranks[lost], signal.SIGKILL)
+    began = time.monotonic()
+    codes, err = warm.end()
+    assert time.monotonic() - began < 60
+    assert codes[lost] == -signal.SIGKILL
+    assert codes[1 - lost] == 2, err
+    assert "Another process of this run is gone" in err
+    assert "Traceback" not in err
+    assert "gloo" not in err
 
 
 START = "import sys; from atdm.cli import launch; sys.exit(launch.start(sys.argv[1:], 2))"
