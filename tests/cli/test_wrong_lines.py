@@ -2,6 +2,8 @@
 
 import random
 import re
+import signal
+from contextlib import contextmanager
 
 import pytest
 
@@ -222,8 +224,30 @@ def lines(options, run, count, seed):
         yield [*name.split(), *words]
 
 
+class Stuck(BaseException):
+    """A line has not ended in time."""
+
+
+PATIENCE = 180  # seconds for a line that takes one, on a busy machine
+
+
+@contextmanager
+def ending(words):
+    def stop(*_):
+        raise Stuck(words)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(PATIENCE)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def check(capsys, words):
-    code, out, err = atdm(capsys, *words)
+    with ending(words):
+        code, out, err = atdm(capsys, *words)
     assert code in (0, 2, 130), (words, code)
     assert "Traceback" not in err, words
     assert not re.search(r" object at 0x|<class '", err), (words, err)
