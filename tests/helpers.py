@@ -145,6 +145,7 @@ for line in sys.stdin:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         self.err = folder / "err"
 
@@ -181,7 +182,8 @@ for line in sys.stdin:
         return codes[0], err
 
     def close(self):
-        self.process.send_signal(signal.SIGKILL)
+        """End it, and whatever still runs of what it began."""
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
