@@ -182,7 +182,7 @@ def test_kills_of_one_of_two_processes(warm, tmp_path):
     whole = contents(tmp_path / "0")
     assert contents(tmp_path / "1") == whole
     dice = random.Random("two")
-    killed = 0
+    told = 0
     for kill in range(TWO):
         out = tmp_path / f"killed-{kill}"
         ranks = begin(out)
@@ -192,16 +192,15 @@ def test_kills_of_one_of_two_processes(warm, tmp_path):
             os.kill(ranks[lost], signal.SIGKILL)
         codes, err = warm.end()
         assert "Traceback" not in err, err
-        if codes[lost] == -signal.SIGKILL:
-            killed += 1
-            assert codes[1 - lost] == 2 or (lost, codes) == (1, [0, -signal.SIGKILL]), (codes, err)
-            assert codes[1 - lost] == 0 or "Another process of this run is gone" in err
+        assert codes[1 - lost] in (0, 2), (codes, err)  # 0: it had ended
+        assert codes[1 - lost] == 0 or "Another process of this run is gone" in err
+        told += codes[1 - lost] == 2
         begin(out)
         codes, err = warm.end()
         assert codes == [0, 0], (kill, err)
         require_same(out, whole, kill)
         shutil.rmtree(out)
-    assert killed > TWO / 3
+    assert told > TWO / 3
 
 
 @pytest.fixture
