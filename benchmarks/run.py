@@ -149,7 +149,13 @@ def bf16(rounds: int) -> Iterator[Row]:
     from atdm.nets import build_net
     from atdm.nets.speed import bf16_slowdown
 
-    yield Row("a convolution in bfloat16", "float32", None, None, bf16_slowdown(build_net("digits", (1, 8, 8))))
+    yield Row(
+        "both passes through a convolution, bfloat16",
+        "float32",
+        None,
+        None,
+        bf16_slowdown(build_net("digits", (1, 8, 8))),
+    )
 
 
 def checkpoints(rounds: int) -> Iterator[Row]:
