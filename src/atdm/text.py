@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import re
 from typing import Any
@@ -70,3 +71,13 @@ def figure(text: str) -> str:
 def without_folders(text: str) -> str:
     """Text without the folders of this machine; the names of files stay."""
     return PLACE.sub("", text)
+
+
+def changed(value: Any) -> str:
+    """A dataclass as the call that makes it, with the fields that differ from their defaults: its ``__repr__``."""
+    parts = []
+    for field in dataclasses.fields(value):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.repr and field.init and (found := getattr(value, field.name)) != default:
+            parts.append(f"{field.name}={found!r}")
+    return f"{type(value).__name__}({', '.join(parts)})"

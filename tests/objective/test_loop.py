@@ -4,12 +4,15 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from atdm.data import load
 from atdm.data.items import Floats
 from atdm.data.source import Source
 from atdm.errors import UserError
@@ -60,6 +63,25 @@ def test_auto_is_what_training_gets_from_the_same_data(images, capsys):
 def test_auto_looks_at_whatever_holds_the_images(images, form):
     found = auto.items_of(form(images))
     assert torch.equal(found.sort(0).values, images.sort(0).values)
+
+
+def test_auto_sees_the_noise_that_only_files_show(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATDM_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(40):
+        a, b = rng.uniform(-0.5, 0.5, (2, 3))
+        ramp = np.linspace(-1, 1, 64)
+        x = ramp[:, None, None] * a + ramp[None, :, None] * b + 0.2 * rng.normal(size=(64, 64, 3))
+        pixels = ((x.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.jpg", quality=30)
+    dataset = load(str(tmp_path / "photos"), image_size=16)
+    assert dataset.hidden_std > 0.01
+    source = Source(dataset.items, files=dataset.files)
+    trained = ObjectiveConfig("auto").fitted(source.some(auto.ITEMS), source.hidden_std).build(LINEAR)
+    for images in (dataset, source):
+        assert chosen(Objective.auto(images, LINEAR))[:5] == chosen(trained)[:5]
+    assert Objective.auto(dataset.x, LINEAR).gate <= trained.gate  # of pixels alone it cannot be seen
 
 
 def test_no_more_is_taken_from_an_iterator_than_is_looked_at():
@@ -137,7 +159,8 @@ def test_networks_in_half_precision_learn(dtype, own, images):
 PROCESSES = """
     import sys
     import torch
-    from torch import nn
+    from PIL import Image
+from torch import nn
     from torch.nn.parallel import DistributedDataParallel
     from atdm import Objective, Process
     from atdm.errors import UserError

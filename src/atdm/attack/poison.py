@@ -42,6 +42,7 @@ class Poison:
         radius: of the l_inf ball, data units (in the scale of [-1, 1]: 16/255 is 8/255 of the pixel range).
         steps: of the ascent; 0 keeps uniform noise in the ball.
         draws: of (t, eps), which each gradient is the mean over; new ones in every step.
+        label: the class that a surrogate is given which knows classes, by name or number.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Poison:
     radius: float = 16 / 255
     steps: int = 20
     draws: int = 8
+    label: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
@@ -57,6 +59,8 @@ class Poison:
             raise UserError(
                 f"radius of the poison is {self.radius}. Expected a number above 0 and up to 2, data units."
             )
+        if self.label == "all":
+            raise UserError("The poison is made against one class, or none. Expected a label by name or number.")
         if self.steps < 0 or self.draws < 1:
             raise UserError(
                 f"The poison has {self.steps} steps of {self.draws} draws. Expected 0 or more steps and 1 or more draws."

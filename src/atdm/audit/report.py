@@ -45,11 +45,10 @@ def write(folder: Path, found: Audit, source: Source, base: TrainConfig) -> dict
 
 
 def _chosen(config: TrainConfig) -> dict[str, Any]:
-    """The options that differ from the defaults, and those that make the objective; training sees all items."""
+    """The options that differ from the defaults, and the objective; training sees all items."""
     values, defaults = config.as_dict(), TrainConfig().as_dict()
     kept = {k: v for k, v in values.items() if k in ("out", "data", "objective") or (v != defaults[k] and k != "limit")}
-    if config.objective.name == "ddpm":
-        kept["objective"] = {"name": "ddpm"}
+    kept["objective"] = {"name": config.objective.name}  # ddpm and auto take no other option
     return kept
 
 

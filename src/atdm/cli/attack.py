@@ -34,7 +34,7 @@ class Options(Printing):
 
     Args:
         model: run folder, or any diffusers pipeline together with --data.
-        data: clean reference; null: the run's own data.
+        data: the reference that samples are compared with; null: the run's data before corruption.
         attack: random, fgsm or pgd:steps=10,norm=l2,restarts=1.
         goal: what the attack raises: denoised, prediction, target:item=0, distance, features.
         budgets: radii at each attacked step, noise units.
@@ -105,6 +105,7 @@ def run(words: list[str]) -> int:
         "model": given.model,
         "checkpoint": victim.model.hash,
         "weights": "ema",
+        "condition": victim.model.condition,
         **victim.sampling.as_dict(),
         "seeds": seeds,
         "samples": given.n,
@@ -168,7 +169,7 @@ def _write(folder: Path, result: dict[str, Any], shown: dict[float, Any], datase
     figure = plot.damage({Path(provenance["model"]).name: result["summary"]}, kept, title)
     for kind in ("png", "svg"):
         plot.save(figure, folder / f"damage.{kind}")
-    panels = {"clean" if budget == 0 else f"budget {budget:g}": x for budget, x in shown.items()}
+    panels = {"no attack" if budget == 0 else f"budget {budget:g}": x for budget, x in shown.items()}
     shape = dataset.item_shape
     if dataset.kind == "image":
         plot.save(plot.image_grids({name: x[:32] for name, x in panels.items()}), folder / "samples.png")

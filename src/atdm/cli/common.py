@@ -90,7 +90,15 @@ def add_sampling(parser: Any, steps: int, preserving: str = "ddim", late: bool =
         "--sampler", type=str | None, default=None, help=f"{names}; default: {preserving}, or euler of flows and EDM"
     )
     parser.add_argument("--steps", type=int, default=steps, help="of the sampler, from pure noise to the data")
-    parser.add_argument("--label", type=int | None, default=None, help="the class, of a class-conditional network")
+    parser.add_argument(
+        "--label",
+        type=str | None,
+        default=None,
+        help="the class, of a network that knows classes: its name or number, or all, each in turn; default: together",
+    )
+    parser.add_argument(
+        "--guidance", type=float, default=1.0, help="scale of classifier-free guidance towards the class; 1: none"
+    )
     if late:
         parser.add_argument(
             "--start_ratio", type=float | None, default=None, help="begin at this sigma_t/alpha_t, from N(0, I)"
@@ -212,7 +220,7 @@ def open_model(given: Any, pixels: bool = False, source: str | None = None) -> A
 
     from ..diffusion.model import Model
 
-    model = Model.from_pretrained(source or given.model, pixels=pixels, label=given.label)
+    model = Model.from_pretrained(source or given.model, pixels=pixels, label=given.label, guidance=given.guidance)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -246,7 +254,8 @@ def draw(given: Any, model: Any, seed: int) -> tuple[Any, dict[str, Any]]:
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     last = sampling.last_ratio(model.process)
-    return drawn, {"checkpoint": model.hash, "sampling": sampling, "last_ratio": last, "seed": seed}
+    made = {"checkpoint": model.hash, "condition": model.condition, "sampling": sampling}
+    return drawn, {**made, "last_ratio": last, "seed": seed}
 
 
 def require_memory(n: int, shape: Iterable[int]) -> None:

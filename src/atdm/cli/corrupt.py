@@ -90,7 +90,7 @@ def _poisoned(given: Any, how: Any, dataset: Any) -> tuple[Any, Any]:
     from ..data.source import Source
     from ..diffusion.model import Model
 
-    model = Model.from_pretrained(how.model, pixels=True)
+    model = Model.from_pretrained(how.model, pixels=True, label=how.label)
     model = model.for_items(dataset.item_shape, f"The surrogate {how.model}", given.data)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     with progress_bar(silent(given)) as bar:

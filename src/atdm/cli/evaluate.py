@@ -178,7 +178,7 @@ def _samples(given: Any, seed: int | None, reference: Any, truth: Any) -> tuple[
     model = open_model(given).for_items(tuple(reference.shape[1:]), given.model, "the reference")
     own = (Path(given.model) / "config.yaml").is_file()
     if given.weights == "raw":
-        load_weights(Path(given.model), model.net, "model")
+        load_weights(Path(given.model), model.bare, "model")
     extra = metrics.score_errors(model, truth, seed)
     samples, made = draw(given, model, seed)
     return samples, {"model": given.model, "weights": given.weights or ("ema" if own else "pipeline"), **made}, extra
@@ -200,5 +200,6 @@ def _title(given: Any, row: dict[str, Any], seeds: int) -> str:
     if given.samples is not None:
         return f"{given.samples}: {row['samples']} samples of unknown origin, against {against}"
     which = f"{seeds} seeds" if seeds > 1 else f"seed {row['seed']}"
+    of = f" of {row['condition']}" if row["condition"] else ""
     how = f"{row['sampler']}, {row['steps']} steps down to noise level {row['last_ratio']:.2g}"
-    return f"{given.model}: {row['samples']} samples, {how}, {which}, against {against}"
+    return f"{given.model}: {row['samples']} samples{of}, {how}, {which}, against {against}"

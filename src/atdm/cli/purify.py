@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import UserError
 from .common import Printing, add_reading, add_sampling, open_model, reading, require_outside, sampling_of, tell_notes
 from .parser import make_parser, positional, required
 
@@ -44,6 +45,8 @@ def run(words: list[str]) -> int:
     from ..diffusion.model import require_finite
     from ..plot.samples import check_target, save_samples
 
+    if given.label == "all":
+        raise UserError("The items to purify are not of all classes in turn. Expected one --label, or none.")
     dataset = load(given.data, seed=given.seed, **reading(given), hold_out=False)
     tell_notes(dataset.notes)
     x, _ = corrupt(dataset.x, given.corrupt, given.seed)

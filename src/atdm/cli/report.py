@@ -19,6 +19,7 @@ class Options(Printing):
         model: run folders, diffusers pipeline folders or Hub names.
         reference: a trusted set to compare with.
         data: what they learned from; null: the runs' own data.
+        label: the class, by name or number, or all, each in turn, of models that know classes; null: all together.
         n: samples of each model at each number of steps.
         steps_list: numbers of sampling steps.
         budgets: of the attack, noise units at each step.
@@ -34,6 +35,7 @@ class Options(Printing):
     model: list[str] = positional("+")
     reference: str | None = None
     data: str | None = None
+    label: str | None = None
     n: int = 256
     steps_list: str = "5,10,25,50,100,250"
     budgets: str = "0,0.003,0.01,0.03"
@@ -55,7 +57,7 @@ def run(words: list[str]) -> int:
         raise UserError(f"The numbers of steps are '{given.steps_list}'. Expected whole numbers.")
     from ..report import lab
 
-    names = ("n", "attack", "attacked", "attacked_steps", "features", "seed")
+    names = ("n", "attack", "attacked", "attacked_steps", "features", "seed", "label")
     plan = lab.Plan(
         steps=tuple(sorted({int(s) for s in steps})),
         budgets=tuple(sorted({0.0, *numbers(given.budgets, "budgets")})),

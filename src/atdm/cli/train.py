@@ -111,8 +111,19 @@ def run(words: list[str]) -> int:
         else:
             if "metrics" in done:
                 print(f"What was measured is in {done['metrics']}; atdm compare puts it beside other runs.")
-            print(f"The model is in {config.out}/model, a diffusers pipeline. Next: atdm evaluate {config.out}")
+            print(
+                f"The model is in {config.out}/model, a diffusers pipeline. Next: atdm evaluate {config.out}{_reference(config)}"
+            )
     return 130 if STOP() else 0
+
+
+def _reference(config: TrainConfig) -> str:
+    """What a next step needs where the data are photos that nobody vouches for."""
+    from ..data import DATASETS, PATHS
+
+    name = config.data.partition(":")[0]
+    known = config.corrupt != "none" or (name in DATASETS and name not in (*PATHS, "hub"))
+    return "" if known else " --reference FOLDER, a few images that you trust"
 
 
 def _left(step: int, steps: int) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +18,15 @@ from .. import spec as specs
 from ..errors import UserError, nearest
 from . import arrays, images
 from .cache import read
+from .classes import NEEDED, Classes, without
 from .decode import Framing, Progress
 from .files import Files
 from .folders import TARS
 from .items import Floats, Items, Pixels, every
+from .named import DATASETS, PATHS, Digits, Directory, Folder, Hub, Npz, Parquet, Webdataset
 from .pixels import MAX_PIXELS
 from .subspace import Subspace
-from .toy import TOYS, Toy
+from .toy import Toy
 
 DIGITS_HELD_OUT = 297
 
@@ -52,6 +55,7 @@ class Dataset:
         window: side of the random windows training cuts from ``items``; None where it takes them whole.
         stored: the .npz they come from, beside which may lie the truth about it; None for other sources.
         files: the image files they were decoded from; None where there are none.
+        labelled: looks up the classes of the items; None where their source knows of none.
     """
 
     items: Items
@@ -64,12 +68,24 @@ class Dataset:
     window: int | None = None
     stored: Stored | None = None
     files: Files | None = None
+    labelled: Callable[[], Classes] | None = field(default=None, compare=False)
 
     @property
     def item_shape(self) -> tuple[int, ...]:
         """The shape of an item as training sees it."""
         shape = tuple(self.items.item_shape)
         return shape if self.window is None else (shape[0], self.window, self.window)
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The class of each item.
+
+        Raises:
+            UserError: the source knows of none, or not of all.
+        """
+        if self.labelled is None:
+            raise UserError(f"{self.spec} knows of no classes. {NEEDED}")
+        return self.labelled()
 
     @cached_property
     def x(self) -> Float[Tensor, "n *item"]:
@@ -81,88 +97,21 @@ class Dataset:
         """All held-out items in memory, cut likewise."""
         return None if self.held_out is None else every(self.held_out, self.window)
 
+    def some(self, count: int) -> Float[Tensor, "b *item"]:
+        """So many items drawn at random, or all: what a look at the data is taken from."""
+        from .source import Source
+
+        return Source(self.items, window=self.window).some(count)
+
+    @property
+    def hidden_std(self) -> float:
+        """As :attr:`atdm.data.source.Source.hidden_std`."""
+        return 0.0 if self.files is None else self.files.hidden_std
+
     @property
     def reference(self) -> Float[Tensor, "m *item"]:
         """The clean items that samples are compared with: held-out ones where there are any, else all."""
         return self.x if self.test is None else self.test
-
-
-@dataclass(frozen=True)
-class Digits:
-    """scikit-learn's 1,797 handwritten digits, 8x8; ``subspace=k`` projects them onto their first k principal directions."""
-
-    subspace: int | None = None
-
-
-@dataclass(frozen=True)
-class Directory:
-    """A folder of images, or of parquet or tar files."""
-
-    path: str
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A folder of images, whatever else is in it."""
-
-    path: str
-
-
-@dataclass(frozen=True)
-class Parquet:
-    """Parquet files in the layout of Hugging Face ``datasets``; ``column`` where several hold images."""
-
-    path: str
-    column: str | None = None
-
-
-@dataclass(frozen=True)
-class Webdataset:
-    """Uncompressed tar files in the webdataset layout; ``column`` where a sample has several images."""
-
-    path: str
-    column: str | None = None
-
-
-@dataclass(frozen=True)
-class Npz:
-    """Items of an .npz or .npy file (:mod:`atdm.data.arrays`), such as ``atdm corrupt`` and ``atdm sample`` write."""
-
-    path: str
-
-
-@dataclass(frozen=True)
-class Hub:
-    """A data set on the Hugging Face Hub, ``OWNER/NAME``."""
-
-    name: str
-    split: str = "train"
-    column: str | None = None
-
-
-@dataclass(frozen=True)
-class Torchvision:
-    """A data set of torchvision in the folder ``root``; ``download`` fetches it."""
-
-    name: str
-    root: str = "data"
-    split: str = "train"
-    download: bool = False
-
-
-DATASETS: dict[str, Any] = {
-    **TOYS,
-    "digits": Digits,
-    "folder": Folder,
-    "parquet": Parquet,
-    "webdataset": Webdataset,
-    "npz": Npz,
-    "hub": Hub,
-    "torchvision": Torchvision,
-}
-
-
-PATHS: dict[str, Any] = {"folder": Folder, "parquet": Parquet, "webdataset": Webdataset, "npz": Npz}
 
 
 def load(
@@ -230,7 +179,9 @@ def load(
             held, notes = None, (*notes, f"Nothing is held out: {shapes}.")
     notes += listing.notes
     files = Files(listing, broken, framing, cache)
-    return Dataset(items, "image", spec, None, held, notes, (*listing.broken, *broken), framing.window, files=files)
+    labelled = listing.labelled and partial(without, listing.labelled, listing.name, broken)
+    everything = (*listing.broken, *broken)
+    return Dataset(items, "image", spec, None, held, notes, everything, framing.window, files=files, labelled=labelled)
 
 
 def _listed(source: Any, skip_broken: bool) -> tuple[images.Listing, images.Listing | None]:
@@ -243,9 +194,9 @@ def _listed(source: Any, skip_broken: bool) -> tuple[images.Listing, images.List
     if isinstance(source, Webdataset):
         return images.from_tars(source.path, source.column, skip_broken), None
     if isinstance(source, Parquet):
-        return images.from_parquet(source.path, source.column, skip_broken)
+        return images.from_parquet(source.path, source.column, skip_broken, source.label)
     if isinstance(source, Hub):
-        return images.from_hub(source.name, source.split, source.column), None
+        return images.from_hub(source.name, source.split, source.column, source.label), None
     return images.from_torchvision(source.name, source.root, source.split, source.download), None
 
 
@@ -302,12 +253,16 @@ def _digits(source: Digits, spec: str, seed: int, image_size: int | None, limit:
     if image_size not in (None, 8):
         raise UserError(f"The digits are 8x8; image_size is {image_size}. Expected 8 or none.")
     x = torch.from_numpy(load_digits().images).float().div(8).sub(1).unsqueeze(1)
-    x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))]
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    targets, names = torch.from_numpy(load_digits().target)[order], tuple("0123456789")
+    x, labelled = x[order], lambda: Classes(targets[:-DIGITS_HELD_OUT][:limit], names)
     train, test = x[:-DIGITS_HELD_OUT], x[-DIGITS_HELD_OUT:]
     if source.subspace is None:
-        return Dataset(Floats(train[:limit]), "image", spec, held_out=Floats(test))
+        return Dataset(Floats(train[:limit]), "image", spec, held_out=Floats(test), labelled=labelled)
     truth = Subspace.fit(train, source.subspace)
-    return Dataset(Floats(truth.project(train)[:limit]), "image", spec, truth, Floats(truth.project(test)))
+    return Dataset(
+        Floats(truth.project(train)[:limit]), "image", spec, truth, Floats(truth.project(test)), labelled=labelled
+    )
 
 
 def _npz(source: Npz, spec: str, seed: int, image_size: int | None, limit: int | None) -> Dataset:

@@ -62,6 +62,11 @@ class Files:
                     scratch.write_text(json.dumps({"files": found, "crc32": _sum(found)}))
         return FileNoise.of(found, np.array([self.framing.scale(file.size) for file in found]))
 
+    @property
+    def hidden_std(self) -> float:
+        """Root mean square over all files of the noise that is seen in them, and that formats and resizing hide in their items."""
+        return float(np.sqrt(np.mean(self.noise().remains ** 2)))
+
     def _key(self) -> str:
         return hashlib.sha256(json.dumps([VERSION, self.listing.key, self.broken]).encode()).hexdigest()[:32]
 

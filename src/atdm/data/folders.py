@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
+from .classes import of_folders
 from .listing import Listing, key_of, left_out, others, require_handles, stamp
 from .pixels import suffixes
 
@@ -181,5 +182,10 @@ def from_folder(path: Path, tree: Tree) -> Listing:
         held = "".join(f" {note}." for note in notes)
         raise UserError(f"The folder {path} holds no image.{held} Expected files ending in {LISTED}.")
     return Listing(
-        len(names), names.__getitem__, lambda i: (path / names[i]).read_bytes(), key_of("folder", *stamps), notes
+        len(names),
+        names.__getitem__,
+        lambda i: (path / names[i]).read_bytes(),
+        key_of("folder", *stamps),
+        notes,
+        labelled=lambda: of_folders(names, os.sep),
     )

@@ -8,10 +8,14 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import UserError, first_line, nearest
+from .classes import Classes, of_table
 from .folders import from_folder, search
 from .listing import Listing, by_split, joined, key_of, left_out, matching, of_one_set, require_file, split, stamp
 from .tars import from_tars
@@ -56,7 +60,9 @@ def _noted(listing: Listing, notes: tuple[str, ...]) -> Listing:
     return replace(listing, notes=(*notes, *listing.notes))
 
 
-def from_parquet(pattern: str, column: str | None, skip_broken: bool = False) -> tuple[Listing, Listing | None]:
+def from_parquet(
+    pattern: str, column: str | None, skip_broken: bool = False, label: str | None = None
+) -> tuple[Listing, Listing | None]:
     """The images of parquet files (a file, a folder or a glob) in the Hugging Face layout: those to use, those held out.
 
     Among several files those named test* are held out and those named val* left out.
@@ -90,7 +96,8 @@ def from_parquet(pattern: str, column: str | None, skip_broken: bool = False) ->
             kept = table([file for file in part if file not in bad])
             notes = (*left_out("damaged parquet files", bad), *kept.notes)
             return replace(kept, notes=notes, broken=tuple(bad))
-        return _from_table(rows, column, pattern if len(part) > 1 else part[0], key_of("parquet", *map(stamp, part)))
+        where = pattern if len(part) > 1 else part[0]
+        return _from_table(rows, column, where, key_of("parquet", *map(stamp, part)), label)
 
     return of_one_set(_noted(table(train), notes), table(test) if test else None)
 
@@ -137,7 +144,7 @@ def _image_columns(file: str) -> list[str]:
     return [name for name, feature in features.items() if _holds_images(feature)]
 
 
-def from_hub(name: str, split: str, column: str | None) -> Listing:
+def from_hub(name: str, split: str, column: str | None, label: str | None = None) -> Listing:
     """Each image of a data set on the Hugging Face Hub.
 
     Raises:
@@ -152,7 +159,7 @@ def from_hub(name: str, split: str, column: str | None) -> Listing:
             f"Cannot load '{name}' (split {split}) from the Hub: {first_line(problem)}. "
             "Expected a data set name such as uoft-cs/cifar10 and a connection, or local parquet files."
         ) from problem
-    return _from_table(table, column, name, key_of("hub", name, split, table._fingerprint))
+    return _from_table(table, column, name, key_of("hub", name, split, table._fingerprint), label)
 
 
 def _holds_images(feature: Any) -> bool:
@@ -162,7 +169,7 @@ def _holds_images(feature: Any) -> bool:
     return plain or isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
 
 
-def _from_table(table: Any, column: str | None, where: str, key: str) -> Listing:
+def _from_table(table: Any, column: str | None, where: str, key: str, label: str | None) -> Listing:
     import datasets
 
     features = table.features
@@ -184,7 +191,7 @@ def _from_table(table: Any, column: str | None, where: str, key: str) -> Listing
         raise UserError(
             f"The column '{column}' of {where} holds no images. Expected one of image files (bytes, or bytes and path)."
         )
-    table = table.select_columns([column])
+    everything, table = table, table.select_columns([column])
     if isinstance(features[column], datasets.Image):
         table = table.cast_column(column, datasets.Image(decode=False))
 
@@ -196,7 +203,8 @@ def _from_table(table: Any, column: str | None, where: str, key: str) -> Listing
             return item
         return item["bytes"] or Path(item["path"]).read_bytes()
 
-    return Listing(len(table), lambda i: f"{where}[{i}]", cell, key_of(key, column))
+    labelled = partial(of_table, everything, label, where)
+    return Listing(len(table), lambda i: f"{where}[{i}]", cell, key_of(key, column), labelled=labelled)
 
 
 def from_torchvision(name: str, root: str, split: str, download: bool) -> Listing:
@@ -224,4 +232,6 @@ def from_torchvision(name: str, root: str, split: str, download: bool) -> Listin
         ) from problem
 
     key = key_of("torchvision", name, os.path.realpath(root), split, len(found))
-    return Listing(len(found), lambda i: f"{name}[{i}]", lambda i: found[i][0], key)
+    names = getattr(found, "classes", None)  # of those that are sorted into classes
+    labelled = (lambda: Classes(torch.as_tensor(found.targets), tuple(names))) if names and name != "LSUN" else None
+    return Listing(len(found), lambda i: f"{name}[{i}]", lambda i: found[i][0], key, labelled=labelled)

@@ -16,6 +16,7 @@ import torch
 
 from ..errors import UserError
 from ..text import one_line
+from .classes import Classes
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Listing:
         notes: sentences on what was left out.
         whole: the set that these are a part of: one scale holds for all its images.
         broken: names of files of many images that could not be read, or not to their end.
+        labelled: looks up the class of each image; None where its source knows of no classes.
     """
 
     count: int
@@ -39,6 +41,7 @@ class Listing:
     notes: tuple[str, ...] = ()
     whole: Listing | None = None
     broken: tuple[str, ...] = ()
+    labelled: Callable[[], Classes] | None = None
 
     @property
     def all(self) -> Listing:
@@ -66,8 +69,15 @@ def _part(listing: Listing, rows: list[int], *facts: object) -> Listing:
     def content(index: int) -> Any:
         return listing.content(rows[index])
 
+    labelled = listing.labelled and (lambda: listing.labelled()[rows])  # type: ignore[misc]
     return replace(
-        listing, count=len(rows), name=name, content=content, key=key_of(listing.key, *facts), whole=listing.all
+        listing,
+        count=len(rows),
+        name=name,
+        content=content,
+        key=key_of(listing.key, *facts),
+        whole=listing.all,
+        labelled=labelled,
     )
 
 

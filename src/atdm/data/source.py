@@ -23,6 +23,7 @@ from ..corruption import Corruption, corrupt_rows, require_fit
 from ..corruption.levels import drawn_levels
 from ..errors import UserError
 from ..noise import Gauge
+from .classes import Classes
 from .files import Files
 from .items import Floats, Items, every
 
@@ -56,6 +57,7 @@ class Source:
             None: the items are clean.
         files: the image files of the items, in which noise is seen that their formats and resizing hide; None: there are none.
         trusted: so many of the last items are known to be clean, and stay so: nothing corrupts them.
+        classes: of the items, which the network is given; None: it is given none.
 
     Raises:
         UserError: corruption, flip or window are for images and the items are not.
@@ -70,6 +72,7 @@ class Source:
     std: Float[Tensor, "n"] | None = field(default=None, compare=False)
     files: Files | None = field(default=None, compare=False)
     trusted: int = 0
+    classes: Classes | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         require_fit(self.corruption, tuple(self.items.item_shape))
@@ -78,6 +81,10 @@ class Source:
         if self.std is not None and len(self.std) != len(self.items):
             raise UserError(
                 f"There are {len(self.items)} items and {len(self.std)} noise levels. Expected one for each."
+            )
+        if self.classes is not None and len(self.classes.of) != len(self.items):
+            raise UserError(
+                f"There are {len(self.items)} items and {len(self.classes.of)} labels. Expected one for each."
             )
 
     def __len__(self) -> int:
@@ -152,7 +159,7 @@ class Source:
     @property
     def hidden_std(self) -> float:
         """Root mean square over all items of the noise that their files show and their formats and resizing hide."""
-        return 0.0 if self.files is None else float(np.sqrt(np.mean(self.files.noise().remains ** 2)))
+        return 0.0 if self.files is None else self.files.hidden_std
 
     def _chosen(self, count: int) -> Int[Tensor, "b"]:
         return torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed))[:count]
@@ -214,7 +221,7 @@ def feed(source: Source, plan: Plan, rows: Tensor, steps: range, workers: int, p
     Raises:
         UserError: a worker died.
     """
-    batches = _Steps(replace(source, files=None), plan, rows)  # workers only read items
+    batches = _Steps(replace(source, files=None, classes=None), plan, rows)  # workers only read items
     if workers == 0:
         for step in steps:
             batch = batches[step]

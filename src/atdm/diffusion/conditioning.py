@@ -57,6 +57,13 @@ def _replace(value: Tensor, null: Tensor, rows: Tensor) -> Tensor:
     return torch.where(rows, null.to(value), value)
 
 
+def in_turn(value: Tensor, rows: int) -> Tensor:
+    """``value`` with one row per sample: its own rows in turn, where there are fewer."""
+    if len(value) == rows:
+        return value
+    return value[torch.arange(rows, device=value.device) % len(value)]
+
+
 class Guided(nn.Module):
     """A conditional network with guidance: ``out(null) + scale (out(c) - out(null))``, for :func:`atdm.diffusion.sampling.sample`.
 
@@ -70,8 +77,14 @@ class Guided(nn.Module):
         super().__init__()
         self.model, self.null, self.scale = model, dict(null), scale
 
+    @property
+    def config(self) -> Any:
+        """Of the network, which says what items it is for."""
+        return self.model.config  # type: ignore[attr-defined]
+
     def forward(self, x: Float[Tensor, "batch *dims"], t: Tensor, **conditioning: Any) -> Float[Tensor, "batch *dims"]:
         """The guided output; the two passes are one batch."""
+        conditioning = {k: in_turn(v, len(x)) if k in self.null else v for k, v in conditioning.items()}
         empty = {k: v.to(conditioning[k]).expand_as(conditioning[k]) for k, v in self.null.items()}
         both = {k: torch.cat([v, empty[k]]) if k in empty else v for k, v in conditioning.items()}
         given, nothing = call(self.model, torch.cat([x, x]), torch.cat([t, t]), **both).chunk(2)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -16,10 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .. import hub
-from ..errors import UserError, first_line
-from ..files import atomic, read_json, require_sealed, seal
-from ..nets import call, fits, item_shape, open_net, require_unconditional, weights_hash
+from ..errors import UserError
+from ..files import atomic, require_sealed, seal
+from ..nets import call, class_conditioning, fits, item_shape, open_net, weights_hash
+from .conditioning import Guided, in_turn
+from .folder import CLASSES, class_names, index_of, pipeline_folder, scheduler_of
 from .latent import Latents
 from .process import Process
 from .sampling import sample
@@ -40,7 +40,10 @@ class Model:
         clip_sample: whether its samples are clipped to [-1, 1] at every step.
         latents: the autoencoder whose latents the network works on; None: pixels or vectors.
         shape: of what the network works on, where its own configuration does not say.
-        conditioning: passed to the network at every call, such as ``{"class_labels": torch.tensor([3])}``.
+        conditioning: passed to the network at every call, such as ``{"class_labels": torch.tensor([3])}``; labels of several
+            classes are those of the items in turn.
+        classes: the names of the classes it knows; it has one label more, for no class.
+        condition: what it is given, in words, for records of how samples were made.
     """
 
     net: Callable[..., Any]
@@ -49,38 +52,78 @@ class Model:
     latents: Latents | None = None
     shape: tuple[int, ...] | None = None
     conditioning: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    condition: str | None = None
+
+    def __repr__(self) -> str:
+        size = (
+            f" of {sum(p.numel() for p in self.net.parameters()):,} parameters"
+            if isinstance(self.net, nn.Module)
+            else ""
+        )
+        latent = "" if self.latents is None else ", of latents"
+        return f"Model({type(self.net).__name__}{size}{latent}, {self.process})"
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, pixels: bool = False, label: int | None = None) -> Model:
+    def from_pretrained(
+        cls, source: str | Path, *, pixels: bool = False, label: int | str | None = None, guidance: float = 1.0
+    ) -> Model:
         """Open a run folder, the folder of a diffusers pipeline, or one on the Hub.
 
         Of a network with learned variances (Nichol & Dhariwal 2021) it takes the half that predicts the mean.
 
         Args:
             pixels: refuse a model of latents.
-            label: the class to model, of a network that is conditioned on classes.
+            label: the class to model, of a network that is conditioned on classes: its name or number, or ``all``, each
+                in turn; None: those of a network that atdm trained together, by its label for no class.
+            guidance: scale of classifier-free guidance towards that class (:class:`Guided`); 1: none.
 
         Raises:
             UserError: nothing is there, or a pipeline that atdm cannot run: says what it is and what was expected.
         """
-        folder = _pipeline_folder(source)
-        index = _index(folder)
+        folder = pipeline_folder(source)
+        index = index_of(folder)
         logging.getLogger(__name__).info("opening %s", folder)
         latent = "vqvae" in index  # the word of LDMPipeline
         if pixels and latent:
             raise UserError(
                 f"{source} is a latent diffusion model, and this works on pixels. Expected a model of pixels; train, sample, "
-                "evaluate, show and export take latent ones."
+                "evaluate, show, report and export take latent ones."
             )
         require_sealed(folder)
         net = open_net(folder, source)
-        conditioning = require_unconditional(net, source, label)
-        scheduler = _scheduler(folder, index, source)
+        names = class_names(folder)
+        conditioning = class_conditioning(net, source, label, names)
+        scheduler = scheduler_of(folder, index, source)
         process = Process.from_scheduler(scheduler)
         require_signal(process)
         clip = bool(scheduler.config.get("clip_sample", process.family == "vp"))
         latents = Latents.load(folder) if latent else None
-        return cls(net.eval(), process, clip, latents, conditioning=conditioning)
+        model = cls(net.eval(), process, clip, latents, conditioning=conditioning, classes=names)
+        if label is not None:
+            model = dataclasses.replace(model, condition=f"class {label}")
+        return model if guidance == 1 else model.guided(guidance)
+
+    def guided(self, scale: float) -> Model:
+        """The same with classifier-free guidance towards its class.
+
+        Raises:
+            UserError: it has no class to go to, or no label for none to go away from.
+        """
+        if not self.classes or self.condition is None:
+            raise UserError(
+                f"The guidance is {scale:g}, and {'no class is named' if self.classes else 'the network has no label for no class'}. "
+                "Expected a label of a model that was trained with class_labels true, or guidance 1."
+            )
+        null = {"class_labels": torch.tensor([len(self.classes)])}
+        return dataclasses.replace(
+            self, net=Guided(self.net, null, scale), condition=f"{self.condition}, guidance {scale:g}"
+        )
+
+    @property
+    def bare(self) -> Any:
+        """The network itself, without guidance."""
+        return self.net.model if isinstance(self.net, Guided) else self.net
 
     @property
     def net_shape(self) -> tuple[int, ...]:
@@ -116,7 +159,7 @@ class Model:
     @property
     def hash(self) -> str:
         """16 hex digits of the SHA-256 of the network's weights; of a function without weights an empty text."""
-        return weights_hash(self.net) if isinstance(self.net, nn.Module) else ""
+        return weights_hash(self.bare) if isinstance(self.bare, nn.Module) else ""
 
     @property
     def device(self) -> torch.device:
@@ -158,7 +201,7 @@ class Model:
 
     def output(self, x: Float[Tensor, "batch *dims"], t: Tensor, **conditioning: Any) -> Float[Tensor, "batch *dims"]:
         """What the network says at ``x_t`` and the timesteps t (0 .. T-1)."""
-        return call(self.net, x, self.process.time(t), **{**self.conditioning, **conditioning})
+        return call(self.net, x, self.process.time(t), **{**self._conditions(len(x)), **conditioning})
 
     def eps(self, x: Float[Tensor, "batch *dims"], t: Tensor, **conditioning: Any) -> Float[Tensor, "batch *dims"]:
         """The noise it predicts in ``x_t``."""
@@ -184,14 +227,23 @@ class Model:
             options: of :func:`atdm.diffusion.sampling.sample`, such as ``seed``, ``batch_size``, ``hook`` and ``conditioning``.
         """
         how = self.sampling(asked(sampling, options))
-        options["conditioning"] = {**self.conditioning, **(options.get("conditioning") or {})}
+        options["conditioning"] = {**self._conditions(n), **(options.get("conditioning") or {})}
         drawn = sample(self.net, self.process, n, self.net_shape, how, **options)
         return drawn if self.latents is None else self.latents.decode(drawn)
+
+    def _conditions(self, rows: int) -> dict[str, Any]:
+        """What the network is given beside x and t for so many items."""
+        given = dict(self.conditioning)
+        labels = given.get("class_labels")
+        if isinstance(labels, Tensor) and labels.dim() == 1 and len(labels) > 1:
+            given["class_labels"] = in_turn(labels, rows)
+        return given
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write it as the folder of a diffusers pipeline, whole or not at all.
 
-        It is a ``DDPMPipeline``, of EDM a ``ConsistencyModelPipeline``: that one scales what the network sees. Their own
+        It is a ``DDPMPipeline``, of EDM and of networks that know classes a ``ConsistencyModelPipeline``: that one scales
+        what the network sees, and passes ``class_labels``. Names of classes are in ``classes.json``. Their own
         ``__call__`` samples what diffusers has a word for; a network that predicts a score needs :meth:`sample`. With
         ``latents`` it is an ``LDMPipeline``, which decodes what it draws, and whose sampler is ddim: it gives no generator
         to the steps.
@@ -205,7 +257,7 @@ class Model:
         The parts write themselves, and their names the index, byte for byte what the pipeline's ``save_pretrained`` writes:
         importing that class means importing every model of diffusers.
         """
-        net: Any = self.net
+        net: Any = self.bare
         net.to(memory_format=torch.contiguous_format)  # all that safetensors writes
         scheduler = pipeline_scheduler(self.process, self.clip_sample, deterministic=self.latents is not None)
         parts = {"scheduler": scheduler, "unet": net} | ({} if self.latents is None else {"vqvae": self.latents.vae})
@@ -214,6 +266,9 @@ class Model:
             part.save_pretrained(folder / name)
             library = type(part).__module__
             index[name] = ["diffusers" if library.startswith("diffusers.") else library, type(part).__name__]
+        if self.classes:
+            names = {"names": self.classes, "no_class": len(self.classes)}
+            (folder / CLASSES).write_text(json.dumps(names, indent=1, ensure_ascii=False), encoding="utf-8")
         (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         seal(folder)
 
@@ -222,7 +277,7 @@ class Model:
         """The pipeline of diffusers that opens what :meth:`save_pretrained` writes."""
         if self.latents is not None:
             return "LDMPipeline"
-        return "ConsistencyModelPipeline" if self.process.family == "edm" else "DDPMPipeline"
+        return "ConsistencyModelPipeline" if self.process.family == "edm" or self.classes else "DDPMPipeline"
 
 
 def load_pipeline(folder: Path | str, *, latent: bool = False) -> tuple[nn.Module, Process, bool]:
@@ -254,68 +309,3 @@ def require_finite(x: Float[Tensor, "n *item"], what: str, some: bool = False) -
             f"{broken} of the {len(x)} {what} are not finite: the model diverges under this sampler. Expected a model that "
             "has converged, or another sampler or more steps."
         )
-
-
-def _pipeline_folder(source: Path | str) -> Path:
-    """The folder with ``model_index.json`` of a run, a pipeline, or a name on the Hub."""
-    path = Path(source)
-    if not path.exists():
-        if not hub.is_name(source):
-            raise UserError(
-                f"There is no folder {source}. Expected a run folder, a diffusers pipeline folder or a Hub name."
-            )
-        path = hub.fetch(str(source))
-    path = path / "model" if (path / "model" / "model_index.json").is_file() else path
-    if not (path / "model_index.json").is_file():
-        if (path / "config.yaml").is_file():
-            raise UserError(
-                f"The run {source} has no model/ yet: its training has not ended. "
-                "The command that started it goes on with it; a smaller --steps ends it sooner."
-            )
-        raise UserError(
-            f"{source} holds no diffusers pipeline. Expected a run folder with model/, or a folder with model_index.json."
-        )
-    return path
-
-
-def _index(pipeline: Path) -> dict[str, Any]:
-    file = pipeline / "model_index.json"
-    index = read_json(file, {}, "what diffusers writes")
-    if not {"unet", "scheduler"} <= index.keys():
-        raise UserError(
-            f"{file} names no unet and scheduler. Expected the pipeline of an unconditional U-Net, such as a DDPMPipeline."
-        )
-    return index
-
-
-def _scheduler(pipeline: Path, index: Mapping[str, Any], source: str | Path) -> Any:
-    import diffusers
-
-    entry = index["scheduler"]
-    name = entry[-1] if isinstance(entry, list) else entry
-    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not hasattr(kind, "set_timesteps"):
-        raise UserError(
-            f"{source} has the scheduler {name}, which diffusers does not have. Expected one of its own, such as DDPMScheduler."
-        )
-    try:
-        with _quiet():
-            return kind.from_pretrained(pipeline, subfolder="scheduler" if (pipeline / "scheduler").is_dir() else None)  # type: ignore[union-attr]
-    except Exception as problem:  # diffusers raises what its constructors do
-        raise UserError(f"The scheduler of {source} does not open: {first_line(problem)}") from problem
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without diffusers' warning that the network of a ``DDPMPipeline`` is a class of ours, and without its bars."""
-    from diffusers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

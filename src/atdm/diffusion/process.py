@@ -57,6 +57,13 @@ class Process:
         if not bool(((self.sigmas[1:] / self.alphas[1:]) >= (self.sigmas[:-1] / self.alphas[:-1])).all()):
             raise UserError("The noise-to-signal ratio sigma_t/alpha_t must not decrease with t.")
 
+    def __repr__(self) -> str:
+        low, high = (self.sigmas / self.alphas)[[0, -1]].tolist()
+        kind = self.schedule.get("beta_schedule", self.family)
+        return (
+            f"Process({kind}, {self.steps} timesteps, noise levels {low:.3g} to {high:.3g}, predicts {self.prediction})"
+        )
+
     @classmethod
     def linear(
         cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, prediction: str = "epsilon"

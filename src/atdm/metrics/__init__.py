@@ -35,6 +35,7 @@ from .memorization import Memorization, memorization
 from .reference import LEFT_TO_DO, ReferenceSet
 from .results import (
     TRAINING,
+    TRUTH,
     Comparison,
     Difference,
     Provenance,
@@ -54,6 +55,7 @@ __all__ = [
     "LEFT_TO_DO",
     "METRICS",
     "TRAINING",
+    "TRUTH",
     "Comparison",
     "Difference",
     "FeatureSpace",

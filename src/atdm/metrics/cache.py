@@ -1,4 +1,4 @@
-"""Statistics of clean references, computed once: a file in the user's cache for each reference and feature network."""
+"""Statistics of references, computed once: a file in the user's cache for each reference and feature network."""
 
 from __future__ import annotations
 

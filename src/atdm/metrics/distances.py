@@ -1,4 +1,4 @@
-"""Distances between two sets of features ``[n, d]``: of samples ``x`` and of a clean reference ``y``. In float64.
+"""Distances between two sets of features ``[n, d]``: of samples ``x`` and of a reference ``y``. In float64.
 
 Each is computed on features gathered over all processes, in the order of the items, so a metric does not depend on how
 many processes drew them.

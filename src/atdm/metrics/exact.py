@@ -96,7 +96,7 @@ def spread_ratio(
     true = getattr(truth, "true_spread", None)
     if true is None:
         if reference is None:
-            raise UserError(f"{type(truth).__name__} has no true_spread. Expected a clean reference to compare with.")
+            raise UserError(f"{type(truth).__name__} has no true_spread. Expected a reference to compare with.")
         true = truth.spread(reference)
     return float(truth.spread(x)) / float(true)
 

@@ -1,4 +1,4 @@
-"""Feature spaces: named maps from items to numbers, in which samples and clean data are compared.
+"""Feature spaces: named maps from items to numbers, in which samples and a reference are compared.
 
 Those here need no network; those of networks are in :mod:`.networks` and join the same registry.
 """
@@ -127,7 +127,7 @@ def gather_rows(own: Tensor | None, like: Tensor, accelerator: Any) -> Tensor:
 
 @runtime_checkable
 class Features(Protocol):
-    """What makes a feature space, knowing the clean reference and never the samples."""
+    """What makes a feature space, knowing the reference and never the samples."""
 
     def fit(self, reference: Tensor, /) -> FeatureSpace: ...
 

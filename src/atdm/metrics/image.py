@@ -23,7 +23,7 @@ def residual_noise_std(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n"]:
     and without padding: its 2x2 support keeps the most details of a small image (49 of 8x8), so it varies least from
     image to image there, and on 32x32 photographs it is within 2 % of db2. On flat images it is unbiased within 1 %
     from 16x16 up; on 8x8 grayscale its mean is about 2 % high and one image's value varies by 20 %. Content finer than
-    two pixels reads as noise (clean 8x8 digits: 0.28), so compare with the value of the clean reference.
+    two pixels reads as noise (clean 8x8 digits: 0.28), so compare with the value of the reference.
 
     Raises:
         UserError: the images are smaller than 8x8.

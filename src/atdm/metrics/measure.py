@@ -1,4 +1,4 @@
-"""Everything that can be said of samples beside clean data."""
+"""Everything that can be said of samples beside a reference."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _check(samples: Tensor, reference: Tensor) -> None:
             f"Got {len(samples)} samples and {len(reference)} reference items. Expected two or more of each."
         )
     if not reference.isfinite().all():
-        raise UserError("The reference holds values that are not finite. Expected clean data.")
+        raise UserError("The reference holds values that are not finite. Expected numbers.")
 
 
 def _seeded(seed: int) -> torch.Generator:

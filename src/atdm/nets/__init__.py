@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ class Perceptron:
     dropout: float = 0.0
     skip: bool = False
 
-    def __call__(self, item_shape: tuple[int, ...]) -> nn.Module:
+    def __call__(self, item_shape: tuple[int, ...], classes: int | None = None) -> nn.Module:
         """A freshly initialized network for items of ``item_shape``: ``(d,)`` or ``(channels, height, width)``."""
         if len(item_shape) not in (1, 3):
             raise UserError(
@@ -52,30 +54,38 @@ class Perceptron:
 
         channels, *sides = item_shape
         size = sides[0] if sides and sides[0] == sides[1] else tuple(sides)
-        return MLP(channels, size, self.width, self.depth, self.residual, self.dropout, self.skip)
+        return MLP(channels, size, self.width, self.depth, self.residual, self.dropout, self.skip, classes)
 
 
 NETS: dict[str, type] = {"mlp": Perceptron, "digits": Digits, "tiny": Tiny, "cifar10": Cifar10, "celeba64": CelebA64}
 
 
-def build_net(text: str, item_shape: tuple[int, ...]) -> nn.Module:
+def build_net(text: str, item_shape: tuple[int, ...], classes: int | None = None) -> nn.Module:
     """The network a spec such as ``mlp:width=64`` or ``cifar10:dropout=0.1`` names, for items of ``item_shape``.
 
+    Args:
+        classes: how many class labels it can be given; None: none.
+
     Raises:
-        UserError: an unknown name or option, or a network that does not fit the shape.
+        UserError: an unknown name or option, or a network that does not fit the shape or knows no classes.
     """
     maker = spec.build("network", text, NETS)
+    if classes is not None:
+        if "classes" not in inspect.signature(maker.__call__).parameters:
+            raise UserError(f"The network {text} knows no classes. Expected another, or class_labels false.")
+        maker = partial(maker, classes=classes)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):  # its size, before memory is taken for it
         size = sum(4 * p.numel() for p in maker(tuple(item_shape)).parameters())
     memory.require(size, f"The network {text}", "Expected a smaller one.")
     return maker(tuple(item_shape))
 
 
-def load_net(source: str | Path, item_shape: tuple[int, ...] | None = None) -> nn.Module:
+def load_net(source: str | Path, item_shape: tuple[int, ...] | None = None, classes: int | None = None) -> nn.Module:
     """An existing network: from a run folder, a diffusers pipeline folder, a model folder or a Hub name.
 
     Args:
         item_shape: if given, the shape of the items the network must fit.
+        classes: how many class labels it must know; None: none.
 
     Raises:
         UserError: nothing is there, it cannot be read, or it does not fit ``item_shape``.
@@ -92,7 +102,13 @@ def load_net(source: str | Path, item_shape: tuple[int, ...] | None = None) -> n
         folder = folder / "model"
     require_sealed(folder)
     net = open_net(folder, source)
-    require_unconditional(net, source)
+    if classes is None:
+        class_conditioning(net, source)
+    elif net.config.get("num_class_embeds") != classes:  # type: ignore[union-attr,operator]
+        raise UserError(
+            f"The network of '{source}' knows {net.config.get('num_class_embeds') or 'no'} labels. "  # type: ignore[union-attr,operator]
+            f"Expected {classes}: those of the classes, and one for none."
+        )
     if item_shape is not None:
         _require_fit(net, item_shape, source)
     return net
@@ -176,33 +192,58 @@ def _keep_mean(net: nn.Module, source: str | Path) -> None:
     unet.register_to_config(out_channels=channels)
 
 
-def require_unconditional(net: nn.Module, source: str | Path, label: int | None = None) -> dict[str, Tensor]:
-    """What the network is to be given beside x and t: nothing, or the ``label`` of the class it is to model.
+class Unlabelled(UserError):
+    """A network that knows no classes was to be given one."""
+
+
+def class_conditioning(
+    net: nn.Module, source: str | Path, label: int | str | None = None, names: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """What the network is to be given beside x and t: nothing, or the label of the class it is to model.
+
+    Args:
+        label: the class by name or number, or ``all``: each in turn; None: the label for no class, where one is known.
+        names: of the classes, of a network that atdm trained; it has one label more, for no class.
 
     Raises:
-        UserError: it is conditioned on classes and there is no label, or the other way round.
+        Unlabelled: there is a label, and the network knows no classes.
+        UserError: it is conditioned on classes and there is no label, or one that it does not know.
     """
     config: Any = net.config
-    classes, kind = config.get("num_class_embeds"), config.get("class_embed_type")
-    if classes is None and kind is None:
+    labels, kind = config.get("num_class_embeds"), config.get("class_embed_type")
+    if labels is None and kind is None:
         if label is not None:
-            raise UserError(f"The network of '{source}' knows no classes. Expected no label.")
+            raise Unlabelled(f"The network of '{source}' knows no classes. Expected no label.")
         return {}
-    if classes is None:
+    if labels is None:
         raise UserError(
             f"The network of '{source}' is conditioned on an embedding (class_embed_type {kind}). "
             "Expected an unconditional network, or one of classes by number."
         )
-    if label is None:
+    classes = len(names) or labels
+    if label is None and not names:
         raise UserError(
             f"The network of '{source}' is conditioned on one of {classes} classes. Expected an unconditional network, or the "
-            f"class where a command takes one: --label, from 0 to {classes - 1}."
+            f"class where a command takes one: --label, from 0 to {classes - 1}, or all, each in turn."
         )
-    if not 0 <= label < classes:
+    if label == "all":
+        return {"class_labels": torch.arange(classes)}
+    if label is None:
+        return {"class_labels": torch.tensor([classes])}
+    place = _place(str(label), names)
+    if not 0 <= place < classes:
+        known = f" ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})" if names else ""
         raise UserError(
-            f"The label is {label}. Expected one of the {classes} classes of '{source}', from 0 to {classes - 1}."
+            f"The label is {label}. Expected one of the {classes} classes of '{source}', from 0 to {classes - 1}{known}."
         )
-    return {"class_labels": torch.tensor([label])}  # for all items of a batch
+    return {"class_labels": torch.tensor([place])}  # for all items of a batch
+
+
+def _place(label: str, names: Sequence[str]) -> int:
+    """The number of a class that is given by name or number; -1 where it is neither."""
+    if label in names:
+        return names.index(label)
+    return int(label) if label.isdecimal() else -1
 
 
 def fits(net: nn.Module, shape: Sequence[int]) -> bool:

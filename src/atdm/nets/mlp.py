@@ -42,6 +42,7 @@ class MLP(ModelMixin, ConfigMixin):
         dropout: share of hidden units dropped in each layer.
         skip: add the input times a learned function of t to the output, so that noise off a low-dimensional support need
             not pass through ``width`` units.
+        num_class_embeds: how many class labels it can be given, as of a ``UNet2DModel``; None: it knows no classes.
     """
 
     @register_to_config
@@ -54,6 +55,7 @@ class MLP(ModelMixin, ConfigMixin):
         residual: bool = False,
         dropout: float = 0.0,
         skip: bool = False,
+        num_class_embeds: int | None = None,
     ) -> None:
         super().__init__()
         sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
@@ -66,15 +68,28 @@ class MLP(ModelMixin, ConfigMixin):
         self.layers = nn.ModuleList(layer(width, dropout) for _ in range(depth if residual else depth - 1))
         self.leave = nn.Linear(width, d)
         self.pass_through = nn.Linear(width, 1) if skip else None
+        self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds, width)
 
     def forward(
         self,
         sample: Float[Tensor, "batch channels *sides"],
         timestep: int | float | Int[Tensor, "*batch"] | Float[Tensor, "*batch"],
+        class_labels: Int[Tensor, "*rows"] | None = None,
         return_dict: bool = True,
     ) -> MLPOutput | tuple[Tensor]:
-        """The prediction at ``sample`` (data units) and ``timestep`` (one for all, or one per item)."""
+        """The prediction at ``sample`` (data units) and ``timestep`` (one for all, or one per item).
+
+        Args:
+            class_labels: of a network that knows classes, one for all or one per item.
+
+        Raises:
+            ValueError: they are missing, as diffusers' networks say it.
+        """
         time = self.embed(self._features(timestep))
+        if self.class_embedding is not None:
+            if class_labels is None:
+                raise ValueError("class_labels should be provided when doing class conditioning")
+            time = time + self.class_embedding(class_labels.to(time.device))
         h = self.enter(sample.flatten(1)) + time
         for layer in self.layers:
             h = layer(h, time)

@@ -38,8 +38,11 @@ class UNet:
     dropout: float = 0.0
     scale_shift: bool = True
 
-    def __call__(self, item_shape: tuple[int, ...]) -> UNet2DModel:
+    def __call__(self, item_shape: tuple[int, ...], classes: int | None = None) -> UNet2DModel:
         """A freshly initialized network for images of ``item_shape``.
+
+        Args:
+            classes: how many class labels it can be given; None: none.
 
         Raises:
             UserError: the items are not images, or their sides cannot be halved as often as there are levels.
@@ -85,6 +88,7 @@ class UNet:
             norm_num_groups=math.gcd(32, self.channels),
             dropout=self.dropout,
             resnet_time_scale_shift="scale_shift" if self.scale_shift else "default",
+            num_class_embeds=classes,
         )
 
 

@@ -31,6 +31,16 @@ START = 0.5  # of the training is ddpm's: the denoiser that is made to agree wit
 STOP = 0.5  # of the gate: sampling that stops there returns the denoised state, without what the network errs below
 
 
+def hidden_std(images: Any) -> float:
+    """The noise of ``images`` that only their files show; 0 where there is no telling."""
+    return images.hidden_std if _of_files(images) else 0.0
+
+
+def _of_files(images: Any) -> bool:
+    """Whether these are items of ``atdm.load`` or a ``Source``, which know their files; asking costs no look at them."""
+    return hasattr(type(images), "hidden_std")
+
+
 def quiet_std(x: Float[Tensor, "n *item"], seed: int = 0) -> float:
     """Root mean square of the data along the tenth of directions in which they vary least, data units.
 
@@ -103,9 +113,9 @@ def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0)
     }
 
 
-def arguments(x: Float[Tensor, "n *item"], k: float = K) -> dict[str, Any]:
+def arguments(x: Float[Tensor, "n *item"], k: float = K, hidden: float = 0.0) -> dict[str, Any]:
     """The arguments of :class:`~atdm.objective.Objective` that :func:`constants` stand for; prints what they are."""
-    found = constants(x, k)
+    found = constants(x, k, hidden=hidden)
     note = explain(found)
     print(note)  # noqa: T201 (a person's own loop has no other place where it is said)
     return {
@@ -134,12 +144,16 @@ def explain(found: Mapping[str, Any]) -> str:
 def items_of(images: Any, seed: int = 0) -> Float[Tensor, "n *item"]:
     """As many items as are looked at: of a tensor or data set a choice by ``seed``, of a loader or iterator the first.
 
+    What :func:`atdm.load` returns chooses for itself.
+
     Batches and items that are tuples hold the images first; of dictionaries they are the first tensor.
 
     Raises:
         UserError: there is nothing of floating point numbers in it.
     """
-    if isinstance(images, Tensor | Dataset) and not isinstance(images, DataLoader):
+    if _of_files(images):
+        found = images.some(ITEMS)
+    elif isinstance(images, Tensor | Dataset) and not isinstance(images, DataLoader):
         n = len(images)  # type: ignore[arg-type]
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:ITEMS]  # as training chooses
         found = images[order] if isinstance(images, Tensor) else torch.stack([_image(images[int(i)]) for i in order])

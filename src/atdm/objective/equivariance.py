@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..diffusion.process import Process
+from ..text import changed
 from . import auto as automatic
 from .kinds import KINDS, Kind, due, require_kind, require_options
 from .passes import Moves, Passes, cost, rows_below
@@ -57,8 +58,10 @@ class Objective(Loss):
     every: int = 1
     seed: int = 0
     start: float = 0.0
-    note: str = ""
+    note: str = field(default="", repr=False)
     _streams: dict[torch.device, torch.Generator] = field(default_factory=dict, repr=False, compare=False)
+
+    __repr__ = changed
 
     def __post_init__(self) -> None:
         require_kind(self.name)
@@ -73,10 +76,12 @@ class Objective(Loss):
         """``robust_adv`` with gate and strength chosen from training data, as ``atdm train --objective auto``; says what it chose.
 
         Args:
-            images: a tensor ``[n, *item]`` in [-1, 1], a data set, a loader, or an iterator of batches.
+            images: a tensor ``[n, *item]`` in [-1, 1], a data set, a loader, or an iterator of batches. JPEG and resizing
+                hide a part of the noise, which only files show: give ``atdm.load("photos/", image_size=32)`` to have it seen.
             k: relative weight; more removes more noise, less stays closer to the data.
         """
-        return cls(process=process, seed=seed, **automatic.arguments(automatic.items_of(images, seed), k))
+        items, hidden = automatic.items_of(images, seed), automatic.hidden_std(images)
+        return cls(process=process, seed=seed, **automatic.arguments(items, k, hidden))
 
     @property
     def kind(self) -> Kind:

@@ -26,12 +26,12 @@ from ..diffusion.schedulers import default_sampler
 from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..metrics import Memorization, memorization
-from ..nets import count_parameters, flops
+from ..nets import Unlabelled, count_parameters, flops
 from ..pool import Progress, Tell, part, work_through
 from ..spec import build
-from ..training.checkpoint import read_config
+from ..training.checkpoint import read_config, read_objective
 from ..training.config import ObjectiveConfig, TrainConfig
-from ..training.log import read_log
+from ..training.log import read_log, training_seconds
 from ..training.trusted import reference_of
 from .page import Row
 
@@ -54,6 +54,7 @@ class Plan:
         attack_seeds: of the sampling, for the intervals.
         features: feature space of the Frechet distance and of memorization.
         seed: first one of the sampling, shared by all models.
+        label: the class, of models that know classes; see :meth:`Model.from_pretrained`.
     """
 
     n: int = 256
@@ -65,6 +66,7 @@ class Plan:
     attack_seeds: int = 3
     features: str = "pixels"
     seed: int = 0
+    label: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("n", "attacked"):
@@ -163,7 +165,7 @@ def jobs(
     shape = load(data, **reading).item_shape
     costs, samplers = {}, {}
     for source in models:
-        model = Model.from_pretrained(source, pixels=True).for_items(shape, source, f"the reference {data}")
+        model = _opened(source, shape, plan.label)
         samplers[source] = (default_sampler(model.process, "ddpm"), SECOND[model.process.family])
         for sampler, steps in {*product(samplers[source], plan.steps), (None, plan.attacked_steps)}:
             Sampling(sampler, steps).place(model.process)
@@ -206,7 +208,7 @@ def _operations(model: Model) -> int:
 def work(job: Job, tell: Tell) -> Outcome:
     """Everything about one model."""
     dataset = load(job.data, **job.reading)
-    model = _opened(job.model, dataset)
+    model = _opened(job.model, dataset.item_shape, job.plan.label)
     rows, drawn, seconds = _qualities(job, model, dataset, part(tell, 0, 0.5))
     damage, checks = _attacked(job, model, dataset, part(tell, 0.5, 1))
     copies = _copies(job, drawn[job.samplers[0], max(job.plan.steps)])
@@ -214,8 +216,12 @@ def work(job: Job, tell: Tell) -> Outcome:
     return Outcome(job, rows, shown, damage, checks, copies, _facts(job, model, seconds))
 
 
-def _opened(source: str, dataset: Dataset) -> Model:
-    model = Model.from_pretrained(source, pixels=True).for_items(tuple(dataset.item_shape), source, "the reference")
+def _opened(source: str, shape: Sequence[int], label: str | None) -> Model:
+    try:
+        model = Model.from_pretrained(source, label=label)
+    except Unlabelled:  # beside others that know classes
+        model = Model.from_pretrained(source)
+    model = model.for_items(tuple(shape), source, "the reference")
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -228,6 +234,7 @@ def _qualities(
     against = kind.trusted(dataset) if job.trusted else kind.of(dataset, corrupted)
     reference = against.items
     compared: dict[str, Any] = {**against.as_dict(), "model": job.model, "checkpoint": model.hash}
+    compared["condition"] = model.condition
     rows, drawn, seconds, done = [], {}, 0.0, 0
     total = len(job.samplers) * sum(plan.steps)
 
@@ -258,6 +265,8 @@ def _qualities(
 
 def _attacked(job: Job, model: Model, dataset: Dataset, tell: Tell) -> tuple[list[dict[str, Any]], list[Finding]]:
     """The damage curve, and what speaks against the attack at its largest budget."""
+    if model.latents is not None:  # the attack works on pixels
+        return [], []
     plan, reference = job.plan, dataset.reference
     search, worst = build("attack", plan.attack, ATTACKS), max(plan.budgets)
     try:
@@ -274,7 +283,7 @@ def _attacked(job: Job, model: Model, dataset: Dataset, tell: Tell) -> tuple[lis
     for point in damage_curve(of, search, plan.budgets, seeds, reference, dataset.truth, plan.features):
         rows.append(point.row)
         tell(len(rows) / total)
-    other = None if job.undefended is None else victim(_opened(job.undefended, dataset))
+    other = None if job.undefended is None else victim(_opened(job.undefended, dataset.item_shape, plan.label))
     checks = doubt(of, search, worst, plan.seed, other)
     return summarize(rows), [*checks, check_seeds([r["damage"] for r in rows if r["budget"] == worst])]
 
@@ -310,9 +319,9 @@ def _facts(job: Job, model: Model, seconds: float) -> dict[str, Any]:
     }
     config = job.config
     if config is not None:
-        objective = ObjectiveConfig(**config["objective"]).build(model.process, 0)
+        chosen = ObjectiveConfig(**read_objective(Path(job.model), config))
         log = [r for r in read_log(Path(job.model)) if r.get("samples_per_second")]
-        passes = objective.passes()
+        passes = chosen.build(model.process).passes() | {"floor_over_ddpm": chosen.cost(model.process)}
         facts |= {
             "objective": config["objective"]["name"],
             "corrupt": config["corrupt"],
@@ -321,18 +330,9 @@ def _facts(job: Job, model: Model, seconds: float) -> dict[str, Any]:
             "passes": {k: v for k, v in passes.items() if k != "floor_over_ddpm"},
             "floor_over_ddpm": passes["floor_over_ddpm"],
             "flops_of_training": 3 * operations * passes["floor_over_ddpm"] * config["steps"] * config["batch_size"],
-            "training_seconds": _training_seconds(log, config["batch_size"]),
+            "training_seconds": training_seconds(log, config["batch_size"]),
         }
     return facts
-
-
-def _training_seconds(log: Sequence[Mapping[str, float]], batch_size: int) -> float | None:
-    """From the speed that was logged; the first steps of a log line count as fast as its last one."""
-    before, total = 0.0, 0.0
-    for record in log:
-        total += (record["step"] - before) * batch_size / record["samples_per_second"]
-        before = record["step"]
-    return total or None
 
 
 def run(todo: Sequence[Job], out: Path, progress: Progress) -> dict[str, Any]:

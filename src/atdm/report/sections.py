@@ -41,14 +41,13 @@ def write(outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
         _overview(outcomes, kept),
         _samples(outcomes, reference),
         _few_steps(outcomes, kept),
-        _attack(outcomes, kept),
-        _doubts(outcomes),
+        *([_attack(outcomes, kept), _doubts(attacked)] if (attacked := [o for o in outcomes if o.damage]) else []),
         _memorization(outcomes),
         _cost(outcomes),
     ]
     lead = (
         "A diffusion model makes a sample out of pure noise: a network removes a little of the noise at a time, step by "
-        f"step. This page puts {_count(len(outcomes), 'model')} side by side, {' and '.join(result['models'])}: how good the "
+        f"step. This page puts {_count(len(outcomes), 'model')} side by side, {', '.join(result['models'])}: how good the "
         "samples are, how many steps they need, what happens when somebody attacks the sampler, whether the "
         "samples are copies of training data, and what all of it costs.\n\n"
         f"Every model starts from the same noise (seed {plan.seed}) and is measured against the same {len(reference)} items: "
@@ -74,7 +73,7 @@ def _ranks(outcomes: Sequence[Outcome], measure: str) -> bool:
 
 
 def measures(rows: Sequence[Row]) -> list[str]:
-    """The measures that tables show: exact ones where there are any, residual noise, and a distance to clean data."""
+    """The measures that tables show: exact ones where there are any, residual noise, and a distance to the reference."""
     exact = [k for k in NOTED if k in rows[0]]
     if "never_varying_noise" in exact:  # exact where the estimate is not
         exact = [k for k in exact if k != "noise_std"]
@@ -147,9 +146,7 @@ def _samples(outcomes: Sequence[Outcome], reference: Tensor) -> Section:
     few = sorted({plan.steps[round(i * (len(plan.steps) - 1) / 3)] for i in range(4)})
     shorter = {f"{o.job.label}, {count} steps": o.samples[o.job.samplers[1], count] for o in outcomes for count in few}
     figures = []
-    across = (
-        f"The first samples of each model with the {_named(outcomes, 0)} sampler and {steps} steps, beside clean data."
-    )
+    across = f"The first samples of each model with the {_named(outcomes, 0)} sampler and {steps} steps, beside the reference."
     down = f"The same starting noise with fewer steps of the {_named(outcomes, 1)} sampler: few steps cost less and lose detail."
     if reference.dim() == 4:
         figures.append((across, plot.image_grids({k: x[:IMAGES] for k, x in panels.items()}, columns=6)))
@@ -213,7 +210,7 @@ def _few_steps(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
 def _attack(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
     plan = outcomes[0].job.plan
     wanted = list(dict.fromkeys(["moved_rms", kept[0], kept[-1]]))
-    figure = plot.damage({o.job.label: o.damage for o in outcomes}, wanted)
+    figure = plot.damage({o.job.label: o.damage for o in outcomes if o.damage}, wanted)
     caption = (
         f"{plan.attack} on every one of {plan.attacked_steps} steps of a deterministic sampler (ddim; euler of flows and EDM), {plan.attacked} samples, mean over "
         f"{plan.attack_seeds} seeds and its 95 % interval. A budget of 0.01 moves each state by a hundredth of its own noise."
@@ -223,6 +220,8 @@ def _attack(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
         "the sample most. The curves show the damage against the budget: the lower and flatter, the harder the model is to "
         "perturbation."
     )
+    if skipped := [o.job.label for o in outcomes if not o.damage]:
+        text += f" Not attacked: {' and '.join(skipped)}, of latents; the attack works on pixels."
     return Section("Attack on the sampler", text, [(caption, figure)])
 
 
@@ -252,9 +251,7 @@ def _memorization(outcomes: Sequence[Outcome]) -> Section:
     unknown = [o.job.label for o in outcomes if o.copies is not None and o.job.config is None]
     without = [o.job.label for o in outcomes if o.copies is None]
     if unknown:
-        text += (
-            f"\n\nWhat {' and '.join(unknown)} learned from is not known: it is compared with the clean reference data."
-        )
+        text += f"\n\nWhat {' and '.join(unknown)} learned from is not known: it is compared with the reference."
     if without:
         text += (
             f"\n\nNot judged: {' and '.join(without)}. It takes images, and items held out of the training data for the "

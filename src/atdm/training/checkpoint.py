@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -79,6 +79,21 @@ def read_config(run: Path) -> dict[str, Any]:
         **stored,
         "objective": {**defaults["objective"], **in_todays_words(stored.get("objective", {}))},
     }
+
+
+def read_objective(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the objective of a run, in today's words; of ``auto`` what it chose.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run / "objective.json"
+    if not path.is_file():
+        return dict(config["objective"])
+    return in_todays_words(read_json(path, {"name": str}, "what atdm train wrote"))
 
 
 def latest(run: Path) -> Path | None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import UserError
+from ..text import changed
+from .reading import DataConfig
 from .versions import RENAMED, in_todays_words
 
 # Builders are annotated with Any: the option parser resolves annotations, and importing torch for --help is slow.
@@ -33,6 +35,7 @@ class Settings:
         channels_last: keep images and weights with the channels innermost; faster convolutions on many devices.
         compile: compile the network with torch.compile; where that fails, training says so and goes on without.
         gradient_checkpointing: compute activations again in the backward pass: less memory, more time; U-Nets only.
+        label_dropout: share of the items whose class is withheld, which makes guidance possible; with class_labels.
     """
 
     steps: int = 4000
@@ -49,6 +52,9 @@ class Settings:
     channels_last: bool = False
     compile: bool = False
     gradient_checkpointing: bool = False
+    label_dropout: float = 0.1
+
+    __repr__ = changed
 
     def __post_init__(self) -> None:
         for name, low in [("steps", 1), ("batch_size", 1), ("accumulate", 1), ("warmup", 0), ("regularize_from", 0)]:
@@ -59,6 +65,8 @@ class Settings:
                 raise UserError(f"{name} is {getattr(self, name)}. Expected a number >= 0.")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema is {self.ema}. Expected a decay in [0, 1), such as 0.999.")
+        if not 0 <= self.label_dropout <= 1:
+            raise UserError(f"label_dropout is {self.label_dropout}. Expected a share in [0, 1].")
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"A batch of {self.batch_size} does not split into {self.accumulate} equal micro-batches. "
@@ -111,6 +119,8 @@ class ObjectiveConfig:
     every: int = 1
     start: float = 0.0
     version: Literal[2] = 2
+
+    __repr__ = changed
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < 1:
@@ -174,53 +184,7 @@ class ObjectiveConfig:
         )
 
 
-@dataclass(frozen=True)
-class DataConfig:
-    """What to learn from, and how it is read.
-
-    Args:
-        data: what to learn from: a toy (plane, mixture, moons, swiss_roll), digits, a folder of images, parquet or tar
-            files, an .npz of atdm corrupt, hub:name=OWNER/NAME or torchvision:name=CIFAR10,root=PATH.
-        trusted: clean images that you vouch for, 20 or more, named as data are, often a folder: they join the training data,
-            nothing corrupts them, and they are what samples are compared with.
-        corrupt: corruption to add, such as gaussian:share=0.9,std=0.2 or outliers:share=0.1; '+' composes.
-        corrupt_fresh: draw the corruption anew in every epoch; by default it is fixed to the item.
-        image_size: resize and crop images to this many pixels (null: as they are).
-        crop: center cuts the middle, random another window each time, none squeezes the whole image into the square.
-        limit: use so many items, of images a choice by seed; up to as many of the others are held out.
-        skip_broken: count and skip unreadable images instead of stopping.
-        cache: decode images once, into a file that is mapped; false keeps them in memory.
-        max_pixels: an image of more counts as broken.
-        workers: processes that prepare batches ahead; 0: none; null: what the device and the data need.
-        flip: mirror images at random.
-    """
-
-    data: str = "digits"
-    trusted: str | None = None
-    corrupt: str = "none"
-    corrupt_fresh: bool = False
-    image_size: int | None = None
-    crop: str = "center"
-    limit: int | None = None
-    skip_broken: bool = False
-    cache: bool = True
-    max_pixels: int = 178_956_970
-    workers: int | None = None
-    flip: bool = False
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 0:
-            raise UserError(f"workers is {self.workers}. Expected an integer >= 0, or null.")
-        if self.workers is not None and self.workers > 16 * (
-            os.cpu_count() or 1
-        ):  # each is a process with a torch of its own
-            raise UserError(
-                f"workers is {self.workers}, and this machine has {os.cpu_count()} cores. "
-                f"Expected at most {16 * (os.cpu_count() or 1)}, or null to let atdm choose."
-            )
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # that of Settings
 class TrainConfig(Settings, DataConfig):
     """A training run: its data, how to optimize, and what is made of them.
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from ..data import Dataset
+from ..data.classes import Classes
 from ..data.items import Pixels, every
 from ..errors import UserError, first_line
 from ..files import Sums, atomic
 
 FILE = "data.npz"
+MIX = 0x9E3779B1  # spreads small numbers over 32 bits
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,20 @@ class Fingerprint:
     item_shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, dataset: Dataset) -> Fingerprint | None:
-        """The fingerprint of data that come from files; None of data that are drawn from a seed, which cannot change."""
+    def of(cls, dataset: Dataset, classes: Classes | None = None) -> Fingerprint | None:
+        """The fingerprint of data that come from files; None of data that are drawn from a seed, which cannot change.
+
+        Args:
+            classes: that the network is given, which are a part of the data then.
+        """
         if isinstance(dataset.items, Pixels):
             sums = dataset.items.sums()
         elif dataset.stored is not None:
             sums = Sums.of(every(dataset.items).numpy()).values
         else:
             return None
+        if classes is not None:
+            sums = sums ^ (classes.of.numpy() * MIX % 2**32).astype("<u4")
         return cls(sums, tuple(dataset.items.item_shape))
 
     @classmethod
@@ -77,18 +85,19 @@ class Fingerprint:
 
 
 def require_same_data(
-    dataset: Dataset, run: Path, goes_on: bool, latent: bool, file: str = FILE
+    dataset: Dataset, run: Path, goes_on: bool, latent: bool, file: str = FILE, classes: Classes | None = None
 ) -> tuple[Fingerprint | None, tuple[str, ...]]:
     """The fingerprint of the data of a run, and a note if they changed and it ``goes_on`` all the same.
 
     Args:
         latent: the run keeps what its data were encoded to, so it cannot go on with others.
         file: where the fingerprint is kept.
+        classes: of the items, which the network is given; None: it is given none.
 
     Raises:
         UserError: they are not the data that the run began with; says what changed.
     """
-    now, before = Fingerprint.of(dataset), Fingerprint.load(run, file)
+    now, before = Fingerprint.of(dataset, classes), Fingerprint.load(run, file)
     if now is None or before is None or (changed := before.differs(now)) is None:
         return now, ()
     said = f"The data {dataset.spec} are not those that {run} began with: {changed}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         checked(line, dict.fromkeys(line, float), path, WRITTEN, f"line {number}: ")
     return lines
+
+
+def training_seconds(log: Sequence[Mapping[str, float]], batch_size: int) -> float | None:
+    """Of a run, from the speed that was logged; the first steps of a log line count as fast as its last one."""
+    before, total = 0.0, 0.0
+    for record in log:
+        total += (record["step"] - before) * batch_size / record["samples_per_second"]
+        before = record["step"]
+    return total or None

@@ -17,6 +17,7 @@ from .. import memory
 from ..corruption import Truth, parse_corruption, truth_of
 from ..corruption.levels import truth_levels
 from ..data import Dataset, load
+from ..data.classes import Classes
 from ..data.encoded import Encoded
 from ..data.items import Items, Joined, Mapped
 from ..data.source import Source
@@ -47,7 +48,18 @@ class Parts:
 
     def model(self, net: nn.Module) -> Model:
         """``net``, which is trained on these data, as a model of them."""
-        return Model(net.eval(), self.objective.process, self.clip, self.latents, tuple(self.source.item_shape))
+        classes, shape = self.source.classes, tuple(self.source.item_shape)
+        names = () if classes is None else classes.names
+        return Model(
+            *(net.eval(), self.objective.process, self.clip, self.latents, shape),
+            conditioning=self.unlabelled,
+            classes=names,
+        )
+
+    @property
+    def unlabelled(self) -> dict[str, Any]:
+        """What the network is given beside x and t where no class is meant."""
+        return {} if self.source.classes is None else {"class_labels": torch.tensor([len(self.source.classes.names)])}
 
 
 def build(
@@ -79,7 +91,8 @@ def build(
     std = _stored_levels(dataset) if objective.levels_from == "truth" else None
     source = _source(config, dataset, trusted, std)
     if latents is not None:
-        source = Source(_encoded(source, latents, Path(config.out)), seed=config.seed, trusted=source.trusted)
+        encoded = _encoded(source, latents, Path(config.out))
+        source = Source(encoded, seed=config.seed, trusted=source.trusted, classes=source.classes)
     config = config.over(len(source))
     if automatic:
         config = dataclasses.replace(
@@ -92,7 +105,9 @@ def build(
     truth = truth_of(config.corrupt, len(source) - source.trusted, tuple(dataset.items.item_shape), config.seed)
     torch.manual_seed(config.seed)
     name = config.net if config.net != "auto" else ("mlp" if dataset.kind == "vector" else "tiny")
-    net = load_net(config.init, source.item_shape) if config.init else build_net(name, source.item_shape)
+    labels = None if source.classes is None else len(source.classes.names) + 1  # the last: no class
+    shape = source.item_shape
+    net = load_net(config.init, shape, labels) if config.init else build_net(name, shape, labels)
     bounded = dataset.kind == "image" and latents is None
     clips = objective.process.family == "vp" and bounded and is_unet(net)
     clip = clips if config.clip_sample is None else config.clip_sample
@@ -125,7 +140,26 @@ def _source(config: TrainConfig, dataset: Dataset, trusted: Dataset | None, std:
         std,
         dataset.files,
         count,
+        _classes(dataset, trusted) if config.class_labels else None,
     )
+
+
+def _classes(dataset: Dataset, trusted: Dataset | None) -> Classes:
+    """The classes of the data, then of the trusted items: those of the same name, else none.
+
+    Raises:
+        UserError: the data have no classes.
+    """
+    own = dataset.classes
+    if trusted is None:
+        return own
+    none = len(own.names)
+    try:
+        theirs = [own.names.index(name) if name in own.names else none for name in trusted.classes.names]
+        of = torch.tensor(theirs)[trusted.classes.of]
+    except UserError:  # in no sub-folders
+        of = torch.full((len(trusted.items),), none)
+    return Classes(torch.cat([own.of, of]), own.names)
 
 
 def _told(trusted: Dataset | None) -> tuple[str, ...]:
@@ -216,7 +250,7 @@ def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:
     machine do not count.
     """
     shape = parts.source.item_shape
-    per_item = flops(parts.net, shape)
+    per_item = flops(parts.net, shape, **parts.unlabelled)
     counted = parts.objective.passes() | {"floor_over_ddpm": parts.config.objective.cost(parts.objective.process)}
     few = int(min(config.batch_size, max(2, 2e9 // max(1, per_item))))
     trial = Objective("ddpm", parts.objective.process)
@@ -224,9 +258,8 @@ def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:
     times = []
     for _ in range(3):
         begin = time.thread_time()
-        trial(
-            parts.net, x, draws=trial.draw(x.shape, generator=torch.Generator().manual_seed(0))
-        ).loss.mean().backward()
+        draws = trial.draw(x.shape, generator=torch.Generator().manual_seed(0))
+        trial(parts.net, x, draws=draws, **parts.unlabelled).loss.mean().backward()
         times.append(time.thread_time() - begin)
     parts.net.zero_grad(set_to_none=True)
     step = min(times) * config.batch_size / few * counted["floor_over_ddpm"]

@@ -66,8 +66,9 @@ def train(
         if main and folder.is_dir():
             hold.take()
         parts = parts or build(config, progress)
-        data, changed = require_same_data(parts.dataset, folder, config.changed_data, parts.latents is not None)
-        clean = parts.trusted
+        classes = parts.dataset.classes if config.class_labels else None
+        latent, clean = parts.latents is not None, parts.trusted
+        data, changed = require_same_data(parts.dataset, folder, config.changed_data, latent, classes=classes)
         vouched = None if clean is None else require_same_data(clean, folder, False, True, trusted.FILE)[0]
         for note in (*parts.notes, *changed):
             tell(note)
@@ -310,6 +311,8 @@ def _picture(
     try:
         with torch.random.fork_rng():
             model = parts.model(state.ema.to(device))
+            if model.classes:  # each in turn
+                model = dataclasses.replace(model, conditioning={"class_labels": torch.arange(len(model.classes))})
             sampling = model.sampling(Sampling(steps=min(100, model.process.steps)), "ddpm")
             drawn = model.sample(64 if images else 1000, sampling, seed=0, progress=watch)
     except _Ended:

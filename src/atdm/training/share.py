@@ -18,12 +18,11 @@ from ..diffusion.latent import Latents
 from ..diffusion.model import Model
 from ..diffusion.schedulers import NATIVE
 from ..errors import UserError, first_line, unknown
-from ..files import atomic, read_json
+from ..files import atomic
 from ..metrics import metric, read_rows
 from ..nets import count_parameters
 from ..text import code, markdown, one_line, without_folders
 from . import checkpoint
-from .versions import in_todays_words
 
 WEIGHTS = ("ema", "raw")
 NOT_PROVENANCE = ("metric", "value")
@@ -65,7 +64,7 @@ def export(
     facts = {
         "data": _public(config["data"]),
         "corruption added": config["corrupt"],
-        "objective": _objective(_chosen(run, config)),
+        "objective": _objective(checkpoint.read_objective(run, config)),
         "network": f"{config['net']}, {count_parameters(model.net):,} parameters, items of shape {list(shape)}",
         "started from": config["init"] and _public(config["init"], model=True),
         "autoencoder": config.get("vae") and _public(config["vae"], model=True),
@@ -88,7 +87,7 @@ def export(
             family=process.family,
             opens=model.pipeline_class,
             latent=latents is not None,
-            by_hand=latents is not None and (process.family == "flow" or latents.shift != 0 or shape[1] != shape[2]),
+            **_drawing(model),
             decoding=_decoding(latents),
             prediction=process.prediction,
             imported=_imported(model.net),
@@ -171,6 +170,19 @@ def _card(**parts: Any) -> str:
     return environment.from_string(template).render(**parts)
 
 
+def _drawing(model: Model) -> dict[str, Any]:
+    """How diffusers draws: its argument for classes, what labels stand for, and whether a loop must be written by hand."""
+    names, latents = model.classes, model.latents
+    shown = ", ".join(f"{label} {markdown(name)}" for label, name in enumerate(names[:100]))
+    shown += ", and more in `classes.json`" if len(names) > 100 else ""
+    by_hand = False
+    if latents is not None:  # LDMPipeline knows neither classes nor flows nor shifts, and draws squares
+        _, height, width = model.net_shape
+        by_hand = bool(names) or model.process.family == "flow" or latents.shift != 0 or height != width
+    labels = "class_labels=[0] * 16, " if names else ""
+    return {"labels": labels, "classes": shown, "no_class": len(names), "by_hand": by_hand}
+
+
 def _decoding(latents: Latents | None) -> str:
     """What the autoencoder is to decode, in terms of ``latents``."""
     if latents is None:
@@ -206,14 +218,6 @@ def _lead(config: Mapping[str, Any], images: bool) -> str:
     what = "images" if images else "vectors"
     kind = "latent diffusion" if config.get("vae") else "diffusion"
     return f"A {kind} model of {what}, trained {how} on {code(_public(config['data']))}{corruption}."
-
-
-def _chosen(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the objective; of ``auto`` what it chose."""
-    path = run / "objective.json"
-    if not path.is_file():
-        return config["objective"]
-    return in_todays_words(read_json(path, {"name": str}, "what atdm train wrote"))
 
 
 def _objective(options: Mapping[str, Any]) -> str:

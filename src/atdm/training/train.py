@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..data.items import Floats
 from ..data.source import Source, feed, workers_for
+from ..diffusion.conditioning import drop_conditioning
 from ..errors import UserError
 from ..noise import Gauge
 from ..objective import Loss, Objective, Terms
@@ -256,6 +257,10 @@ def fit(
                 known = gauge.stds(batch, rows) if gauge else torch.zeros(len(batch))
                 known = known.masked_fill(source.vouched(rows).to(known.device), 0)
             levels = [*known.to(device, non_blocking=True).split(micro)]
+        labels = [
+            {k: v.to(device) for k, v in _labels(source, order, settings, step, rows).items()}
+            for rows in mine.split(micro)
+        ]
         draws = loss_of.draw(
             (settings.batch_size, *source.item_shape),
             device,
@@ -266,7 +271,9 @@ def fit(
         for replay in range(loss_of.replays):
             draws = loss_of.again(draws) if replay else draws
             parts = [
-                Part(own, draws[slice((i * world + rank) * micro, (i * world + rank + 1) * micro)], levels[i])
+                Part(
+                    own, draws[slice((i * world + rank) * micro, (i * world + rank + 1) * micro)], levels[i], labels[i]
+                )
                 for i, own in enumerate(batch.split(micro))
             ]
             terms, norm = update(loss_of, parts, seed_of(settings.seed, "dropout", step, rank) + replay)
@@ -289,6 +296,16 @@ def fit(
         if made.stop:
             return
         clock = time.perf_counter()
+
+
+def _labels(source: Source, order: Order, settings: Settings, step: int, rows: Tensor) -> dict[str, Tensor]:
+    """What the network is given of these rows of a step's batch: their classes, some of them withheld for guidance."""
+    if source.classes is None:
+        return {}
+    found = {"class_labels": source.classes.of[order[step]]}
+    none = {"class_labels": torch.tensor(len(source.classes.names))}
+    dropped = drop_conditioning(found, none, settings.label_dropout, stream("cpu", settings.seed, "labels", step))
+    return {name: values[rows] for name, values in dropped.items()}
 
 
 def anyone(accelerator: Any, wish: bool) -> bool:

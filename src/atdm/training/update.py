@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 
 
 class Part(NamedTuple):
-    """A micro-batch: items as training sees them, their randomness, and their noise levels for a loss that needs them."""
+    """A micro-batch: items as training sees them, their randomness, their noise levels for a loss that needs them, and
+    what the network is given beside them."""
 
     x0: Tensor
     draws: Draws
     levels: Tensor | None = None
+    conditioning: Mapping[str, Any] = MappingProxyType({})
 
 
 class Update:
@@ -91,10 +94,10 @@ class Update:
 
     def _backward(self, loss_of: Loss, parts: Sequence[Part], seed: int) -> Terms:
         seed_all(seed, self.accelerator.device)
-        for index, (x0, draws, levels) in enumerate(parts):
+        for index, (x0, draws, levels, conditioning) in enumerate(parts):
             last = index == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                terms = loss_of(self.model, x0, draws=draws, levels=levels)
+                terms = loss_of(self.model, x0, draws=draws, levels=levels, **conditioning)
                 self.scaler.scale(terms.loss.mean() / len(parts)).backward()
         return terms
 

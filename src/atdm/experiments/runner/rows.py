@@ -29,6 +29,7 @@ def row(trained: Trained, drawn: Tensor | None, values: Mapping[str, Any], /, **
         len(drawn) if drawn is not None else 0,
         trained.dataset.spec,
         metrics.content_hash(reference),
+        reference_kind=metrics.TRUTH,  # corruption is atdm's own, or data that are known
         model=config.out or None,
         checkpoint=weights_hash(trained.net),
         weights="ema",
