@@ -17,6 +17,7 @@ from .common import (
     numbers,
     open_model,
     print_table,
+    require_memory,
     sampling_of,
     seeds_of,
     silent,
@@ -86,6 +87,7 @@ def run(words: list[str]) -> int:
     dataset, data = clean_data(given)
     reference = dataset.reference
     goal = goal.fit(reference, dataset.truth)
+    require_memory(given.n, reference.shape[1:])
     victim = _victim(given, given.model, goal, at, reference)
     other = _victim(given, given.undefended, goal, at, reference) if given.undefended else None
     rows, shown, findings = [], {}, []
