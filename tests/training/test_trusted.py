@@ -118,3 +118,74 @@ def test_ambient_knows_that_trusted_items_are_clean(clean):
     source = build(config).source
     rows = torch.arange(65)
     assert torch.equal(source.levels(rows, rows * 0) > 0, rows < 40)
+
+
+# --- omni -------------------------------------------------------------------------------------------------------------
+OMNI = ["--corrupt", "outliers:share=0.3", "--objective", "omni"]
+
+
+def test_omni_finds_levels_once_keeps_them_and_goes_on_with_them(capsys, tmp_path, clean, monkeypatch):
+    from atdm.files import load_tensors
+    from atdm.training import trusted
+
+    out = tmp_path / "run"
+    words = ["train", "--data", "digits", "--limit", "200", "--trusted", clean, *OMNI, *SHORT, "--out", str(out)]
+    code, _, err = atdm(capsys, *words)
+    assert code == 0, err
+    assert "are as good as trusted ones at every noise level" in " ".join(err.split())
+    kept = load_tensors(out / trusted.LEVELS)["stds"]
+    assert kept.shape == (200,)
+    monkeypatch.setattr(trusted, "least_levels", lambda *_: pytest.fail("looked again"))
+    parts = build(
+        TrainConfig(data="digits", limit=200, trusted=clean, corrupt=OMNI[1], objective=_omni(), out=str(out))
+    )
+    assert torch.equal(parts.source.least, torch.cat([kept, torch.zeros(25)]))
+    code, _, err = atdm(capsys, *words, "--steps", "3")
+    assert code == 0, err
+    touched = torch.from_numpy(parts.truth.corrupted)
+    assert kept[touched].median() > kept[~touched].median()
+
+
+def _omni():
+    from atdm.training.config import ObjectiveConfig
+
+    return ObjectiveConfig("omni")
+
+
+def test_omni_is_refused_in_a_sentence_without_trusted_images_or_fixed_corruption(capsys, tmp_path, clean):
+    words = ["train", "--data", "digits", *SHORT, "--objective", "omni", "--out", str(tmp_path / "run")]
+    code, _, err = atdm(capsys, *words)
+    assert (code, "Expected --trusted FOLDER" in err) == (2, True)
+    fresh = ["--trusted", clean, "--corrupt", NOISE, "--corrupt_fresh", "true"]
+    code, _, err = atdm(capsys, *words, *fresh)
+    assert (code, "Expected one of them" in err) == (2, True)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_auto_takes_omni_or_ddpm_by_the_trusted_images_and_says_why(clean):
+    from atdm.training.config import ObjectiveConfig
+
+    for corrupt, name in (("outliers:share=0.5", "omni"), ("none", "ddpm")):
+        config = TrainConfig(
+            data="digits", limit=200, trusted=clean, corrupt=corrupt, objective=ObjectiveConfig("auto")
+        )
+        parts = build(config)
+        assert parts.config.objective.name == name
+        assert parts.notes[-1].startswith(f"objective auto: {name}, for ")
+    chosen = build(TrainConfig(data="digits", limit=200, trusted=clean, objective=ObjectiveConfig("auto:k=3")))
+    assert (chosen.config.objective.name, chosen.levels) == ("robust_adv", None)
+
+
+def test_omni_of_a_loop_needs_levels():
+    from atdm.diffusion.process import Process
+    from atdm.nets import build_net
+    from atdm.objective import Omni
+    from atdm.training.config import Settings
+    from atdm.training.train import State, fit
+
+    settings, x = Settings(steps=2, batch_size=4), torch.zeros(8, 3)
+    state = State.create(build_net("mlp:width=16", (3,)), settings)
+    with pytest.raises(UserError, match="Expected trusted images"):
+        next(fit(Omni(Process.linear()), state, x, settings))
+    source = Source(Floats(x), least=torch.tensor([0.0, 1e9] * 4))
+    assert len([*fit(Omni(Process.linear()), state, source, settings)]) == 2

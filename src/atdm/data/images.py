@@ -91,7 +91,7 @@ def from_parquet(
                 raise UserError(
                     f"Cannot read parquet from {pattern}: {first_line(problem)}. "
                     "Expected whole parquet files with the same columns.",
-                    "--skip_broken true leaves damaged ones out.",
+                    "--skip_broken true skips damaged ones.",
                 ) from problem
             kept = table([file for file in part if file not in bad])
             notes = (*left_out("damaged parquet files", bad), *kept.notes)

@@ -58,6 +58,7 @@ class Source:
         files: the image files of the items, in which noise is seen that their formats and resizing hide; None: there are none.
         trusted: so many of the last items are known to be clean, and stay so: nothing corrupts them.
         classes: of the items, which the network is given; None: it is given none.
+        least: noise level of each item from which on it is as good as a trusted one; None: nobody looked.
 
     Raises:
         UserError: corruption, flip or window are for images and the items are not.
@@ -73,15 +74,17 @@ class Source:
     files: Files | None = field(default=None, compare=False)
     trusted: int = 0
     classes: Classes | None = field(default=None, compare=False)
+    least: Float[Tensor, "n"] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         require_fit(self.corruption, tuple(self.items.item_shape))
         if (self.flip or self.window) and len(self.items.item_shape) != 3:
             raise UserError("flip and random crops are for images, and the data are vectors. Expected neither.")
-        if self.std is not None and len(self.std) != len(self.items):
-            raise UserError(
-                f"There are {len(self.items)} items and {len(self.std)} noise levels. Expected one for each."
-            )
+        for levels in (self.std, self.least):
+            if levels is not None and len(levels) != len(self.items):
+                raise UserError(
+                    f"There are {len(self.items)} items and {len(levels)} noise levels. Expected one for each."
+                )
         if self.classes is not None and len(self.classes.of) != len(self.items):
             raise UserError(
                 f"There are {len(self.items)} items and {len(self.classes.of)} labels. Expected one for each."

@@ -100,6 +100,11 @@ EXPERIMENTS: dict[str, Entry] = {
     "baselines": Entry(
         "baselines", "objectives of other papers on the same corruption, with the same compute", "digits and plane"
     ),
+    "trusted": Entry(
+        "trusted",
+        "150 clean items beside corrupted ones: what they are worth, and to which objective",
+        "digits and plane",
+    ),
     "strength": Entry(
         "strength",
         "sweeps of lambda, omega, floor, radius and gate, late regularizers, auto; their price on clean data",

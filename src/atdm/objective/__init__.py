@@ -1,6 +1,6 @@
 """Training losses by name: ours (denoising with equivariance), its ablations, and baselines of other papers on the same path."""
 
-from .ambient import Ambient, AmbientBlind
+from .ambient import Ambient, AmbientBlind, Omni
 from .equivariance import Objective
 from .free import Free
 from .huber import PseudoHuber
@@ -14,6 +14,7 @@ BASELINES: dict[str, type[Baseline]] = {
     "pseudo_huber": PseudoHuber,
     "ambient": Ambient,
     "ambient_blind": AmbientBlind,
+    "omni": Omni,
     "sure": Sure,
     "free": Free,
 }
@@ -32,6 +33,7 @@ __all__ = [
     "InputPerturbation",
     "Loss",
     "Objective",
+    "Omni",
     "PseudoHuber",
     "Sure",
     "Terms",

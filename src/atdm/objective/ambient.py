@@ -1,4 +1,4 @@
-"""Training on items whose Gaussian noise is known (Ambient): each trains only above its own noise level, with the exact correction."""
+"""Training on items each of which is good only above a noise level of its own: Ambient, with the noise known or not, and Omni."""
 
 from __future__ import annotations
 
@@ -68,6 +68,33 @@ class AmbientBlind(Ambient):
             )
 
 
+@dataclass(frozen=True)
+class Omni(Ambient):
+    """Denoise each item only at noise levels from which on it is as good as a trusted one (Ambient Diffusion Omni, Daras 2025).
+
+    The levels (:mod:`atdm.noise.trusted`) come from a classifier of trusted and other items, whatever is wrong with these. From
+    its level on an item is a sample of the clean distribution, noised, so that the loss is ddpm's. The paper writes Ambient's for
+    the item with noise up to its level: for fresh noise its mean over that noise has the same gradient, and this one varies less.
+    Where the timestep drawn is below an item's level, another item of the batch that may be used there takes its place, so that
+    timesteps are drawn as always: with few such items the network is else hardly trained at low noise.
+    """
+
+    levels_from: ClassVar[LevelsFrom] = "trusted"
+
+    def terms(
+        self,
+        predict: Predict,
+        x0: Float[Tensor, "batch *dims"],
+        t: Int[Tensor, "batch"],
+        draws: Draws,
+        levels: Float[Tensor, "batch"] | None,
+    ) -> Terms:
+        rows, t = exchanged(self.process, known(levels), t, draws.need("beta"))
+        x_t = self.process.mix(x0[rows], draws.noise, t)
+        eps = self.process.to_eps(predict(x_t, t), x_t, t)
+        return Terms.unpushed(t, item_mean((eps - draws.noise).square()) * self.process.eps_weight(t))
+
+
 def known(levels: Float[Tensor, "batch"] | None) -> Float[Tensor, "batch"]:
     """The levels.
 
@@ -105,6 +132,23 @@ def above(
     u = below[first] + u * (below[-1] - below[first])
     moved = torch.searchsorted(below, u, right=True) - 1
     return torch.where(first > 0, torch.maximum(moved, first).clamp(max=process.steps - 1), t)
+
+
+def exchanged(
+    process: Process, levels: Float[Tensor, "batch"], t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]
+) -> tuple[Int[Tensor, "batch"], Int[Tensor, "batch"]]:
+    """For each timestep the item of the batch that trains there, and the timestep, which moves up only where no item may be used.
+
+    An item keeps a timestep at or above its level; for others ``beta`` chooses among the items that may be used.
+    """
+    first = first_above(process, levels)
+    own = torch.arange(len(t), device=t.device)
+    able = first[None, :] <= t[:, None]
+    count = able.sum(1)
+    place = ((1 - beta) * count).long().clamp(max=(count - 1).clamp_min(0))  # of the chosen one among the able
+    chosen = (able.cumsum(1) > place[:, None]).int().argmax(1)
+    rows = torch.where(first <= t, own, torch.where(count > 0, chosen, own))
+    return rows, torch.where(count > 0, t, above(process, levels, t, beta))
 
 
 def noised(

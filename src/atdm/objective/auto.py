@@ -28,6 +28,7 @@ K = 2.0  # relative weight
 LENGTH = 5.0  # of the perturbation, noise units, however many dimensions there are
 EVERY = 2  # steps for one with the regularizer, and
 START = 0.5  # of the training is ddpm's: the denoiser that is made to agree with itself should first be a good one
+GOOD = 0.98  # share of items as good as trusted ones from which on there is nothing to keep out
 STOP = 0.5  # of the gate: sampling that stops there returns the denoised state, without what the network errs below
 
 
@@ -128,8 +129,22 @@ def arguments(x: Float[Tensor, "n *item"], k: float = K, hidden: float = 0.0) ->
     }
 
 
+def by_levels(stds: Float[Tensor, "n"]) -> dict[str, Any]:
+    """The options of an objective where trusted items tell more than quiet directions do: ``omni``.
+
+    Args:
+        stds: noise level of each other item from which on it is as good as a trusted one (:func:`atdm.noise.least_levels`);
+            where nearly all always are there is nothing to keep out, and ``ddpm`` uses all.
+    """
+    return {"name": "ddpm" if float((stds == 0).double().mean()) >= GOOD else "omni"}
+
+
 def explain(found: Mapping[str, Any]) -> str:
     """What was chosen, as a sentence."""
+    if found["name"] == "omni":
+        return "objective auto: omni, for the trusted images show which others to use, and from which noise level on."
+    if found["name"] == "ddpm":
+        return "objective auto: ddpm, for nearly all items are as good as the trusted images."
     gate = found["gate"] or 0.0
     quiet = gate / GATE
     if quiet < 1e-3:

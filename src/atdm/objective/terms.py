@@ -17,7 +17,7 @@ from ..nets import call
 from .kinds import rank
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-LevelsFrom = Literal["truth", "items"] | None
+LevelsFrom = Literal["truth", "items", "trusted"] | None
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ class Loss(ABC):
     Attributes:
         replays: optimizer steps on each batch; :meth:`again` gives the randomness of the next one.
         levels_from: where the noise that each item holds already is to come from: the truth about the data, or an estimate
-            from the items (:class:`atdm.noise.Gauge`); None: it need not be known.
+            from the items (:class:`atdm.noise.Gauge`), or the level from which on each is as good as a trusted one; None: it need
+            not be known.
     """
 
     process: Process

@@ -35,10 +35,11 @@ COLOURS: dict[str, str] = {
     "pseudo_huber": "#8b3a8b",
     "ambient": "#117733",
     "ambient_blind": "#6b8e23",
+    "omni": "#a03050",
     "sure": "#5b7083",
     "free": "#c2185b",
 }
-OTHER_COLOURS = ("#8c6d31", "#7b6fd0", "#2f7f7f", "#b8a400", "#a03050")
+OTHER_COLOURS = ("#8c6d31", "#7b6fd0", "#2f7f7f", "#b8a400", "#4b3f72")
 INK, FAINT = "#222222", "#dddddd"
 DISTANCE = ListedColormap(matplotlib.colormaps["plasma"](np.linspace(0, 0.86, 256)), "distance")  # its end is too pale
 DPI = 140

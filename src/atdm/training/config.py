@@ -91,7 +91,7 @@ class ObjectiveConfig:
     Args:
         name: auto (robust_adv with gate and strength chosen from the data; auto:k=5 removes more), ddpm, robust_rand, robust_adv, inv_rand or
             inv_adv; or a baseline with its constants, which like auto takes none of the options below:
-            input_perturbation:gamma=0.1, pseudo_huber:c=0.1, ambient, ambient_blind, sure or free:radius=0.1.
+            input_perturbation:gamma=0.1, pseudo_huber:c=0.1, ambient, ambient_blind, omni (by --trusted), sure, free:radius=0.1.
         radius: how far to perturb, in noise units: published:omega=2,floor=8/255,beta=uniform,beta_min=0, floored (its bias as
             a least radius) or constant:r=1.
         weight: how much it counts: published:lam=0.3, over_radius:lam=0.3 (the bias inside the weight), over_variance:lam=0.3,
@@ -142,18 +142,20 @@ class ObjectiveConfig:
 
         return parse_spec(self.name)[0] == "auto"
 
-    def fitted(self, x: Any, hidden: float = 0.0) -> ObjectiveConfig:
+    def fitted(self, x: Any, hidden: float = 0.0, stds: Any = None) -> ObjectiveConfig:
         """These options, with ``auto`` replaced by what it chooses for training data ``x`` (:mod:`atdm.objective.auto`).
 
         Args:
+            stds: noise level of each item from which on it is as good as a trusted one, where there are trusted ones.
             hidden: noise of ``x`` that only its files show (:attr:`atdm.data.source.Source.hidden_std`).
         """
         if not self.automatic:
             return self
-        from ..objective.auto import constants
+        from ..objective.auto import by_levels, constants
         from ..spec import build
 
-        return ObjectiveConfig(**build("objective", self.name, {"auto": constants}, x=x, hidden=hidden))
+        chosen = None if stds is None else by_levels(stds)
+        return ObjectiveConfig(**chosen or build("objective", self.name, {"auto": constants}, x=x, hidden=hidden))
 
     def build(self, process: Any, seed: int = 0) -> Any:
         """The objective for ``process``."""

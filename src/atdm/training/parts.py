@@ -26,9 +26,10 @@ from ..diffusion.model import Model
 from ..errors import UserError
 from ..files import atomic
 from ..nets import build_net, count_parameters, flops, is_unet, load_net, weights_hash
+from ..noise import Levels
 from ..objective import Loss, Objective, auto
 from .config import ObjectiveConfig, TrainConfig
-from .trusted import open_trusted, require_enough
+from .trusted import NEEDED, levels_of, open_trusted, require_enough
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Parts:
     latents: Latents | None  # the autoencoder in front; None: the network works on the items themselves
     clip: bool  # sampling clips denoised items to [-1, 1]
     notes: tuple[str, ...]  # sentences on what was converted, skipped or chosen
+    levels: Levels | None = None  # from which noise level on each item is as good as a trusted one, if anybody looked
 
     def model(self, net: nn.Module) -> Model:
         """``net``, which is trained on these data, as a model of them."""
@@ -85,6 +87,8 @@ def build(
             f"The objective {config.objective.name} knows the noise of pixels, and the autoencoder makes something else "
             "of it. Expected an objective that needs no noise levels, or no vae."
         )
+    if objective.levels_from == "trusted" and config.trusted is None and trusted is None:
+        raise UserError(NEEDED)
     latents = Latents.load(config.vae) if config.vae else None
     dataset = dataset or load(config.data, **config.reading(), progress=progress)
     trusted = require_enough(trusted) if trusted else open_trusted(config.as_dict(), progress)
@@ -93,10 +97,13 @@ def build(
     if latents is not None:
         encoded = _encoded(source, latents, Path(config.out))
         source = Source(encoded, seed=config.seed, trusted=source.trusted, classes=source.classes)
-    config = config.over(len(source))
+    config, levels = config.over(len(source)), _levels(config, source, progress)
+    if levels is not None:
+        source = dataclasses.replace(source, least=torch.cat([levels.stds, torch.zeros(source.trusted)]))
     if automatic:
         config = dataclasses.replace(
-            config, objective=config.objective.fitted(source.some(auto.ITEMS), source.hidden_std)
+            config,
+            objective=config.objective.fitted(source.some(auto.ITEMS), source.hidden_std, levels and levels.stds),
         )
         objective = config.objective.build(process, config.seed)
     objective.require_items(source.item_shape)
@@ -111,8 +118,9 @@ def build(
     bounded = dataset.kind == "image" and latents is None
     clips = objective.process.family == "vp" and bounded and is_unet(net)
     clip = clips if config.clip_sample is None else config.clip_sample
-    notes = (*dataset.notes, *_told(trusted), *([auto.explain(vars(config.objective))] if automatic else []))
-    return Parts(config, dataset, trusted, source, truth, net, objective, latents, clip, notes)
+    found = [levels.explain()] if levels else []
+    notes = (*dataset.notes, *_said(trusted), *found, *([auto.explain(vars(config.objective))] if automatic else []))
+    return Parts(config, dataset, trusted, source, truth, net, objective, latents, clip, notes, levels)
 
 
 def _source(config: TrainConfig, dataset: Dataset, trusted: Dataset | None, std: Tensor | None) -> Source:
@@ -162,7 +170,22 @@ def _classes(dataset: Dataset, trusted: Dataset | None) -> Classes:
     return Classes(torch.cat([own.of, of]), own.names)
 
 
-def _told(trusted: Dataset | None) -> tuple[str, ...]:
+def _levels(config: TrainConfig, source: Source, progress: Callable[[int, int], None] | None) -> Levels | None:
+    """Where trusted items are to say from which noise level on each other one is used: those levels.
+
+    Raises:
+        UserError: omni cannot be had.
+    """
+    name = config.objective.name  # auto:k=3 asks for the regularizer
+    if name == "omni" and config.class_labels:
+        raise UserError(
+            "omni exchanges the items of a batch, and class_labels names their classes. Expected one of them."
+        )
+    able = name == "omni" or (name == "auto" and not source.fresh and not config.class_labels)
+    return levels_of(source, Path(config.out) if config.out else None, progress) if source.trusted and able else None
+
+
+def _said(trusted: Dataset | None) -> tuple[str, ...]:
     """What is to be said of trusted items."""
     if trusted is None:
         return ()

@@ -66,10 +66,7 @@ def train(
         if main and folder.is_dir():
             hold.take()
         parts = parts or build(config, progress)
-        classes = parts.dataset.classes if config.class_labels else None
-        latent, clean = parts.latents is not None, parts.trusted
-        data, changed = require_same_data(parts.dataset, folder, config.changed_data, latent, classes=classes)
-        vouched = None if clean is None else require_same_data(clean, folder, False, True, trusted.FILE)[0]
+        data, changed = _require_same(config, parts, folder)
         for note in (*parts.notes, *changed):
             tell(note)
         config = config.over(len(parts.source))
@@ -78,7 +75,7 @@ def train(
             folder.mkdir(parents=True, exist_ok=True)
             hold.take()
             _require_folder(config, folder)  # another process may have begun it meanwhile
-            _begin(config, folder, parts, {DATA: data, trusted.FILE: vouched})
+            _begin(config, folder, parts, data)
         accelerator.wait_for_everyone()
         parts = with_latents_kept(parts, folder, accelerator.device, progress)
         _restore(folder, state, config.steps, tell)
@@ -156,6 +153,23 @@ def _require_folder(config: TrainConfig, folder: Path) -> None:
         config.require_same(checkpoint.read_config(folder), str(folder))
 
 
+def _require_same(
+    config: TrainConfig, parts: Parts, folder: Path
+) -> tuple[dict[str, Fingerprint | None], tuple[str, ...]]:
+    """The fingerprints of data and trusted items by the files they are kept in, and a note if the run goes on with other data.
+
+    Raises:
+        UserError: they are not those that the run began with.
+    """
+    kept = parts.latents is not None or parts.levels is not None
+    classes = parts.dataset.classes if config.class_labels else None
+    data, changed = require_same_data(parts.dataset, folder, config.changed_data, kept, classes=classes)
+    vouched: Fingerprint | None = None
+    if parts.trusted is not None:
+        vouched, _ = require_same_data(parts.trusted, folder, False, True, trusted.FILE)
+    return {DATA: data, trusted.FILE: vouched}, changed
+
+
 def _begin(config: TrainConfig, folder: Path, parts: Parts, data: dict[str, Fingerprint | None]) -> None:
     """Write what is known before the first step.
 
@@ -167,6 +181,8 @@ def _begin(config: TrainConfig, folder: Path, parts: Parts, data: dict[str, Fing
     with atomic(folder / "objective.json") as scratch:
         scratch.write_text(json.dumps(dataclasses.asdict(parts.config.objective), indent=1))
     parts.truth.save(folder / "truth.npz")
+    if parts.levels is not None:
+        trusted.keep(parts.levels, folder)
     for file, fingerprint in data.items():
         if fingerprint is not None:
             fingerprint.save(folder, file)

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..data.items import Floats
@@ -228,6 +229,11 @@ def fit(
             "Expected Source(Floats(data), std=levels)."
         )
     source = (data if isinstance(data, Source) else Source(Floats(data))).prepared()
+    if objective.levels_from == "trusted" and source.least is None:
+        raise UserError(
+            "omni needs the level from which on each item is as good as a trusted one. Expected trusted images (--trusted "
+            "FOLDER), or Source(items, least=atdm.noise.least_levels(items, trusted).stds)."
+        )
     objective.require_items(source.item_shape)
     gauge = _gauge(source) if objective.levels_from == "items" else None
     order = Order(len(source), settings.batch_size, settings.seed)
@@ -250,12 +256,7 @@ def fit(
         batch = next(batches).to(device, non_blocking=True)  # the rows of this process
         levels: list[Tensor | None] = [None] * settings.accumulate
         if loss_of.levels_from is not None:
-            rows = order[step][mine]
-            if loss_of.levels_from == "truth":
-                known = source.levels(rows, order.epochs(step)[mine])
-            else:
-                known = gauge.stds(batch, rows) if gauge else torch.zeros(len(batch))
-                known = known.masked_fill(source.vouched(rows).to(known.device), 0)
+            known = _known(loss_of, source, gauge, batch, order[step][mine], order.epochs(step)[mine])
             levels = [*known.to(device, non_blocking=True).split(micro)]
         labels = [
             {k: v.to(device) for k, v in _labels(source, order, settings, step, rows).items()}
@@ -313,6 +314,18 @@ def anyone(accelerator: Any, wish: bool) -> bool:
     if accelerator.num_processes == 1:
         return wish
     return bool(accelerator.reduce(torch.tensor(float(wish), device=accelerator.device)).item())
+
+
+def _known(
+    loss: Loss, source: Source, gauge: Gauge | None, batch: Tensor, rows: Tensor, epochs: Tensor
+) -> Float[Tensor, "b"]:
+    """The noise levels of a batch, from where its loss wants them."""
+    if loss.levels_from == "truth":
+        return source.levels(rows, epochs)
+    if loss.levels_from == "trusted" and source.least is not None:
+        return source.least[rows]
+    found = gauge.stds(batch, rows) if gauge else torch.zeros(len(batch))
+    return found.masked_fill(source.vouched(rows).to(found.device), 0)
 
 
 def _gauge(source: Source) -> Gauge | None:

@@ -1,19 +1,28 @@
-"""Images that a person vouches for: read as the training data are, kept an eye on, and what samples are compared with."""
+"""Images that a person vouches for: read as the training data are, what samples are compared with, and what others are judged by."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..data import Dataset, load
 from ..data.decode import Progress
+from ..data.source import Source
 from ..errors import UserError
+from ..files import atomic, load_tensors, save_tensors, tensor_metadata
+from ..noise import Levels, least_levels
 from .config import TrainConfig
 from .fingerprint import Fingerprint
 
 LEAST = 20  # images: fewer say nothing of a distribution
 FILE = "trusted.npz"  # of a run folder: their fingerprint
+LEVELS = "levels.safetensors"  # likewise: from which noise level on each other item is as good as they are
+NEEDED = "omni learns from trusted images which others are as good. Expected --trusted FOLDER, 20 or more clean images."
 
 
 def reading(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,6 +74,58 @@ def of_run(run: Path, config: Mapping[str, Any]) -> Dataset | None:
             "Expected the same, or --reference FOLDER."
         )
     return found
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The items of a source as of epoch 0, by index."""
+
+    source: Source
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self.source.batch(rows, torch.zeros_like(rows))
+
+
+def levels_of(source: Source, run: Path | None, progress: Progress | None = None) -> Levels:
+    """The noise level from which on each item of a source is as good as its trusted ones: of a run those that it keeps.
+
+    Args:
+        run: the folder of a run that may keep them.
+        progress: called with how many noise levels were looked at, and of how many.
+
+    Raises:
+        UserError: the source has no trusted items, or draws its corruption anew, or the run keeps levels of other items.
+    """
+    if not source.trusted:
+        raise UserError(NEEDED)
+    if source.fresh and source.corruption:
+        raise UserError(
+            "omni finds one level for each item, and corrupt_fresh draws its corruption anew. Expected one of them."
+        )
+    others = len(source) - source.trusted
+    if run is not None and (run / LEVELS).is_file():
+        tensors, about = load_tensors(run / LEVELS), tensor_metadata(run / LEVELS)
+        found = Levels(tensors["stds"], tensors["grid"], float(about["seconds"]))
+        if len(found.stds) != others:
+            raise UserError(
+                f"{run} keeps levels of {len(found.stds)} items, and there are {others}. "
+                "Expected the data that the run began with, or another --out."
+            )
+        return found
+    seen = source.prepared()
+    rows = torch.arange(others, len(source))
+    return least_levels(_Seen(seen, others), seen.batch(rows, torch.zeros_like(rows)), source.seed, progress)
+
+
+def keep(found: Levels, run: Path) -> None:
+    """Write levels into a run folder, where :func:`levels_of` finds them."""
+    if not (run / LEVELS).is_file():
+        with atomic(run / LEVELS) as scratch:
+            save_tensors({"stds": found.stds, "grid": found.grid}, scratch, {"seconds": f"{found.seconds:.3g}"})
 
 
 def reference_of(runs: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any], bool]:

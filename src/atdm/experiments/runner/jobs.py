@@ -156,13 +156,13 @@ def open_held_out(job: Job) -> Dataset:
     return dataclasses.replace(data, items=Floats(x[:kept]), held_out=Floats(x[kept:]), window=None)
 
 
-def prepare(job: Job, dataset: Dataset | None = None) -> Parts:
+def prepare(job: Job, dataset: Dataset | None = None, trusted: Dataset | None = None) -> Parts:
     """What the configuration of a job stands for, on a GPU where there is one.
 
     Args:
-        dataset: clean data, where they are not what the configuration names.
+        dataset, trusted: clean data and trusted items, where they are not what the configuration names.
     """
-    parts = build(job.config, dataset=dataset)
+    parts = build(job.config, dataset=dataset, trusted=trusted)
     parts.net.to("cuda" if torch.cuda.is_available() else "cpu")
     return dataclasses.replace(parts, source=parts.source.prepared())
 
