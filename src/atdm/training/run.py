@@ -66,7 +66,7 @@ def train(
         if main and folder.is_dir():
             hold.take()
         parts = parts or build(config, progress)
-        data, changed = _require_same(config, parts, folder)
+        data, changed = _same(config, parts, folder)
         for note in (*parts.notes, *changed):
             tell(note)
         config = config.over(len(parts.source))
@@ -153,9 +153,7 @@ def _require_folder(config: TrainConfig, folder: Path) -> None:
         config.require_same(checkpoint.read_config(folder), str(folder))
 
 
-def _require_same(
-    config: TrainConfig, parts: Parts, folder: Path
-) -> tuple[dict[str, Fingerprint | None], tuple[str, ...]]:
+def _same(config: TrainConfig, parts: Parts, folder: Path) -> tuple[dict[str, Fingerprint | None], tuple[str, ...]]:
     """The fingerprints of data and trusted items by the files they are kept in, and a note if the run goes on with other data.
 
     Raises:
@@ -164,9 +162,8 @@ def _require_same(
     kept = parts.latents is not None or parts.levels is not None
     classes = parts.dataset.classes if config.class_labels else None
     data, changed = require_same_data(parts.dataset, folder, config.changed_data, kept, classes=classes)
-    vouched: Fingerprint | None = None
-    if parts.trusted is not None:
-        vouched, _ = require_same_data(parts.trusted, folder, False, True, trusted.FILE)
+    clean = parts.trusted
+    vouched = None if clean is None else require_same_data(clean, folder, False, True, trusted.FILE)[0]
     return {DATA: data, trusted.FILE: vouched}, changed
 
 
