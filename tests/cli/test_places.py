@@ -40,7 +40,7 @@ def things(place, warm):
     """A run, images, and the cache of their pixels."""
     photos = place / "photos"
     photos.mkdir()
-    for i in range(6):
+    for i in range(20):
         pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(photos / f"{i}.png")
     words = [

@@ -162,7 +162,15 @@ TWO = 25
 
 def test_kills_of_one_of_two_processes(warm, tmp_path):
     """The other ends by itself, with a sentence; both together go on."""
-    words = ["train", *PLAIN, "--data=plane:n=300", "--corrupt=outliers:share=0.1", "--json"]
+    words = [
+        "train",
+        *PLAIN,
+        "--steps=600",
+        "--save_every=50",
+        "--data=plane:n=300",
+        "--corrupt=outliers:share=0.1",
+        "--json",
+    ]
 
     def begin(out):
         """Both, once they have met."""
