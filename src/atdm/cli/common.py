@@ -220,7 +220,8 @@ def open_model(given: Any, pixels: bool = False, source: str | None = None) -> A
 
     from ..diffusion.model import Model
 
-    model = Model.from_pretrained(source or given.model, pixels=pixels, label=given.label, guidance=given.guidance)
+    guidance = getattr(given, "guidance", 1.0)  # what does not draw samples has none
+    model = Model.from_pretrained(source or given.model, pixels=pixels, label=given.label, guidance=guidance)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

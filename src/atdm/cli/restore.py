@@ -34,7 +34,7 @@ class Options(Printing):
         corrupt: corruption to add first, such as gaussian:share=0.9,std=0.2, to see what restoring gains.
         seed: of the corruption, and of the choice of --limit.
         compare: with --corrupt, noisy images on which non-local means, wavelets and BM3D (if installed) are tried, too.
-        label: the class, of a class-conditional network.
+        label: the class of all items, by name or number, of a model that knows classes.
     """
 
     data: str = positional()
@@ -43,7 +43,7 @@ class Options(Printing):
     corrupt: str = "none"
     seed: int = 0
     compare: int = 0
-    label: int | None = None
+    label: str | None = None
 
 
 def run(words: list[str]) -> int:
@@ -60,6 +60,8 @@ def run(words: list[str]) -> int:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
     require_outside(folder, given.data)
+    if given.label == "all":
+        raise UserError("The items to restore are not of all classes in turn. Expected one --label, or none.")
     parts = parse_corruption(given.corrupt)
     if given.compare < 0 or (given.compare and not parts):
         raise UserError(
