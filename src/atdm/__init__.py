@@ -75,6 +75,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which run nothing
     from .training.train import State as State
     from .training.train import fit as fit
 
+    restore: Any  # of a floor above modules that import this one
+
 
 def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
