@@ -93,7 +93,7 @@ def test_a_class_is_for_the_models_that_know_it(reported, capsys, monkeypatch):
     words = f"report ddpm classes {LITTLE} --label dogs --out dogs.html --json --quiet"
     code, out, err = atdm(capsys, *words.split())
     assert code == 0, err
-    assert {row["condition"] for row in json.loads(out)["rows"]} == {None, "class dogs"}
+    assert {row["conditioned_on"] for row in json.loads(out)["rows"]} == {None, "class dogs"}
     code, _, err = atdm(capsys, *words.replace("dogs", "mice").split())
     assert code == 2
     assert "(cats, dogs)" in err

@@ -188,7 +188,7 @@ def two():
 
 
 def samples(two, *labels, scale=1.0):
-    model = dataclasses.replace(two, conditioning={"class_labels": torch.tensor(labels)}, condition="class")
+    model = dataclasses.replace(two, conditioning={"class_labels": torch.tensor(labels)}, conditioned_on="class")
     return (model if scale == 1 else model.guided(scale)).sample(400, steps=25, seed=0)
 
 
@@ -284,11 +284,11 @@ def test_the_commands_take_a_class_by_name_or_number(run, stock, tmp_path, capsy
     few = ("--n", "4", "--steps", "5")
     code, out, err = atdm(capsys, "evaluate", str(run), "--label", "dogs", "--guidance", "2", *few, "--json")
     assert code == 0, err
-    assert {row["condition"] for row in json.loads(out)["rows"]} == {"class dogs, guidance 2"}
+    assert {row["conditioned_on"] for row in json.loads(out)["rows"]} == {"class dogs, guidance 2"}
     words = f"attack {run} --label all --n 4 --seeds 1 --steps 2 --budgets 0,0.1 --attack fgsm --checks false --json"
     code, out, err = atdm(capsys, *words.split(), "--out", str(tmp_path / "attack"))
     assert code == 0, err
-    assert json.loads(out)["provenance"]["condition"] == "class all"
+    assert json.loads(out)["provenance"]["conditioned_on"] == "class all"
     poison = f"poison:model={run},steps=1,draws=2,label=eels"
     code, _, err = atdm(
         capsys, "corrupt", "--data", str(stock), "--corrupt", poison, "--limit", "2", "--out", str(tmp_path / "bad")

@@ -107,7 +107,7 @@ def run(words: list[str]) -> int:
         "model": given.model,
         "checkpoint": victim.model.hash,
         "weights": "ema",
-        "condition": victim.model.condition,
+        "conditioned_on": victim.model.conditioned_on,
         **victim.sampling.as_dict(),
         "seeds": seeds,
         "samples": given.n,

@@ -255,7 +255,7 @@ def draw(given: Any, model: Any, seed: int) -> tuple[Any, dict[str, Any]]:
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     last = sampling.last_ratio(model.process)
-    made = {"checkpoint": model.hash, "condition": model.condition, "sampling": sampling}
+    made = {"checkpoint": model.hash, "conditioned_on": model.conditioned_on, "sampling": sampling}
     return drawn, {**made, "last_ratio": last, "seed": seed}
 
 

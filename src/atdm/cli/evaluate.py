@@ -200,6 +200,6 @@ def _title(given: Any, row: dict[str, Any], seeds: int) -> str:
     if given.samples is not None:
         return f"{given.samples}: {row['samples']} samples of unknown origin, against {against}"
     which = f"{seeds} seeds" if seeds > 1 else f"seed {row['seed']}"
-    of = f" of {row['condition']}" if row["condition"] else ""
+    of = f" of {row['conditioned_on']}" if row["conditioned_on"] else ""
     how = f"{row['sampler']}, {row['steps']} steps down to noise level {row['last_ratio']:.2g}"
     return f"{given.model}: {row['samples']} samples{of}, {how}, {which}, against {against}"

@@ -43,7 +43,7 @@ class Model:
         conditioning: passed to the network at every call, such as ``{"class_labels": torch.tensor([3])}``; labels of several
             classes are those of the items in turn.
         classes: the names of the classes it knows; it has one label more, for no class.
-        condition: what it is given, in words, for records of how samples were made.
+        conditioned_on: what it is given, in words, for records of how samples were made.
     """
 
     net: Callable[..., Any]
@@ -53,7 +53,7 @@ class Model:
     shape: tuple[int, ...] | None = None
     conditioning: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
-    condition: str | None = None
+    conditioned_on: str | None = None
 
     def __repr__(self) -> str:
         size = (
@@ -101,7 +101,7 @@ class Model:
         latents = Latents.load(folder) if latent else None
         model = cls(net.eval(), process, clip, latents, conditioning=conditioning, classes=names)
         if label is not None:
-            model = dataclasses.replace(model, condition=f"class {label}")
+            model = dataclasses.replace(model, conditioned_on=f"class {label}")
         return model if guidance == 1 else model.guided(guidance)
 
     def guided(self, scale: float) -> Model:
@@ -110,14 +110,14 @@ class Model:
         Raises:
             UserError: it has no class to go to, or no label for none to go away from.
         """
-        if not self.classes or self.condition is None:
+        if not self.classes or self.conditioned_on is None:
             raise UserError(
                 f"The guidance is {scale:g}, and {'no class is named' if self.classes else 'the network has no label for no class'}. "
                 "Expected a label of a model that was trained with class_labels true, or guidance 1."
             )
         null = {"class_labels": torch.tensor([len(self.classes)])}
         return dataclasses.replace(
-            self, net=Guided(self.net, null, scale), condition=f"{self.condition}, guidance {scale:g}"
+            self, net=Guided(self.net, null, scale), conditioned_on=f"{self.conditioned_on}, guidance {scale:g}"
         )
 
     @property

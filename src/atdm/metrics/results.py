@@ -56,7 +56,7 @@ class Provenance:
         reference_hash: :func:`content_hash` of it.
         reference_kind: of :class:`ReferenceSet`; None where nobody said.
         model: the run, pipeline or file of samples, as given.
-        condition: the class that it was given, and the guidance; None: none.
+        conditioned_on: the class that it was given, and the guidance; None: none.
         checkpoint: hash of the weights, or None for samples of unknown origin.
         weights: ``ema`` or ``raw``; ``pipeline`` for those of a foreign pipeline, None where that is unknown.
         sampling: how the samples were drawn, resolved; None for samples of unknown origin.
@@ -74,7 +74,7 @@ class Provenance:
     last_ratio: float | None = None
     seed: int | None = None
     reference_kind: str | None = None
-    condition: str | None = None
+    conditioned_on: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Flat: the fields of ``sampling`` beside the others, None where nothing is known of it."""

@@ -234,7 +234,7 @@ def _qualities(
     against = kind.trusted(dataset) if job.trusted else kind.of(dataset, corrupted)
     reference = against.items
     compared: dict[str, Any] = {**against.as_dict(), "model": job.model, "checkpoint": model.hash}
-    compared["condition"] = model.condition
+    compared["conditioned_on"] = model.conditioned_on
     rows, drawn, seconds, done = [], {}, 0.0, 0
     total = len(job.samplers) * sum(plan.steps)
 
