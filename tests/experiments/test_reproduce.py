@@ -156,7 +156,7 @@ def test_results_of_other_data_have_a_folder_of_their_own(data, folder):
     assert folder_of("baselines", data) == folder
 
 
-def numbers_of(name="rivals"):
+def numbers_of(name="baselines"):
     made = {"experiment": name, "scale": "cpu", "seeds": [0], "data": None, "jobs": 1, "cpu seconds of all jobs": 1.0}
     made |= {"device": "cpu", "atdm": "0", "torch": "2"}
     table = {"columns": ["a", "b"], "rows": [["x", [1.0, 0.1]], [None, 3]], "caption": "c"}
@@ -201,7 +201,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_numbers_are_one_sentence_and_write_nothing(tmp_path, capsys, damage):
-    place = tmp_path / "out" / "rivals"
+    place = tmp_path / "out" / "baselines"
     place.mkdir(parents=True)
     (place / "paragraph.md").write_text("What was found.")
     (place / "numbers.json").write_bytes(DAMAGES[damage])
