@@ -217,7 +217,8 @@ def _steps(
     try:
         if main and draws(state.step) and not _grid(folder, state.step).is_file():
             _picture(folder, parts, state, accelerator.device, stop, callbacks)  # killed before it was drawn
-        for step in fit(parts.objective, state, parts.source, parts.config, accelerator, config.workers, callbacks):
+        ears = [each for each in callbacks if type(each).on_step is not Callback.on_step]  # as many in every process
+        for step in fit(parts.objective, state, parts.source, parts.config, accelerator, config.workers, ears):
             last = step.index == config.steps
             if main and (step.index % config.log_every == 0 or last):
                 scalars = step.summary()

@@ -204,7 +204,7 @@ def fit(
         data: what training sees: a :class:`~atdm.data.source.Source`, or a tensor ``[n, *item]``.
         accelerator: devices, precision and processes; a plain one on this device when not given.
         workers: processes that prepare batches ahead (0: none); by default what the device and the data need.
-        callbacks: their ``on_step`` sees each step before it is yielded, and may end the training.
+        callbacks: their ``on_step`` sees each step before it is yielded, and may end the training; in every process as many.
 
     Raises:
         Diverged: the loss is not finite; ``state`` is then not worth saving.
