@@ -133,7 +133,7 @@ def test_spread_is_relative_to_the_truth_or_to_a_reference(generator):
     assert spread_ratio(0.5 * x, Line()) == pytest.approx(ratio / 2)
     images = torch.randn(50, 1, 2, 2, generator=generator)
     assert spread_ratio(3 * images, Span(), images) == pytest.approx(3)
-    with pytest.raises(UserError, match="Expected a clean reference"):
+    with pytest.raises(UserError, match="Expected a reference to compare with"):
         spread_ratio(images, Span())
 
 
@@ -532,6 +532,7 @@ def test_a_result_is_a_flat_row_of_json():
         "last_ratio": 0.076,
         "seed": None,
         "reference_kind": None,
+        "conditioned_on": None,
         "clip_sample": None,
         "features": "pixels",
         "features_hash": None,

@@ -74,7 +74,7 @@ def test_auto_sees_the_noise_that_only_files_show(tmp_path, monkeypatch):
         ramp = np.linspace(-1, 1, 64)
         x = ramp[:, None, None] * a + ramp[None, :, None] * b + 0.2 * rng.normal(size=(64, 64, 3))
         pixels = ((x.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.jpg", quality=30)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.jpg", quality=75)
     dataset = load(str(tmp_path / "photos"), image_size=16)
     assert dataset.hidden_std > 0.01
     source = Source(dataset.items, files=dataset.files)
@@ -159,8 +159,7 @@ def test_networks_in_half_precision_learn(dtype, own, images):
 PROCESSES = """
     import sys
     import torch
-    from PIL import Image
-from torch import nn
+    from torch import nn
     from torch.nn.parallel import DistributedDataParallel
     from atdm import Objective, Process
     from atdm.errors import UserError

@@ -12,6 +12,7 @@ from atdm.metrics import content_hash
 from atdm.nets import build_net
 from atdm.report import lab
 from atdm.report import sections as lab_report
+from atdm.training.log import training_seconds
 from helpers import atdm
 
 FAST = ["--n", "4", "--steps_list", "2", "--budgets", "0.5", "--attack", "pgd:steps=1,norm=l2"]
@@ -98,8 +99,8 @@ def test_memorization_looks_among_the_dirty_items_the_run_saw(runs):
 
 def test_training_seconds_are_items_over_speed():
     log = [{"step": 10, "samples_per_second": 100.0}, {"step": 30, "samples_per_second": 50.0}]
-    assert lab._training_seconds(log, 5) == pytest.approx(10 * 5 / 100 + 20 * 5 / 50)
-    assert lab._training_seconds([], 5) is None
+    assert training_seconds(log, 5) == pytest.approx(10 * 5 / 100 + 20 * 5 / 50)
+    assert training_seconds([], 5) is None
 
 
 @pytest.mark.parametrize(
