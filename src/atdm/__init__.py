@@ -71,6 +71,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which run nothing
     from .objective.perturb import PublishedRadius as PublishedRadius
     from .objective.perturb import PublishedWeight as PublishedWeight
     from .objective.perturb import RelativeWeight as RelativeWeight
+    from .training.callbacks import Callback as Callback
     from .training.config import Settings as Settings
     from .training.train import State as State
     from .training.train import fit as fit
