@@ -161,11 +161,11 @@ def _use_what_extends(names: dict, monkeypatch) -> None:
 # --- by name: every command, in small ---------------------------------------------------------------------------------
 LESS = {  # options that make a command of a page take seconds
     "train": "--steps 6 --batch_size 8 --limit null --save_every 100",
-    "sample": "--n 4 --steps 10",
-    "evaluate": "--n 110 --steps 10",
-    "attack": "--n 4 --steps 5 --seeds 0,1 --attack pgd:steps=2,norm=l2",
+    "sample": "--n 4 --sampling_steps 10",
+    "evaluate": "--n 110 --sampling_steps 10",
+    "attack": "--n 4 --sampling_steps 5 --seeds 0,1 --attack pgd:steps=2,norm=l2",
     "report": "--n 16 --steps_list 5 --attacked 4 --attacked_steps 5",
-    "purify": "--steps 10",
+    "purify": "--sampling_steps 10",
     "bench": "--seconds 2",
     "reproduce": "--scale smoke",
 }
@@ -207,9 +207,9 @@ def bench(tmp_path_factory) -> Iterator[Path]:
         f"train --data photos --image_size 16 --net tiny --objective.name ddpm --out runs/cifar {tiny}",
         f"train --data photos --image_size 64 --vae vae-folder --net tiny --out runs/latent {tiny}",
         "train --data digits --net digits --process flow --out runs/flow --steps 4 --batch_size 8",
-        "evaluate runs/plain --n 110 --steps 10 --out plain.json",
-        "evaluate runs/robust --n 110 --steps 10 --out robust.json",
-        "sample runs/digits --n 110 --steps 10 --out samples.npz",
+        "evaluate runs/plain --n 110 --sampling_steps 10 --out plain.json",
+        "evaluate runs/robust --n 110 --sampling_steps 10 --out robust.json",
+        "sample runs/digits --n 110 --sampling_steps 10 --out samples.npz",
     ):
         run(shlex.split(words))
     yield folder

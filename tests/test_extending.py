@@ -97,13 +97,15 @@ def test_each_works_from_one_file_and_one_row(added, tmp_path, capsys):
     code, _, err = atdm(capsys, *words, "--objective", "cubed:power=2.5")
     assert code == 0, err
     assert type(Model.from_pretrained(out).net).__name__ == "Linear"
-    code, text, err = atdm(capsys, "evaluate", out, "--n", "16", "--steps", "5", "--json")
+    code, text, err = atdm(capsys, "evaluate", out, "--n", "16", "--sampling_steps", "5", "--json")
     assert code == 0, err
     found = {row["metric"]: row for row in json.loads(text)["rows"]}
     assert found["median_norm"]["value"] > 0
     code, _, err = atdm(capsys, "export", out, "--out", str(tmp_path / "pipeline"))
     assert code == 0, err
-    code, _, err = atdm(capsys, "sample", str(tmp_path / "pipeline"), "--n", "4", "--steps", "5", "--out", f"{out}.npz")
+    code, _, err = atdm(
+        capsys, "sample", str(tmp_path / "pipeline"), "--n", "4", "--sampling_steps", "5", "--out", f"{out}.npz"
+    )
     assert code == 0, err
 
 

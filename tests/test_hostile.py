@@ -96,7 +96,7 @@ def run_folders(at, mark, folder, **_):
     ):
         run = run_with(folder, at / f"run-{number}", file, content)
         yield ["export", run, "--out", str(at / f"exported-{number}")]
-        yield ["evaluate", run, "--n", "4", "--steps", "2", "--weights", "raw"]
+        yield ["evaluate", run, "--n", "4", "--sampling_steps", "2", "--weights", "raw"]
         yield ["show", "run", run]
 
 
@@ -126,7 +126,7 @@ def weights(at, mark, stock, **_):
         (pipeline / "unet" / "diffusion_pytorch_model.safetensors").unlink()
         (pipeline / "SHA256SUMS").unlink(missing_ok=True)
         torch.save({"conv_in.weight": Evil(mark)}, pipeline / "unet" / name)
-        yield ["sample", str(pipeline), "--n", "1", "--steps", "1", "--out", str(at / "x.npz")]
+        yield ["sample", str(pipeline), "--n", "1", "--sampling_steps", "1", "--out", str(at / "x.npz")]
         yield ["train", "--data", "digits", "--init", str(pipeline), "--steps", "1", "--out", str(at / "run")]
         yield ["train", "--data", "digits", "--vae", str(pipeline / "unet"), "--steps", "1", "--out", str(at / "run")]
 
@@ -155,7 +155,7 @@ def own_code(at, mark, stock, monkeypatch, **_):
         config |= {"auto_map": {"AutoModel": "mine.Mine"}} | ({"_class_name": "Mine"} if number % 2 else {})
         (pipeline / "unet" / "config.json").write_text(json.dumps(config))
         monkeypatch.chdir(pipeline)
-        yield ["sample", str(pipeline), "--n", "1", "--steps", "1", "--out", str(at / f"{number}.npz")]
+        yield ["sample", str(pipeline), "--n", "1", "--sampling_steps", "1", "--out", str(at / f"{number}.npz")]
         yield ["train", "--data", "digits", "--init", str(pipeline), "--steps", "1", "--out", str(at / "run")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from .text import plain
@@ -33,6 +34,7 @@ OPTIONAL = {  # modules of the extra "cli", and the packages that hold them
     "ot": "POT",
     "pywt": "PyWavelets",
     "psutil": "psutil",
+    "shtab": "shtab",
 }
 
 
@@ -48,9 +50,13 @@ MOST_SHOWN = 16  # names in a hint
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint such as ``Did you mean 'plane'? Valid: moons, plane.`` for a misspelt ``name``; of many names the nearest few."""
+    """A hint such as ``Did you mean 'plane'? Valid: moons, plane.`` for a misspelt ``name``; of many names the nearest few.
+
+    Those that ``name`` is a word of, as steps of sampling_steps, come first.
+    """
     choices = sorted(valid)
-    close = difflib.get_close_matches(name, choices, n=4, cutoff=0.4)
+    longer = [choice for choice in choices if name in re.split(r"[._]", choice)]
+    close = list(dict.fromkeys([*longer, *difflib.get_close_matches(name, choices, n=4, cutoff=0.4)]))[:4]
     if len(choices) > MOST_SHOWN:
         shown = close or choices[:MOST_SHOWN]
         return f"{_question(close[:3])}Valid: {', '.join(shown)} and {len(choices) - len(shown)} more."

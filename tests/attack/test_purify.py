@@ -188,7 +188,18 @@ def test_the_command_purifies_and_says_how(capsys, tmp_path):
     from atdm.nets import build_net
 
     DDPMPipeline(build_net("digits", (1, 8, 8)), DDPMScheduler()).save_pretrained(tmp_path / "model")
-    words = ["purify", str(tmp_path / "model"), "--data", "digits", "--limit", "5", "--noise", "0.3", "--steps", "50"]
+    words = [
+        "purify",
+        str(tmp_path / "model"),
+        "--data",
+        "digits",
+        "--limit",
+        "5",
+        "--noise",
+        "0.3",
+        "--sampling_steps",
+        "50",
+    ]
     words += ["--corrupt", "gaussian:share=1,std=0.2"]
     code, out, err = atdm(capsys, *words, "--out", str(tmp_path / "out.npz"), "--json")
     assert code == 0, err

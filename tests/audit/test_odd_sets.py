@@ -76,7 +76,7 @@ def test_a_set_beside_its_own_results_stays_what_it_is(capsys, tmp_path, monkeyp
     assert atdm(capsys, "train", *train)[0] == 0
     assert atdm(capsys, "corrupt", "--data", ".", "--corrupt", "gaussian", "--out", "noisy")[0] == 0
     assert audit(capsys, ".")["items"] == 20
-    code, _, err = atdm(capsys, "purify", "runs/run", "--data", ".", "--noise", "0.3", "--steps", "2")
+    code, _, err = atdm(capsys, "purify", "runs/run", "--data", ".", "--noise", "0.3", "--sampling_steps", "2")
     assert code == 2
     assert "would be read as data there" in err
     code, _, err = atdm(capsys, "train", *train)

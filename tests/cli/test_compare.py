@@ -254,7 +254,7 @@ def test_what_a_metric_misses_is_told_before_sampling(capsys, files, monkeypatch
 
 
 def test_seeds_weights_and_out(capsys, files, tmp_path):
-    words = ["evaluate", files / "plane", "--n", "64", "--steps", "5"]
+    words = ["evaluate", files / "plane", "--n", "64", "--sampling_steps", "5"]
     code, out, _ = atdm(capsys, *words, "--seeds", "3,4", "--out", tmp_path / "ema.json")
     assert code == 0
     assert "std over seeds" in out
@@ -275,14 +275,17 @@ def test_seeds_weights_and_out(capsys, files, tmp_path):
 
 
 def test_samples_of_unknown_origin(capsys, files, tmp_path):
-    assert atdm(capsys, "sample", files / "plane", "--n", "64", "--steps", "5", "--out", tmp_path / "s.npz")[0] == 0
+    assert (
+        atdm(capsys, "sample", files / "plane", "--n", "64", "--sampling_steps", "5", "--out", tmp_path / "s.npz")[0]
+        == 0
+    )
     words = ["evaluate", "--samples", tmp_path / "s.npz", "--data", "plane:n=300", "--json"]
     code, out, _ = atdm(capsys, *words)
     rows = {r["metric"]: r for r in json.loads(out)["rows"]}
     assert code == 0
     made = rows["off_support_rms"]
     assert made["checkpoint"] is made["weights"] is made["sampler"] is made["steps"] is made["seed"] is None
-    out = atdm(capsys, "evaluate", files / "plane", "--n", "64", "--steps", "5", "--json")[1]
+    out = atdm(capsys, "evaluate", files / "plane", "--n", "64", "--sampling_steps", "5", "--json")[1]
     drawn = {r["metric"]: r for r in json.loads(out)["rows"]}
     assert made["value"] == pytest.approx(drawn["off_support_rms"]["value"], rel=1e-5)
     assert made["reference_hash"] == drawn["off_support_rms"]["reference_hash"]
@@ -290,9 +293,22 @@ def test_samples_of_unknown_origin(capsys, files, tmp_path):
 
 def test_a_folder_of_images_and_a_foreign_pipeline(capsys, files, tmp_path):
     images = ["evaluate", "--samples", tmp_path / "images", "--data", "digits", "--json"]
-    assert atdm(capsys, "sample", files / "measured", "--n", "8", "--steps", "5", "--out", tmp_path / "images")[0] == 0
+    assert (
+        atdm(capsys, "sample", files / "measured", "--n", "8", "--sampling_steps", "5", "--out", tmp_path / "images")[0]
+        == 0
+    )
     assert json.loads(atdm(capsys, *images)[1])["rows"][0]["samples"] == 8
-    pipeline = ["evaluate", files / "measured" / "model", "--data", "digits", "--n", "8", "--steps", "5", "--json"]
+    pipeline = [
+        "evaluate",
+        files / "measured" / "model",
+        "--data",
+        "digits",
+        "--n",
+        "8",
+        "--sampling_steps",
+        "5",
+        "--json",
+    ]
     assert {r["weights"] for r in json.loads(atdm(capsys, *pipeline)[1])["rows"]} == {"pipeline"}
 
 

@@ -9,7 +9,6 @@ from helpers import atdm
 
 
 def test_bash_completes_commands_options_choices_and_parts(tmp_path, capsys):
-    pytest.importorskip("shtab")
     code, script, _ = atdm(capsys, "--print_shtab=bash")
     assert code == 0
     (tmp_path / "script").write_text(script)
@@ -30,7 +29,6 @@ def test_bash_completes_commands_options_choices_and_parts(tmp_path, capsys):
 
 @pytest.mark.parametrize("words", [["--print_shtab"], ["--print_shtab=fisch"], ["--print_shtab", "fisch"]])
 def test_another_shell_is_refused(words, capsys):
-    pytest.importorskip("shtab")
     code, out, err = atdm(capsys, *words)
     assert (code, out) == (2, "")
     assert "Unknown shell" in err
@@ -41,4 +39,4 @@ def test_without_shtab_a_sentence(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "shtab", None)
     code, out, err = atdm(capsys, "--print_shtab=bash")
     assert (code, out) == (2, "")
-    assert err == "atdm: Tab completion needs the package shtab. Expected: pip install shtab.\n"
+    assert err == "atdm: This needs the package shtab, which is not installed. Expected: pip install 'atdm[all]'.\n"

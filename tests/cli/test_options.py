@@ -42,7 +42,7 @@ MEANS = {
     "scale": "smoke",
     "seed": "seed|of (--train: of )?(data|the (sampling|choice|corruption|noise))|sample i",
     "seeds": "several, as 0,1,2",
-    "steps": "optimizer steps|training steps|of the sampler",
+    "steps": "optimizer steps|training steps",
     "threads": "CPU threads",
     "weights": "ema",
 }

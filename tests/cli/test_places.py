@@ -105,8 +105,8 @@ def test_what_only_reads_works_in_places_that_cannot_be_written(shut, warm):
     for words in (
         ["export", run, f"--out={copy}/exported"],
         ["show", "run", run, f"--out={copy}/curves.png"],
-        ["sample", run, "--n=4", "--steps=2", f"--out={copy}/samples.npz"],
-        ["evaluate", run, "--n=4", "--steps=2", f"--out={copy}/numbers.json"],
+        ["sample", run, "--n=4", "--sampling_steps=2", f"--out={copy}/samples.npz"],
+        ["evaluate", run, "--n=4", "--sampling_steps=2", f"--out={copy}/numbers.json"],
     ):
         code, err = warm(words, who)
         assert code == 0, (words, err)
@@ -122,7 +122,7 @@ def test_what_writes_says_that_it_cannot(shut, warm):
         ["export", run, f"--out={copy}/shut/exported"],
         ["show", "run", run],
         ["show", "radius", f"--out={copy}/shut/ray.png"],
-        ["sample", run, "--n=4", "--steps=2", f"--out={copy}/shut/samples.npz"],
+        ["sample", run, "--n=4", "--sampling_steps=2", f"--out={copy}/shut/samples.npz"],
         ["train", "--data=plane:n=40", "--net=mlp:width=8,depth=1", "--steps=3", f"--out={run}"],
         ["train", "--data=plane:n=40", "--net=mlp:width=8,depth=1", "--steps=3", f"--out={copy}/shut/new"],
     ):

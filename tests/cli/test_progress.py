@@ -87,7 +87,16 @@ def test_silence(capsys, tmp_path, silence):
     assert code == 0
     assert "begins" not in err
     code, _, err = atdm(
-        capsys, "sample", str(tmp_path / "run"), "--n", "4", "--steps", "2", "--out", str(tmp_path / "x.npz"), silence
+        capsys,
+        "sample",
+        str(tmp_path / "run"),
+        "--n",
+        "4",
+        "--sampling_steps",
+        "2",
+        "--out",
+        str(tmp_path / "x.npz"),
+        silence,
     )
     assert code == 0
     assert err == ""

@@ -47,7 +47,7 @@ def runs(photos, tmp_path_factory):
 
 
 def evaluated(capsys, run, out, *more):
-    return atdm(capsys, "evaluate", str(run), "--n", "8", "--steps", "3", "--out", str(out), *map(str, more))
+    return atdm(capsys, "evaluate", str(run), "--n", "8", "--sampling_steps", "3", "--out", str(out), *map(str, more))
 
 
 def test_training_data_are_named_with_what_the_audit_finds_and_never_called_clean(capsys, runs, tmp_path):

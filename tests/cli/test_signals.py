@@ -88,7 +88,7 @@ PHASES = {
     "measuring": (
         "atdm.metrics",
         "measure",
-        ["evaluate", "{run}", "--n=8", "--steps=2", "--out={out}/a.json"],
+        ["evaluate", "{run}", "--n=8", "--sampling_steps=2", "--out={out}/a.json"],
         "stopped by",
     ),
     "measuring a run": (
@@ -107,7 +107,7 @@ PHASES = {
     "attacking": (
         "atdm.nets.mlp",
         "MLP.forward",
-        ["attack", "{run}", "--n=2", "--steps=2", "--seeds=1", "--out={out}/attack"],
+        ["attack", "{run}", "--n=2", "--sampling_steps=2", "--seeds=1", "--out={out}/attack"],
         "stopped by",
     ),
     "looking": ("atdm.audit.look", "_whole", ["audit", "plane:n=40", "--out={out}/audit"], "stopped by"),

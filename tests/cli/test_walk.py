@@ -18,7 +18,7 @@ NOISY, STD, SIDE = 0.6, 0.2, 16
 QUICK = (
     "--net mlp:width=256,depth=3,residual=true,skip=true --clip_sample true --steps 600 --threads 1 --save_every 600"
 )
-EVALUATED = "--n 256 --steps 50"
+EVALUATED = "--n 256 --sampling_steps 50"
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def walked(place, tmp_path_factory):
         go(f"train {name}", f"train {recipe} {other} {QUICK} --out {name} --quiet")
         go(f"trusted {name}", f"evaluate {name} --reference trusted {EVALUATED} --out {name}-trusted.json --quiet")
     for name in ("auto", "ddpm"):
-        go(f"own {name}", f"evaluate {name} --n 64 --steps 5 --out {name}-own.json --quiet")
+        go(f"own {name}", f"evaluate {name} --n 64 --sampling_steps 5 --out {name}-own.json --quiet")
     yield place, said
     patch.undo()
 

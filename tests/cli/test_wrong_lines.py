@@ -134,13 +134,13 @@ CHEAP = {
         "--out",
         "run",
     ],
-    "sample": ["{run}", "--n", "2", "--steps", "2", "--out", "s.npz"],
-    "evaluate": ["{run}", "--n", "4", "--steps", "2", "--out", "e.json"],
+    "sample": ["{run}", "--n", "2", "--sampling_steps", "2", "--out", "s.npz"],
+    "evaluate": ["{run}", "--n", "4", "--sampling_steps", "2", "--out", "e.json"],
     "attack": [
         "{run}",
         "--n",
         "2",
-        "--steps",
+        "--sampling_steps",
         "2",
         "--seeds",
         "1",
@@ -151,7 +151,7 @@ CHEAP = {
         "--budgets",
         "0",
     ],
-    "purify": ["{run}", "--data", "plane:n=20", "--noise", "0.3", "--steps", "2", "--out", "p.npz"],
+    "purify": ["{run}", "--data", "plane:n=20", "--noise", "0.3", "--sampling_steps", "2", "--out", "p.npz"],
     "corrupt": ["--data", "plane:n=20", "--corrupt", "gaussian", "--out", "noisy"],
     "audit": ["plane:n=40"],
     "restore": ["plane:n=20", "--model", "{run}", "--out", "restored"],
@@ -296,6 +296,10 @@ SENTENCES = [
     (["train", "--data", "plane:n=40", "--process", "linear:steps=10"], "more than 20 steps, or a smaller beta_end"),
     (["attack", "x", "--budgets", "0,9e99"], "Expected numbers separated by commas"),
     (["train", "--stepz", "3"], "Unknown option 'stepz'. Did you mean 'steps'"),
+    *(
+        ([command, "x", "--steps", "5"], "Unknown option 'steps'. Did you mean 'sampling_steps'")
+        for command in ("sample", "evaluate", "attack", "purify")
+    ),
     (["train", "3"], "Nothing is expected at '3'"),
     (["train", "--out"], "The option --out is without its value"),
     (["train", "--seed", str(2**64)], "Expected an integer of at most 63 bits"),
@@ -364,6 +368,13 @@ def test_more_samples_than_the_memory_holds_are_refused_at_once(stock, tmp_path,
     assert code == 2
     assert err.startswith("atdm: 1,000,000,000,000 samples would take 512,000.0 GB of memory, and ")
     assert err.endswith(" GB are free. Expected a smaller --n.\n")
+    assert not out.exists()
+    out = tmp_path / "report.html"
+    words = ["report", str(stock), "--data", "digits", "--n", str(10**12), "--steps_list", "5,10", "--out", str(out)]
+    code, _, err = atdm(capsys, *words)
+    assert code == 2
+    assert err.startswith("atdm: 4,000,000,000,064 samples of a model would take 2,048,000.0 GB of memory, and ")
+    assert err.endswith(" GB are free. Expected a smaller --n or --attacked.\n")
     assert not out.exists()
 
 

@@ -165,13 +165,13 @@ def test_a_network_for_any_size_takes_the_size_it_is_given(tmp_path, capsys):
         model.sample(2)
     with pytest.raises(UserError, match=r"whose sides it can halve 1 times, and those of data are \[1, 7, 8\]"):
         model.for_items((1, 7, 8), "p", "data")
-    words = ["sample", str(tmp_path / "p"), "--n", "2", "--steps", "4", "--out", str(tmp_path / "x.npz")]
+    words = ["sample", str(tmp_path / "p"), "--n", "2", "--sampling_steps", "4", "--out", str(tmp_path / "x.npz")]
     code, _, err = command(capsys, *words)
     assert code == 2
     assert "Expected a size: --image_size 32" in err
     assert command(capsys, *words, "--image_size", "16")[0] == 0
     assert np.load(tmp_path / "x.npz")["samples"].shape == (2, 1, 16, 16)
-    evaluating = ["evaluate", str(tmp_path / "p"), "--data", "digits", "--n", "20", "--steps", "4", "--json"]
+    evaluating = ["evaluate", str(tmp_path / "p"), "--data", "digits", "--n", "20", "--sampling_steps", "4", "--json"]
     assert command(capsys, *evaluating)[0] == 0  # as large as the reference
 
 
@@ -188,7 +188,7 @@ def test_what_cannot_run_is_refused_alike_by_every_command(kind, tmp_path, capsy
     p = str(pipeline(tmp_path / "p", **options))
     with pytest.raises(UserError, match=message):
         Model.from_pretrained(p)
-    rest = ["--data", "digits", "--steps", "4"]
+    rest = ["--data", "digits", "--sampling_steps", "4"]
     commands = [
         ["sample", p, "--out", str(tmp_path / "x.npz")],
         ["evaluate", p, *rest],
@@ -256,10 +256,10 @@ def test_samples_that_are_not_finite_are_refused(tmp_path, capsys):
     weights = load_file(file)
     weights["conv_out.weight"].fill_(3e38)
     save_file(weights, file, {"format": "pt"})
-    rest = ["--data", "digits", "--steps", "4"]
+    rest = ["--data", "digits", "--sampling_steps", "4"]
     for words, what in (
         (
-            ["sample", str(p), "--n", "3", "--steps", "4", "--out", str(tmp_path / "x.npz")],
+            ["sample", str(p), "--n", "3", "--sampling_steps", "4", "--out", str(tmp_path / "x.npz")],
             "3 of the 3 samples are not finite",
         ),
         (["attack", str(p), *rest, "--n", "4", "--seeds", "1", "--out", str(tmp_path / "a")], "samples without attack"),
@@ -376,7 +376,19 @@ def test_a_process_that_ends_at_pure_noise():
 def test_runs_of_before_open_and_sample_as_they_did(family, tmp_path, capsys):
     """Run folders that atdm wrote before there was a Model: the samples are those it drew then."""
     out = tmp_path / "x.npz"
-    words = ["sample", str(BEFORE / family), "--n", "8", "--steps", "10", "--seed", "3", "--out", str(out), "--json"]
+    words = [
+        "sample",
+        str(BEFORE / family),
+        "--n",
+        "8",
+        "--sampling_steps",
+        "10",
+        "--seed",
+        "3",
+        "--out",
+        str(out),
+        "--json",
+    ]
     code, printed, _ = command(capsys, *words)
     assert code == 0
     np.testing.assert_allclose(np.load(out)["samples"], np.load(BEFORE / family / "samples.npz")["samples"], atol=1e-4)

@@ -67,7 +67,7 @@ def test_a_training_says_how_many_threads_it_takes_and_gives_the_others_back(cor
 def test_sampling_says_so_too(cores, capsys, tmp_path):
     for _ in train(TrainConfig(**MLP, out=str(tmp_path / "run"))):
         pass
-    words = ["sample", str(tmp_path / "run"), "--n", "4", "--steps", "2", "--out", str(tmp_path / "drawn.npz")]
+    words = ["sample", str(tmp_path / "run"), "--n", "4", "--sampling_steps", "2", "--out", str(tmp_path / "drawn.npz")]
     assert "1 of 8 threads" in atdm(capsys, *words)[2]
     cores.clear()
     assert "threads" not in atdm(capsys, *words, "--threads", "2")[2]

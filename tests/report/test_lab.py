@@ -119,11 +119,24 @@ def test_tables_show_exact_measures_where_there_are_any(row, kept):
 
 def test_a_stock_pipeline_goes_through_attack_evaluate_and_report(capsys, stock, tmp_path):
     data = [str(stock), "--data", "digits", "--limit", "100", "--json"]
-    words = ["attack", *data, "--n", "4", "--steps", "4", "--seeds", "1", "--budgets", "0.5", "--checks", "false"]
+    words = [
+        "attack",
+        *data,
+        "--n",
+        "4",
+        "--sampling_steps",
+        "4",
+        "--seeds",
+        "1",
+        "--budgets",
+        "0.5",
+        "--checks",
+        "false",
+    ]
     code, out, err = atdm(capsys, *words, "--attack", "fgsm", "--out", str(tmp_path / "attack"))
     assert code == 0, err
     attacked = json.loads(out)["provenance"]["checkpoint"]
-    code, out, err = atdm(capsys, "evaluate", *data, "--n", "8", "--steps", "4")
+    code, out, err = atdm(capsys, "evaluate", *data, "--n", "8", "--sampling_steps", "4")
     assert code == 0, err
     assert {r["checkpoint"] for r in json.loads(out)["rows"]} == {attacked}
     code, out, err = atdm(capsys, "report", *data, *FAST, "--out", str(tmp_path / "page.html"))

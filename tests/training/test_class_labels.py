@@ -272,7 +272,7 @@ def test_a_run_is_a_pipeline_of_diffusers_that_keeps_the_names(run, tmp_path, ca
 def test_the_commands_take_a_class_by_name_or_number(run, stock, tmp_path, capsys):
     def drawn(*words):
         out = tmp_path / "drawn.npz"
-        code, _, err = atdm(capsys, "sample", str(run), "--n", "4", "--steps", "5", "--out", str(out), *words)
+        code, _, err = atdm(capsys, "sample", str(run), "--n", "4", "--sampling_steps", "5", "--out", str(out), *words)
         assert code == 0, err
         return np.load(out)["samples"]
 
@@ -281,11 +281,11 @@ def test_the_commands_take_a_class_by_name_or_number(run, stock, tmp_path, capsy
     assert np.array_equal(drawn("--label", "all")[1], drawn("--label", "dogs")[1])
     assert not np.array_equal(drawn(), drawn("--label", "dogs"))
     assert not np.array_equal(drawn("--label", "dogs", "--guidance", "3"), drawn("--label", "dogs"))
-    few = ("--n", "4", "--steps", "5")
+    few = ("--n", "4", "--sampling_steps", "5")
     code, out, err = atdm(capsys, "evaluate", str(run), "--label", "dogs", "--guidance", "2", *few, "--json")
     assert code == 0, err
     assert {row["conditioned_on"] for row in json.loads(out)["rows"]} == {"class dogs, guidance 2"}
-    words = f"attack {run} --label all --n 4 --seeds 1 --steps 2 --budgets 0,0.1 --attack fgsm --checks false --json"
+    words = f"attack {run} --label all --n 4 --seeds 1 --sampling_steps 2 --budgets 0,0.1 --attack fgsm --checks false --json"
     code, out, err = atdm(capsys, *words.split(), "--out", str(tmp_path / "attack"))
     assert code == 0, err
     assert json.loads(out)["provenance"]["conditioned_on"] == "class all"

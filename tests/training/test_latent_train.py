@@ -102,7 +102,7 @@ def test_samples_are_decoded(capsys, trained, photos, tmp_path):
     network, process, clip = load_pipeline(trained, latent=True)
     latents = Latents.load(trained)
     assert not clip, "latents are not in [-1, 1]"
-    drawing = ["--sampler", "ddim", "--steps", "5", "--seed", "3"]
+    drawing = ["--sampler", "ddim", "--sampling_steps", "5", "--seed", "3"]
     code, out, err = atdm(capsys, "sample", trained, "--n", "3", *drawing, "--out", tmp_path / "drawn.npz", "--json")
     assert code == 0, err
     assert json.loads(out)["item_shape"] == [3, 16, 16]
@@ -150,7 +150,18 @@ def test_a_stranger_draws_the_same_images_by_the_lines_of_the_card(
     assert str(photos.parent) not in card
     theirs = by_the_card(tmp_path / "shared", 3, steps)
     sampler = "euler" if case in ("flow", "edm") else "ddim"
-    options = ["--n", "4", "--sampler", sampler, "--steps", steps, "--seed", "3", "--out", tmp_path / "ours.npz"]
+    options = [
+        "--n",
+        "4",
+        "--sampler",
+        sampler,
+        "--sampling_steps",
+        steps,
+        "--seed",
+        "3",
+        "--out",
+        tmp_path / "ours.npz",
+    ]
     for where in (made, tmp_path / "shared"):  # the run, and what was exported
         code, _, err = atdm(capsys, "sample", where, *options)
         assert code == 0, err

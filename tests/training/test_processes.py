@@ -18,7 +18,7 @@ from atdm.training.config import TrainConfig
 from atdm.training.log import read_log
 
 OPTIONS = {"data": "plane:n=300", "net": "mlp:width=32", "batch_size": 32, "threads": 1, "save_every": 3}
-SAMPLING = ["--n", "700", "--steps", "5", "--batch_size", "170"]  # five batches
+SAMPLING = ["--n", "700", "--sampling_steps", "5", "--batch_size", "170"]  # five batches
 
 
 ACCELERATE = ["-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "2"]

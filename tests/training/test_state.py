@@ -140,7 +140,7 @@ def test_a_run_of_an_earlier_version_goes_on(whole, tmp_path, capsys):
     code, _, err = atdm(capsys, "train", *WORDS, "--steps=8", f"--out={old}", "--json")
     assert code == 0, err
     assert same(weights(old), weights(whole))
-    for words in (["export", f"--out={old}/out"], ["sample", "--n=4", "--steps=4", f"--out={old}/a.npz"]):
+    for words in (["export", f"--out={old}/out"], ["sample", "--n=4", "--sampling_steps=4", f"--out={old}/a.npz"]):
         code, _, err = atdm(capsys, words[0], str(old), *words[1:])
         assert code == 0, err
 
@@ -220,10 +220,10 @@ def commands_on(copy):
     return {
         "train": [*WORDS, "--steps=8", f"--out={copy}", "--json"],
         "export": [str(copy), f"--out={copy}/out"],
-        "evaluate": [str(copy), "--n=4", "--steps=4"],
+        "evaluate": [str(copy), "--n=4", "--sampling_steps=4"],
         "show": ["run", str(copy), f"--out={copy}/a.png"],
         "compare": [str(copy), str(copy / "metrics.json")],
-        "sample": [str(copy), "--n=4", "--steps=4", f"--out={copy}/a.npz"],
+        "sample": [str(copy), "--n=4", "--sampling_steps=4", f"--out={copy}/a.npz"],
     }
 
 

@@ -74,11 +74,11 @@ def test_training_and_evaluation_compare_with_the_trusted_images(capsys, tmp_pat
     hash_ = ReferenceSet.trusted(load(clean)).as_dict()["reference_hash"]
     rows = json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"]
     assert {(r["reference_kind"], r["reference"], r["reference_hash"]) for r in rows} == {("trusted set", clean, hash_)}
-    code, out, err = atdm(capsys, "evaluate", run, "--n", "8", "--steps", "3", "--json")
+    code, out, err = atdm(capsys, "evaluate", run, "--n", "8", "--sampling_steps", "3", "--json")
     assert code == 0, err
     assert {(r["reference_kind"], r["reference_hash"]) for r in json.loads(out)["rows"]} == {("trusted set", hash_)}
     # What the run learned from can still be named.
-    code, out, err = atdm(capsys, "evaluate", run, "--data", "digits", "--n", "8", "--steps", "3", "--json")
+    code, out, err = atdm(capsys, "evaluate", run, "--data", "digits", "--n", "8", "--sampling_steps", "3", "--json")
     assert {r["reference_kind"] for r in json.loads(out)["rows"]} == {"clean truth"}
     # The report finds them, too.
     from atdm.report import lab
@@ -94,7 +94,7 @@ def test_trusted_images_that_changed_are_refused(capsys, tmp_path, clean):
     words = ["train", "--data", "digits", "--limit", "40", "--trusted", str(own), "--out", run, *SHORT]
     assert atdm(capsys, *words)[0] == 0
     np.savez(own, samples=np.load(clean)["samples"] * 0.5)
-    for again in (words, ["evaluate", run, "--n", "8", "--steps", "3"]):
+    for again in (words, ["evaluate", run, "--n", "8", "--sampling_steps", "3"]):
         code, _, err = atdm(capsys, *again)
         assert code == 2
         assert "25 are gone and 25 are new" in err

@@ -194,7 +194,7 @@ def _tell(given: Any, result: dict[str, Any]) -> None:
     budgets = list(dict.fromkeys(f"{row['budget']:g}" for row in result["rows"]))
     print_table(
         f"{given.model} under {given.attack}, by budget in noise units: {given.n} samples, {len(seeds_of(given))} seeds, "
-        f"{result['provenance']['sampler']}, {given.steps} steps",
+        f"{result['provenance']['sampler']}, {given.sampling_steps} steps",
         [{"measure": name, **{budget: cells.get(budget, "") for budget in budgets}} for name, cells in table.items()],
     )
     if result["checks"]:

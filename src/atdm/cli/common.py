@@ -89,7 +89,7 @@ def add_sampling(parser: Any, steps: int, preserving: str = "ddim", late: bool =
     parser.add_argument(
         "--sampler", type=str | None, default=None, help=f"{names}; default: {preserving}, or euler of flows and EDM"
     )
-    parser.add_argument("--steps", type=int, default=steps, help="of the sampler, from pure noise to the data")
+    parser.add_argument("--sampling_steps", type=int, default=steps, help="of the sampler, from pure noise to the data")
     parser.add_argument(
         "--label",
         type=str | None,
@@ -112,8 +112,10 @@ def sampling_of(given: Any) -> Any:
     """The :class:`~atdm.diffusion.steps.Sampling` that the options say."""
     from ..diffusion.steps import Sampling
 
-    names = ("sampler", "steps", "start_ratio", "stop_ratio")
-    return Sampling(**{name: getattr(given, name) for name in names if hasattr(given, name)})
+    names = ("sampler", "start_ratio", "stop_ratio")
+    return Sampling(
+        steps=given.sampling_steps, **{name: getattr(given, name) for name in names if hasattr(given, name)}
+    )
 
 
 def clean_data(given: Any) -> tuple[Any, str]:

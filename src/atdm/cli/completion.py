@@ -6,7 +6,7 @@ import argparse
 import importlib
 from typing import Any, Literal, get_args, get_origin
 
-from ..errors import UserError, unknown
+from ..errors import unknown
 from .parser import SUMMARY, Made
 
 PARTS = {"show": ("radius", "run")}
@@ -17,12 +17,10 @@ def script(shell: str) -> str:
     """The script that completes commands, options, their choices and files.
 
     Raises:
-        UserError: shtab is not installed, or does not know the shell.
+        UserError: shtab does not know the shell.
     """
-    try:
-        import shtab
-    except ModuleNotFoundError:
-        raise UserError("Tab completion needs the package shtab. Expected: pip install shtab.") from None
+    import shtab
+
     if shell not in shtab.SUPPORTED_SHELLS:
         raise unknown("shell", shell, shtab.SUPPORTED_SHELLS)
     root = argparse.ArgumentParser("atdm", description="Adversarial training for diffusion models.")

@@ -39,7 +39,7 @@ EXAMPLES = {
     ),
     "sample": (
         "sample runs/photos --n 64 --out grid.png",
-        "sample google/ddpm-cifar10-32 --sampler ddim --steps 50 --out samples.npz",
+        "sample google/ddpm-cifar10-32 --sampler ddim --sampling_steps 50 --out samples.npz",
     ),
     "export": (
         "export runs/photos --out pipeline --license apache-2.0",

@@ -6,6 +6,7 @@ sampler, nearest training items, cost. :mod:`.lab_report` makes a page of the ou
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import metrics
+from .. import memory, metrics
 from ..attack import ATTACKS, GOALS, Finding, Victim, check_seeds, damage_curve, doubt, summarize
 from ..corruption import parse_corruption
 from ..data import Dataset, load
@@ -163,6 +164,10 @@ def jobs(
     else:
         data, reading, trusted = reference_of(known)
     shape = load(data, **reading).item_shape
+    drawn = 2 * len(plan.steps) * plan.n + plan.attacked
+    memory.require(
+        8.0 * drawn * math.prod(shape), f"{drawn:,} samples of a model", "Expected a smaller --n or --attacked."
+    )
     costs, samplers = {}, {}
     for source in models:
         model = _opened(source, shape, plan.label)

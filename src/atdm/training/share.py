@@ -92,7 +92,7 @@ def export(
             prediction=process.prediction,
             imported=_imported(model.net),
             where=json.dumps(one_line(name or out.name), ensure_ascii=False),
-            few_steps=code(f"atdm sample {shlex.quote(name or out.name)} --sampler dpm-solver++ --steps 25"),
+            few_steps=code(f"atdm sample {shlex.quote(name or out.name)} --sampler dpm-solver++ --sampling_steps 25"),
             item_shape=shape,
             made=[
                 (k, code(v) if k in ("data", "corruption added") else markdown(str(v)))
