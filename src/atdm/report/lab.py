@@ -1,7 +1,7 @@
 """The robustness laboratory: what can be said of a set of models, side by side and from the same random numbers.
 
 Models are run folders or any diffusers pipelines. Each is one job: samples at several step counts, attacks on the
-sampler, nearest training items, cost. :mod:`.lab_report` makes a page of the outcomes.
+sampler, nearest training items, cost. :mod:`.sections` makes a page of the outcomes.
 """
 
 from __future__ import annotations
@@ -165,9 +165,8 @@ def jobs(
         data, reading, trusted = reference_of(known)
     shape = load(data, **reading).item_shape
     drawn = 2 * len(plan.steps) * plan.n + plan.attacked
-    memory.require(
-        8.0 * drawn * math.prod(shape), f"{drawn:,} samples of a model", "Expected a smaller --n or --attacked."
-    )
+    size = 8.0 * drawn * math.prod(shape)
+    memory.require(size, f"{drawn:,} samples of a model", "Expected a smaller --n or --attacked.")
     costs, samplers = {}, {}
     for source in models:
         model = _opened(source, shape, plan.label)
@@ -346,6 +345,6 @@ def run(todo: Sequence[Job], out: Path, progress: Progress) -> dict[str, Any]:
     Raises:
         UserError: something cannot be measured or written.
     """
-    from . import sections as lab_report
+    from . import sections
 
-    return lab_report.write(work_through(work, todo, progress), out)
+    return sections.write(work_through(work, todo, progress), out)
