@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from .text import plain
+from .text import one_line
 
 
 class UserError(ValueError):
@@ -15,11 +15,12 @@ class UserError(ValueError):
     Args:
         sentence: what was wrong and what was expected.
         skipping: what ``skip_broken`` would do about it; not every command has that option.
+        lines: more of it, each in a line of its own.
     """
 
-    def __init__(self, sentence: str, skipping: str = "") -> None:
+    def __init__(self, sentence: str, skipping: str = "", lines: Iterable[str] = ()) -> None:
         super().__init__(sentence, skipping)
-        self.sentence = plain(sentence)
+        self.sentence = "\n".join(map(one_line, (sentence, *lines)))
 
     def __str__(self) -> str:
         return " ".join(part for part in (self.sentence, self.args[1]) if part)
@@ -73,5 +74,5 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
 
 
 def first_line(problem: Exception) -> str:
-    """What a problem of another library says, in a line."""
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+    """What a problem of another library says, in a line without its full stop."""
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(".")

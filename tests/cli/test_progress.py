@@ -30,6 +30,21 @@ def test_a_line_at_the_beginning_every_half_minute_and_at_the_end(capsys, clock)
         assert text.endswith(f", loss {step}")
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_text_in_a_bar_is_text(capsys, monkeypatch, terminal):
+    """What a user named controls no terminal and starts no markup."""
+    monkeypatch.setenv("FORCE_COLOR", "1") if terminal else None
+    with progress.progress_bar(False) as bar:
+        progress.say(bar.console, "\u202e[/b]")
+        bar.add_task("\x1b[5mblink[/b]", total=2, note="\x1b[6m[bold]note")
+    err = capsys.readouterr().err
+    assert isinstance(bar, progress.Lines) != terminal
+    assert "\\u202e[/b]" in err
+    assert "\\x1b[5mblink[/b]" in err
+    assert "\x1b[5m" not in err
+    assert "\x1b[6m" not in err
+
+
 def test_a_stage_in_which_nothing_moves_is_heard_of_every_minute(capsys, clock):
     with progress.progress_bar(False) as bar:
         bar.get_time = lambda: clock[0]

@@ -130,6 +130,15 @@ def test_what_is_no_set_of_items_is_a_sentence(tmp_path, stored, words):
         load(str(tmp_path / "a.npz"))
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64, bool])
+def test_vectors_of_integers_are_refused_with_the_line_that_converts(tmp_path, kind):
+    np.savez(tmp_path / "a.npz", samples=RNG.integers(0, 2, (6, 3)).astype(kind))
+    with pytest.raises(UserError, match=r"In Python: ") as caught:
+        load(str(tmp_path / "a.npz"))
+    exec(str(caught.value).partition("In Python: ")[2], {"np": np})
+    assert load(str(tmp_path / "a-converted.npz")).kind == "vector"
+
+
 def test_damaged_files_of_arrays_never_escape(tmp_path):
     path = tmp_path / "a.npz"
     for stored in ({"samples": FLOATS}, {"samples": np.zeros((4, 3))}):

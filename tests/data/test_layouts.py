@@ -238,12 +238,53 @@ def test_links_in_tars_are_taken_or_named(tmp_path):
         "loop.png": (tarfile.SYMTYPE, "loop.png"),
         "round.png": (tarfile.SYMTYPE, "about.png"),
         "about.png": (tarfile.SYMTYPE, "round.png"),
+        "pipe.png": (tarfile.FIFOTYPE, ""),
         "x.heic": b"text",
+        **{f"{i}-link.png": (tarfile.SYMTYPE, f"{i + 1}-link.png") for i in range(20)},
+        "20-link.png": (tarfile.SYMTYPE, "a/0.png"),
     }
     data = load(str(write_tar(tmp_path / "a.tar", files)))
-    assert len(data.items) == 5
-    assert "4 left out (links that lead to nothing, and special files): a.tar/gone.png" in " ".join(data.notes)
+    assert len(data.items) == 5 + 21
+    assert "5 left out (links that lead to nothing, special and sparse files): a.tar/gone.png" in " ".join(data.notes)
     assert "1 left out (no images): 1 .heic" in " ".join(data.notes)
+
+
+def test_of_members_of_one_name_the_last_counts(tmp_path):
+    """As for all who unpack it: ``tar --append`` adds the new version of a file and leaves the old one in."""
+    tar = write_tar(tmp_path / "a.tar", {f"{i}.png": encoded(i) for i in range(3)})
+    write_tar(tar, {"1.png": encoded(7)}, "a")
+    data = load(str(tar))
+    shown = np.stack([np.asarray(photo(i)) for i in (0, 7, 2)]).transpose(0, 3, 1, 2)
+    assert np.array_equal(((data.x.numpy() + 1) * 127.5).round(), shown)
+    assert "1 left out (followed by another of the same name): a.tar/1.png" in " ".join(data.notes)
+
+
+def test_a_sparse_member_is_named(tmp_path):
+    tar = write_tar(tmp_path / "a.tar", {f"{i}.png": encoded(i) for i in range(2)})
+    with tarfile.open(tar, "a", format=tarfile.PAX_FORMAT) as archive:
+        entry = tarfile.TarInfo("holes.png")
+        entry.pax_headers = {"GNU.sparse.map": "0,4", "GNU.sparse.size": "100", "GNU.sparse.name": "holes.png"}
+        entry.size = 4
+        archive.addfile(entry, io.BytesIO(b"\x89PNG"))
+    assert "special and sparse files): a.tar/holes.png" in notes(tar)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_of_too_few_images_what_was_left_out_is_said(tmp_path, skip):
+    fill(tmp_path / "set", 1)
+    os.mkfifo(tmp_path / "set" / "pipe.png")
+    if skip:
+        (tmp_path / "set" / "broken.png").write_bytes(b"text")
+    with pytest.raises(UserError, match=r"holds 1 image\. .*pipe\.png\. Expected at least 2") as caught:
+        load(str(tmp_path / "set"), skip_broken=skip)
+    assert ("broken.png" in str(caught.value)) == skip
+
+
+def test_a_name_of_several_lines_stays_in_the_sentence(tmp_path):
+    fill(tmp_path / "set", 2)
+    (tmp_path / "set" / "a\natdm: \x1b[31mb.png").write_bytes(b"text")
+    with pytest.raises(UserError, match=r"image a\\natdm: \\x1b\[31mb\.png: "):
+        load(str(tmp_path / "set"))
 
 
 def test_a_tar_that_goes_on_behind_its_end_is_refused(tmp_path):
@@ -305,9 +346,54 @@ def test_a_parquet_folder_says_what_it_leaves_out(tmp_path):
     for split in ("train", "validation", "test"):
         write_parquet(tmp_path / "data" / f"{split}-00000.parquet", {"img": [encoded(i) for i in range(3)]})
     (tmp_path / "README.md").write_text("a card")
+    write_tar(tmp_path / "data" / "a.tar", {"0.png": encoded(0)})
+    write_parquet(tmp_path / "data" / ".hidden.parquet", {"img": [encoded(0)]})
     data = load(str(tmp_path))
     assert (len(data.items), len(data.held_out)) == (3, 3)
     assert "1 left out (files named val*): " in " ".join(data.notes)
+    assert "2 left out (no images): 1 .md, 1 .tar" in " ".join(data.notes)
+    assert "1 left out (hidden files): data/.hidden.parquet" in " ".join(data.notes)
+
+
+def columns():
+    """Ways to keep images in a column, and what is said of those that are none; None: all four are read."""
+    import pyarrow as pa
+
+    cells = [encoded(i) for i in range(4)]
+    whole = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    both = [{"bytes": cell, "path": None} for cell in cells]
+    none = "no column of images"
+    return {
+        "nullable": (pa.array([*cells[:3], None]), r"\[3\]: the cell is empty"),
+        "empty bytes": ([*cells[:3], b""], r"\[3\]: it is empty"),
+        "dictionary": (pa.array(cells).dictionary_encode(), None),
+        "view": (pa.array(cells, pa.binary_view()), None),
+        "struct": (pa.array(both, whole), None),
+        "struct of bytes alone": (pa.array([{"bytes": cell} for cell in cells]), None),
+        "struct with more": (pa.array([{**each, "width": 8} for each in both]), None),
+        "struct with nothing in it": (pa.array([*both[:3], {"bytes": None, "path": None}], whole), "the cell is empty"),
+        "struct of text": (pa.array([{"bytes": "text"}] * 4), none),
+        "struct of structs": (pa.array([{"bytes": {"x": 1}}] * 4), none),
+        "struct of paths": (pa.array([{"path": "0.png"}] * 4), none),
+        "struct in a struct": (pa.array([{"image": each} for each in both]), none),
+        "lists": ([[cell] for cell in cells], none),
+        "lists of numbers": ([[1, 2]] * 4, none),
+        "text": (["iVBORw0KGgo="] * 4, none),
+        "no rows": (pa.array([], pa.binary()), "Cannot read parquet from"),
+    }
+
+
+@pytest.mark.parametrize("kind", columns())
+def test_columns_of_every_kind_are_read_or_refused_in_a_sentence(tmp_path, capfd, kind):
+    cells, problem = columns()[kind]
+    file = write_parquet(tmp_path / "a.parquet", {"img": cells})
+    if problem is None:
+        assert len(load(str(file)).items) == 4
+    else:
+        with pytest.raises(UserError, match=problem) as caught:
+            load(str(file))
+        assert "occurred while generating" not in str(caught.value)
+    assert capfd.readouterr() == ("", ""), "the libraries say nothing by themselves"
 
 
 def damaged_shards(folder, damage):

@@ -135,7 +135,7 @@ def clean_data(given: Any) -> tuple[Any, str]:
 def tell_notes(notes: Iterable[str]) -> None:
     """Say what was converted or left out, where it does not mix with results."""
     for note in notes:
-        print(note, file=sys.stderr)
+        print(plain(note), file=sys.stderr)
 
 
 def numbers(text: str, option: str) -> list[float]:

@@ -64,13 +64,11 @@ def run(words: list[str]) -> int:
         raise UserError(f"Got the results of {len(sources)} model. Expected two or more to compare.")
     found = metrics.compare(sources)
     if found.differences and not given.unranked:
-        reasons = "\n".join(f"  {line}" for line in _in_words(found.differences))
-        doubted = any(d.field == "reference_kind" for d in found.differences)
-        raise UserError(
-            f"These numbers cannot be ranked:\n{reasons}\n"
-            + (f"{metrics.LEFT_TO_DO}\n" if doubted else "")
-            + "Expected numbers made alike: evaluate again with the same options, or list them with --unranked."
-        )
+        lines = [f"  {line}" for line in _in_words(found.differences)]
+        if any(d.field == "reference_kind" for d in found.differences):
+            lines.append(metrics.LEFT_TO_DO)
+        lines.append("Expected numbers made alike: evaluate again with the same options, or list them with --unranked.")
+        raise UserError("These numbers cannot be ranked:", lines=lines)
     table = _table(found)
     notes = _in_words(found.differences)
     if out:

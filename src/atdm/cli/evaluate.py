@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,8 +162,7 @@ def _compared_with(given: Any) -> tuple[Any, Any]:
         dataset = load(given.reference, **options, hold_out=False)
         tell_notes(dataset.notes)
         found = metrics.ReferenceSet.trusted(dataset)
-    if found.warning and is_main():
-        print(found.warning, file=sys.stderr)
+    tell_notes([found.warning] if found.warning and is_main() else [])
     return found, dataset.truth
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import UserError
+from ..text import Plain
 
 LIBRARY = logging.getLogger("atdm")
 HIDDEN = "CUDA_VISIBLE_DEVICES"
@@ -31,7 +32,7 @@ class Habits:
         if given.get("quiet") and given.get("verbose"):
             raise UserError("Got --quiet and --verbose. Expected one of them.")
         if given.get("verbose"):
-            handler = logging.StreamHandler(sys.stderr)
+            handler = logging.StreamHandler(Plain(sys.stderr))
             handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
             LIBRARY.addHandler(handler)
             self.undo += [partial(LIBRARY.removeHandler, handler), partial(LIBRARY.setLevel, LIBRARY.level)]

@@ -18,6 +18,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from ..text import plain
 
 EVERY = 30.0  # seconds between plain lines
 LATEST = 45.0  # seconds without one after which it comes although the work has not moved
@@ -30,6 +33,19 @@ class Screen(Console):
         if not self.stderr:
             raise BrokenPipeError
         self.quiet = True
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line of text as it is."""
+    console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
+
+
+class Words(TextColumn):
+    """A column of a bar that shows text as it is."""
+
+    def render(self, task: Task) -> Text:
+        """Its text about ``task``."""
+        return Text(plain(self.text_format.format(task=task)), style=self.style)
 
 
 class Lines(Progress):
@@ -84,7 +100,7 @@ class Lines(Progress):
     def _say(self, task: Task) -> None:
         self._said[task.id] = (time.monotonic(), task.completed)
         if not self.disable:
-            self.console.print(line(task), markup=False, highlight=False, soft_wrap=True)
+            say(self.console, line(task))
 
 
 def line(task: Task) -> str:
@@ -112,13 +128,13 @@ def progress_bar(hidden: bool) -> Progress:
     """What shows how far the work is, on standard error."""
     console = Screen(stderr=True)
     columns: list[Any] = [
-        TextColumn("{task.description}", style="progress.description", markup=False),
+        Words("{task.description}", style="progress.description"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         "<",
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        Words("{task.fields[note]}"),
     ]
     return (Progress if console.is_terminal else Lines)(*columns, console=console, disable=hidden)
 

@@ -16,7 +16,7 @@ from ..training.recipes import recipe_file
 from ..training.versions import require_version
 from .common import Printing, is_main, print_table, silent, tell_notes
 from .parser import make_parser, spell
-from .progress import preparing, progress_bar
+from .progress import preparing, progress_bar, say
 from .signals import STOP, Interrupted
 
 
@@ -82,7 +82,7 @@ def run(words: list[str]) -> int:
 
             def tell(note: str) -> None:
                 if is_main():
-                    bar.console.print(note, markup=False, highlight=False, soft_wrap=True)
+                    say(bar.console, note)
 
             for last in runs.train(config, STOP, tell, preparing(bar)):
                 STOP.wait(last.index < last.steps)

@@ -167,7 +167,8 @@ def load(
     how: dict[str, Any] = {"skip_broken": skip_broken, "cache": cache, "max_pixels": max_pixels, "progress": progress}
     items, notes, broken = read(listing, framing, **how)
     if len(items) < 2:
-        raise UserError(f"{spec} holds {len(items)} image. Expected at least 2.")
+        said = "".join(f" {note.rstrip('.')}." for note in (*notes, *listing.notes))
+        raise UserError(f"{spec} holds {len(items)} image.{said} Expected at least 2.")
     held = None
     if hold_out and (held_out := _held_out(held_out, rest, limit, seed)):
         held, more, _ = read(held_out, framing, **how)

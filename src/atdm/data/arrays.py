@@ -16,7 +16,7 @@ NAMES = ("samples", "arr_0")  # what atdm writes, and what numpy and guided-diff
 TOO_BRIGHT = 1.5  # images of which nothing is below 0 end at 1
 TOO_WIDE = 16.0  # root mean square of images, noise included, that are in [-1, 1]
 USUAL = (0.02, 50.0)  # root mean square of vectors that noise of std 1 can hide
-AS_BYTES, BYTES_OF_BITS = "x.astype('uint8')", "255 * x.astype('uint8')"
+AS_BYTES, BYTES_OF_BITS, AS_FLOATS = "x.astype('uint8')", "255 * x.astype('uint8')", "x.astype('float32')"
 EXPECTED = "Expected the array 'samples' of .npz, as atdm corrupt and atdm sample write it, or the only array there."
 
 
@@ -36,7 +36,7 @@ def read(path: Path) -> Array:
     """
     name, x = _opened(path)
     named = f"{path} (array '{name}')" if name else str(path)
-    if x.dtype == bool or x.dtype.kind not in "fu" or (x.dtype.kind == "u" and x.dtype != np.uint8):
+    if x.dtype.kind != "f" and (x.dtype != np.uint8 or x.ndim == 2):
         raise UserError(
             f"{named} holds {x.dtype} of shape {list(x.shape)}. Expected {_EXPECTED_NUMBERS}{_conversion(path, name, x)}"
         )
@@ -121,9 +121,11 @@ def _line(path: Path, name: str, what: str) -> str:
 
 
 def _conversion(path: Path, name: str, x: np.ndarray) -> str:
-    """The line that makes bytes or floats in [-1, 1] of images of other numbers."""
-    if x.ndim not in (3, 4) or x.dtype.kind not in "iub" or not x.size:
+    """The line that makes floats of vectors, and bytes or floats in [-1, 1] of images, of other numbers."""
+    if x.ndim not in (2, 3, 4) or x.dtype.kind not in "iub" or not x.size:
         return "."
+    if x.ndim == 2:
+        return f". {_line(path, name, AS_FLOATS)}"
     if x.dtype == bool:
         return f". {_line(path, name, BYTES_OF_BITS)}"
     low, high = int(x.min()), int(x.max())

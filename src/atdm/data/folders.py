@@ -131,19 +131,18 @@ class _Search:
         parts = Path(folder).relative_to(self.path).parts
         for name in files:
             lower = name.lower()
-            if lower.endswith(suffixes()):
-                if name.startswith("."):
+            if name.startswith("."):
+                if lower.endswith((*suffixes(), ".parquet", *TARS)):
                     self._leave("hidden files", os.path.join(folder, name))
-                else:
-                    self.tree.images.append((*parts, name))
-                continue
-            if lower.endswith(".parquet") and not name.startswith("."):
+            elif lower.endswith(suffixes()):
+                self.tree.images.append((*parts, name))
+            elif lower.endswith(".parquet"):
                 self.tree.parquet.append(os.path.join(*parts, name))
-            elif lower.endswith(TARS) and not name.startswith("."):
+            elif lower.endswith(TARS):
                 self.tree.tars.append(os.path.join(*parts, name))
-            elif not name.startswith("."):
+            else:
                 self.tree.endings[os.path.splitext(lower)[1]] += 1
-            self.passed += 1
+            self.passed += not lower.endswith(suffixes())
         self.passed += 1
         if self.passed > PATIENCE + 10 * len(self.tree.images):
             raise UserError(

@@ -6,6 +6,7 @@ import contextlib
 import glob
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,8 +18,22 @@ import torch
 from ..errors import UserError, first_line, nearest
 from .classes import Classes, of_table
 from .folders import from_folder, search
-from .listing import Listing, by_split, joined, key_of, left_out, matching, of_one_set, require_file, split, stamp
+from .listing import (
+    Listing,
+    by_split,
+    joined,
+    key_of,
+    left_out,
+    matching,
+    of_one_set,
+    others,
+    require_file,
+    split,
+    stamp,
+)
 from .tars import from_tars
+
+BYTES = ("binary", "large_binary", "binary_view")  # columns of parquet files that may hold images
 
 __all__ = [
     "Listing",
@@ -47,13 +62,15 @@ def from_directory(path: Path, skip_broken: bool = False) -> tuple[Listing, List
     parquet, tars = ([str(path / name) for name in sorted(names)] for names in (tree.parquet, tree.tars))
     if tree.images and parquet and _image_columns(parquet[0]):
         raise UserError(f"{path} holds images and parquet files with images. Expected folder:{path} or parquet:{path}.")
-    if not tree.images and parquet:
-        return from_parquet(str(path), None, skip_broken)
-    if not tree.images and tars:
-        train, test, notes = by_split(tars)
-        held_out = from_tars(test, None, skip_broken) if test else None
-        return of_one_set(_noted(from_tars(train, None, skip_broken), notes), held_out)
-    return from_folder(path, tree), None
+    if tree.images or not (parquet or tars):
+        return from_folder(path, tree), None
+    beside = (*tree.notes, *others(tree.endings + Counter({".tar": len(tars)} if parquet else {})))
+    if parquet:
+        found, held_out = from_parquet(str(path), None, skip_broken)
+        return _noted(found, beside), held_out
+    train, test, notes = by_split(tars)
+    held_out = from_tars(test, None, skip_broken) if test else None
+    return of_one_set(_noted(from_tars(train, None, skip_broken), (*notes, *beside)), held_out)
 
 
 def _noted(listing: Listing, notes: tuple[str, ...]) -> Listing:
@@ -89,7 +106,7 @@ def from_parquet(
             bad = [file for file in part if not _whole(file)] if skip_broken else []
             if not bad or len(bad) == len(part):
                 raise UserError(
-                    f"Cannot read parquet from {pattern}: {first_line(problem)}. "
+                    f"Cannot read parquet from {pattern}: {first_line(problem.__cause__ or problem)}. "
                     "Expected whole parquet files with the same columns.",
                     "--skip_broken true skips damaged ones.",
                 ) from problem
@@ -123,13 +140,18 @@ def _whole(file: str) -> bool:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """datasets without the lines it prints of what it then raises."""
-    logger = logging.getLogger("datasets")
+    """datasets without the lines it prints of what it then raises, and without its bars."""
+    import datasets
+
+    logger, bars = logging.getLogger("datasets"), datasets.are_progress_bars_disabled()
     kept, logger.level = logger.level, logging.CRITICAL + 1
+    datasets.disable_progress_bars()
     try:
         yield
     finally:
         logger.level = kept
+        if not bars:
+            datasets.enable_progress_bars()
 
 
 def _image_columns(file: str) -> list[str]:
@@ -165,8 +187,9 @@ def from_hub(name: str, split: str, column: str | None, label: str | None = None
 def _holds_images(feature: Any) -> bool:
     import datasets
 
-    plain = getattr(feature, "dtype", "") in ("binary", "large_binary")
-    return plain or isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
+    if isinstance(feature, dict):
+        feature = feature.get("bytes")
+    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in BYTES
 
 
 def _from_table(table: Any, column: str | None, where: str, key: str, label: str | None) -> Listing:
@@ -201,6 +224,8 @@ def _from_table(table: Any, column: str | None, where: str, key: str, label: str
             raise ValueError("the cell is empty")
         if isinstance(item, bytes):
             return item
+        if not (item["bytes"] or item.get("path")):
+            raise ValueError("the cell is empty")
         return item["bytes"] or Path(item["path"]).read_bytes()
 
     labelled = partial(of_table, everything, label, where)

@@ -18,6 +18,7 @@ from .listing import Listing, key_of, left_out, matching, others, require_file, 
 from .pixels import suffixes
 
 ALL = "*"
+LINKS = 40  # from one to the next, as Linux follows them
 # How compressed files begin, and what unpacks them.
 COMPRESSED = {
     b"\x1f\x8b": "gunzip",
@@ -51,11 +52,11 @@ def from_tars(pattern: str | list[str], column: str | None, skip_broken: bool = 
     if not files:
         raise UserError(f"There is no tar file at {where}. Expected a .tar file, a glob or a range {{000..012}}.tar.")
     members: list[_Entry] = []
-    lost: list[str] = []
+    left: dict[str, list[str]] = {}
     broken: list[str] = []
     for number, file in enumerate(files):
         require_file(file)
-        whole, problem = _index(number, file, lost)
+        whole, problem = _index(number, file, left)
         members += whole
         if problem is not None:
             if not skip_broken:
@@ -83,39 +84,39 @@ def from_tars(pattern: str | list[str], column: str | None, skip_broken: bool = 
     def name(index: int) -> str:
         return f"{files[entries[index].file]}/{entries[index].name}"
 
-    notes = (*damage, *left_out("links that lead to nothing, and special files", lost), *others(+rest))
+    notes = (*damage, *(note for what, names in left.items() for note in left_out(what, names)), *others(+rest))
     return Listing(len(entries), name, content, key_of("tars", column, *map(stamp, files)), notes, broken=tuple(broken))
 
 
-def _index(number: int, file: str, lost: list[str]) -> tuple[list[_Entry], Exception | None]:
+def _index(number: int, file: str, left: dict[str, list[str]]) -> tuple[list[_Entry], Exception | None]:
     """The files in a tar file, in order, as far as it is whole, and what is wrong then.
 
-    Links become what they lead to, and names that cannot be had go to ``lost``.
+    Links become what they lead to, of members of one name the last counts, and names that cannot be had go to ``left``.
     """
     plain: dict[str, tarfile.TarInfo] = {}
-    found: list[tuple[str, str]] = []  # the name of a member, and of that which holds its bytes
+    found: dict[str, str] = {}  # the name of a member, and of that which holds its bytes
+    replaced = left.setdefault("followed by another of the same name", [])
     try:
-        _walk(file, plain, found)
+        _walk(file, plain, found, replaced)
         problem = None
     except Exception as caught:  # tarfile raises its own and those of what it reads by
         require_handles(caught)
         _require_uncompressed(file)
         problem = caught
-    links = {name: target for name, target in found if name != target}
     entries = []
-    for name, target in found:
-        for _ in range(8):
-            if target in plain or target not in links:
-                break
-            target = links[target]
+    for name, target in found.items():
+        for _ in range(LINKS):
+            target = found.get(target, target)
         if target in plain:
             entries.append(_Entry(number, name, plain[target].offset_data, plain[target].size))
         else:
-            lost.append(f"{Path(file).name}/{name}")
+            left.setdefault("links that lead to nothing, special and sparse files", []).append(
+                f"{Path(file).name}/{name}"
+            )
     return entries, problem
 
 
-def _walk(file: str, plain: dict[str, tarfile.TarInfo], found: list[tuple[str, str]]) -> None:
+def _walk(file: str, plain: dict[str, tarfile.TarInfo], found: dict[str, str], replaced: list[str]) -> None:
     """Put the members of a tar file into ``plain`` and ``found``, one by one."""
     with tarfile.open(file, "r:") as tar:
         for member in tar:
@@ -129,7 +130,9 @@ def _walk(file: str, plain: dict[str, tarfile.TarInfo], found: list[tuple[str, s
                 target = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
             elif member.isreg() and not member.issparse():
                 plain[name] = member
-            found.append((name, target))
+            if name in found:
+                replaced.append(f"{Path(file).name}/{name}")
+            found[name] = target
         end = tar.offset
     with open(file, "rb") as handle:
         handle.seek(end)

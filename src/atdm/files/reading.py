@@ -116,7 +116,7 @@ def _parsed(text: str, parse: Callable[[str], Any], path: Path, expected: str, w
     try:
         return parse(text)
     except (ValueError, RecursionError, OverflowError) as problem:
-        raise _unreadable(path, where + first_line(problem).rstrip("."), expected) from problem
+        raise _unreadable(path, where + first_line(problem), expected) from problem
 
 
 def checked(value: Any, wanted: Mapping[str, Kind], path: Path, expected: str, where: str = "") -> dict[str, Any]:
