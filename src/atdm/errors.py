@@ -73,6 +73,6 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
     return UserError(f"Unknown {kind} '{name}'. {nearest(name, valid)}")
 
 
-def first_line(problem: Exception) -> str:
+def first_line(problem: BaseException) -> str:
     """What a problem of another library says, in a line without its full stop."""
     return (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(".")
