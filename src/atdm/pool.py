@@ -84,15 +84,15 @@ def work_through(
     do = _work if executor is None else _far
     results: list[Any] = []
     try:
-        results += [pool.submit(do, work, place, job) for place, job in enumerate(jobs)]
+        results += [pool.submit(do, work, index, job) for index, job in enumerate(jobs)]
         waiting = dict(zip(results, range(len(jobs)), strict=True))
         while waiting:
             finished, _ = wait(waiting, 0.5)
             for result in finished:
                 _checked(result.result())  # a failed job ends the run at once
-                place = waiting.pop(result)
-                shares[place] = 1.0
-                LOG.info("done: %s", jobs[place])
+                index = waiting.pop(result)
+                shares[index] = 1.0
+                LOG.info("done: %s", jobs[index])
             busy = [str(job) for job, share in zip(jobs, shares, strict=False) if 0 < share < 1]
             label = f"{len(waiting)} jobs left" if executor else ", ".join(busy)
             progress(sum(c * s for c, s in zip(costs, shares, strict=False)), sum(costs), label)
@@ -116,7 +116,7 @@ def _local(many: int, shares: Any, context: Any) -> Executor:
     return ProcessPoolExecutor(many, context, _enlist, (shares, devices))
 
 
-def _far(work: Callable[[J, Tell], R], place: int, job: J) -> R | UserError:
+def _far(work: Callable[[J, Tell], R], index: int, job: J) -> R | UserError:
     """A job on another machine; sentences come back as they are, where an engine would wrap what is raised."""
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
@@ -157,14 +157,14 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _work(work: Callable[[J, Tell], R], place: int, job: J) -> R:
+def _work(work: Callable[[J, Tell], R], index: int, job: J) -> R:
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
 
     def tell(share: float) -> None:
         if _shares[-1]:
             raise Stopped
-        _shares[place] = min(max(share, _shares[place]), 1.0)
+        _shares[index] = min(max(share, _shares[index]), 1.0)
 
     tell(1e-9)
     outcome = work(job, tell)

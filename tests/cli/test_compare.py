@@ -247,7 +247,7 @@ def test_what_a_metric_misses_is_told_before_training(capsys, tmp_path, monkeypa
 
 
 def test_what_a_metric_misses_is_told_before_sampling(capsys, files, monkeypatch):
-    monkeypatch.setattr("atdm.cli.evaluate.draw", None)  # calling it would fail otherwise
+    monkeypatch.setattr("atdm.cli.evaluate.samples_of", None)  # calling it would fail otherwise
     code, _, err = atdm(capsys, "evaluate", files / "measured", "--features", "small:file=nowhere.safetensors")
     assert code == 2
     assert "atdm features --data CLEAN --out nowhere.safetensors" in err

@@ -66,7 +66,13 @@ class Own(Base):
 def test_a_parser_is_made_of_a_dataclass():
     parser = parsers.make_parser("demo", Own)
     given = parser.parse_args(["here", "--needed", "2", "--several", "a", "b", "--first", "3"])
-    assert (given.place, given.needed, given.several, given.first, given.second) == ("here", 2.0, ["a", "b"], 3, None)
+    assert (given.scheduled, given.needed, given.several, given.first, given.second) == (
+        "here",
+        2.0,
+        ["a", "b"],
+        3,
+        None,
+    )
     with pytest.raises(UserError, match="needed"):
         parser.parse_args(["here"])
     assert parsers.sentences(Own) == {

@@ -54,7 +54,7 @@ def test_a_single_array_and_gray_bytes(tmp_path):
     assert load(str(tmp_path / "v.npy")).kind == "vector"
     few = load(str(tmp_path / "a.npy"), limit=4, seed=1)
     assert len(few.items) == 4
-    assert len(few.stored.rows) == 4
+    assert len(few.stored.indices) == 4
 
 
 @pytest.mark.parametrize(

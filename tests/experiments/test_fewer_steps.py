@@ -16,8 +16,8 @@ def test_every_protocol_makes_so_many_evaluations(protocol, count):
     if protocol == "respaced, ddim" and count == 300:
         count = 250  # ddim strides evenly
     solver = open_solver(lambda x, t: x, LINEAR, (1, 1), sampling_of(protocol, count, LINEAR), generator=seeded())
-    assert len(solver.levels) == count
-    assert solver.levels[0] == (count - 1 if protocol == "begun late" else 999)
+    assert len(solver.visits) == count
+    assert solver.visits[0] == (count - 1 if protocol == "begun late" else 999)
 
 
 def rows(distances):

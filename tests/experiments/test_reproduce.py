@@ -617,13 +617,13 @@ def test_progress_of_a_part_lies_within_it():
 
 
 def test_a_job_trains_on_its_own_dirt_with_its_own_seed():
-    from atdm.experiments.runner.jobs import draw, train
+    from atdm.experiments.runner.jobs import samples_of, train
 
     plane = module_of("trajectories").plane
     jobs = [plane.base("smoke").but(corrupt=plane.OUTLIERS[1], seed=seed) for seed in (0, 0, 1)]
     trained = [train(job, lambda share: None) for job in jobs]
     assert torch.equal(trained[0].corrupted, trained[1].corrupted)
-    assert torch.equal(draw(trained[0]), draw(trained[1]))
+    assert torch.equal(samples_of(trained[0]), samples_of(trained[1]))
     assert not torch.equal(trained[0].corrupted, trained[2].corrupted)
     outside = (trained[0].corrupted != trained[0].dataset.x).any(1).float().mean()
     assert outside == pytest.approx(0.1, abs=0.05)

@@ -436,14 +436,14 @@ PROCESSES = """
 import dataclasses, json, sys, torch
 from accelerate import Accelerator
 from atdm import metrics
-from atdm.metrics.features import gather_rows
+from atdm.metrics.features import gather_items
 torch.set_num_threads(1)
 accelerator = Accelerator(cpu=True)
 x, y = torch.randn(2, 300, 3, 16, 16, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
 scores = metrics.measure(x, y, features=sys.argv[1], accelerator=accelerator)
 rank = accelerator.process_index
 own = torch.arange(3.0)[:, None] + 10 * rank if rank == 0 else None
-rows = gather_rows(own, torch.zeros(1, 1), accelerator).flatten().tolist()
+rows = gather_items(own, torch.zeros(1, 1), accelerator).flatten().tolist()
 if accelerator.is_main_process:
     print(json.dumps([rows, [dataclasses.asdict(s) for s in scores]]))
 """

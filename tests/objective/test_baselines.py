@@ -293,7 +293,7 @@ def test_free_training_follows_its_algorithm_on_a_linear_model(generator):
     x_t = alpha * x + sigma * draws.noise
     a, expected, delta = torch.tensor(0.2, requires_grad=True), 0.2, torch.zeros(3, d)
     for replay in range(4):
-        draws = objective.again(draws) if replay else draws
+        draws = objective.next_draws(draws) if replay else draws
         torch.testing.assert_close(draws.delta.detach(), delta)
         a.grad = None
         objective(lambda x, t, a=a: a * x, x, draws=draws).loss.mean().backward()
@@ -314,7 +314,7 @@ def test_a_step_of_free_training_is_all_replays_of_a_batch():
     assert {int(s["step"]) for s in steps[-1].state.optimizer.state.values()} == {6}
     assert all(bool(s.terms.perturbed.all()) for s in steps)
     with pytest.raises(UserError, match="without a backward pass"):
-        Free(PROCESS).again(Free(PROCESS).draw((2, 3)))
+        Free(PROCESS).next_draws(Free(PROCESS).draw((2, 3)))
 
 
 # --- what all promise -------------------------------------------------------------------------------------------------

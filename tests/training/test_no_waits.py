@@ -61,7 +61,7 @@ def step(loss, net):
     levels = None if loss.levels_from is None else torch.full(SHAPE[:1], 0.2, device="meta")
     draws = elsewhere(draws)
     for replay in range(min(2, loss.replays)):
-        draws = loss.again(draws) if replay else draws
+        draws = loss.next_draws(draws) if replay else draws
         terms, norm = update(loss, [Part(torch.empty(SHAPE, device="meta"), draws, levels)], 0)
         state.average(0.9)
     return terms, norm

@@ -105,8 +105,8 @@ class TrajectoryAttack:
     def __call__(self, index: int, t: int, x: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
         """The perturbed state."""
         if self.budget and (self.at is None or index in self.at):
-            # Streams of this step alone: the k-th start is the same whatever the search did before it.
-            starts, draws = ([_derived(g, self.seed, index, use) for g in self._solver.streams] for use in range(2))
+            # Generators of this step alone: the k-th start is the same whatever the search did before it.
+            starts, draws = ([_derived(g, self.seed, index, use) for g in self._solver.generators] for use in range(2))
             look = _Look(self._solver, self._clean, self.goal, self.through, draws)
             r = torch.full((len(x),), float(self.budget), device=x.device)
             found = self.search.run(look, lambda: self._start(x, starts), r)
@@ -116,53 +116,53 @@ class TrajectoryAttack:
             self._clean.step()
         return x
 
-    def _start(self, x: Tensor, streams: list[torch.Generator]) -> Tensor:
-        shape = (len(x) // len(streams), *x.shape[1:])
-        return torch.cat([self.search.ball.start(shape, g, torch.device("cpu")) for g in streams]).to(x)
+    def _start(self, x: Tensor, generators: list[torch.Generator]) -> Tensor:
+        shape = (len(x) // len(generators), *x.shape[1:])
+        return torch.cat([self.search.ball.start(shape, g, torch.device("cpu")) for g in generators]).to(x)
 
 
 class _Look:
     """The gain of a perturbation at the solver's present step."""
 
     def __init__(
-        self, solver: Solver, clean: Solver | None, goal: Goal, through: str, streams: list[torch.Generator]
+        self, solver: Solver, clean: Solver | None, goal: Goal, through: str, generators: list[torch.Generator]
     ) -> None:
-        self.solver, self.clean, self.goal, self.through, self.streams = solver, clean, goal, through, streams
+        self.solver, self.clean, self.goal, self.through, self.generators = solver, clean, goal, through, generators
         self.sigma = float(solver.process.sigmas[solver.t])
         self.x = solver.x
         self.common: dict[int, list[torch.Generator]] = {}
         self.beside: Tensor | None = None
         self.drew = False
 
-    def __call__(self, delta: Tensor, draw: int | None) -> Tensor:
-        streams = self.streams
-        if draw is not None and self.through == "rest":
-            if draw not in self.common:  # drawn once, and seen by every candidate
-                self.common[draw] = [torch.Generator().manual_seed(_number(g)) for g in self.streams]
-            streams = [g.clone_state() for g in self.common[draw]]
-        same = [g.clone_state() for g in streams]
-        seen = self._see(self.solver, self.x + self.sigma * delta, streams)
+    def __call__(self, delta: Tensor, draw_index: int | None) -> Tensor:
+        generators = self.generators
+        if draw_index is not None and self.through == "rest":
+            if draw_index not in self.common:  # drawn once, and seen by every candidate
+                self.common[draw_index] = [torch.Generator().manual_seed(_number(g)) for g in self.generators]
+            generators = [g.clone_state() for g in self.common[draw_index]]
+        same = [g.clone_state() for g in generators]
+        seen = self._see(self.solver, self.x + self.sigma * delta, generators)
         return self.goal(seen, self._beside(same))
 
-    def _beside(self, streams: list[torch.Generator]) -> Tensor | None:
+    def _beside(self, generators: list[torch.Generator]) -> Tensor | None:
         if self.goal.beside == "none":
             return None
         if self.beside is None or self.drew:
             solver = self.solver if self.clean is None else self.clean
             with torch.no_grad():
-                self.beside = self._see(solver, solver.x, streams)
+                self.beside = self._see(solver, solver.x, generators)
         return self.beside
 
-    def _see(self, solver: Solver, x: Tensor, streams: list[torch.Generator]) -> Tensor:
+    def _see(self, solver: Solver, x: Tensor, generators: list[torch.Generator]) -> Tensor:
         if self.through == "step":
             # Not clipped: what the sampler clips has no gradient, and an attack must not mistake that for strength.
             _, eps, denoised = solver.predict(x)
             return eps if self.goal.sees == "eps" else denoised
-        fork = solver.fork(streams)
+        fork = solver.fork(generators)
         fork.move(x)
-        before = streams[0].get_state()
+        before = generators[0].get_state()
         end = fork.finish()
-        self.drew |= not torch.equal(before, streams[0].get_state())
+        self.drew |= not torch.equal(before, generators[0].get_state())
         return end
 
 
@@ -213,9 +213,9 @@ def _record(index: int, t: int, search: Search, found: Found, r: Tensor, drew: b
     )
 
 
-def _derived(stream: torch.Generator, *numbers: int) -> torch.Generator:
-    """The attacker's stream beside one of the sampler's: another, and a function of it."""
-    entropy = [stream.initial_seed(), *(n for number in numbers for n in (abs(number), int(number < 0)))]
+def _derived(generator: torch.Generator, *numbers: int) -> torch.Generator:
+    """A generator of the attacker beside one of the sampler: another, and a function of it."""
+    entropy = [generator.initial_seed(), *(n for number in numbers for n in (abs(number), int(number < 0)))]
     (state,) = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state) >> 1)
 

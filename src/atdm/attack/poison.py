@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import spec as specs
-from ..corruption import CORRUPTIONS, PLACES, Truth, stream
+from ..corruption import CORRUPTIONS, PLACES, Truth, item_generator
 from ..data.items import Items
 from ..diffusion.model import Model
 from ..diffusion.process import Process
@@ -96,7 +96,7 @@ def poison_item(
         The item, and ``loss_before``, ``loss_after`` (of the surrogate, over the same draws), ``moved_rms`` and
         ``moved_max`` (data units).
     """
-    rng = stream(seed, index, PLACES - 1)  # other corruption under the same seed touches other items
+    rng = item_generator(seed, index, PLACES - 1)  # other corruption under the same seed touches other items
     if rng.random() >= how.share:
         return x, None
     noise = torch.Generator().manual_seed(int(rng.integers(2**63)))
@@ -112,8 +112,8 @@ def poison_item(
     with frozen(model.net) as net, evaluating(model.net):
         surrogate = dataclasses.replace(model, net=net)
 
-        def gain(delta: Tensor, draw: int | None) -> Tensor:
-            fresh = ahead if draw is not None else _draws(how.draws, x.shape, process, noise)
+        def gain(delta: Tensor, draw_index: int | None) -> Tensor:
+            fresh = ahead if draw_index is not None else _draws(how.draws, x.shape, process, noise)
             return _loss(surrogate, placed(delta), fresh)[None]
 
         search = Search(how.steps, "linf")
@@ -143,8 +143,8 @@ def poison(
         progress: called with how many items are done and of how many.
     """
     poisoned, done = [], []
-    for rows in torch.arange(len(items)).split(256):
-        for index, x in zip(rows.tolist(), items[rows], strict=True):
+    for indices in torch.arange(len(items)).split(256):
+        for index, x in zip(indices.tolist(), items[indices], strict=True):
             item, measured = poison_item(x, model, how, seed, index)
             poisoned.append(item)
             done.append(measured)
@@ -160,8 +160,8 @@ def _draws(
     count: int, shape: tuple[int, ...], process: Process, generator: torch.Generator
 ) -> tuple[Float[Tensor, "k *item"], Float[Tensor, "k"]]:
     """Noise, and timesteps spread evenly (one in each of ``count`` equal parts), so that few of them vary little."""
-    places = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    return torch.randn((count, *shape), generator=generator), (places * process.steps).clamp(max=process.steps - 1)
+    shares = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    return torch.randn((count, *shape), generator=generator), (shares * process.steps).clamp(max=process.steps - 1)
 
 
 def _loss(model: Model, item: Float[Tensor, "1 *item"], draws: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:

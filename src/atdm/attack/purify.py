@@ -78,24 +78,24 @@ class Purifier(nn.Module):
         self.evaluations = len(solver.timesteps)
 
     def forward(
-        self, x: Float[Tensor, "batch *dims"], streams: list[torch.Generator] | None = None
+        self, x: Float[Tensor, "batch *dims"], generators: list[torch.Generator] | None = None
     ) -> Float[Tensor, "batch *dims"]:
         """The purified items.
 
         Args:
-            streams: of the noise, sharing the batch; default: the purifier's own, which goes on from call to call.
+            generators: of the noise, sharing the batch; default: the purifier's own, which goes on from call to call.
         """
-        streams = streams or [self.generator]
-        solver = self._solver(tuple(x.shape), streams, x.device)
-        rows = x.shape[0] // len(streams)
-        eps = torch.cat([torch.randn((rows, *x.shape[1:]), generator=g, device=g.device).to(x) for g in streams])
+        generators = generators or [self.generator]
+        solver = self._solver(tuple(x.shape), generators, x.device)
+        share = x.shape[0] // len(generators)
+        eps = torch.cat([torch.randn((share, *x.shape[1:]), generator=g, device=g.device).to(x) for g in generators])
         solver.begin(self.model.process.mix(x, eps, torch.full((len(x),), self.t, device=x.device)))
         return solver.finish()
 
-    def _solver(self, shape: tuple[int, ...], streams: list[torch.Generator], device: torch.device | None) -> Solver:
+    def _solver(self, shape: tuple[int, ...], generators: list[torch.Generator], device: torch.device | None) -> Solver:
         model = self.model
         options: dict[str, Any] = {"conditioning": model.conditioning, "device": device or model.device}
-        return open_solver(model.net, model.process, shape, self.sampling, generator=streams, **options)
+        return open_solver(model.net, model.process, shape, self.sampling, generator=generators, **options)
 
 
 @torch.no_grad()
@@ -107,8 +107,7 @@ def purify(
     out = []
     for start in range(0, len(x), batch_size):
         part = x[start : start + batch_size].to(device)
-        streams = generators(seed, range(start, start + len(part)))
-        out.append(purifier(part, streams).cpu())
+        out.append(purifier(part, generators(seed, range(start, start + len(part)))).cpu())
     return torch.cat(out)
 
 
@@ -134,11 +133,11 @@ class ImageAttack:
         starts = torch.Generator().manual_seed(self.seed)
         fresh = torch.Generator().manual_seed(self.seed + 1)
 
-        def gain(delta: Tensor, draw: int | None) -> Tensor:
+        def gain(delta: Tensor, draw_index: int | None) -> Tensor:
             moved = (x + delta).clamp(-1, 1)
             if purifier is not None:
-                common = torch.Generator().manual_seed(self.seed + 2 + (draw or 0))
-                moved = purifier(moved, [fresh if draw is None else common])
+                common = torch.Generator().manual_seed(self.seed + 2 + (draw_index or 0))
+                moved = purifier(moved, [fresh if draw_index is None else common])
             return nn.functional.cross_entropy(classifier(moved), y, reduction="none")
 
         with evaluating(classifier):
@@ -180,7 +179,7 @@ def auto_attack(
     model = _Unit(classifier, purifier)
     eps = radius / 2 if norm == "linf" else radius * math.sqrt(x[0].numel()) / 2
     how: dict[str, Any] = {"norm": {"linf": "Linf", "l2": "L2"}[norm], "eps": eps, "seed": seed}
-    with torch.random.fork_rng(), evaluating(model):  # it seeds torch's global stream
+    with torch.random.fork_rng(), evaluating(model):  # it seeds torch's global generator
         if purifier is None:
             targets = {"n_classes": min(classes, 10)}
             parts = [

@@ -23,8 +23,8 @@ from ..objective.perturb import Ball, Perturbation
 class Gain(Protocol):
     """What the attack raises, one value per item, as a function of the perturbation."""
 
-    def __call__(self, delta: Tensor, draw: int | None, /) -> Tensor:
-        """``draw`` numbers the noise of the steps ahead, the same for every perturbation; None is new noise at every call."""
+    def __call__(self, delta: Tensor, draw_index: int | None, /) -> Tensor:
+        """``draw_index`` numbers the noise of the steps ahead, the same for every perturbation; None is new noise at every call."""
         ...
 
 
@@ -75,17 +75,17 @@ class Search:
         return Perturbation(self.norm).ball
 
     def run(
-        self, gain: Gain, draw_start: Callable[[], Float[Tensor, "batch *dims"]], r: Float[Tensor, "batch"]
+        self, gain: Gain, random_start: Callable[[], Float[Tensor, "batch *dims"]], r: Float[Tensor, "batch"]
     ) -> Found:
         """The best perturbation of all restarts, item by item.
 
         Args:
-            draw_start: draws a uniform point of the *unit* ball for each item.
+            random_start: draws a uniform point of the *unit* ball for each item.
             r: radius in noise units.
         """
         tries = []
         for _ in range(self.restarts):
-            start = draw_start()
+            start = random_start()
             delta = _per_item(r, start) * start if self.start == "random" else torch.zeros_like(start)
             idle = torch.full_like(r, bool(self.steps), dtype=torch.bool)
             for k in range(self.steps):
@@ -94,7 +94,7 @@ class Search:
                 idle &= (gradient == 0).flatten(1).all(1)
                 delta = ascent.step(delta, gradient, r)
             with torch.no_grad():
-                reached = torch.stack([gain(delta, draw) for draw in range(self.draws)]).mean(0)
+                reached = torch.stack([gain(delta, draw_index) for draw_index in range(self.draws)]).mean(0)
             tries.append(Found(delta, reached, idle))
         return reduce(_better, tries)
 

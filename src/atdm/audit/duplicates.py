@@ -53,14 +53,14 @@ def image_duplicates(small: Float[Tensor, "n c s t"], noise: Float[np.ndarray, "
     contrast = (flat.square().mean((1, 2, 3)) - white).clamp(min=0).sqrt()
     side = min(8, *small.shape[2:])
     thumbs = nn.functional.adaptive_avg_pool2d(flat.mean(1, keepdim=True), side)
-    rows, mirrors = _unit(thumbs), _unit(thumbs.flip(-1))
-    basis = _directions(rows, mirrors)
+    images, mirrors = _unit(thumbs), _unit(thumbs.flip(-1))
+    basis = _directions(images, mirrors)
     use = torch.nonzero(contrast >= PLAIN)[:, 0]
-    index = cKDTree((rows[use] @ basis).double().numpy(), leafsize=64) if len(use) else None
+    index = cKDTree((images[use] @ basis).double().numpy(), leafsize=64) if len(use) else None
     found: dict[tuple[int, int], Pair] = {}
     for mirrored in (False, True) if index is not None else ():
         for part in use.split(BLOCK):
-            i, j = _candidates(rows, (mirrors if mirrored else rows), part, use, index, basis)
+            i, j = _candidates(images, (mirrors if mirrored else images), part, use, index, basis)
             image = flat[j].flip(-1) if mirrored else flat[j]
             left = (flat[i] - image).square().mean((1, 2, 3)) - white[i] - white[j]
             distance = left.clamp(min=0).sqrt() / (contrast[i] * contrast[j]).sqrt()
@@ -81,18 +81,18 @@ def vector_duplicates(x: Float[Tensor, "n d"]) -> Duplicates:
 
 
 def _unit(thumbs: Float[Tensor, "n _ s t"]) -> Float[Tensor, "n d"]:
-    rows = thumbs.flatten(1)
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    images = thumbs.flatten(1)
+    return images / images.norm(dim=1, keepdim=True).clamp(min=1e-6)
 
 
-def _directions(rows: Float[Tensor, "n d"], mirrors: Float[Tensor, "n d"]) -> Float[Tensor, "d k"]:
+def _directions(images: Float[Tensor, "n d"], mirrors: Float[Tensor, "n d"]) -> Float[Tensor, "d k"]:
     """Those few directions in which thumbnails and their mirror images differ most: two that are alike are near along them."""
-    moment = (rows.T @ rows + mirrors.T @ mirrors).double()
+    moment = (images.T @ images + mirrors.T @ mirrors).double()
     return torch.linalg.eigh(moment).eigenvectors[:, -SEARCHED:].float()
 
 
 def _candidates(
-    rows: Float[Tensor, "n d"],
+    images: Float[Tensor, "n d"],
     turned: Float[Tensor, "n d"],
     part: Int[Tensor, "b"],
     use: Int[Tensor, "m"],
@@ -110,13 +110,13 @@ def _candidates(
     near = index.query(
         (turned[part] @ basis).double().numpy(), k=SEEN + 1, distance_upper_bound=(2 - 2 * CANDIDATE) ** 0.5 + 1e-6
     )[1]
-    i, place = np.nonzero(near < len(use))
-    first, second = part[torch.from_numpy(i)], use[torch.from_numpy(near[i, place].astype(np.int64))]
+    i, slot = np.nonzero(near < len(use))
+    first, second = part[torch.from_numpy(i)], use[torch.from_numpy(near[i, slot].astype(np.int64))]
     alike = torch.full(near.shape, -1.0)
-    likeness = (turned[first] * rows[second]).sum(1)
-    alike[torch.from_numpy(i), torch.from_numpy(place)] = torch.where(first == second, -1.0, likeness)
+    likeness = (turned[first] * images[second]).sum(1)
+    alike[torch.from_numpy(i), torch.from_numpy(slot)] = torch.where(first == second, -1.0, likeness)
     columns = torch.full(near.shape, -1, dtype=torch.long)
-    columns[torch.from_numpy(i), torch.from_numpy(place)] = second
+    columns[torch.from_numpy(i), torch.from_numpy(slot)] = second
     values, best = alike.topk(min(NEIGHBOURS, near.shape[1]), dim=1)
     row, rank = (values >= CANDIDATE).nonzero(as_tuple=True)
     return part[row], columns[row, best[row, rank]]

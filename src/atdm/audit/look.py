@@ -140,18 +140,18 @@ class Audit:
         out, each = [], self.noise_of_each
         saved = np.where(self.files.hidden, self.files.stds, each)
         for kind in sorted(set(self.files.kinds)):
-            own = np.array([k == kind for k in self.files.kinds])
-            sizes = self.files.sizes[own]
+            chosen = np.array([k == kind for k in self.files.kinds])
+            sizes = self.files.sizes[chosen]
             order = np.argsort(sizes.prod(1), kind="stable")
             out.append(
                 {
                     "format": kind,
-                    "files": int(own.sum()),
+                    "files": int(chosen.sum()),
                     "smallest": sizes[order[0]].tolist(),
                     "largest": sizes[order[-1]].tolist(),
-                    "share": float((each[own] > 0).mean()),
-                    "std_in_file": _median(saved[own]),
-                    "std": _median(each[own]),
+                    "share": float((each[chosen] > 0).mean()),
+                    "std_in_file": _median(saved[chosen]),
+                    "std": _median(each[chosen]),
                 }
             )
         return out
@@ -181,16 +181,16 @@ def audit(source: Source, broken: tuple[str, ...] = (), progress: Progress | Non
 
 def _images(source: Source, broken: tuple[str, ...], progress: Progress | None) -> Audit:
     n, shape = len(source), source.item_shape
-    sample = _rows(source, spread(n, SAMPLE))
+    sample = _items(source, spread(n, SAMPLE))
     meter = PatchMeter.fit(sample)
     measured, small, hit = [], [], []
-    for rows in torch.arange(n).split(CHUNK):
-        x = _rows(source, rows)
-        measured.append(meter.levels(x, rows))
+    for indices in torch.arange(n).split(CHUNK):
+        x = _items(source, indices)
+        measured.append(meter.levels(x, indices))
         hit.append(replaced_share(x))
         small.append(shrink(x))
         if progress:
-            progress(int(rows[-1]) + 1, n)
+            progress(int(indices[-1]) + 1, n)
     levels, thumbs, replaced = torch.cat(measured, 1), torch.cat(small), torch.cat(hit).double().numpy()
     pooled = float(np.prod(shape[1:]) / np.prod(thumbs.shape[2:]))
     estimate = meter.judge(levels, replaced == 0)
@@ -205,7 +205,7 @@ def _images(source: Source, broken: tuple[str, ...], progress: Progress | None) 
 
 def _whole(source: Source, broken: tuple[str, ...]) -> Audit:
     """Vectors, and images too small for patches."""
-    x = _rows(source, torch.arange(len(source)))
+    x = _items(source, torch.arange(len(source)))
     flat = x.flatten(1)
     scale = flat.std(0).square().mean().sqrt().item()
     estimate = whole_estimate(x)
@@ -218,5 +218,5 @@ def _whole(source: Source, broken: tuple[str, ...]) -> Audit:
     return Audit(len(x), source.item_shape, estimate, None, np.zeros(len(x)), outliers, duplicates, broken, scale)
 
 
-def _rows(source: Source, rows: Tensor) -> Tensor:
-    return source.batch(rows, torch.zeros_like(rows))
+def _items(source: Source, indices: Tensor) -> Tensor:
+    return source.batch(indices, torch.zeros_like(indices))

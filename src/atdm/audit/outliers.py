@@ -102,14 +102,14 @@ def vector_outliers(x: Float[Tensor, "n d"]) -> Outliers:
     return Outliers(score, {int(i): "far from others" for i in np.flatnonzero(score >= 1)})
 
 
-def _components(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
+def _components(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
     """Principal components and the log of what they leave, rows far out counting no more than typical ones."""
-    centered = rows - np.median(rows, 0)
+    centered = x - np.median(x, 0)
     length = np.linalg.norm(centered, axis=1)
     weighted = centered * np.minimum(1, np.median(length) / length.clip(1e-9))[:, None]
     _, basis = np.linalg.eigh(weighted.T @ weighted)
     scores = centered @ basis[:, -DIRECTIONS:]
-    left = np.sqrt(np.maximum((centered**2).sum(1) - (scores**2).sum(1), 0) / rows.shape[1])
+    left = np.sqrt(np.maximum((centered**2).sum(1) - (scores**2).sum(1), 0) / x.shape[1])
     return np.column_stack([scores, np.log(left + 0.01)])
 
 

@@ -30,7 +30,7 @@ def images(rows: Sequence[Row], x: dict[int, Float[Tensor, "c h w"]]) -> Figure:
     height = (sum(heights) + 0.45 * len(rows)) * INCH
     figure = Figure(figsize=(ACROSS * INCH, height), facecolor="white")
     top = 0.0
-    for (title, items), own in zip(rows, heights, strict=True):
+    for (title, items), height in zip(rows, heights, strict=True):
         figure.text(0.01, 1 - (top + 0.3) * INCH / height, text.figure(title), fontsize=10, weight="bold", va="center")
         top += 0.45
         if not items:
@@ -45,7 +45,7 @@ def images(rows: Sequence[Row], x: dict[int, Float[Tensor, "c h w"]]) -> Figure:
             figure.text(
                 (left + 0.48) / ACROSS, bottom - 0.02 * INCH / height, word, fontsize=6.5, ha="center", va="top"
             )
-        top += own
+        top += height
     return figure
 
 

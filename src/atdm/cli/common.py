@@ -227,7 +227,7 @@ def open_model(given: Any, pixels: bool = False, source: str | None = None) -> A
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def draw(given: Any, model: Any, seed: int) -> tuple[Any, dict[str, Any]]:
+def samples_of(given: Any, model: Any, seed: int) -> tuple[Any, dict[str, Any]]:
     """The samples that the options ask for, in every process the same, and how they were made.
 
     Returns:

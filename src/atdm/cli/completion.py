@@ -26,11 +26,11 @@ def script(shell: str) -> str:
     root = argparse.ArgumentParser("atdm", description="Adversarial training for diffusion models.")
     commands = root.add_subparsers()
     for name, says in SUMMARY.items():
-        own = commands.add_parser(name, help=says, description=says, add_help=False)
+        command = commands.add_parser(name, help=says, description=says, add_help=False)
         if name not in PARTS:
-            _copy(parser_of(name), own, shtab.FILE)
+            _copy(parser_of(name), command, shtab.FILE)
             continue
-        parts = own.add_subparsers()
+        parts = command.add_subparsers()
         for part in PARTS[name]:
             _copy(
                 parser_of(name, part), parts.add_parser(part, help=says, description=says, add_help=False), shtab.FILE

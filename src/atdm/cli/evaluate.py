@@ -14,12 +14,12 @@ from .common import (
     add_sampling,
     clean_data,
     destination,
-    draw,
     is_main,
     open_model,
     print_table,
     reading,
     reading_of_data,
+    samples_of,
     seeds_of,
     tell_notes,
 )
@@ -174,12 +174,12 @@ def _samples(given: Any, seed: int | None, reference: Any, truth: Any) -> tuple[
     if seed is None:
         return _stored(given), {"model": given.samples}, []
     model = open_model(given).for_items(tuple(reference.shape[1:]), given.model, "the reference")
-    own = (Path(given.model) / "config.yaml").is_file()
+    of_run = (Path(given.model) / "config.yaml").is_file()
     if given.weights == "raw":
         load_weights(Path(given.model), model.bare, "model")
     extra = metrics.score_errors(model, truth, seed)
-    samples, made = draw(given, model, seed)
-    return samples, {"model": given.model, "weights": given.weights or ("ema" if own else "pipeline"), **made}, extra
+    samples, made = samples_of(given, model, seed)
+    return samples, {"model": given.model, "weights": given.weights or ("ema" if of_run else "pipeline"), **made}, extra
 
 
 def _stored(given: Any) -> Any:

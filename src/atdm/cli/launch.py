@@ -50,8 +50,13 @@ def start(words: Sequence[str], count: int) -> int:
     common = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     workers = []
     for rank in range(count):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count), PARENT: str(os.getpid())}
-        workers.append(subprocess.Popen([sys.executable, "-m", "atdm", *words], env={**common, **own}))
+        variables = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(count),
+            PARENT: str(os.getpid()),
+        }
+        workers.append(subprocess.Popen([sys.executable, "-m", "atdm", *words], env={**common, **variables}))
 
     def forward(number: int, _: object) -> None:
         for worker in workers:

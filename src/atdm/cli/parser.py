@@ -185,14 +185,14 @@ def spell(words: list[str], parser: Any) -> list[str]:
     known = {name.replace("-", "_"): (name, action) for name, action in _options(parser).items()}
     spelled: list[str] = []
     before = None  # the option that waits for its value
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         option, equals, value = word.partition("=")
         name, action = known.get(option[2:].replace("-", "_"), ("", None))
         if not option.startswith("--") or not name:
             spelled.append(_value(word, before))
             before = None
             continue
-        following = words[place + 1] if place + 1 < len(words) else ""
+        following = words[index + 1] if index + 1 < len(words) else ""
         if f"{name}.name" in known and not _is_configuration(value if equals else following):
             name = f"{name}.name"
         alone = getattr(action, "_typehint", None) is bool and following.lower() not in ("true", "false", "yes", "no")

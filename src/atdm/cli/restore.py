@@ -102,8 +102,8 @@ def _truth(given: Any, source: Any) -> Any:
 
     if given.compare:
         denoisers(source.item_shape)  # what is missing is said before the work
-    rows = torch.arange(len(source))
-    return Truth(source.items, source.levels(rows, torch.zeros_like(rows)), given.compare)
+    indices = torch.arange(len(source))
+    return Truth(source.items, source.levels(indices, torch.zeros_like(indices)), given.compare)
 
 
 def _rows(result: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from .common import Printing, add_sampling, draw, is_main, open_model
+from .common import Printing, add_sampling, is_main, open_model, samples_of
 from .parser import make_parser, positional
 
 
@@ -46,7 +46,7 @@ def run(words: list[str]) -> int:
         size = (given.image_size, given.image_size)
         model = model.for_items((model.channels, *size), given.model, f"--image_size {given.image_size}")
     check_target(target, model.item_shape)
-    drawn, made = draw(given, model, given.seed)
+    drawn, made = samples_of(given, model, given.seed)
     require_finite(drawn, "samples")
     if is_main():
         save_samples(drawn, target)

@@ -25,13 +25,13 @@ def _named(words: list[str]) -> list[str]:
     found = list(words)
     for i, word in enumerate(words):
         flag, equals, value = word.partition("=")
-        place, name = (i, value) if equals else (i + 1, words[i + 1] if i + 1 < len(words) else "")
+        index, name = (i, value) if equals else (i + 1, words[i + 1] if i + 1 < len(words) else "")
         if flag != "--config" or not name:
             continue
         file = Path(name).expanduser()
         if re.fullmatch(r"[\w-]+", name) and not file.is_file():
             file = recipe_file(name)
-            found[place] = f"{flag}{equals}{file}" if equals else str(file)
+            found[index] = f"{flag}{equals}{file}" if equals else str(file)
         if file.exists():
             read_yaml(file, {}, "a configuration in YAML, or the name of a recipe such as cifar10-cpu")
     return found

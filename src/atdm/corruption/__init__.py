@@ -4,11 +4,11 @@ from .apply import (
     PLACES,
     corrupt,
     corrupt_item,
-    corrupt_rows,
+    corrupt_items,
     describe_corruption,
+    item_generator,
     parse_corruption,
-    require_fit,
-    stream,
+    require_shape,
     truth_of,
 )
 from .kinds import CORRUPTIONS, Corruption, Gaussian
@@ -22,10 +22,10 @@ __all__ = [
     "Truth",
     "corrupt",
     "corrupt_item",
-    "corrupt_rows",
+    "corrupt_items",
     "describe_corruption",
+    "item_generator",
     "parse_corruption",
-    "require_fit",
-    "stream",
+    "require_shape",
     "truth_of",
 ]

@@ -49,28 +49,28 @@ def _name(part: Corruption) -> str:
     return next(name for name, kind in CORRUPTIONS.items() if kind is type(part))
 
 
-class _Streams(threading.local):
-    """A generator for each (seed, item, part, epoch), by moving one Philox there: building one takes far longer."""
+class _Generators(threading.local):
+    """Generators for (seed, item, part, epoch), by moving one Philox there: building one takes far longer."""
 
     def __init__(self) -> None:
         self.bits = np.random.Philox(0)
         self.rng = np.random.Generator(self.bits)
         self.state: Any = np.random.Philox(key=0).state
 
-    def at(self, seed: int, index: int, place: int, epoch: int) -> np.random.Generator:
-        self.state["state"]["key"][:] = seed & (2**64 - 1), index * PLACES + place
+    def at(self, seed: int, index: int, part: int, epoch: int) -> np.random.Generator:
+        self.state["state"]["key"][:] = seed & (2**64 - 1), index * PLACES + part
         self.state["state"]["counter"][3] = epoch
         self.bits.state = self.state
         return self.rng
 
 
 PLACES = 64  # parts a corruption can have
-_streams = _Streams()
+_generators = _Generators()
 
 
-def stream(seed: int, index: int, place: int, epoch: int = 0) -> np.random.Generator:
-    """The source of randomness of item ``index`` for the part at ``place`` of a corruption; the next call moves it on."""
-    return _streams.at(seed, index, place, epoch)
+def item_generator(seed: int, index: int, part: int, epoch: int = 0) -> np.random.Generator:
+    """The source of randomness of item ``index`` for part number ``part`` of a corruption; the next call moves it on."""
+    return _generators.at(seed, index, part, epoch)
 
 
 def corrupt_item(
@@ -86,26 +86,26 @@ def corrupt_item(
     return (x if untouched else torch.from_numpy(np.ascontiguousarray(out))), hits
 
 
-def corrupt_rows(
+def corrupt_items(
     x: Float[Tensor, "b *item"], parts: tuple[Corruption, ...], seed: int, indices: list[int], epochs: list[int]
 ) -> None:
     """:func:`corrupt_item` of many rows, in place: ``x[row]`` is item ``indices[row]`` as of epoch ``epochs[row]``."""
-    rows = x.numpy()
-    for row, index, epoch in zip(rows, indices, epochs, strict=True):
+    items = x.numpy()
+    for row, index, epoch in zip(items, indices, epochs, strict=True):
         row[...] = _damaged(row, parts, seed, index, epoch)[0]
 
 
 def _damaged(x: Any, parts: tuple[Corruption, ...], seed: int, index: int, epoch: int) -> tuple[Any, list[Any]]:
     hits: list[dict[str, Any] | None] = []
-    for place, part in enumerate(parts):
-        rng = stream(seed, index, place, epoch)
+    for number, part in enumerate(parts):
+        rng = item_generator(seed, index, number, epoch)
         hits.append(drawn := part.draw(x.shape, rng) if rng.random() < part.share else None)
         if drawn is not None:
             x = part.damage(x, drawn, rng)
     return x, hits
 
 
-def require_fit(parts: tuple[Corruption, ...], shape: tuple[int, ...]) -> None:
+def require_shape(parts: tuple[Corruption, ...], shape: tuple[int, ...]) -> None:
     """Refuse corruptions that items of this shape cannot have.
 
     Raises:
@@ -126,19 +126,19 @@ def truth_of(spec: str, items: int, shape: tuple[int, ...], seed: int = 0) -> Tr
         UserError: the spec is wrong or does not fit the data.
     """
     parts = parse_corruption(spec)
-    require_fit(parts, shape)
+    require_shape(parts, shape)
     names = [_name(part) for part in parts]
     touched, details = np.zeros((len(parts), items), dtype=bool), {}
-    for place, part in enumerate(parts):
-        values = {key: np.full(items, np.nan) for key in part.draw(shape, stream(seed, 0, place))}
+    for number, part in enumerate(parts):
+        values = {key: np.full(items, np.nan) for key in part.draw(shape, item_generator(seed, 0, number))}
         for index in range(items):
-            rng = stream(seed, index, place)
+            rng = item_generator(seed, index, number)
             if rng.random() < part.share:
-                touched[place, index] = True
+                touched[number, index] = True
                 for key, value in part.draw(shape, rng).items():
                     values[key][index] = np.sum(value)  # of a mask: how many
-        nth = names[: place + 1].count(names[place])
-        details[names[place] if nth == 1 else f"{names[place]}_{nth}"] = values
+        nth = names[: number + 1].count(names[number])
+        details[names[number] if nth == 1 else f"{names[number]}_{nth}"] = values
     about = {"items": items, "parts": [dataclasses.asdict(p) | {"kind": n} for p, n in zip(parts, names, strict=True)]}
     return Truth(touched, describe_corruption(parts), seed, about, details)
 
@@ -153,5 +153,5 @@ def corrupt(x: Float[Tensor, "n *item"], spec: str, seed: int = 0) -> tuple[Floa
         raise UserError("The data hold values that are not finite. Expected numbers.")
     truth = truth_of(spec, len(x), tuple(x.shape[1:]), seed)
     parts, out = parse_corruption(spec), x.clone()
-    corrupt_rows(out, parts, seed, [*range(len(x))], [0] * len(x))
+    corrupt_items(out, parts, seed, [*range(len(x))], [0] * len(x))
     return out, truth

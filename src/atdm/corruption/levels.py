@@ -7,20 +7,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from . import Corruption, Gaussian, Truth, stream
+from . import Corruption, Gaussian, Truth, item_generator
 
 
 def drawn_levels(parts: tuple[Corruption, ...], seed: int, indices: list[int], epochs: list[int]) -> Float[Tensor, "b"]:
     """The noise that the Gaussian parts of a corruption add to these items in these epochs; other parts count for nothing.
 
-    As :func:`~atdm.corruption.corrupt_rows` draws it, without damaging anything.
+    As :func:`~atdm.corruption.corrupt_items` draws it, without damaging anything.
     """
     variance = np.zeros(len(indices))
-    for place, part in enumerate(parts):
+    for number, part in enumerate(parts):
         if not isinstance(part, Gaussian):
             continue
         for row, (index, epoch) in enumerate(zip(indices, epochs, strict=True)):
-            rng = stream(seed, index, place, epoch)
+            rng = item_generator(seed, index, number, epoch)
             if rng.random() < part.share:
                 variance[row] += part.draw((), rng)["std"] ** 2
     return torch.from_numpy(np.sqrt(variance)).float()

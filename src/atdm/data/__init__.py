@@ -37,7 +37,7 @@ class Stored:
 
     path: Path
     items: int
-    rows: Int[Tensor, "n"]
+    indices: Int[Tensor, "n"]
 
 
 @dataclass(frozen=True)
@@ -275,10 +275,10 @@ def _npz(source: Npz, spec: str, seed: int, image_size: int | None, limit: int |
         raise UserError(
             f"image_size is {image_size}, but {path} holds items of shape {list(x.shape[1:])}. Expected none."
         )
-    total, rows = len(x), torch.arange(len(x))
+    total, indices = len(x), torch.arange(len(x))
     if limit is not None and limit < total:
-        rows = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:limit].sort().values
-        x = x[rows.numpy()]
+        indices = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:limit].sort().values
+        x = x[indices.numpy()]
     items = Pixels(x) if x.dtype == np.uint8 else Floats(torch.from_numpy(x))
-    stored = Stored(path, total, rows)
+    stored = Stored(path, total, indices)
     return Dataset(items, "vector" if x.ndim == 2 else "image", spec, notes=notes, stored=stored)

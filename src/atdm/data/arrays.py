@@ -102,7 +102,7 @@ def _laid_out(x: np.ndarray, named: str) -> np.ndarray:
         return x[:, None]
     if x.ndim == 2 and x.dtype != np.uint8:
         return x
-    first, last = (x.ndim == 4 and shape[place] in (1, 3) for place in (1, 3))
+    first, last = (x.ndim == 4 and shape[axis] in (1, 3) for axis in (1, 3))
     if first and last:  # the sides of most images are equal
         last = shape[1] == shape[2] and shape[2] != shape[3]
         first = not last

@@ -93,8 +93,8 @@ _ELSEWHERE = (
 
 def cache_folder() -> Path:
     """Where decoded images are kept: ``$ATDM_CACHE``, or ``atdm`` in the user's cache folder. Safe to delete."""
-    if own := os.environ.get("ATDM_CACHE"):
-        return Path(own).expanduser()
+    if folder := os.environ.get("ATDM_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "atdm"
 
 

@@ -23,8 +23,8 @@ class Classes:
     of: Int[Tensor, "n"]
     names: tuple[str, ...]
 
-    def __getitem__(self, rows: Sequence[int] | Tensor) -> Classes:
-        return Classes(self.of[torch.as_tensor(rows, dtype=torch.long)], self.names)
+    def __getitem__(self, indices: Sequence[int] | Tensor) -> Classes:
+        return Classes(self.of[torch.as_tensor(indices, dtype=torch.long)], self.names)
 
 
 def of_words(words: Sequence[Any], what: str) -> Classes:
@@ -44,8 +44,8 @@ def of_words(words: Sequence[Any], what: str) -> Classes:
     names = sorted({*words})
     if not 2 <= len(names) <= MOST:
         raise UserError(f"There are {len(names):,} classes by {what}. Expected two or more, at most {MOST:,}.")
-    place = {name: index for index, name in enumerate(names)}
-    return Classes(torch.tensor([place[word] for word in words]), tuple(map(str, names)))
+    number = {name: index for index, name in enumerate(names)}
+    return Classes(torch.tensor([number[word] for word in words]), tuple(map(str, names)))
 
 
 NEEDED = (

@@ -46,8 +46,8 @@ class Encoded:
 
     def __getitem__(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b latent h w"]:
         parts = [
-            self.latents.encode(self.source.batch(rows, torch.zeros_like(rows))).cpu()
-            for rows in indices.split(AT_ONCE)
+            self.latents.encode(self.source.batch(part, torch.zeros_like(part))).cpu()
+            for part in indices.split(AT_ONCE)
         ]
         return torch.cat(parts)
 
@@ -64,16 +64,16 @@ class Encoded:
         with open(path, "wb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (len(self), *self.item_shape)}
             np.lib.format.write_array_header_1_0(file, header)
-            for rows in torch.arange(len(self)).split(AT_ONCE):
-                z = self[rows]
+            for indices in torch.arange(len(self)).split(AT_ONCE):
+                z = self[indices]
                 if not bool(z.isfinite().all()):
                     raise UserError(
-                        f"The autoencoder makes latents that are not finite of the items {int(rows[0])} to "
-                        f"{int(rows[-1])}. Expected one whose weights work in float32."
+                        f"The autoencoder makes latents that are not finite of the items {int(indices[0])} to "
+                        f"{int(indices[-1])}. Expected one whose weights work in float32."
                     )
                 written = z.numpy().astype("<f4")
                 file.write(written.tobytes())
                 sums.append(Sums.of(written).values)
                 if progress:
-                    progress(int(rows[-1]) + 1, len(self))
+                    progress(int(indices[-1]) + 1, len(self))
         return Sums(np.concatenate(sums))

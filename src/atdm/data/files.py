@@ -73,14 +73,14 @@ class Files:
     @property
     def names(self) -> list[str]:
         """What each is called."""
-        return [self.listing.name(i) for i in self._rows()]
+        return [self.listing.name(i) for i in self._indices()]
 
-    def _rows(self) -> list[int]:
+    def _indices(self) -> list[int]:
         broken = set(self.broken)
         return [i for i in range(self.listing.count) if not broken or self.listing.name(i) not in broken]
 
     def _measured(self, progress: Progress | None) -> list[Blocks]:
-        rows = self._rows()
+        indices = self._indices()
 
         def one(index: int) -> Blocks:
             try:
@@ -93,12 +93,12 @@ class Files:
         out: list[Blocks] = []
         formats()  # loads Pillow's decoders, which is not for threads
         with settings(MAX_PIXELS), ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-            for at in range(0, len(rows), AT_ONCE):
-                out += pool.map(one, rows[at : at + AT_ONCE])
+            for at in range(0, len(indices), AT_ONCE):
+                out += pool.map(one, indices[at : at + AT_ONCE])
                 if progress:
-                    progress(len(out), len(rows))
+                    progress(len(out), len(indices))
         return out
 
 
-def _sum(rows: list[Any]) -> int:
-    return zlib.crc32(json.dumps(rows).encode())
+def _sum(facts: list[Any]) -> int:
+    return zlib.crc32(json.dumps(facts).encode())

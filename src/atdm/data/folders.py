@@ -15,7 +15,7 @@ from .listing import Listing, key_of, left_out, others, require_handles, stamp
 from .pixels import suffixes
 
 # Files that tell a folder of atdm's own, with pictures in it that are no data, and what wrote it.
-OWN = {
+WRITERS = {
     ("audit.json", "recipe.yaml"): "audit",
     ("samples.npz", "truth.npz"): "corrupt",
     ("config.yaml", "truth.npz"): "train",
@@ -59,16 +59,16 @@ def search(path: Path) -> Tree:
         raise UserError(f"There is no folder {path}. Expected a folder of images ({LISTED}).")
     if path.resolve() == path.resolve().parent:
         raise UserError(f"{path} is everything on this disk. Expected a folder of images.")
-    if (command := _own(os.listdir(path))) in ("audit", "corrupt", "train"):
+    if (command := _writer_of(os.listdir(path))) in ("audit", "corrupt", "train"):
         instead = f"{path / 'samples.npz'}" if command == "corrupt" else "a folder of images"
         raise UserError(f"{path} is what atdm {command} wrote. Expected {instead}.")
     return _Search(path).run()
 
 
-def _own(names: Iterable[str]) -> str | None:
+def _writer_of(names: Iterable[str]) -> str | None:
     """The command that wrote a folder with these names in it."""
     names = {*names}
-    return next((command for marks, command in OWN.items() if names.issuperset(marks)), None)
+    return next((command for marks, command in WRITERS.items() if names.issuperset(marks)), None)
 
 
 class _Search:
@@ -93,7 +93,7 @@ class _Search:
                     folders.clear()
                     continue
                 self.seen.add(_identity(folder))
-                if folder != str(self.path) and (command := _own((*files, *folders))):
+                if folder != str(self.path) and (command := _writer_of((*files, *folders))):
                     self._leave("folders that atdm wrote", f"{folder} (atdm {command})")
                     folders.clear()
                     continue

@@ -94,16 +94,16 @@ class _Kept:
     def __len__(self) -> int:
         return len(self.array)
 
-    def rows(self, indices: Int[Tensor, "b"]) -> np.ndarray:
+    def kept(self, indices: Int[Tensor, "b"]) -> np.ndarray:
         """These items as they are kept.
 
         Raises:
             Damaged: one is not as it was written.
         """
-        rows = indices.numpy()
-        items = self.array[rows]
+        numbers = indices.numpy()
+        items = self.array[numbers]
         if self._sums is not None and self.path is not None:
-            self._sums.require(items, rows, self.path)
+            self._sums.require(items, numbers, self.path)
         return items
 
     def sums(self) -> np.ndarray:
@@ -117,8 +117,8 @@ class _Kept:
             Damaged: one is not as it was written.
         """
         if self.array.nbytes <= AT_ONCE:
-            for rows in torch.arange(len(self)).split(64):
-                self.rows(rows)
+            for indices in torch.arange(len(self)).split(64):
+                self.kept(indices)
 
 
 class Mapped(_Kept):
@@ -130,7 +130,7 @@ class Mapped(_Kept):
             raise Damaged(f"{path} is damaged: it holds {self.array.dtype}. {AGAIN}")
 
     def __getitem__(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
-        return torch.from_numpy(self.rows(indices))
+        return torch.from_numpy(self.kept(indices))
 
 
 class Pixels(_Kept):
@@ -142,7 +142,7 @@ class Pixels(_Kept):
             raise Damaged(f"{pixels} is damaged: it holds {self.array.dtype} of {self.array.shape}. {AGAIN}")
 
     def __getitem__(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
-        return torch.from_numpy(self.rows(indices)).float().div_(127.5).sub_(1)
+        return torch.from_numpy(self.kept(indices)).float().div_(127.5).sub_(1)
 
 
 def _opened(path: Path) -> np.ndarray:

@@ -62,17 +62,17 @@ def split(listing: Listing, n: int | None, seed: int) -> tuple[Listing, Listing 
     return _part(listing, chosen, n, seed, "chosen"), _part(listing, rest, n, seed, "left out")
 
 
-def _part(listing: Listing, rows: list[int], *facts: object) -> Listing:
+def _part(listing: Listing, indices: list[int], *facts: object) -> Listing:
     def name(index: int) -> str:
-        return listing.name(rows[index])
+        return listing.name(indices[index])
 
     def content(index: int) -> Any:
-        return listing.content(rows[index])
+        return listing.content(indices[index])
 
-    labelled = listing.labelled and (lambda: listing.labelled()[rows])  # type: ignore[misc]
+    labelled = listing.labelled and (lambda: listing.labelled()[indices])  # type: ignore[misc]
     return replace(
         listing,
-        count=len(rows),
+        count=len(indices),
         name=name,
         content=content,
         key=key_of(listing.key, *facts),
@@ -84,16 +84,16 @@ def _part(listing: Listing, rows: list[int], *facts: object) -> Listing:
 def joined(first: Listing, second: Listing) -> Listing:
     """The images of both, one listing after the other."""
 
-    def place(index: int) -> tuple[Listing, int]:
+    def scheduled(index: int) -> tuple[Listing, int]:
         return (first, index) if index < first.count else (second, index - first.count)
 
     def name(index: int) -> str:
-        listing, own = place(index)
-        return listing.name(own)
+        listing, inner = part_of(index)
+        return listing.name(inner)
 
     def content(index: int) -> Any:
-        listing, own = place(index)
-        return listing.content(own)
+        listing, inner = part_of(index)
+        return listing.content(inner)
 
     return Listing(first.count + second.count, name, content, key_of(first.key, second.key), whole=first.whole)
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..corruption import Corruption, corrupt_rows, require_fit
+from ..corruption import Corruption, corrupt_items, require_shape
 from ..corruption.levels import drawn_levels
 from ..errors import UserError
 from ..noise import Gauge
@@ -77,13 +77,13 @@ class Source:
     least: Float[Tensor, "n"] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        require_fit(self.corruption, tuple(self.items.item_shape))
+        require_shape(self.corruption, tuple(self.items.item_shape))
         if (self.flip or self.window) and len(self.items.item_shape) != 3:
             raise UserError("flip and random crops are for images, and the data are vectors. Expected neither.")
-        for levels in (self.std, self.least):
-            if levels is not None and len(levels) != len(self.items):
+        for stds in (self.std, self.least):
+            if stds is not None and len(stds) != len(self.items):
                 raise UserError(
-                    f"There are {len(self.items)} items and {len(levels)} noise levels. Expected one for each."
+                    f"There are {len(self.items)} items and {len(stds)} noise levels. Expected one for each."
                 )
         if self.classes is not None and len(self.classes.of) != len(self.items):
             raise UserError(
@@ -103,10 +103,10 @@ class Source:
         """These items as training sees them in these epochs."""
         x = self.items[indices]
         if self.corruption:
-            when, own = epochs if self.fresh else torch.zeros_like(epochs), ~self.vouched(indices)
-            touched = x[own]
-            corrupt_rows(touched, self.corruption, self.seed, indices[own].tolist(), when[own].tolist())
-            x[own] = touched
+            when, untrusted = epochs if self.fresh else torch.zeros_like(epochs), ~self.vouched(indices)
+            touched = x[untrusted]
+            corrupt_items(touched, self.corruption, self.seed, indices[untrusted].tolist(), when[untrusted].tolist())
+            x[untrusted] = touched
         if self.window is not None:
             x = self._windows(x, indices, epochs)
         if self.flip:
@@ -126,13 +126,13 @@ class Source:
         return drawn if self.std is None else torch.hypot(drawn, self.std[indices])
 
     def _windows(self, x: Tensor, indices: Tensor, epochs: Tensor) -> Tensor:
-        places = []
+        cuts = []
         for name, side in zip(("top", "left"), x.shape[2:], strict=True):
             drawn = dice(self.seed, name, indices, epochs) * (side - self.item_shape[1] + 1)
-            places.append(torch.from_numpy(drawn.astype(np.int64))[:, None] + torch.arange(self.item_shape[1]))
-        rows, columns = places
-        every_row = torch.arange(len(x))[:, None, None]
-        return x.permute(0, 2, 3, 1)[every_row, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+            cuts.append(torch.from_numpy(drawn.astype(np.int64))[:, None] + torch.arange(self.item_shape[1]))
+        lines, columns = cuts
+        each = torch.arange(len(x))[:, None, None]
+        return x.permute(0, 2, 3, 1)[each, lines[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
     def first(self, count: int) -> Float[Tensor, "b *item"]:
         """So many items as of epoch 0, from the start again where there are fewer."""
@@ -172,8 +172,8 @@ class Source:
         header = {"descr": "<f4", "fortran_order": False, "shape": (len(self), *self.item_shape)}
         with zipfile.ZipFile(path, "w") as archive, archive.open("samples.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for rows in torch.arange(len(self)).split(256):
-                file.write(self.batch(rows, torch.zeros_like(rows)).numpy().astype("<f4").tobytes())
+            for indices in torch.arange(len(self)).split(256):
+                file.write(self.batch(indices, torch.zeros_like(indices)).numpy().astype("<f4").tobytes())
 
     def prepared(self) -> Source:
         """The same source with what never changes done once and kept in memory, where that is small."""
@@ -182,10 +182,10 @@ class Source:
             return self
         x = every(self.items)
         if self.corruption and not self.fresh:
-            rows = torch.arange(len(x))
-            levels = self.levels(rows, torch.zeros_like(rows))
-            own = rows[: len(x) - self.trusted].tolist()
-            corrupt_rows(x[: len(own)], self.corruption, self.seed, own, [0] * len(own))
+            indices = torch.arange(len(x))
+            levels = self.levels(indices, torch.zeros_like(indices))
+            untrusted = indices[: len(x) - self.trusted].tolist()
+            corrupt_items(x[: len(untrusted)], self.corruption, self.seed, untrusted, [0] * len(untrusted))
             return replace(self, items=Floats(x), corruption=(), std=levels)
         return replace(self, items=Floats(x))
 
@@ -207,24 +207,24 @@ class _Steps(torch.utils.data.Dataset[Tensor]):
 
     source: Source
     plan: Plan
-    rows: Tensor
+    mine: Tensor
 
     def __getitem__(self, step: int) -> Tensor:
-        return self.source.batch(self.plan[step][self.rows], self.plan.epochs(step)[self.rows])
+        return self.source.batch(self.plan[step][self.mine], self.plan.epochs(step)[self.mine])
 
 
-def feed(source: Source, plan: Plan, rows: Tensor, steps: range, workers: int, pin: bool) -> Iterator[Tensor]:
+def feed(source: Source, plan: Plan, mine: Tensor, steps: range, workers: int, pin: bool) -> Iterator[Tensor]:
     """The batch of each step, in order.
 
     Args:
-        rows: which rows of the global batch this process trains on.
+        mine: which rows of the global batch this process trains on.
         workers: processes that prepare batches ahead; 0 prepares each when it is asked for.
         pin: put batches into page-locked memory, from which a GPU fetches them while it computes.
 
     Raises:
         UserError: a worker died.
     """
-    batches = _Steps(replace(source, files=None, classes=None), plan, rows)  # workers only read items
+    batches = _Steps(replace(source, files=None, classes=None), plan, mine)  # workers only read items
     if workers == 0:
         for step in steps:
             batch = batches[step]
@@ -237,7 +237,7 @@ def feed(source: Source, plan: Plan, rows: Tensor, steps: range, workers: int, p
         num_workers=workers,
         worker_init_fn=_ignore_signals,
         pin_memory=pin,
-        generator=torch.Generator(),  # the loader's own seed must not come from the stream training uses
+        generator=torch.Generator(),  # the loader's own seed must not come from the generator that training uses
     )
     try:
         yield from loader

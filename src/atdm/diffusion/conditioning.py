@@ -34,7 +34,7 @@ def drop_conditioning(
         null: for each of them what stands for nothing, in the shape of a row: the embedding of an empty prompt, or the
             index after the last class.
         probability: of dropping a row, such as 0.1.
-        generator: seeds which rows; default: torch's global stream.
+        generator: seeds which items; default: torch's global generator.
 
     Raises:
         UserError: a probability outside [0, 1], tensors of different length, or one without its ``null``.
@@ -47,21 +47,21 @@ def drop_conditioning(
     lengths = {len(value) for value in conditioning.values()}
     if len(lengths) > 1:
         raise UserError(f"The conditioning has {sorted(lengths)} rows. Expected one row per sample in every tensor.")
-    rows = lengths.pop() if lengths else 0
-    dropped = torch.rand(rows, generator=generator, device=generator.device if generator else "cpu") < probability
+    count = lengths.pop() if lengths else 0
+    dropped = torch.rand(count, generator=generator, device=generator.device if generator else "cpu") < probability
     return {name: _replace(value, null[name], dropped) for name, value in conditioning.items()}
 
 
-def _replace(value: Tensor, null: Tensor, rows: Tensor) -> Tensor:
-    rows = rows.to(value.device).reshape(-1, *[1] * (value.dim() - 1))
-    return torch.where(rows, null.to(value), value)
+def _replace(value: Tensor, null: Tensor, chosen: Tensor) -> Tensor:
+    chosen = chosen.to(value.device).reshape(-1, *[1] * (value.dim() - 1))
+    return torch.where(chosen, null.to(value), value)
 
 
-def in_turn(value: Tensor, rows: int) -> Tensor:
+def in_turn(value: Tensor, count: int) -> Tensor:
     """``value`` with one row per sample: its own rows in turn, where there are fewer."""
-    if len(value) == rows:
+    if len(value) == count:
         return value
-    return value[torch.arange(rows, device=value.device) % len(value)]
+    return value[torch.arange(count, device=value.device) % len(value)]
 
 
 class Guided(nn.Module):

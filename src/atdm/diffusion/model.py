@@ -231,12 +231,12 @@ class Model:
         drawn = sample(self.net, self.process, n, self.net_shape, how, **options)
         return drawn if self.latents is None else self.latents.decode(drawn)
 
-    def _conditions(self, rows: int) -> dict[str, Any]:
+    def _conditions(self, count: int) -> dict[str, Any]:
         """What the network is given beside x and t for so many items."""
         given = dict(self.conditioning)
         labels = given.get("class_labels")
         if isinstance(labels, Tensor) and labels.dim() == 1 and len(labels) > 1:
-            given["class_labels"] = in_turn(labels, rows)
+            given["class_labels"] = in_turn(labels, count)
         return given
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -104,10 +104,10 @@ class Process:
         _require_steps(steps)
         s = torch.arange(1, steps + 1, dtype=torch.float64) / steps
         s = shift * s / (1 + (shift - 1) * s)
-        return cls._from_levels(s, prediction, {"shift": shift})
+        return cls._from_sigmas(s, prediction, {"shift": shift})
 
     @classmethod
-    def _from_levels(cls, s: Tensor, prediction: str, schedule: dict[str, Any]) -> Process:
+    def _from_sigmas(cls, s: Tensor, prediction: str, schedule: dict[str, Any]) -> Process:
         if prediction in ("epsilon", "score"):
             raise UserError(
                 f"A flow starts at pure noise, where '{prediction}' says nothing about the data. "
@@ -184,16 +184,16 @@ class Process:
             if config.get("invert_sigmas"):
                 raise UserError(f"{type(scheduler).__name__} inverts its levels. Expected invert_sigmas=False.")
             schedule = {k: config[k] for k in keys if k != "clip_sample"}
-            return cls._from_levels(fresh.sigmas.double().flip(0), config.get("prediction_type", "flow"), schedule)
+            return cls._from_sigmas(fresh.sigmas.double().flip(0), config.get("prediction_type", "flow"), schedule)
         if "sigma_data" in config:
             if config.get("sigma_schedule") != "karras" or "rho" not in config:
                 raise UserError(
                     f"{type(scheduler).__name__} has the sigma_schedule '{config.get('sigma_schedule')}'. Expected 'karras'."
                 )
-            spoken = config["prediction_type"]
+            expected = config["prediction_type"]
             options = {k: config[k] for k in ("sigma_min", "sigma_max", "rho", "sigma_data")}
             return cls.edm(
-                config["num_train_timesteps"], **options, prediction="edm" if spoken == "epsilon" else spoken
+                config["num_train_timesteps"], **options, prediction="edm" if expected == "epsilon" else expected
             )
         abar = getattr(scheduler, "alphas_cumprod", None)
         if abar is None:

@@ -85,8 +85,8 @@ def trajectory(
     """
     solver = open_solver(model, process, shape, sampling, generator=generator, **options)
     if x_T is None:
-        rows = shape[0] // len(solver.streams)
-        noise = [torch.randn((rows, *shape[1:]), generator=g, device=g.device) for g in solver.streams]
+        share = shape[0] // len(solver.generators)
+        noise = [torch.randn((share, *shape[1:]), generator=g, device=g.device) for g in solver.generators]
         x_T = torch.cat([n.to(solver.device) for n in noise])
     solver.begin(x_T)
     if isinstance(hook, LooksAhead):
@@ -119,12 +119,12 @@ def open_solver(
     how = asked(sampling, options)
     if options:
         raise unknown("option of sampling", next(iter(options)), (f.name for f in dataclasses.fields(Sampling)))
-    streams = [generator] if isinstance(generator, torch.Generator) else list(generator)
-    if shape[0] % len(streams):
+    shared = [generator] if isinstance(generator, torch.Generator) else list(generator)
+    if shape[0] % len(shared):
         raise UserError(
-            f"{len(streams)} generators cannot share a batch of {shape[0]}. Expected a divisor of the batch size."
+            f"{len(shared)} generators cannot share a batch of {shape[0]}. Expected a divisor of the batch size."
         )
-    return Solver(model, process, shape, how, streams, _device(model, device), conditioning)
+    return Solver(model, process, shape, how, shared, _device(model, device), conditioning)
 
 
 def sample(
@@ -201,10 +201,10 @@ def sample_stops(
         stops: noise levels ``sigma_t/alpha_t``; None: to the end.
         options: of :func:`sample`.
     """
-    levels = (process.sigmas / process.alphas).tolist()
+    ratios = (process.sigmas / process.alphas).tolist()
 
     def stopped(step: Step) -> Iterator[tuple[int, Tensor]]:
-        return ((s, step.denoised) for s, stop in enumerate(stops) if stop is not None and levels[step.t] < stop)
+        return ((s, step.denoised) for s, stop in enumerate(stops) if stop is not None and ratios[step.t] < stop)
 
     last = None if None in stops else min(stop for stop in stops if stop is not None)
     how = dataclasses.replace(asked(sampling, options), stop_ratio=last)
@@ -282,13 +282,15 @@ def _collect(
     for turn, (start, blocks) in enumerate(mine):
         stop = min(start + len(blocks) * block, n)
         # The last block is drawn and computed whole, so that its noise does not depend on n.
-        rows = torch.arange(start, start + len(blocks) * block).clamp(max=n - 1)
+        indices = torch.arange(start, start + len(blocks) * block).clamp(max=n - 1)
         steps = trajectory(
             model,
             process,
-            (len(rows), *batches.item_shape),
+            (len(indices), *batches.item_shape),
             generator=generators(batches.seed, blocks),
-            conditioning=None if conditioning is None else {k: _rows(v, rows, n) for k, v in conditioning.items()},
+            conditioning=None
+            if conditioning is None
+            else {k: _of_items(v, indices, n) for k, v in conditioning.items()},
             **options,
         )
         written = [False] * slots
@@ -324,9 +326,9 @@ def generators(seed: int, blocks: Iterable[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed((SEEDS_APART * seed + block) % 2**32) for block in blocks]
 
 
-def _rows(value: Any, rows: Tensor, n: int) -> Any:
+def _of_items(value: Any, indices: Tensor, n: int) -> Any:
     if isinstance(value, Tensor) and value.dim() > 0 and len(value) == n:
-        return value[rows.to(value.device)]
+        return value[indices.to(value.device)]
     return value
 
 

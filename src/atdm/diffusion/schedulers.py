@@ -127,16 +127,16 @@ def build_scheduler(name: str, process: Process, clip_sample: bool = False) -> A
         )
     require_signal(process, name)
     sampler = samplers[name]
-    spoken = process.prediction if process.prediction in sampler.predictions else sampler.predictions[0]
+    expected = process.prediction if process.prediction in sampler.predictions else sampler.predictions[0]
     kind = getattr(unrespaced if hasattr(unrespaced, sampler.scheduler) else diffusers, sampler.scheduler)
     config = {
         "timestep_spacing": "trailing",
-        **_speaking(process, spoken).scheduler_config(clip_sample),
+        **_predicting(process, expected).scheduler_config(clip_sample),
         **sampler.options,
     }
     accepted = inspect.signature(kind.__init__).parameters
     scheduler = kind(**{key: value for key, value in config.items() if key in accepted})
-    check_process(scheduler, _speaking(process, spoken))
+    check_process(scheduler, _predicting(process, expected))
     return scheduler
 
 
@@ -148,19 +148,19 @@ def adopt(scheduler: Any, process: Process) -> Any:
     """
     check_process(scheduler, process)
     copied = type(scheduler).from_config(scheduler.config)
-    spoken = Process.from_scheduler(scheduler).prediction
-    if spoken not in NATIVE[process.family]:  # written into the scheduler of a pipeline by atdm
-        words = _speaking(process, NATIVE[process.family][0]).scheduler_config(clip_sample=False)
+    expected = Process.from_scheduler(scheduler).prediction
+    if expected not in NATIVE[process.family]:  # written into the scheduler of a pipeline by atdm
+        words = _predicting(process, NATIVE[process.family][0]).scheduler_config(clip_sample=False)
         copied.register_to_config(prediction_type=words.get("prediction_type", process.family))
     return copied
 
 
-def spoken_by(scheduler: Any, process: Process) -> Process:
+def expected_by(scheduler: Any, process: Process) -> Process:
     """``process`` in terms of the prediction that ``scheduler`` expects."""
-    return _speaking(process, Process.from_scheduler(scheduler).prediction)
+    return _predicting(process, Process.from_scheduler(scheduler).prediction)
 
 
-def _speaking(process: Process, prediction: str) -> Process:
+def _predicting(process: Process, prediction: str) -> Process:
     return process if process.prediction == prediction else dataclasses.replace(process, prediction=prediction)
 
 

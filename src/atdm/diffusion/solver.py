@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import UserError
 from ..nets import call
 from .process import Process
-from .schedulers import spoken_by
+from .schedulers import expected_by
 from .steps import Sampling
 
 
@@ -65,19 +65,19 @@ class Seen:
     """
 
     def __init__(
-        self, process: Process, output: Tensor, x: Tensor, rows: Tensor, clipped: Callable[[Tensor], Tensor]
+        self, process: Process, output: Tensor, x: Tensor, t: Tensor, clipped: Callable[[Tensor], Tensor]
     ) -> None:
-        self.process, self.output, self.x, self.rows, self._clipped = process, output, x, rows, clipped
+        self.process, self.output, self.x, self.t, self._clipped = process, output, x, t, clipped
 
     @cached_property
     def eps(self) -> Tensor:
         """The noise that was predicted."""
-        return self.process.to_eps(self.output, self.x, self.rows)
+        return self.process.to_eps(self.output, self.x, self.t)
 
     @cached_property
     def raw(self) -> Tensor:
         """``D(x, t)``, not clipped."""
-        return self.process.to_x0(self.output, self.x, self.rows)
+        return self.process.to_x0(self.output, self.x, self.t)
 
     @cached_property
     def denoised(self) -> Tensor:
@@ -93,7 +93,7 @@ class Solver:
     Args:
         shape: ``[batch, *item]``.
         sampling: how; the step at which it stops returns the denoised state, and is the last.
-        streams: generators that share the batch, for the noise of stochastic samplers; each serves as many consecutive
+        generators: generators that share the batch, for the noise of stochastic samplers; each serves as many consecutive
             items.
         conditioning: passed to the model.
 
@@ -107,14 +107,14 @@ class Solver:
         process: Process,
         shape: tuple[int, ...],
         sampling: Sampling,
-        streams: Sequence[torch.Generator],
+        generators: Sequence[torch.Generator],
         device: torch.device,
         conditioning: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.process, self.shape, self.sampling = model, process, shape, sampling
-        self.streams, self.device, self.conditioning = list(streams), device, dict(conditioning or {})
-        self.scheduler, self.levels = sampling.place(process)
-        self.spoken = spoken_by(self.scheduler, process)  # the process, as the scheduler takes outputs
+        self.generators, self.device, self.conditioning = list(generators), device, dict(conditioning or {})
+        self.scheduler, self.visits = sampling.scheduler_for(process)
+        self.expected = expected_by(self.scheduler, process)  # the process, as the scheduler takes outputs
         # Those of the scheduler, on the CPU, where reading one does not wait.
         self.timesteps: list[Tensor] = list(self.scheduler.timesteps)
         self._draws = "generator" in inspect.signature(self.scheduler.step).parameters
@@ -127,7 +127,7 @@ class Solver:
     @property
     def t(self) -> int:
         """The timestep of the next evaluation."""
-        return self.levels[self.index]
+        return self.visits[self.index]
 
     @property
     def done(self) -> bool:
@@ -140,24 +140,24 @@ class Solver:
             UserError: no step is left.
         """
         ratios = self.process.sigmas / self.process.alphas
-        levels = sorted(set(self.levels), reverse=True)
-        kept = [t for t in levels if float(ratios[t]) <= ratio * (1 + 1e-6)]
+        timesteps = sorted(set(self.visits), reverse=True)
+        kept = [t for t in timesteps if float(ratios[t]) <= ratio * (1 + 1e-6)]
         if not kept:
             raise UserError(
                 f"No step of the sampler starts at a noise level of {ratio:g} or below: its last is at "
-                f"sigma_t/alpha_t = {float(ratios[levels[-1]]):.3g}. Expected more steps, or a higher level."
+                f"sigma_t/alpha_t = {float(ratios[timesteps[-1]]):.3g}. Expected more steps, or a higher level."
             )
-        if len(kept) == len(levels):
+        if len(kept) == len(timesteps):
             return
-        places = [i for i, t in enumerate(self.levels) if t == kept[0]]
-        begin = places[-1]  # Heun's second visit of a timestep begins a step
+        same = [i for i, t in enumerate(self.visits) if t == kept[0]]
+        begin = same[-1]  # Heun's second visit of a timestep begins a step
         if hasattr(self.scheduler, "ets"):  # PNDM takes its second timestep twice, wherever it begins
-            self.levels = [*kept[:2], *kept[1:]]
-            self.timesteps = [torch.tensor(t) for t in self.levels]
+            self.visits = [*kept[:2], *kept[1:]]
+            self.timesteps = [torch.tensor(t) for t in self.visits]
         else:
             if hasattr(self.scheduler, "set_begin_index"):
                 self.scheduler.set_begin_index(begin)
-            self.timesteps, self.levels = self.timesteps[begin:], self.levels[begin:]
+            self.timesteps, self.visits = self.timesteps[begin:], self.visits[begin:]
         self.skipped = True
 
     def begin(self, x: Float[Tensor, "batch *dims"]) -> None:
@@ -173,18 +173,18 @@ class Solver:
         """Go on from ``x``, in the coordinates the network sees, instead of the present state."""
         self.state, self.x = self.state + (x - self.x) / self._scale(), x
 
-    def fork(self, streams: Sequence[torch.Generator] | None = None) -> Solver:
+    def fork(self, generators: Sequence[torch.Generator] | None = None) -> Solver:
         """A copy at the same place that shares the network.
 
         Args:
-            streams: of the copy's noise; default: copies of this one's, so that both see the same noise.
+            generators: of the copy's noise; default: copies of this one's, so that both see the same noise.
         """
         copied = copy.copy(self)
         copied.scheduler = copy.copy(self.scheduler)
         for name, value in vars(self.scheduler).items():
             if isinstance(value, list):  # what multistep samplers remember; they replace tensors and write into lists
                 setattr(copied.scheduler, name, list(value))
-        copied.streams = [g.clone_state() for g in self.streams] if streams is None else list(streams)
+        copied.generators = [g.clone_state() for g in self.generators] if generators is None else list(generators)
         return copied
 
     def predict(
@@ -199,32 +199,32 @@ class Solver:
         return seen.output, seen.eps, seen.raw
 
     def _evaluate(self, x: Tensor, checkpointed: bool) -> Seen:
-        rows = torch.tensor(self.t, device=self.device).expand(self.shape[0])
-        times = self.process.time(rows)
+        t = torch.tensor(self.t, device=self.device).expand(self.shape[0])
+        times = self.process.time(t)
         if checkpointed and torch.is_grad_enabled() and x.requires_grad:
             output: Tensor = checkpoint(
                 call, self.model, x, times, use_reentrant=False, preserve_rng_state=False, **self.conditioning
             )
         else:
             output = call(self.model, x, times, **self.conditioning)
-        return Seen(self.process, output, x, rows, self._clipped)
+        return Seen(self.process, output, x, t, self._clipped)
 
     def step(self, checkpointed: bool = False) -> Step:
         """Evaluate the network and go on to the next state."""
         x, t, index = self.x, self.t, self.index
         seen = self._evaluate(x, checkpointed)
         output = seen.output
-        if self.spoken is not self.process:
-            output = self.spoken.target(seen.raw, seen.eps, seen.rows)
+        if self.expected is not self.process:
+            output = self.expected.target(seen.raw, seen.eps, seen.t)
         count, stop = len(self.timesteps), self.sampling.stop_ratio
         if stop is not None and float(self.process.sigmas[t] / self.process.alphas[t]) < stop:
             self.state = self.x = seen.denoised
-            self.timesteps, self.levels = self.timesteps[: index + 1], self.levels[: index + 1]
+            self.timesteps, self.visits = self.timesteps[: index + 1], self.visits[: index + 1]
         else:
             # A scheduler draws from each generator the noise of one row: make a row of the items that share a generator.
-            g = len(self.streams)
+            g = len(self.generators)
             blocked = self.shape if g == 1 else (g, self.shape[0] // g, *self.shape[1:])
-            randomness = {"generator": self.streams[0] if g == 1 else self.streams} if self._draws else {}
+            randomness = {"generator": self.generators[0] if g == 1 else self.generators} if self._draws else {}
             stepped = self.scheduler.step(
                 output.reshape(blocked), self.timesteps[index], self.state.reshape(blocked), **randomness
             )

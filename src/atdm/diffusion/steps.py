@@ -63,7 +63,7 @@ class Sampling:
             clip_sample=clip_sample if self.clip_sample is None else self.clip_sample,
         )
 
-    def place(self, process: Process) -> tuple[Any, list[int]]:
+    def scheduler_for(self, process: Process) -> tuple[Any, list[int]]:
         """A scheduler of diffusers with its steps set, and the timestep of ``process`` at each evaluation of the network.
 
         All steps from T-1 on: :class:`~atdm.diffusion.solver.Solver` omits those above ``start_ratio``.
@@ -71,12 +71,12 @@ class Sampling:
         Raises:
             UserError: a sampler or number of steps that cannot work.
         """
-        own = self.resolved(process)
-        if isinstance(own.sampler, str):
-            scheduler = build_scheduler(own.sampler, process, bool(own.clip_sample))
-            return scheduler, place(scheduler, process, self.steps, strided(own.sampler, process))
-        scheduler = adopt(own.sampler, process)
-        return scheduler, place(scheduler, process, self.steps, False)
+        sampling = self.resolved(process)
+        if isinstance(sampling.sampler, str):
+            scheduler = build_scheduler(sampling.sampler, process, bool(sampling.clip_sample))
+            return scheduler, set_timesteps(scheduler, process, self.steps, strided(sampling.sampler, process))
+        scheduler = adopt(sampling.sampler, process)
+        return scheduler, set_timesteps(scheduler, process, self.steps, False)
 
     def last_ratio(self, process: Process) -> float:
         """``sigma_t/alpha_t`` where the network is evaluated last.
@@ -87,8 +87,8 @@ class Sampling:
         Raises:
             UserError: a sampler or number of steps that cannot work.
         """
-        _, levels = self.place(process)
-        ratios: list[float] = process.ratio(torch.tensor(levels)).tolist()
+        _, timesteps = self.scheduler_for(process)
+        ratios: list[float] = process.ratio(torch.tensor(timesteps)).tolist()
         return next((r for r in ratios if self.stop_ratio is not None and r < self.stop_ratio), ratios[-1])
 
     def as_dict(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def asked(sampling: Sampling | None, options: dict[str, Any]) -> Sampling:
     return dataclasses.replace(sampling or Sampling(), **found)
 
 
-def place(scheduler: Any, process: Process, steps: int, strided: bool) -> list[int]:
+def set_timesteps(scheduler: Any, process: Process, steps: int, strided: bool) -> list[int]:
     """Set the steps of ``scheduler``, and tell the timestep of ``process`` at each evaluation of the network.
 
     Those of flows and of EDM are spread evenly over the table from its last entry to its first, as diffusers spreads
@@ -117,7 +117,7 @@ def place(scheduler: Any, process: Process, steps: int, strided: bool) -> list[i
             f"The number of sampling steps is {steps}. Expected 1 to {process.steps}, the timesteps of the process."
         )
     if process.family != "vp":
-        return _place_levels(scheduler, process, steps)
+        return _set_sigmas(scheduler, process, steps)
     if strided and process.steps % steps:
         # Equal strides of T // steps cannot reach both ends; counted from 0 they at least end where step() believes.
         scheduler.register_to_config(timestep_spacing="leading")
@@ -140,14 +140,14 @@ def place(scheduler: Any, process: Process, steps: int, strided: bool) -> list[i
     return [int(t) for t in timesteps]
 
 
-def _place_levels(scheduler: Any, process: Process, steps: int) -> list[int]:
+def _set_sigmas(scheduler: Any, process: Process, steps: int) -> list[int]:
     shifts = {"mu": 0.0} if scheduler.config.get("use_dynamic_shifting") else {}
     scheduler.set_timesteps(steps, **shifts)
-    rows = torch.linspace(process.steps - 1, 0, steps, dtype=torch.float64).round().long()
-    levels = process.sigmas[rows] if process.family == "flow" else process.ratio(rows)
-    visits = torch.tensor([1, *[scheduler.order] * (steps - 1)])  # Heun comes back to all levels but the first
-    rows, levels = rows.repeat_interleave(visits), levels.float().repeat_interleave(visits)
+    timesteps = torch.linspace(process.steps - 1, 0, steps, dtype=torch.float64).round().long()
+    sigmas = process.sigmas[timesteps] if process.family == "flow" else process.ratio(timesteps)
+    repeats = torch.tensor([1, *[scheduler.order] * (steps - 1)])  # Heun comes back to all levels but the first
+    timesteps, sigmas = timesteps.repeat_interleave(repeats), sigmas.float().repeat_interleave(repeats)
     last = scheduler.sigmas[-1:]  # 0, or what final_sigmas_type says
-    scheduler.timesteps = process.time(rows).float()
-    scheduler.sigmas = torch.cat([levels, last])
-    return rows.tolist()
+    scheduler.timesteps = process.time(timesteps).float()
+    scheduler.sigmas = torch.cat([sigmas, last])
+    return timesteps.tolist()

@@ -130,8 +130,8 @@ def folder_of(name: str, data: str | None) -> str:
 
 def label_of(data: str) -> str:
     """A data set in a word or two, without the place where it is: ``subspace:/mnt/photos/`` is ``subspace-photos``."""
-    kind, _, place = data.rpartition(":")
-    names = [part for part in re.split(r"[/\\=]", place.split(",")[0]) if part and "*" not in part]
+    kind, _, set_name = data.rpartition(":")
+    names = [part for part in re.split(r"[/\\=]", set_name.split(",")[0]) if part and "*" not in part]
     return re.sub(r"[^\w.]+", "-", "-".join([kind, *names[-1:]])).strip("-.") or "data"
 
 

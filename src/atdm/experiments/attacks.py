@@ -118,12 +118,12 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     shown = first_seed(outcomes)
     figures, claims, notes = {}, [], []
     for condition in values_of(rows, "condition"):
-        own = [o for o in shown if o.job.condition == condition]
-        options = own[0].job.options
+        chosen = [o for o in shown if o.job.condition == condition]
+        options = chosen[0].job.options
         measure, attack = options["measure"], options["attack"]
         short = condition.replace(",", "").replace(" %", "").replace(" ", "-")
-        curves = {o.job.label: o.tensors["summaries"][attack] for o in own}
-        curves |= {f"{o.job.label}, random": o.tensors["summaries"]["random:norm=l2"] for o in own}
+        curves = {o.job.label: o.tensors["summaries"][attack] for o in chosen}
+        curves |= {f"{o.job.label}, random": o.tensors["summaries"]["random:norm=l2"] for o in chosen}
         measures = list(dict.fromkeys(["damage", measure, "moved_rms", "sliced_wasserstein"]))[:3]
         figures[f"damage-{short}"] = (
             f"{condition}: {attack} on every one of {options['steps']} DDIM steps, and random perturbations of the same budget.",
@@ -137,7 +137,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             return {b: mean_over_seeds(rows, measure, budget=b, **where) for b in values_of(rows, "budget")}
 
         plain = {b: v for b, v in curve("ddpm").items() if v == v}
-        methods = [o.job.label for o in own if o.job.label != "ddpm"]
+        methods = [o.job.label for o in chosen if o.job.label != "ddpm"]
         if measure == "off_support_rms":
             doubles = budget_that_doubles(plain)
             for method in methods:
@@ -173,7 +173,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                         f"{measure.replace('_', ' ')} {number(defended[worst])}, ddpm {number(plain[worst])}",
                     )
                 )
-        for o in own:
+        for o in chosen:
             raised = [c for c in o.tensors["checks"] if not c["ok"]]
             notes.append(
                 f"{condition}, {o.job.label}: of {len(o.tensors['checks'])} checks of the attack at budget "

@@ -138,8 +138,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     rows = [row for o in outcomes for row in o.rows]
     claims = []
     for name in values_of(rows, "set"):
-        own = [r for r in rows if r["set"] == name]
-        noisy = [r for r in own if r["kind"] == "noise"]
+        of_set = [r for r in rows if r["set"] == name]
+        noisy = [r for r in of_set if r["kind"] == "noise"]
         worst = [_largest(noisy, key) for key in ("share_error", "std_error")]
         claims.append(
             Claim(
@@ -148,8 +148,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                 f"largest errors over {len(noisy)} settings {number(worst[0])} points and {number(worst[1])} %",
             )
         )
-        for kind in ["clean", *values_of([r for r in own if r["kind"] not in ("noise", "clean")], "kind")]:
-            found = max(r["found_share"] or 0.0 for r in own if r["kind"] == kind)
+        for kind in ["clean", *values_of([r for r in of_set if r["kind"] not in ("noise", "clean")], "kind")]:
+            found = max(r["found_share"] or 0.0 for r in of_set if r["kind"] == kind)
             what = "clean images" if kind == "clean" else kind
             claims.append(
                 Claim(
@@ -162,7 +162,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                 r["outliers_found"] >= 90,
                 f"{number(r['outliers_found'])} % of them found; {number(r['corrupted'])} % there, {number(r['outliers'])} % reported",
             )
-            for r in own
+            for r in of_set
             if r["kind"] == "outliers"
         ]
     noise = [r for r in rows if r["kind"] == "noise"]
@@ -205,9 +205,9 @@ def _worst(rows: Sequence[Row]) -> Table:
     """The largest errors of each set."""
     lines = []
     for name in values_of(rows, "set"):
-        own = [r for r in rows if r["set"] == name]
-        noisy = [r for r in own if r["kind"] == "noise"]
-        clean = cell(own, "found_share", condition="clean")
+        of_set = [r for r in rows if r["set"] == name]
+        noisy = [r for r in of_set if r["kind"] == "noise"]
+        clean = cell(of_set, "found_share", condition="clean")
         lines.append([name, _largest(noisy, "share_error"), _largest(noisy, "std_error"), clean])
     columns = ["data", "share: largest error, points", "std: largest error, %", "of the clean set called noise, %"]
     return Table(columns, lines, f"Over {len(SHARES) * len(STDS)} settings each, or fewer at scale smoke.")
@@ -216,7 +216,7 @@ def _worst(rows: Sequence[Row]) -> Table:
 def _figures(rows: Sequence[Row]) -> dict[str, tuple[str, plot.Figure]]:
     lines = {}
     for name in values_of(rows, "set"):
-        own = sorted((r["share"], r["found_share"]) for r in rows if r["set"] == name)
-        lines[name] = ([a for a, _ in own], [b if b is not None else math.nan for _, b in own])
+        of_set = sorted((r["share"], r["found_share"]) for r in rows if r["set"] == name)
+        lines[name] = ([a for a, _ in of_set], [b if b is not None else math.nan for _, b in of_set])
     caption = "The share of noisy images that was found against the true one, over all strengths of noise."
     return {"share": (caption, plot.curves(lines, "true share, %", "share found, %"))}

@@ -25,7 +25,7 @@ from ..spec import parse_spec
 from ..training.config import ObjectiveConfig
 from . import SUBSPACE, butterflies, by_scale, digits, plane
 from .runner.findings import Claim, Findings, Outcome
-from .runner.jobs import AUTO, DDPM, Job, ddpm_job, draw_stops, grid, open_held_out, prepare, published, train
+from .runner.jobs import AUTO, DDPM, Job, ddpm_job, grid, open_held_out, prepare, published, samples_at_stops, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
 SHARES, STDS = (0.3, 0.6, 0.9, 1.0), (0.05, 0.1, 0.2)
@@ -122,7 +122,7 @@ def jobs(
     """
     for spec in corruptions:
         parse_corruption(spec)
-    own = {"clean": "none"} | {spec: spec for spec in corruptions if spec != "none"}
+    given = {"clean": "none"} | {spec: spec for spec in corruptions if spec != "none"}
     chosen = dict(named(name) for name in dict.fromkeys(["ddpm", *objectives]))
     benchmarks: Sequence[str] = by_scale(scale, BENCHMARKS[:1], BENCHMARKS, BENCHMARKS)
     if data:
@@ -133,7 +133,7 @@ def jobs(
         for benchmark in benchmarks:
             able = {k: o for k, o in chosen.items() if benchmark != "plane" or o.name.split(":")[0] not in IMAGES_ONLY}
             todo += grid(
-                base(benchmark, scale, data), able, own if corruptions else conditions(benchmark, scale), [seed]
+                base(benchmark, scale, data), able, given if corruptions else conditions(benchmark, scale), [seed]
             )
     return todo
 
@@ -166,7 +166,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     elif job.config.objective.automatic:
         stops |= {f"{job.label}{HALF}": max(STOP * (config.objective.gate or 0.0), 1e-6)}
     rows = []
-    drawn = draw_stops(trained, part(tell, 0.8, 1), [*stops.values()])
+    drawn = samples_at_stops(trained, part(tell, 0.8, 1), [*stops.values()])
     for (label, stop), samples in zip(stops.items(), drawn, strict=True):
         values = evaluate(trained, samples) | {"cost": cost, "benchmark": job.options["benchmark"]}
         rows.append(row(trained, samples, values, stop_ratio=stop) | {"method": label})
@@ -185,8 +185,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     rows = [r for o in outcomes for r in o.rows]
     tradeoffs, curves, tables, claims = {}, {}, [], []
     for benchmark in values_of(rows, "benchmark"):
-        own, name = [r for r in rows if r["benchmark"] == benchmark], benchmark.replace(" ", "-")
-        residual, distance = keys(own)
+        chosen, name = [r for r in rows if r["benchmark"] == benchmark], benchmark.replace(" ", "-")
+        residual, distance = keys(chosen)
         columns = {
             "residual corruption": residual,
             "distance from clean": distance,
@@ -194,38 +194,38 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             "step cost": "cost",
             "steps": "training_steps",
         }
-        columns = {head: key for head, key in columns.items() if any(key in r for r in own)}
+        columns = {head: key for head, key in columns.items() if any(key in r for r in chosen)}
         tables.append(
             table_of(
-                own, {"training data": "condition", "objective": "method"}, columns,
+                chosen, {"training data": "condition", "objective": "method"}, columns,
                 f"{benchmark}: {words(residual)}; {words(distance)}. Lower is better. Step cost: floor, over ddpm's. "
                 f"{', '.join(INFORMED)} know the noise of every item.",
             )
         )  # fmt: skip
         condition = noise(*STANDARD)[0]
-        if condition not in (seen := values_of(own, "condition")):
+        if condition not in (seen := values_of(chosen, "condition")):
             condition = seen[-1]
         tradeoffs[f"{name}-tradeoff"] = (
             f"{benchmark}, {condition}: residual corruption and the distance from clean data, towards the lower left is "
             "better; ddpm and auto with the levels at which their sampling stops.",
-            tradeoff([r for r in own if r["condition"] == condition], residual, distance),
+            tradeoff([r for r in chosen if r["condition"] == condition], residual, distance),
         )
         for title, key in (("residual", residual), ("distance", distance)):
             panels = {}
             for what, values in (("share", SHARES), ("std", STDS)):
                 at = {v: noise(*cross(what, v))[0] for v in values}
-                at = {v: condition for v, condition in at.items() if any(r["condition"] == condition for r in own)}
+                at = {v: condition for v, condition in at.items() if any(r["condition"] == condition for r in chosen)}
                 if len(at) > 2:
                     panels[f"{what} of the noise"] = {
-                        method: ([*at], [mean_over_seeds(own, key, condition=c, method=method) for c in at.values()])
-                        for method in values_of(own, "method")
+                        method: ([*at], [mean_over_seeds(chosen, key, condition=c, method=method) for c in at.values()])
+                        for method in values_of(chosen, "method")
                     }
             if panels:
                 curves[f"{name}-{title}"] = (
                     f"{benchmark}: {words(key)} against share (at std {STANDARD[1]:g}) and std (at {STANDARD[0]:.0%}) of the noise.",
                     pictures.curve_panels(panels, "share, std", words(key)),
                 )
-        claims += judged(own, benchmark, residual, distance)
+        claims += judged(chosen, benchmark, residual, distance)
     lead = (
         "No published counterpart: the paper compares with plain ddpm only. Here its objectives, ours with gate and strength "
         "chosen from the data (auto), and baselines of other papers learn from the same corrupted data with the same compute: whose "
@@ -282,20 +282,20 @@ def judged(rows: Sequence[Row], benchmark: str, residual: str, distance: str) ->
     ]
     ways = {"auto": AUTO, "stopped": AUTO + HALF}
     for baseline in [m for m in values_of(rows, "method") if m == "robust_adv" or m.startswith(f"ddpm{STOPPED}")]:
-        places: dict[str, list[str]] = {"ahead": [], "level": [], "neither": [], "behind": []}
+        labels: dict[str, list[str]] = {"ahead": [], "level": [], "neither": [], "behind": []}
         for condition in [c for c in values_of(rows, "condition") if c != "clean"]:
-            own = [r for r in rows if r["condition"] == condition]
-            found = {beside(own, way, baseline, (residual, distance)) for way in ways.values()}
-            best = next(place for place in places if place in found)
+            chosen = [r for r in rows if r["condition"] == condition]
+            found = {beside(chosen, way, baseline, (residual, distance)) for way in ways.values()}
+            best = next(label for label in labels if label in found)
             numbers = ", ".join(f"{name} {shown(way, condition)}" for name, way in ways.items())
             detail = f" ({numbers}; {baseline} {shown(baseline, condition)})" if best in ("neither", "behind") else ""
-            places[best].append(condition + detail)
+            labels[best].append(condition + detail)
         claims.append(
             Claim(
                 f"{benchmark}: auto is at least as good in both numbers as "
                 f"{'robust_adv as published' if baseline == 'robust_adv' else baseline} under every corruption",
-                not places["neither"] and not places["behind"],
-                "; ".join(f"{place}: {', '.join(where)}" for place, where in places.items() if where),
+                not labels["neither"] and not labels["behind"],
+                "; ".join(f"{label}: {', '.join(where)}" for label, where in labels.items() if where),
             )
         )
     return claims
@@ -311,8 +311,8 @@ def beside(
     """
     lacks, spreads = [], []
     for key in keys:
-        own, theirs = ({r["seed"]: float(r[key]) for r in rows if r["method"] == m} for m in (method, baseline))
-        each = [own[seed] - theirs[seed] for seed in own.keys() & theirs.keys()]
+        ours, theirs = ({r["seed"]: float(r[key]) for r in rows if r["method"] == m} for m in (method, baseline))
+        each = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
         lacks.append(statistics.fmean(each))
         spreads.append(statistics.stdev(each) if len(each) > 1 else 0.0)
     if all(lack <= 0 for lack in lacks):

@@ -17,7 +17,7 @@ from ..pool import Tell, part
 from ..training.config import ObjectiveConfig
 from . import BUTTERFLIES, by_scale
 from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
-from .runner.jobs import AUTO, DDPM, Job, Trained, ddpm_job, draw, grid, open_held_out, prepare, published, train
+from .runner.jobs import AUTO, DDPM, Job, Trained, ddpm_job, grid, open_held_out, prepare, published, samples_of, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
 CONDITIONS = {"clean": "none", "noise 0.1": "gaussian:share=0.9,std=0.1", "noise 0.2": "gaussian:share=0.9,std=0.2"}
@@ -106,11 +106,11 @@ def work(job: Job, tell: Tell) -> Outcome:
 
     def watch(trained: Trained, step: int) -> None:
         if step in at:
-            samples = draw(trained, n=few, steps=job.options["look_steps"])
+            samples = samples_of(trained, n=few, steps=job.options["look_steps"])
             curve.append((step, dataset.truth.residual_rms(samples), quality(dataset.truth, samples)))
 
     trained = train(job, part(tell, 0, 0.8), parts, watch)
-    samples = draw(trained, part(tell, 0.8, 1))
+    samples = samples_of(trained, part(tell, 0.8, 1))
     values = evaluate(trained, samples) | {"psnr": quality(dataset.truth, samples)}
     rows = [row(trained, samples, values)]
     rows += [
@@ -133,9 +133,9 @@ def quality(truth: Subspace, samples: Tensor) -> float:
     return psnr(finite, truth.project(finite)).median().item()
 
 
-def _column(curve: Sequence[tuple[int, float, float]], place: int) -> tuple[list[float], list[float]]:
+def _column(curve: Sequence[tuple[int, float, float]], index: int) -> tuple[list[float], list[float]]:
     """Training steps, and what was seen at each."""
-    return [look[0] for look in curve], [look[place] for look in curve]
+    return [look[0] for look in curve], [look[index] for look in curve]
 
 
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
@@ -145,16 +145,16 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     shown = first_seed(outcomes)
     figures, claims, notes = {}, [], []
     for condition in values_of(rows, "condition"):
-        own = [o for o in shown if o.job.condition == condition]
+        chosen = [o for o in shown if o.job.condition == condition]
         short = condition.replace(" ", "-")
-        strips = {"clean": own[0].tensors["clean"], "training data": own[0].tensors["corrupted"]}
-        strips |= {o.job.label: o.tensors["samples"] for o in own}
+        strips = {"clean": chosen[0].tensors["clean"], "training data": chosen[0].tensors["corrupted"]}
+        strips |= {o.job.label: o.tensors["samples"] for o in chosen}
         figures[f"strips-{short}"] = (
             f"{condition}: clean photos, what training saw, samples.",
             plot.image_grids(strips, columns=4),
         )
-        for name, place, what, axis, log in LOOKS:
-            lines = {o.job.label: _column(o.tensors["curve"], place) for o in own}
+        for name, index, what, axis, log in LOOKS:
+            lines = {o.job.label: _column(o.tensors["curve"], index) for o in chosen}
             figures[f"{name}-{short}"] = (
                 f"{condition}: {what} over training.",
                 plot.curves(lines, "training step", axis, log),
@@ -163,7 +163,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         def of(method: str, key: str = "off_support_rms", condition: str = condition) -> float:
             return mean_over_seeds(rows, key, method=method, condition=condition)
 
-        plain, methods = of("ddpm"), [o.job.label for o in own]
+        plain, methods = of("ddpm"), [o.job.label for o in chosen]
         for method in [m for m in methods if m.startswith("robust_adv")]:
             share = 0.5 if condition == "noise 0.1" else 1.0
             claims.append(

@@ -41,14 +41,14 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     todo = []
     for seed in seeds:
         for label, objective in objectives.items():
-            own: dict[str, Any] = {
+            options: dict[str, Any] = {
                 "out": f"runs/converged-{scale}/{label}-{seed}",
                 "objective": objective,
                 "seed": seed,
             }
             todo.append(
                 Job(
-                    config=dataclasses.replace(base, corrupt=images.CONDITIONS[images.STANDARD], **own),
+                    config=dataclasses.replace(base, corrupt=images.CONDITIONS[images.STANDARD], **options),
                     samples=by_scale(scale, 32, 5000, 10_000),
                     sampling=by_scale(
                         scale, Sampling("ddpm", 5), Sampling("sde-dpm-solver++", 50), Sampling("ddpm", 1000)

@@ -21,7 +21,19 @@ from ..training import bench
 from ..training.config import ObjectiveConfig
 from . import by_scale, digits, plane
 from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
-from .runner.jobs import AUTO, DDPM, RECOMMENDED, Job, Trained, draw_stops, grid, paths, published, recommended, train
+from .runner.jobs import (
+    AUTO,
+    DDPM,
+    RECOMMENDED,
+    Job,
+    Trained,
+    grid,
+    paths,
+    published,
+    recommended,
+    samples_at_stops,
+    train,
+)
 from .runner.rows import evaluate, mean_over_seeds, row, table_of, values_of
 
 NOISE = plane.NOISE[0]
@@ -89,7 +101,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     if job.label == "ddpm":
         stops[EARLY] = max(GATE * quiet_std(trained.corrupted), 1e-6)
         stops |= {f"ddpm, stopped at {stop:g}": stop for stop in job.options["stops"]}
-    drawn = dict(zip(stops, draw_stops(trained, part(tell, 0.8, 0.9), [*stops.values()]), strict=True))
+    drawn = dict(zip(stops, samples_at_stops(trained, part(tell, 0.8, 0.9), [*stops.values()]), strict=True))
     rows = []
     for label, samples in drawn.items():
         values = evaluate(trained, samples) | {"set": job.options["set"]}
@@ -128,18 +140,18 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """A section for each data set, noisy and clean; what a step costs; how far the state is perturbed."""
     costs = [r for o in outcomes if isinstance(o.job, Cost) for r in o.rows]
     trained = sorted(
-        (o for o in outcomes if not isinstance(o.job, Cost)), key=lambda o: (o.job.seed, _place(o.job.label))
+        (o for o in outcomes if not isinstance(o.job, Cost)), key=lambda o: (o.job.seed, _order(o.job.label))
     )
-    rows = sorted((r for o in trained for r in o.rows), key=lambda r: _place(r["method"]))
+    rows = sorted((r for o in trained for r in o.rows), key=lambda r: _order(r["method"]))
     figures: dict[str, tuple[str, plot.Figure]] = {}
     sections, claims = [], []
     for name in (PLANE, DIGITS, SUBSPACE):
         for condition in values_of([r for r in rows if r["set"] == name], "condition"):
-            own = [o for o in trained if (o.job.options["set"], o.job.condition) == (name, condition)]
+            chosen = [o for o in trained if (o.job.options["set"], o.job.condition) == (name, condition)]
             mine = [r for r in rows if (r["set"], r["condition"]) == (name, condition)]
-            pictures = _pictures(first_seed(own), mine, f"{name}-{condition}".replace(" ", "-").replace("-%", ""))
+            pictures = _pictures(first_seed(chosen), mine, f"{name}-{condition}".replace(" ", "-").replace("-%", ""))
             table = _table(mine, name)
-            text = _about(name, condition, {o.job.label: o for o in first_seed(own)})
+            text = _about(name, condition, {o.job.label: o for o in first_seed(chosen)})
             sections.append(Section(f"{name[0].upper()}{name[1:]}, {condition}", text, [*pictures.values()], [table]))
             figures |= pictures
             claims += _claims(mine, name, condition)
@@ -171,7 +183,7 @@ RAY = (
 )
 
 
-def _place(label: str) -> int:
+def _order(label: str) -> int:
     return ORDER.index(label) if label in ORDER else len(ORDER)
 
 
@@ -216,7 +228,7 @@ def _pictures(shown: Sequence[Outcome], rows: Sequence[Row], name: str) -> dict[
     """Samples beside the training data; of the plane, where noisy, also the trajectories that lead to them."""
     samples = {label: x for o in shown for label, x in o.tensors["samples"].items() if label in ORDER}
     panels = {"training data": shown[0].tensors["corrupted"]} | dict(
-        sorted(samples.items(), key=lambda item: _place(item[0]))
+        sorted(samples.items(), key=lambda item: _order(item[0]))
     )
     data, key = load(shown[0].job.config.data), KEYS[shown[0].job.options["set"]]
     if data.kind == "image":

@@ -21,7 +21,7 @@ from ..report import Row, Table
 from ..training.recipes import recipe
 from . import by_scale, digits, images, plane
 from .runner.findings import Claim, Findings, Outcome
-from .runner.jobs import DDPM, RECOMMENDED, Job, draw, grid, published, recommended, train
+from .runner.jobs import DDPM, RECOMMENDED, Job, grid, published, recommended, samples_of, train
 from .runner.rows import mean_over_seeds, number, row, table_of, values_of
 
 STEPS = (1000, 500, 300, 100, 50, 20, 10)
@@ -78,8 +78,8 @@ def _images(scale: str, seeds: Sequence[int], data: str, about: dict[str, Any]) 
             ("robust_adv", "robust_adv", published("robust_adv")),
             (RECOMMENDED, "auto", base.objective),
         ):
-            own: dict[str, Any] = {"objective": objective, "seed": seed, "metrics": "none", "sample_every": 0}
-            config = dataclasses.replace(base, out=f"runs/images-{scale}/cifar10-clean-{name}-{seed}", **own)
+            changed: dict[str, Any] = {"objective": objective, "seed": seed, "metrics": "none", "sample_every": 0}
+            config = dataclasses.replace(base, out=f"runs/images-{scale}/cifar10-clean-{name}-{seed}", **changed)
             todo.append(Job(config=config, samples=200, step_seconds=0.25, label=label, options=options))
     return todo
 
@@ -90,10 +90,10 @@ def work(job: Job, tell: Tell) -> Outcome:
     dataset, counts = trained.dataset, job.options["counts"]
     reference, spaces = dataset.reference, []
     if dataset.kind == "image":
-        own = images.own_features(
+        space = images.small_features(
             Path(job.options["features"]), job.options["set"], reference, job.config.data, job.options["feature_steps"]
         )
-        spaces = [*metrics.require(job.features), own]
+        spaces = [*metrics.require(job.features), space]
     rows: list[Row] = []
     total, done = sum(sum(of) for of in counts.values()), 0
     for protocol, of in counts.items():
@@ -101,7 +101,7 @@ def work(job: Job, tell: Tell) -> Outcome:
             how = sampling_of(protocol, count, trained.process)
             options = {"sampler": how.sampler, "steps": how.steps, "start_ratio": how.start_ratio}
             inner = part(tell, 0.4 + 0.6 * done / total, 0.4 + 0.6 * (done + count) / total)
-            samples = draw(trained, inner, **options)
+            samples = samples_of(trained, inner, **options)
             values = metrics.evaluate_samples(samples, reference, dataset.truth, spaces or "pixels", job.seed)
             about = {"set": job.options["set"], "protocol": protocol, "evaluations": count}
             rows.append(row(trained, samples, about | values, **options))
@@ -120,15 +120,17 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     full = max(r["evaluations"] for r in rows)
     claims, figures, tables = [], {}, []
     for name in values_of(rows, "set"):
-        own = [r for r in rows if r["set"] == name]
-        measures = measures_of(own)
-        claims += [_pattern(own, key, protocol, full) for key in measures for protocol in values_of(own, "protocol")]
+        of_set = [r for r in rows if r["set"] == name]
+        measures = measures_of(of_set)
+        claims += [
+            _pattern(of_set, key, protocol, full) for key in measures for protocol in values_of(of_set, "protocol")
+        ]
         panels = {
             f"{condition}, {protocol}": _curves(
-                [r for r in own if r["condition"] == condition], measures[-1], protocol, full
+                [r for r in of_set if r["condition"] == condition], measures[-1], protocol, full
             )
-            for condition in values_of(own, "condition")
-            for protocol in values_of(own, "protocol")
+            for condition in values_of(of_set, "condition")
+            for protocol in values_of(of_set, "protocol")
         }
         words = measures[-1].replace("_", " ")
         figures[name.split()[0].lower()] = (
@@ -136,8 +138,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             pictures.curve_panels(panels, "evaluations", words, "xy"),
         )
         headings = {"training data": "condition", "objective": "method", "protocol": "protocol", "steps": "evaluations"}
-        columns = {k.replace("_", " "): k for k in [*measures, "noise_std", "off_support_rms"] if k in own[0]}
-        tables.append(table_of(own, headings, columns, f"{name}, {own[0]['samples']} samples each."))
+        columns = {k.replace("_", " "): k for k in [*measures, "noise_std", "off_support_rms"] if k in of_set[0]}
+        tables.append(table_of(of_set, headings, columns, f"{name}, {of_set[0]['samples']} samples each."))
     theory = _theory(by_scale(scale, 64, 3072, 3072))
     notes = [_which(claims), _published(), _words(theory)]
     lead = (

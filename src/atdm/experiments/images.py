@@ -24,7 +24,7 @@ from ..training.config import ObjectiveConfig, TrainConfig
 from ..training.recipes import recipe
 from . import by_scale
 from .runner.findings import Claim, Findings, Outcome, at_most
-from .runner.jobs import DDPM, Job, draw_stops, prepare, published, train
+from .runner.jobs import DDPM, Job, prepare, published, samples_at_stops, train
 from .runner.rows import mean_over_seeds, number, row, table_of, values_of
 
 SETS = {"cifar10": "CIFAR-10", "celeba": "CelebA", "bedroom": "bedrooms", "imagenet64": "ImageNet-64"}
@@ -50,16 +50,16 @@ PUBLISHED_FID = {
 }
 
 
-def objectives(name: str, condition: str, own: ObjectiveConfig) -> dict[str, ObjectiveConfig]:
+def objectives(name: str, condition: str, stronger: ObjectiveConfig) -> dict[str, ObjectiveConfig]:
     """What is trained on a set under a condition: ddpm, the published objectives, auto; where published, what else was tried.
 
     Args:
-        own: auto with the strength that suits the set, tried beside plain auto under the standard condition.
+        stronger: auto with the strength that suits the set, tried beside plain auto under the standard condition.
     """
     auto = ObjectiveConfig("auto")
     found = {"ddpm": DDPM, "robust_adv": published("robust_adv"), "robust_rand": published("robust_rand"), "auto": auto}
     if condition == STANDARD:
-        found[own.name] = own
+        found[stronger.name] = stronger
     if name == "cifar10" and condition in (STANDARD, "clean"):
         found["inv_adv"] = published("inv_adv")
     if name == "cifar10" and condition == STANDARD:
@@ -86,11 +86,11 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     todo = []
     for seed in seeds:
         for name, config in configs(scale, data).items():
-            own = config.objective if config.objective.automatic else ObjectiveConfig("auto")
+            stronger = config.objective if config.objective.automatic else ObjectiveConfig("auto")
             for condition, corrupt in list(CONDITIONS.items())[: 2 if scale == "smoke" else None]:
-                for label, objective in objectives(name, condition, own).items():
-                    place = "-".join(f"{name} {condition} {label} {seed}".replace(",", "").replace("%", "").split())
-                    out: dict[str, Any] = {"out": f"runs/images-{scale}/{place}", "metrics": "none", "sample_every": 0}
+                for label, objective in objectives(name, condition, stronger).items():
+                    folder = "-".join(f"{name} {condition} {label} {seed}".replace(",", "").replace("%", "").split())
+                    out: dict[str, Any] = {"out": f"runs/images-{scale}/{folder}", "metrics": "none", "sample_every": 0}
                     changed = dataclasses.replace(config, corrupt=corrupt, objective=objective, seed=seed, **out)
                     options = {"set": name, "own_steps": by_scale(scale, 5, 300, 300)}
                     todo.append(base(config=changed, label=label, condition=condition, options=options))
@@ -105,7 +105,7 @@ def configs(scale: str, data: str | None) -> dict[str, TrainConfig]:
     found = {name: recipe(by_scale(scale, "", f"{name}-cpu", name)) for name in names}
     if data is None:
         return found
-    return {name: dataclasses.replace(found[name], data=str(place)) for name, place in folders(data, names).items()}
+    return {name: dataclasses.replace(found[name], data=str(folder)) for name, folder in folders(data, names).items()}
 
 
 def folders(data: str, names: Sequence[str] = ("cifar10", "celeba", "bedroom")) -> dict[str, Path]:
@@ -138,10 +138,10 @@ def work(job: Job, tell: Tell) -> Outcome:
     reference = parts.dataset.reference
     # What is missing is said before the training.
     folder, set_name = Path(job.config.out).parent, job.options["set"]
-    own = own_features(folder, set_name, reference, job.config.data, job.options["own_steps"])
-    spaces = [own, *metrics.require(job.features)]
+    small = small_features(folder, set_name, reference, job.config.data, job.options["own_steps"])
+    spaces = [small, *metrics.require(job.features)]
     trained = train(job, part(tell, 0, 0.75), parts)
-    drawn = dict(zip((None, *STOPS), draw_stops(trained, part(tell, 0.75, 0.9), [None, *STOPS]), strict=True))
+    drawn = dict(zip((None, *STOPS), samples_at_stops(trained, part(tell, 0.75, 0.9), [None, *STOPS]), strict=True))
 
     def measured(x: Tensor, spaces: list[metrics.Features]) -> Row:
         scores = metrics.measure(x, reference, parts.dataset.truth, spaces, seed=job.seed)
@@ -165,7 +165,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     return Outcome(job, rows, {name: x.clone() for name, x in shown.items()})
 
 
-def own_features(folder: Path, name: str, images: Tensor, trained_on: str, steps: int) -> metrics.Features:
+def small_features(folder: Path, name: str, images: Tensor, trained_on: str, steps: int) -> metrics.Features:
     """A small network of ``atdm features`` that knows the images of a set at their size; the first job of a set trains it.
 
     Args:
@@ -306,10 +306,12 @@ def _price(title: str, keys: Sequence[str], of: Any) -> list[Claim]:
 def _beats_stopping(title: str, key: str, of: Any) -> Claim:
     """Whether auto is below every early stop of ddpm."""
     stopped = {s: of(key, method=f"ddpm, stopped at {s:g}") for s in STOPS}
-    best, own = min(stopped, key=lambda s: stopped[s]), of(key, method="auto")
-    measured = f"auto {own:.3g}, ddpm stopped at {best:g} {stopped[best]:.3g}"
+    best, automatic = min(stopped, key=lambda s: stopped[s]), of(key, method="auto")
+    measured = f"auto {automatic:.3g}, ddpm stopped at {best:g} {stopped[best]:.3g}"
     return Claim(
-        f"{title}: {key.replace('_', ' ')} of auto below that of ddpm stopped early", own < stopped[best], measured
+        f"{title}: {key.replace('_', ' ')} of auto below that of ddpm stopped early",
+        automatic < stopped[best],
+        measured,
     )
 
 

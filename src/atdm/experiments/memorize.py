@@ -17,7 +17,7 @@ from ..pool import Tell, part
 from ..report.lab import OTHER
 from . import by_scale, digits
 from .runner.findings import Claim, Findings, Outcome, first_seed
-from .runner.jobs import DDPM, Job, ddpm_job, draw, grid, prepare, published, train
+from .runner.jobs import DDPM, Job, ddpm_job, grid, prepare, published, samples_of, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
 PAIRS = 6
@@ -67,7 +67,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     """Train on few images, sample, look for the nearest training image of each sample."""
     dataset, unseen = few(job)
     trained = train(job, part(tell, 0, 0.85), prepare(job, dataset))
-    samples = draw(trained, part(tell, 0.85, 1))
+    samples = samples_of(trained, part(tell, 0.85, 1))
     unseen, _ = corrupt(unseen, job.config.corrupt, job.seed + OTHER)
     found = memorization(samples, trained.corrupted, unseen, job.features)
     numbers = {k: v for k, v in found.as_dict().items() if k not in ("samples", "held_out", "space")}
@@ -84,11 +84,14 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     panels: dict[str, dict[str, pictures.Curve]] = {}
     pairs, claims = {}, []
     for condition in values_of(rows, "condition"):
-        own, short = [o for o in shown if o.job.condition == condition], condition.replace(", ", "-").replace(" ", "-")
-        found: dict[str, Memorization] = {o.job.label: Memorization(**o.tensors["found"]) for o in own}
+        chosen, short = (
+            [o for o in shown if o.job.condition == condition],
+            condition.replace(", ", "-").replace(" ", "-"),
+        )
+        found: dict[str, Memorization] = {o.job.label: Memorization(**o.tensors["found"]) for o in chosen}
         panels[condition] = {"held out": _shares(found["ddpm"].background)}
         panels[condition] |= {m: _shares(f.similarity) for m, f in found.items()}
-        for o in (o for o in own if o.job.options["smallest"]):
+        for o in (o for o in chosen if o.job.options["smallest"]):
             name = o.job.label.replace(" ", "-")
             nearest = found[o.job.label]
             pairs[f"pairs-{short}-{name}"] = (
@@ -100,7 +103,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             return mean_over_seeds(rows, key, method=method, condition=condition)
 
         plain, background = of("ddpm", "near_duplicate_share"), of("ddpm", "background_share")
-        if own[0].job.options["smallest"]:
+        if chosen[0].job.options["smallest"]:
             claims.append(
                 Claim(
                     f"{condition}: ddpm memorizes, with over three times the near-duplicates of held-out images",

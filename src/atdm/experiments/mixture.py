@@ -18,7 +18,7 @@ from ..report import Row
 from ..training.config import ObjectiveConfig
 from . import by_scale
 from .runner.findings import Claim, Findings, Outcome, first_seed
-from .runner.jobs import DDPM, RECOMMENDED, Job, ddpm_job, draw, grid, published, recommended, train
+from .runner.jobs import DDPM, RECOMMENDED, Job, ddpm_job, grid, published, recommended, samples_of, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
 GAUSSIAN = ("one Gaussian", "mixture:modes=1,radius=0,std=0.5", "none")
@@ -78,7 +78,7 @@ def predicted_std(objective: Objective, std: float, sampler: str, steps: int) ->
 def work(job: Job, tell: Tell) -> Outcome:
     """Train, sample, and compare the spread within modes with the closed form."""
     trained = train(job, part(tell, 0, 0.8))
-    samples = draw(trained, part(tell, 0.8, 1))
+    samples = samples_of(trained, part(tell, 0.8, 1))
     truth = trained.dataset.truth
     values: Row = evaluate(trained, samples)
     masses = truth.mode_mass(samples)
@@ -130,11 +130,11 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         ),
     )
     for condition in values_of(rows, "condition"):
-        own = [o for o in shown if o.job.condition == condition]
+        chosen = [o for o in shown if o.job.condition == condition]
         short = {GAUSSIAN[0]: "gaussian", BALANCED[0]: "balanced", OUTLIERS[0]: "outliers"}[condition]
-        clouds = {"training data": own[0].tensors["corrupted"]} | {o.job.label: o.tensors["samples"] for o in own}
+        clouds = {"training data": chosen[0].tensors["corrupted"]} | {o.job.label: o.tensors["samples"] for o in chosen}
         figures[f"samples-{short}"] = (f"{condition}: training data and samples.", pictures.points2d(clouds))
-        methods = [o.job.label for o in own]
+        methods = [o.job.label for o in chosen]
         for method in methods:
             found, expected = of(condition, method, "std_ratio"), of(condition, method, "predicted_std_ratio")
             claims.append(

@@ -12,7 +12,7 @@ from ..pool import Tell, part
 from ..spec import build
 from . import by_scale, plane
 from .runner.findings import Claim, Findings, Outcome, at_most
-from .runner.jobs import DDPM, RECOMMENDED, Job, draw, grid, recommended, train
+from .runner.jobs import DDPM, RECOMMENDED, Job, grid, recommended, samples_of, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
 WRITTEN = {
@@ -34,19 +34,19 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         for condition, corruption in by_scale(scale, CONDITIONS[:1], CONDITIONS, CONDITIONS):
             for name in by_scale(scale, ["v", "rectified flow"], [*WRITTEN], [*WRITTEN]):
                 sampler = default_sampler(build("process", WRITTEN[name], PROCESSES), base.sampling.sampler)
-                own = base.but(
+                job = base.but(
                     process=WRITTEN[name],
                     sampling=dataclasses.replace(base.sampling, sampler=sampler),
                     options={"written": name},
                 )
-                found += grid(own, objectives, {condition: corruption}, [seed])
+                found += grid(job, objectives, {condition: corruption}, [seed])
     return found
 
 
 def work(job: Job, tell: Tell) -> Outcome:
     """Train, sample, measure."""
     trained = train(job, part(tell, 0, 0.8))
-    samples = draw(trained, part(tell, 0.8, 1))
+    samples = samples_of(trained, part(tell, 0.8, 1))
     values = evaluate(trained, samples) | {"written": job.options["written"], "process": job.config.process}
     return Outcome(job, [row(trained, samples, values)])
 

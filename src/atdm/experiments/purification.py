@@ -70,9 +70,9 @@ def classifier_of(dataset: Dataset, steps: int, seed: int) -> nn.Module:
         x, y = dataset.x, labels(dataset.x)
         optimizer = torch.optim.Adam(net.parameters(), 2e-3)
         for _ in range(steps):
-            rows = torch.randint(len(x), (128,))
+            indices = torch.randint(len(x), (128,))
             optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+            nn.functional.cross_entropy(net(x[indices]), y[indices]).backward()
             optimizer.step()
     return net.eval().requires_grad_(False)
 
@@ -228,10 +228,10 @@ def _curves(outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], dict[str, Any]
         for kind, says in KINDS.items():
             title = f"trained on {condition} digits: {says}"
             panels[title], bands[title] = {}, {}
-            own = [o for o in outcomes if o.job.condition == condition]
+            chosen = [o for o in outcomes if o.job.condition == condition]
             for name, o, keys in [
-                (ALONE, own[0], ("clean_alone", "pgd_alone")),
-                *((o.job.label, o, ("clean_purified", f"pgd_{kind}")) for o in own),
+                (ALONE, chosen[0], ("clean_alone", "pgd_alone")),
+                *((o.job.label, o, ("clean_purified", f"pgd_{kind}")) for o in chosen),
             ]:
                 points = [(0.0, o.rows[0], keys[0]), *((r["radius"], r, keys[1]) for r in o.rows)]
                 panels[title][name] = ([x for x, _, _ in points], [r[k] for _, r, k in points])

@@ -8,7 +8,7 @@ from .. import plot
 from ..pool import Tell, part
 from . import by_scale, digits, plane
 from .runner.findings import Claim, Findings, Outcome, first_seed
-from .runner.jobs import DDPM, RECOMMENDED, Job, draw, grid, published, recommended, train
+from .runner.jobs import DDPM, RECOMMENDED, Job, grid, published, recommended, samples_of, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
 GATED_RANDOM = "robust_rand recommended"
@@ -41,7 +41,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
 def work(job: Job, tell: Tell) -> Outcome:
     """Train, sample, measure."""
     trained = train(job, part(tell, 0, 0.8))
-    samples = draw(trained, part(tell, 0.8, 1))
+    samples = samples_of(trained, part(tell, 0.8, 1))
     return Outcome(
         job,
         [row(trained, samples, evaluate(trained, samples))],

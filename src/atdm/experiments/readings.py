@@ -18,7 +18,7 @@ from ..training.config import ObjectiveConfig
 from ..training.recipes import recipe
 from . import by_scale, digits, plane
 from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
-from .runner.jobs import DDPM, Job, draw, grid, open_held_out, prepare, train
+from .runner.jobs import DDPM, Job, grid, open_held_out, prepare, samples_of, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
 PUBLISHED, *OTHERS = READINGS
@@ -71,7 +71,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     """Train, sample, measure; of plain ddpm also the variances of the clean data along their principal directions."""
     parts = prepare(job, open_held_out(job) if job.options["set"] == "images" else None)
     trained = train(job, part(tell, 0, 0.8), parts)
-    samples = draw(trained, part(tell, 0.8, 1))
+    samples = samples_of(trained, part(tell, 0.8, 1))
     tensors = {"samples": samples[:16].clone(), "corrupted": trained.corrupted[:16].clone()}
     if job.label == "ddpm":
         tensors["variances"] = torch.linalg.eigvalsh(trained.dataset.x.flatten(1).double().T.cov()).clamp_min(0).flip(0)
@@ -212,10 +212,10 @@ def claims_of_training(rows: Sequence[Row]) -> list[Claim]:
     """The published reading against ddpm, against random and invariance, and its price on clean data."""
     claims = []
     for condition in values_of(rows, "condition"):
-        own = [r for r in rows if r["condition"] == condition]
+        chosen = [r for r in rows if r["condition"] == condition]
         clean = condition.endswith("clean")
-        key = digits.frechet_key(own[0]) if clean else noise_key(own[0])
-        of = {m: mean_over_seeds(own, key, method=m) for m in values_of(own, "method")}
+        key = digits.frechet_key(chosen[0]) if clean else noise_key(chosen[0])
+        of = {m: mean_over_seeds(chosen, key, method=m) for m in values_of(chosen, "method")}
         plain, names = of["ddpm"], ("robust_adv", "ddpm")
         if clean:
             claims.append(at_most(f"{condition}: a price in Frechet distance", plain, of["robust_adv"], 1, names[::-1]))

@@ -23,7 +23,7 @@ from ..training.config import ObjectiveConfig
 from . import by_scale, digits
 from .baselines import IMAGES, base, keys, words
 from .runner.findings import Claim, Findings, Outcome, first_seed
-from .runner.jobs import AUTO, DDPM, Job, Trained, draw, grid, open_held_out, prepare, train
+from .runner.jobs import AUTO, DDPM, Job, Trained, grid, open_held_out, prepare, samples_of, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
 OBJECTIVES = {"ddpm": DDPM, AUTO: ObjectiveConfig("auto"), "ambient_blind": ObjectiveConfig("ambient_blind")}
@@ -50,8 +50,8 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
 def work(job: Job, tell: Tell) -> Outcome:
     """Train, restore the training images, and draw samples; of ambient_blind also what others make of the images it restored."""
     main = job.label == BEST
-    again = main and job.config.data == DIGITS
-    trained = train(job, part(tell, 0, 0.4 if again else 0.8), prepare(job, open_held_out(job)))
+    compared = main and job.config.data == DIGITS
+    trained = train(job, part(tell, 0, 0.4 if compared else 0.8), prepare(job, open_held_out(job)))
     clean, given = trained.dataset.x, trained.corrupted
     levels = drawn_levels(parse_corruption(trained.config.corrupt), job.seed, [*range(len(given))], [0] * len(given))
     stds = gauge(Source(Floats(given), seed=job.seed))
@@ -78,8 +78,8 @@ def work(job: Job, tell: Tell) -> Outcome:
             measured = _quality(x, clean[both]) | everything | {"kind": "restored"}
             found.append(row(trained, None, measured) | {"method": name})
         shown |= made | {"truth": clean[both]}
-    found.append(_drawn(trained, job.label, part(tell, 0.4 if again else 0.8, 0.5 if again else 1)))
-    if again:
+    found.append(_drawn(trained, job.label, part(tell, 0.4 if compared else 0.8, 0.5 if compared else 1)))
+    if compared:
         found.append(_drawn(_second(job, trained, restored, part(tell, 0.5, 0.9)), THEN, part(tell, 0.9, 1)))
     return Outcome(job, found, {"shown": {name: x[:SHOWN] for name, x in shown.items()}})
 
@@ -90,13 +90,13 @@ def _quality(x: Tensor, clean: Tensor) -> dict[str, float]:
 
 def _second(job: Job, first: Trained, restored: Tensor, tell: Tell) -> Trained:
     """Plain ddpm trained on the restored images as if they were clean."""
-    own = job.but(objective=DDPM, corrupt="none")
+    clean = job.but(objective=DDPM, corrupt="none")
     dataset = dataclasses.replace(first.dataset, items=Floats(restored), window=None, files=None)
-    return train(own, tell, prepare(own, dataset))
+    return train(clean, tell, prepare(clean, dataset))
 
 
 def _drawn(trained: Trained, method: str, tell: Tell) -> Row:
-    samples = draw(trained, tell)
+    samples = samples_of(trained, tell)
     return row(trained, samples, evaluate(trained, samples) | {"kind": "drawn"}) | {"method": method}
 
 

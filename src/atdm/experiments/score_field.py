@@ -101,26 +101,26 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     conditions = list(dict.fromkeys(o.job.condition for o in shown))
     figures, claims, notes = {}, [], []
     for condition in conditions:
-        own = [o for o in shown if o.job.condition == condition]
+        chosen = [o for o in shown if o.job.condition == condition]
         short = plane.short(condition)
         figures[f"field-{short}"] = (
             f"{condition}: scores at t = {FIELD_T} in the plane of an in-plane direction (across) and the normal (up).",
-            plot.score_fields({"truth": ideal} | {o.job.label: o.tensors["field"] for o in own}),
+            plot.score_fields({"truth": ideal} | {o.job.label: o.tensors["field"] for o in chosen}),
         )
         figures[f"error-{short}"] = (
             f"{condition}: relative error of the score where the clean data's states are.",
             plot.curves(
-                {o.job.label: (process.ratio(torch.tensor(ERROR_T)).tolist(), o.tensors["errors"]) for o in own},
+                {o.job.label: (process.ratio(torch.tensor(ERROR_T)).tolist(), o.tensors["errors"]) for o in chosen},
                 "noise level sigma/alpha",
                 "relative error of the score",
                 "xy",
             ),
         )
-        ideal_gain = next(o.tensors["truth"] for o in own if "truth" in o.tensors)
+        ideal_gain = next(o.tensors["truth"] for o in chosen if "truth" in o.tensors)
         figures[f"jacobian-{short}"] = (
             f"{condition}: how far the predicted noise moves for a unit of noise (spectral norm), along DDIM trajectories.",
             plot.curves(
-                {"truth": ideal_gain} | {o.job.label: o.tensors["gain"] for o in own},
+                {"truth": ideal_gain} | {o.job.label: o.tensors["gain"] for o in chosen},
                 "noise level sigma/alpha",
                 "gain of the prediction",
                 "x",

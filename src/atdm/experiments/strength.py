@@ -17,7 +17,7 @@ from ..pool import Tell, part
 from ..training.config import ObjectiveConfig
 from . import by_scale, digits
 from .runner.findings import Claim, Findings, Outcome, first_seed
-from .runner.jobs import DDPM, RECOMMENDED, Job, draw, published, recommended, train
+from .runner.jobs import DDPM, RECOMMENDED, Job, published, recommended, samples_of, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of
 
 STRONG = 3.0  # lambda of the sweeps of omega and floor: at 0.3 they would show little
@@ -51,11 +51,11 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     corruptions = {NOISY: digits.NOISE[NOISY], CLEAN: "none"}
     todo: dict[Any, Job] = {}
 
-    def add(label: str, place: tuple[str, str], objective: ObjectiveConfig, seed: int, condition: str = NOISY) -> None:
+    def add(label: str, point: tuple[str, str], objective: ObjectiveConfig, seed: int, condition: str = NOISY) -> None:
         config = {"objective": objective, "corrupt": corruptions[condition], "seed": seed}
         new = base.but(label=label, condition=condition, options={"places": []}, **config)
         job = todo.setdefault((dataclasses.astuple(objective), condition, seed), new)
-        job.options["places"].append(place)
+        job.options["places"].append(point)
 
     chosen = sweeps(scale)
     if scale == "smoke":
@@ -81,7 +81,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
 def work(job: Job, tell: Tell) -> Outcome:
     """Train, sample, measure; a row for every sweep that goes through this setting."""
     trained = train(job, part(tell, 0, 0.9))
-    samples = draw(trained, part(tell, 0.9, 1))
+    samples = samples_of(trained, part(tell, 0.9, 1))
     values = evaluate(trained, samples)
     values["cost"] = trained.config.objective.cost(trained.process)
     rows = [row(trained, samples, {**values, "sweep": sweep, "value": value}) for sweep, value in job.options["places"]]

@@ -50,20 +50,20 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     truth = load(shown[0].job.config.data).truth
     figures, claims = {}, []
     for condition in values_of(rows, "condition"):
-        own, short = [o for o in shown if o.job.condition == condition], plane.short(condition)
-        clouds = {"training data": own[0].tensors["corrupted"]} | {o.job.label: o.tensors["samples"] for o in own}
+        chosen, short = [o for o in shown if o.job.condition == condition], plane.short(condition)
+        clouds = {"training data": chosen[0].tensors["corrupted"]} | {o.job.label: o.tensors["samples"] for o in chosen}
         figures[f"samples-{short}"] = (
             f"Training data with {condition}, and samples, coloured by their distance from the true plane.",
             plot.points3d(clouds, truth),
         )
         figures[f"trajectories-{short}"] = (
             f"{condition}: a cut across the plane. The last part of reverse trajectories of the DDIM sampler, from noise level 1.2 (grey) on.",
-            plot.trajectories({o.job.label: o.tensors["paths"] for o in own}, truth),
+            plot.trajectories({o.job.label: o.tensors["paths"] for o in chosen}, truth),
         )
         figures[f"distance-{short}"] = (
             f"{condition}: distance of the trajectories from the plane as the noise level falls (right to left).",
             plot.curves(
-                {o.job.label: o.tensors["away"] for o in own},
+                {o.job.label: o.tensors["away"] for o in chosen},
                 "noise level sigma/alpha",
                 "rms distance from the plane (data units)",
                 "xy",

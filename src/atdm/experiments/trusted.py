@@ -19,7 +19,7 @@ from ..training.config import ObjectiveConfig
 from . import by_scale, digits, plane
 from .baselines import keys, words
 from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
-from .runner.jobs import DDPM, Job, draw_stops, grid, open_held_out, prepare, train
+from .runner.jobs import DDPM, Job, grid, open_held_out, prepare, samples_at_stops, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
 ONLY, BEST = "ddpm, trusted items only", "ddpm, best early stop"
@@ -99,7 +99,7 @@ def work(job: Job, tell: Tell) -> Outcome:
         if bool(touched.any()) and not bool(touched.all()):
             more["level_auc"] = auc(found.stds, touched)
     rows = []
-    drawn = draw_stops(trained, part(tell, 0.8, 1), [*stops.values()])
+    drawn = samples_at_stops(trained, part(tell, 0.8, 1), [*stops.values()])
     for (label, stop), samples in zip(stops.items(), drawn, strict=True):
         rows.append(row(trained, samples, evaluate(trained, samples) | more, stop_ratio=stop) | {"method": label})
     return Outcome(job, rows, {"samples": drawn[0][:16]})
@@ -107,8 +107,8 @@ def work(job: Job, tell: Tell) -> Outcome:
 
 def auc(scores: Tensor, label: Tensor) -> float:
     """How often an item of the class has a higher score than one of the other, equal ones by half."""
-    own, other = scores[label], scores[~label]
-    above = (own[:, None] > other[None, :]).double() + 0.5 * (own[:, None] == other[None, :]).double()
+    theirs, other = scores[label], scores[~label]
+    above = (theirs[:, None] > other[None, :]).double() + 0.5 * (theirs[:, None] == other[None, :]).double()
     return float(above.mean())
 
 
@@ -117,9 +117,9 @@ def with_best_stop(rows: Sequence[Row], distance: str) -> list[Row]:
     stopped = [r for r in rows if r["method"].startswith("ddpm, stopped")]
     best: dict[tuple[str, int], Row] = {}
     for r in stopped:
-        place = (r["condition"], r["seed"])
-        if place not in best or r[distance] < best[place][distance]:
-            best[place] = r
+        key = (r["condition"], r["seed"])
+        if key not in best or r[distance] < best[key][distance]:
+            best[key] = r
     return [*(r for r in rows if r not in stopped), *({**r, "method": BEST} for r in best.values())]
 
 
@@ -134,30 +134,32 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     every = [r for o in outcomes for r in o.rows]
     rows, tables, claims, figures = [], [], [], {}
     for benchmark in values_of(every, "benchmark"):
-        own = [r for r in every if r["benchmark"] == benchmark]
-        residual, distance = keys(own)
-        order = values_of(own, "condition")
-        own = sorted([*with_best_stop(own, distance), *_elsewhere(own)], key=lambda r: order.index(r["condition"]))
-        rows += own
+        chosen = [r for r in every if r["benchmark"] == benchmark]
+        residual, distance = keys(chosen)
+        order = values_of(chosen, "condition")
+        chosen = sorted(
+            [*with_best_stop(chosen, distance), *_elsewhere(chosen)], key=lambda r: order.index(r["condition"])
+        )
+        rows += chosen
         columns = {
             "residual": residual,
             "distance from clean": distance,
             "spread": "spread",
             "AUC of the levels": "level_auc",
         }
-        columns = {head: key for head, key in columns.items() if any(key in r for r in own)}
+        columns = {head: key for head, key in columns.items() if any(key in r for r in chosen)}
         tables.append(
             table_of(
-                own, {"training data": "condition", "method": "method"}, columns,
+                chosen, {"training data": "condition", "method": "method"}, columns,
                 f"{benchmark}: {words(residual)}; {words(distance)}. Lower is better. AUC: of the noise level from which on omni "
                 "uses an item, between corrupted and untouched ones.",
             )
         )  # fmt: skip
-        for condition in values_of(own, "condition"):
-            claims += _judged(own, f"{benchmark}, {condition}", condition, distance)
+        for condition in values_of(chosen, "condition"):
+            claims += _judged(chosen, f"{benchmark}, {condition}", condition, distance)
         points = [
             (r["condition"], r["method"], r[residual], r[distance])
-            for r in sorted(own, key=lambda r: r["method"])
+            for r in sorted(chosen, key=lambda r: r["method"])
             if r["seed"] == outcomes[0].job.seed
         ]
         figures[f"{benchmark}-tradeoff"] = (

@@ -130,16 +130,16 @@ class Sums:
         with atomic(self.file(path)) as scratch:
             scratch.write_bytes(self.values.astype("<u4").tobytes())
 
-    def require(self, items: np.ndarray, rows: np.ndarray, path: Path) -> None:
-        """Check ``items``, the rows ``rows`` of the array file ``path``.
+    def require(self, items: np.ndarray, indices: np.ndarray, path: Path) -> None:
+        """Check ``items``, the rows ``indices`` of the array file ``path``.
 
         Raises:
             Damaged: names the first that differs.
         """
-        wrong = Sums.of(items).values != self.values[rows]
+        wrong = Sums.of(items).values != self.values[indices]
         if wrong.any():
             raise Damaged(
-                f"{path} is damaged: item {int(rows[wrong.argmax()])} is not as it was written. "
+                f"{path} is damaged: item {int(indices[wrong.argmax()])} is not as it was written. "
                 "Remove that file, and the same command makes it again."
             )
 

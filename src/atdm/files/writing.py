@@ -115,15 +115,15 @@ def require_writable(path: Path) -> None:
     Raises:
         UserError: it cannot.
     """
-    place = path.absolute()
+    folder = path.absolute()
     try:
-        while not place.exists():
-            place = place.parent
-        with tempfile.TemporaryFile(dir=place.parent if place == path.absolute() and place.is_file() else place):
+        while not folder.exists():
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder.parent if folder == path.absolute() and folder.is_file() else folder):
             pass
     except OSError as problem:
         raise UserError(
-            f"Cannot write {path} ({problem.strerror} in {place}). Expected a place to write to."
+            f"Cannot write {path} ({problem.strerror} in {folder}). Expected a place to write to."
         ) from problem
 
 

@@ -28,7 +28,7 @@ from .exact import (
     spread_ratio,
     wasserstein,
 )
-from .features import Features, FeatureSpace, gather_rows
+from .features import Features, FeatureSpace, gather_items
 from .image import nearest_psnr, never_varying, never_varying_noise, noise_std, psnr, residual_noise_std, ssim
 from .measure import FEATURES, evaluate_samples, in_space, measure, require, score_errors
 from .memorization import Memorization, memorization
@@ -75,7 +75,7 @@ __all__ = [
     "frechet",
     "frechet_distance",
     "frechet_extrapolated",
-    "gather_rows",
+    "gather_items",
     "in_space",
     "kernel_distance",
     "label",

@@ -45,8 +45,8 @@ def moments(x: Float[Tensor, "n d"]) -> Moments:
     """
     if len(x) < 2:
         raise UserError(f"A covariance needs two rows of features. Got {len(x)}.")
-    mean, rows = _centred(x)
-    return Moments(mean, rows.T @ rows)
+    mean, deviations = _centred(x)
+    return Moments(mean, deviations.T @ deviations)
 
 
 def frechet_distance(
@@ -148,11 +148,11 @@ def neighbours(
     radius_x, (radius_y, wide_y) = _radii(x, (k,), block)[0], _radii(y, (k, k_density), block)
     covered_x = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     recalled, reached, inside = 0, 0, 0
-    for rows, square in _square_distances(y, x, block):
-        covered_x |= (square <= radius_y[rows, None]).any(0)
+    for block_y, square in _square_distances(y, x, block):
+        covered_x |= (square <= radius_y[block_y, None]).any(0)
         recalled += int((square <= radius_x[None]).any(1).sum())
-        reached += int((square.amin(1) <= wide_y[rows]).sum())
-        inside += int((square <= wide_y[rows, None]).count_nonzero())
+        reached += int((square.amin(1) <= wide_y[block_y]).sum())
+        inside += int((square <= wide_y[block_y, None]).count_nonzero())
     return Neighbours(
         covered_x.double().mean().item(), recalled / len(y), inside / (k_density * len(x)), reached / len(y)
     )
@@ -173,25 +173,29 @@ def class_score(logits: Float[Tensor, "n classes"], splits: int = SPLITS) -> Est
 
 
 def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean, and rows ``R`` with ``R^T R`` the unbiased covariance."""
+    """The mean, and scaled deviations ``R`` from it with ``R^T R`` the unbiased covariance."""
     x = x.double()
     mean = x.mean(0)
     return mean, (x - mean) / (len(x) - 1) ** 0.5
 
 
 class _Gaussian:
-    """A mean, and a covariance or rows ``R`` with ``R^T R`` the covariance; its factors are computed when first needed."""
+    """A mean, and a covariance or deviations ``R`` with ``R^T R`` the covariance; its factors are computed when first needed."""
 
-    def __init__(self, mean: Tensor, covariance: Tensor | None = None, rows: Tensor | None = None) -> None:
+    def __init__(self, mean: Tensor, covariance: Tensor | None = None, deviations: Tensor | None = None) -> None:
         self.mean = mean.double()
         self.covariance = None if covariance is None else covariance.double()
-        self.rows = rows
+        self.deviations = deviations
 
     @classmethod
     def fitted(cls, x: Float[Tensor, "n d"]) -> _Gaussian:
-        """To features, by the smaller of the centred rows and their covariance."""
-        mean, rows = _centred(x)
-        return cls(mean, rows=rows) if len(rows) <= rows.shape[1] else cls(mean, rows.T @ rows)
+        """To features, by the smaller of their deviations and their covariance."""
+        mean, deviations = _centred(x)
+        return (
+            cls(mean, deviations=deviations)
+            if len(deviations) <= deviations.shape[1]
+            else cls(mean, deviations.T @ deviations)
+        )
 
     @cached_property
     def variance(self) -> Tensor:
@@ -211,7 +215,7 @@ class _Gaussian:
         """An ``F`` with ``F F^T`` the covariance, of any rank."""
         covariance = self.covariance
         if covariance is None:
-            return cast(Tensor, self.rows).T
+            return cast(Tensor, self.deviations).T
         if self.cholesky is not None:
             return self.cholesky
         values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
@@ -244,22 +248,22 @@ def _cubic(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _square_distances(a: Tensor, b: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:
-    """Squared distances of a block of rows of ``a`` to all of ``b``, block by block in the same memory."""
+    """Squared distances of a block of ``a`` to all of ``b``, block by block in the same memory."""
     norms_a, norms_b = a.square().sum(1), b.square().sum(1)
     square, product = a.new_empty(2, min(block, len(a)), len(b))
     for start in range(0, len(a), block):
-        rows = slice(start, min(start + block, len(a)))
-        size = rows.stop - start
-        torch.mm(2 * a[rows], b.T, out=product[:size])
-        torch.add(norms_a[rows, None], norms_b, out=square[:size])
-        yield rows, square[:size].sub_(product[:size]).clamp_(min=0)
+        part = slice(start, min(start + block, len(a)))
+        size = part.stop - start
+        torch.mm(2 * a[part], b.T, out=product[:size])
+        torch.add(norms_a[part, None], norms_b, out=square[:size])
+        yield part, square[:size].sub_(product[:size]).clamp_(min=0)
 
 
 def _radii(x: Tensor, ks: tuple[int, ...], block: int) -> Float[Tensor, "ks n"]:
     """Squared distance of each row to its k-th nearest other row, for each k."""
     radii = []
-    for rows, square in _square_distances(x, x, block):
-        own = torch.arange(len(square), device=x.device)
-        square[own, rows.start + own] = -1.0  # itself comes first, whatever rounding makes of the distance zero
+    for part, square in _square_distances(x, x, block):
+        itself = torch.arange(len(square), device=x.device)
+        square[itself, part.start + itself] = -1.0  # itself comes first, whatever rounding makes of the distance zero
         radii.append(square.topk(max(ks) + 1, dim=1, largest=False).values[:, list(ks)])
     return torch.cat(radii).T

@@ -63,8 +63,8 @@ class FeatureSpace:
             return torch.cat([self.fn(part.to(where)).cpu() for part in parts])
         rank, world = accelerator.process_index, accelerator.num_processes
         share = -(-len(parts) // world)
-        own = [self.fn(part.to(where)) for part in parts[rank * share : (rank + 1) * share]]
-        return gather_rows(torch.cat(own) if own else None, self.fn(parts[0][:1].to(where)), accelerator).cpu()
+        mine = [self.fn(part.to(where)) for part in parts[rank * share : (rank + 1) * share]]
+        return gather_items(torch.cat(mine) if mine else None, self.fn(parts[0][:1].to(where)), accelerator).cpu()
 
     @torch.no_grad()
     def logits(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
@@ -85,22 +85,22 @@ class FeatureSpace:
         Raises:
             UserError: there are fewer than two rows of features.
         """
-        rows = 0
+        count = 0
         pivot = total = square = torch.zeros(())
         for part in x.split(batch):
             features = self.fn(part).double()
-            if rows == 0:  # sums about a point inside the data do not cancel
+            if count == 0:  # sums about a point inside the data do not cancel
                 pivot = features.mean(0)
                 total = torch.zeros_like(pivot)
                 square = torch.zeros_like(pivot).diag()
             features = features - pivot
-            rows += len(features)
+            count += len(features)
             total = total + features.sum(0)
             square = square + features.T @ features
-        if rows < 2:
-            raise UserError(f"A covariance needs two rows of features. Got {rows}.")
-        mean = total / rows
-        return Moments(pivot + mean, (square - rows * torch.outer(mean, mean)) / (rows - 1))
+        if count < 2:
+            raise UserError(f"A covariance needs two rows of features. Got {count}.")
+        mean = total / count
+        return Moments(pivot + mean, (square - count * torch.outer(mean, mean)) / (count - 1))
 
     def distance(self, x: Float[Tensor, "n *dims"], reference: Float[Tensor, "m *dims"], batch: int = 512) -> float:
         """Squared Frechet distance between samples and reference in this space.
@@ -110,19 +110,19 @@ class FeatureSpace:
         return frechet_distance(*self.moments(x, batch), *self.moments(reference, batch))
 
 
-def gather_rows(own: Tensor | None, like: Tensor, accelerator: Any) -> Tensor:
+def gather_items(mine: Tensor | None, like: Tensor, accelerator: Any) -> Tensor:
     """The rows of all processes, in the order of processes, on each of them; a process may have none.
 
     Args:
-        own: rows of this process.
+        mine: rows of this process.
         like: a row, for a process that has none.
     """
-    own = like[:0] if own is None else own
-    counts = accelerator.gather(torch.tensor([len(own)], device=accelerator.device)).tolist()
+    mine = like[:0] if mine is None else mine
+    counts = accelerator.gather(torch.tensor([len(mine)], device=accelerator.device)).tolist()
     padded = torch.zeros(max(counts), *like.shape[1:], dtype=like.dtype, device=accelerator.device)
-    padded[: len(own)] = own
+    padded[: len(mine)] = mine
     every = accelerator.gather(padded).split(max(counts))
-    return torch.cat([rows[:count] for rows, count in zip(every, counts, strict=True)])
+    return torch.cat([items[:count] for items, count in zip(every, counts, strict=True)])
 
 
 @runtime_checkable

@@ -110,10 +110,10 @@ def memorization(
 
 
 def _features(space: FeatureSpace, x: Tensor) -> Tensor:
-    rows = space.features(x.detach().float()).float()
-    if len(rows) != len(x):
+    features = space.features(x.detach().float()).float()
+    if len(features) != len(x):
         raise UserError(f"The feature space '{space.name}' has several rows for an item. Expected one, as in pixels.")
-    return rows
+    return features
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -90,8 +90,8 @@ def _source(dataset: Dataset) -> Source:
 
 def _stds(source: Source) -> Iterator[Float[Tensor, "b"]]:
     gauge = source.gauge()
-    for rows in torch.arange(len(source)).split(512):
-        yield gauge.stds(source.batch(rows, torch.zeros_like(rows)), rows)
+    for indices in torch.arange(len(source)).split(512):
+        yield gauge.stds(source.batch(indices, torch.zeros_like(indices)), indices)
 
 
 def _noisy_share(dataset: Dataset) -> float | None:

@@ -255,7 +255,7 @@ def _ranked(name: str, means: dict[str, float | None]) -> dict[str, int]:
         return {"lower": mean, "higher": -mean, "one": abs(math.log(mean)) if mean > 0 else math.inf}[better]
 
     bad = {source: badness(mean) for source, mean in means.items()}
-    return {source: 1 + sum(other < own for other in bad.values()) for source, own in bad.items()}
+    return {source: 1 + sum(other < value for other in bad.values()) for source, value in bad.items()}
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -274,9 +274,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     expected = "rows of results, as atdm evaluate writes them"
     rows = read_json(file, {"rows": list}, expected)["rows"]
     wanted: dict[str, Any] = {"metric": str, "value": (float, type(None)), "samples": int, "reference_hash": str}
-    for place, row in enumerate(rows):
+    for number, row in enumerate(rows):
         if wrong := misfit(row, wanted) if isinstance(row, dict) else f"it holds {shown(row)}":
-            raise UserError(f"Cannot read {file}: row {place}: {wrong}. Expected {expected}.")
+            raise UserError(f"Cannot read {file}: row {number}: {wrong}. Expected {expected}.")
     if not rows:
         raise UserError(f"Cannot read {file}: it has no rows. Expected {expected}.")
     return rows

@@ -110,11 +110,11 @@ def load_net(source: str | Path, item_shape: tuple[int, ...] | None = None, clas
             f"Expected {classes}: those of the classes, and one for none."
         )
     if item_shape is not None:
-        _require_fit(net, item_shape, source)
+        _require_shape(net, item_shape, source)
     return net
 
 
-def _require_fit(net: nn.Module, shape: tuple[int, ...], source: str | Path) -> None:
+def _require_shape(net: nn.Module, shape: tuple[int, ...], source: str | Path) -> None:
     if not fits(net, shape):
         raise UserError(
             f"The network of '{source}' is for items of shape {item_shape(net)}; the data have {tuple(shape)}."
@@ -162,11 +162,11 @@ def class_of(name: str | None, source: str | Path) -> Any:
         UserError: it is of another kind.
     """
     modules = {"UNet2DModel": "diffusers", "MLP": f"{__name__}.mlp"}
-    own = [kind.__module__ for kind in NETS.values() if hasattr(import_module(kind.__module__), name or "")]
-    if name is None or not (own or name in modules):
-        known = " or ".join([*modules, *(f"a network beside {kind}" for kind in dict.fromkeys(own))])
+    beside = [kind.__module__ for kind in NETS.values() if hasattr(import_module(kind.__module__), name or "")]
+    if name is None or not (beside or name in modules):
+        known = " or ".join([*modules, *(f"a network beside {kind}" for kind in dict.fromkeys(beside))])
         raise UserError(f"'{source}' holds a {name or 'model without a class name'}. Expected {known}.")
-    return getattr(import_module(modules.get(name) or own[0]), name)
+    return getattr(import_module(modules.get(name) or beside[0]), name)
 
 
 def is_unet(net: nn.Module) -> bool:
@@ -230,16 +230,16 @@ def class_conditioning(
         return {"class_labels": torch.arange(classes)}
     if label is None:
         return {"class_labels": torch.tensor([classes])}
-    place = _place(str(label), names)
-    if not 0 <= place < classes:
+    number = _class_number(str(label), names)
+    if not 0 <= number < classes:
         known = f" ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})" if names else ""
         raise UserError(
             f"The label is {label}. Expected one of the {classes} classes of '{source}', from 0 to {classes - 1}{known}."
         )
-    return {"class_labels": torch.tensor([place])}  # for all items of a batch
+    return {"class_labels": torch.tensor([number])}  # for all items of a batch
 
 
-def _place(label: str, names: Sequence[str]) -> int:
+def _class_number(label: str, names: Sequence[str]) -> int:
     """The number of a class that is given by name or number; -1 where it is neither."""
     if label in names:
         return names.index(label)

@@ -122,15 +122,15 @@ def _levels(x: Float[np.ndarray, "h w"]) -> tuple[tuple[float, ...], int]:
     middle, fine, bright = power[:, MIDDLE].mean(1), power[:, FINE].mean(1), np.abs(tiles.mean((1, 2)))
 
     def smooth(use: Bool[np.ndarray, "blocks"]) -> Int[np.ndarray, "some"]:
-        rows = np.flatnonzero(use)
-        return rows[np.argsort(middle[rows], kind="stable")[: max(2, round(SMOOTH * len(rows)))]]
+        kept = np.flatnonzero(use)
+        return kept[np.argsort(middle[kept], kind="stable")[: max(2, round(SMOOTH * len(kept)))]]
 
     first = float(fine[smooth(bright <= 1)].mean() ** 0.5)
     limit = max(1 - CLIPPED * first - ROUNDING, float(np.quantile(bright, 0.125, method="nearest")))
-    rows = smooth(bright <= limit)
-    levels = [power[rows][:, band].mean() for band in BANDS[:-1]]
-    levels.append(np.exp(np.log(fine[rows] + 1e-12).mean()))
-    return tuple(float(level) ** 0.5 for level in levels), len(rows)
+    kept = smooth(bright <= limit)
+    levels = [power[kept][:, band].mean() for band in BANDS[:-1]]
+    levels.append(np.exp(np.log(fine[kept] + 1e-12).mean()))
+    return tuple(float(level) ** 0.5 for level in levels), len(kept)
 
 
 @lru_cache(maxsize=1024)

@@ -45,11 +45,11 @@ class Meter(ABC):
     """Measures the items of a set in one or more ways, and says what the levels mean."""
 
     @abstractmethod
-    def levels(self, x: Float[Tensor, "n *item"], rows: Int[Tensor, "n"]) -> Float[Tensor, "ways n"]:
+    def levels(self, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> Float[Tensor, "ways n"]:
         """Level of each item, in each way.
 
         Args:
-            rows: indices of the items in the set.
+            indices: indices of the items in the set.
         """
 
     @abstractmethod
@@ -78,7 +78,7 @@ class PatchMeter(Meter):
         gray = [Probe.fit(sample.mean(1, keepdim=True))] if sample.shape[1] == 3 else []
         return cls([Probe.fit(sample), *gray])
 
-    def levels(self, x: Float[Tensor, "n c h w"], rows: Int[Tensor, "n"]) -> Float[Tensor, "probes n"]:
+    def levels(self, x: Float[Tensor, "n c h w"], indices: Int[Tensor, "n"]) -> Float[Tensor, "probes n"]:
         x = central(x)
         gray = [probe.levels(x.mean(1, keepdim=True)) for probe in self.probes[1:]]
         return torch.stack([self.probes[0].levels(x), *gray])
@@ -105,15 +105,15 @@ class WholeMeter(Meter):
     unit: float
 
     @classmethod
-    def fit(cls, x: Float[Tensor, "n *item"], rows: Int[Tensor, "n"]) -> WholeMeter | None:
+    def fit(cls, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> WholeMeter | None:
         """Directions for a set; None where noise cannot be distinguished from content."""
         flat = x.flatten(1)
         unit = 1.0 if x.dim() == 4 else max(2 * flat.std(0).square().mean().sqrt().item(), 1e-12)
-        thin = Thin.fit(flat / unit, rows)
+        thin = Thin.fit(flat / unit, indices)
         return None if thin is None else cls(thin, unit)
 
-    def levels(self, x: Float[Tensor, "n *item"], rows: Int[Tensor, "n"]) -> Float[Tensor, "1 n"]:
-        return self.thin.levels(x.flatten(1) / self.unit, rows)[None] * self.unit
+    def levels(self, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> Float[Tensor, "1 n"]:
+        return self.thin.levels(x.flatten(1) / self.unit, indices)[None] * self.unit
 
     def judge(self, levels: Float[Tensor, "1 n"], use: Bool[np.ndarray, "n"]) -> Estimate:
         each = levels[0].double().cpu().numpy()
@@ -143,9 +143,9 @@ def whole_estimate(x: Float[Tensor, "n *item"], use: Bool[np.ndarray, "n"] | Non
         use: as of :meth:`Meter.judge`, and the others would bend the directions that are thin; None: all.
     """
     use = np.ones(len(x), bool) if use is None else use
-    rows, used = torch.arange(len(x)), torch.from_numpy(use)
-    meter = WholeMeter.fit(x[used], rows[used])
-    return None if meter is None else meter.judge(meter.levels(x, rows), use)
+    indices, used = torch.arange(len(x)), torch.from_numpy(use)
+    meter = WholeMeter.fit(x[used], indices[used])
+    return None if meter is None else meter.judge(meter.levels(x, indices), use)
 
 
 @dataclass(frozen=True)
@@ -166,43 +166,43 @@ class Gauge:
     changed: bool = False
 
     @classmethod
-    def fit(cls, x: Float[Tensor, "n *item"], rows: Int[Tensor, "n"] | None = None) -> Gauge:
+    def fit(cls, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"] | None = None) -> Gauge:
         """From items of the set, clean and noisy ones in any mixture.
 
         Args:
-            rows: their indices in the set, at random or all; None: they are the set.
+            indices: their indices in the set, at random or all; None: they are the set.
 
         Raises:
             UserError: there is no telling noise from content in such data.
         """
-        return _look(x, rows)[0]
+        return _look(x, indices)[0]
 
-    def stds(self, x: Float[Tensor, "n *item"], rows: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    def stds(self, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
         """Std of the Gaussian noise of each item; 0 where it looks clean.
 
         Args:
-            rows: indices of the items in the set.
+            indices: indices of the items in the set.
         """
-        levels = self.meter.levels(x, rows)[self.way].double().cpu().numpy()
+        levels = self.meter.levels(x, indices)[self.way].double().cpu().numpy()
         found = self.noise.stds(levels)
         if isinstance(self.meter, PatchMeter):
             found = found * (replaced_share(x) == 0).cpu().numpy()
         if self.files is not None:
-            found = self.files.merged(found, rows.cpu().numpy(), self.changed)
+            found = self.files.merged(found, indices.cpu().numpy(), self.changed)
         return torch.from_numpy(found).float().to(x.device)
 
 
-def _look(x: Float[Tensor, "n *item"], rows: Int[Tensor, "n"] | None = None) -> tuple[Gauge, Estimate]:
-    rows = torch.arange(len(x)) if rows is None else rows
+def _look(x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"] | None = None) -> tuple[Gauge, Estimate]:
+    indices = torch.arange(len(x)) if indices is None else indices
     patches = by_patches(x.shape[1:])
-    meter: Meter | None = PatchMeter.fit(x[spread(len(x), SAMPLE)]) if patches else WholeMeter.fit(x, rows)
+    meter: Meter | None = PatchMeter.fit(x[spread(len(x), SAMPLE)]) if patches else WholeMeter.fit(x, indices)
     if meter is None:
         raise UserError(
             f"In {len(x)} items of shape {list(x.shape[1:])} noise cannot be distinguished from content. Expected images of "
             f"{LEAST}x{LEAST} or larger, or many items of many values that vary together."
         )
     use = (replaced_share(x) == 0).cpu().numpy() if patches else np.ones(len(x), bool)
-    found = meter.judge(meter.levels(x, rows), use)
+    found = meter.judge(meter.levels(x, indices), use)
     return Gauge(meter, found.noise, int(found.common)), found
 
 

@@ -49,20 +49,22 @@ class FileNoise:
         kinds = [file.kind for file in files]
         hidden = np.array([k.startswith(LOSSY) for k in kinds]) | (np.abs(np.log(scales)) > np.log(RESIZED))
         hidden &= np.array([file.smooth > 0 for file in files])
-        stds = np.array([noise_std(file) if own else 0.0 for file, own in zip(files, hidden, strict=True)])
+        stds = np.array([noise_std(file) if shown else 0.0 for file, shown in zip(files, hidden, strict=True)])
         if not hidden.any() or (stds > 0).sum() < LEAST_SHARE * hidden.sum():
             stds = np.zeros(len(files))
         left = [_left(f, s, scale) if s else 0.0 for f, s, scale in zip(files, stds.tolist(), scales, strict=True)]
         return cls(kinds, np.array([file.size for file in files]), stds, np.array(left), hidden)
 
-    def merged(self, stds: Float[np.ndarray, "b"], rows: Int[np.ndarray, "b"], changed: bool) -> Float[np.ndarray, "b"]:
+    def merged(
+        self, stds: Float[np.ndarray, "b"], indices: Int[np.ndarray, "b"], changed: bool
+    ) -> Float[np.ndarray, "b"]:
         """Noise std of these items as read.
 
         Args:
             stds: what the items themselves show.
             changed: something was done to the items after reading, so that they may hold noise that their files do not.
         """
-        return np.maximum(stds if changed else np.where(self.hidden[rows], 0.0, stds), self.remains[rows])
+        return np.maximum(stds if changed else np.where(self.hidden[indices], 0.0, stds), self.remains[indices])
 
     def with_clean(self, count: int) -> FileNoise:
         """The same with so many clean items after the others."""

@@ -128,7 +128,7 @@ class Thin:
     tau: float
 
     @classmethod
-    def fit(cls, x: Float[Tensor, "n d"], rows: Int[Tensor, "n"]) -> Thin | None:
+    def fit(cls, x: Float[Tensor, "n d"], indices: Int[Tensor, "n"]) -> Thin | None:
         """Directions for a set; None where the items are too few or have no direction that is thin."""
         n, d = x.shape
         if d < THIN or n < 8 * d:
@@ -136,9 +136,9 @@ class Thin:
         kept = d // 4
         means, bases = [], []
         for half in (0, 1):
-            own = x[rows % 2 == half]
-            mean = own.mean(0)
-            variance, basis = torch.linalg.eigh((own - mean).double().T @ (own - mean).double() / len(own))
+            items = x[indices % 2 == half]
+            mean = items.mean(0)
+            variance, basis = torch.linalg.eigh((items - mean).double().T @ (items - mean).double() / len(items))
             std = variance.clamp(min=0).sqrt()
             if std[:kept].mean() > 0.5 * std.square().mean().sqrt():
                 return None
@@ -146,10 +146,10 @@ class Thin:
             bases.append(basis[:, :kept].float())
         return cls((means[0], means[1]), (bases[0], bases[1]), (2 * kept) ** -0.5)
 
-    def levels(self, x: Float[Tensor, "n d"], rows: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    def levels(self, x: Float[Tensor, "n d"], indices: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
         """Root mean square of each item along the thin directions of the other half."""
         even, odd = (
             ((x - mean.to(x.device)) @ basis.to(x.device)).square().mean(1).sqrt()
             for mean, basis in zip(self.means, self.bases, strict=True)
         )
-        return torch.where(rows.to(x.device) % 2 == 0, odd, even)
+        return torch.where(indices.to(x.device) % 2 == 0, odd, even)

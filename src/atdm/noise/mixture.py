@@ -61,7 +61,7 @@ class Noise:
         """The noise std of images of these levels; 0 where they are more likely clean."""
         logs = _logs(levels / self.unit)
         each = np.exp(np.interp(logs, GRID, np.log(self.sigma))) * self.unit
-        return np.where(self.chance[_places(logs)] > 0.5, each, 0.0)
+        return np.where(self.chance[_grid_indices(logs)] > 0.5, each, 0.0)
 
     def over(self, share: float) -> Noise:
         """The same for a larger set, of which the images looked at were this share and the others are not noisy."""
@@ -75,7 +75,7 @@ class Noise:
 
 class _Model(NamedTuple):
     score: float  # log likelihood and log priors
-    place: int  # of sigma
+    sigma: int  # which of SIGMAS
     width: float
     share: float
     content: Float[np.ndarray, "contents"]
@@ -88,21 +88,21 @@ def fit(levels: Float[np.ndarray, "n"], tau: float, usual: float) -> Noise:
         tau: std of the log of the level of an image of pure noise.
         usual: the level that clean sets of this kind have; decides where the levels alone cannot.
     """
-    place = _places(_logs(levels))
+    nearest = _grid_indices(_logs(levels))
     error = round(max(float(np.hypot(tau, 0.015)), 0.6 * STEP), 3)
-    em = _Em(np.bincount(place, minlength=len(GRID)).astype(float), error, float(np.log(usual)))
+    em = _Em(np.bincount(nearest, minlength=len(GRID)).astype(float), error, float(np.log(usual)))
     null = em.run([(0, 0.0)], noisy=False)
-    coarse = em.run([(place, width) for width in COARSE for place in range(0, len(SIGMAS), 2)])
-    near = range(max(0, coarse.place - 2), min(len(SIGMAS), coarse.place + 3))
-    best = em.run([(place, width) for width in FINE for place in near])
+    coarse = em.run([(index, width) for width in COARSE for index in range(0, len(SIGMAS), 2)])
+    near = range(max(0, coarse.sigma - 2), min(len(SIGMAS), coarse.sigma + 3))
+    best = em.run([(index, width) for width in FINE for index in near])
     gain = (best.score - null.score) / len(levels)
     if best.score - null.score < 2 * np.log(len(levels)):
         return Noise(0.0, None, 0.0, _median(GRID, null.content), gain, np.zeros(len(GRID)), np.exp(GRID))
     kernels, clean = _kernels(error)
     given = kernels @ best.content  # of levels, for each sigma
-    noisy = best.share * _weights(best.place, best.width) @ given
+    noisy = best.share * _weights(best.sigma, best.width) @ given
     posterior = noisy / (noisy + (1 - best.share) * _background(clean @ best.content)).clip(1e-300)
-    each = _weights(best.place, max(best.width, 0.1))[:, None] * given
+    each = _weights(best.sigma, max(best.width, 0.1))[:, None] * given
     log_sigma = (np.log(SIGMAS) @ each) / each.sum(0).clip(1e-300)
     noisy = em.counts * posterior
     order = np.argsort(log_sigma)
@@ -121,8 +121,8 @@ def _logs(levels: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     return np.log(np.hypot(levels, ROUNDING))
 
 
-def _places(logs: Float[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-    """The nearest places of the grid."""
+def _grid_indices(logs: Float[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """The nearest points of the grid."""
     return np.clip(np.round((logs - LOW) / STEP), 0, len(GRID) - 1).astype(int)
 
 
@@ -164,7 +164,7 @@ class _Em:
         self.usual = usual
 
     def run(self, laws: Sequence[tuple[int, float]], noisy: bool = True) -> _Model:
-        """The best of some laws of sigma (place and width), each with its own share and hump of content."""
+        """The best of some laws of sigma (which of SIGMAS, and width), each with its own share and hump of content."""
         kernel = np.tensordot(np.stack([_weights(*law) for law in laws]), self.kernels, 1)
         share = np.full((len(laws), 1), 0.5 if noisy else 0.0)
         start = np.full((len(laws), 1), self.usual), np.full((len(laws), 1), 0.5), np.full((len(laws), 1), 0.5)
@@ -199,7 +199,7 @@ class _Em:
 
 
 def _squares(weights: Float[np.ndarray, "laws m"]) -> Float[np.ndarray, "laws m"]:
-    """For each place of the grid the weighted squared distances of all that is below it."""
+    """For each point of the grid the weighted squared distances of all that is below it."""
     at = np.arange(weights.shape[1]) * STEP
     zero, one, two = (np.cumsum(weights * at**k, axis=1) for k in range(3))
     return (at**2 * zero - 2 * at * one + two).clip(min=0)

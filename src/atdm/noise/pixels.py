@@ -20,15 +20,15 @@ def replaced_share(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n"]:
     and areas that are mid-gray all over.
     """
     out = torch.zeros(len(x))
-    for rows in torch.arange(len(x)).split(256):
-        part = x[rows]
+    for indices in torch.arange(len(x)).split(256):
+        part = x[indices]
         luma = part.mean(1)
         neutral = part.amax(1) - part.amin(1) < STEP / 2
         middle = neutral & (luma.abs() < STEP)
         extreme = neutral & ((luma.abs() - 1).abs() < STEP / 2)
         some = torch.nonzero((middle | extreme).flatten(1).float().mean(1) >= RATE)[:, 0]
         if len(some):
-            out[rows[some]] = _share(luma[some], middle[some], middle[some] | extreme[some])
+            out[indices[some]] = _share(luma[some], middle[some], middle[some] | extreme[some])
     return out
 
 

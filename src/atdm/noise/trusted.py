@@ -74,16 +74,16 @@ def least_levels(
     """
     begin, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
     sample = torch.randperm(len(items), generator=generator)[: 2 * LEARNED]
-    fold, own = (torch.randperm(n, generator=generator) % 2 == 0 for n in (len(items), len(trusted)))
+    fold, trusted_fold = (torch.randperm(n, generator=generator) % 2 == 0 for n in (len(items), len(trusted)))
     few = items[sample]
     view = _View.of(torch.cat([few, trusted]), generator)
     scale = float(torch.cat([few, trusted]).std()) or 1.0
     grid = torch.logspace(math.log10(LOW * scale), math.log10(HIGH * scale), GRID)
     chances = torch.zeros(GRID, len(items))
     for k, sigma in enumerate(grid.tolist()):
-        judges = _Judges.fit(view, sigma, (few, fold[sample]), (trusted, own), generator)
-        for rows in torch.arange(len(items)).split(AT_ONCE):
-            chances[k, rows] = judges.chances(items[rows], fold[rows], generator)
+        judges = _Judges.fit(view, sigma, (few, fold[sample]), (trusted, trusted_fold), generator)
+        for indices in torch.arange(len(items)).split(AT_ONCE):
+            chances[k, indices] = judges.chances(items[indices], fold[indices], generator)
         if progress:
             progress(k + 1, GRID)
     return Levels(first_level(chances, grid), grid, time.perf_counter() - begin)
@@ -195,17 +195,20 @@ class _Judges:
         generator: torch.Generator,
     ) -> _Judges:
         """From untrusted and trusted items, each with its fold."""
-        (worse, folds), (better, own) = bad, (good[0].repeat(DRAWS, *[1] * (good[0].dim() - 1)), good[1].repeat(DRAWS))
+        (worse, folds), (better, better_folds) = (
+            bad,
+            (good[0].repeat(DRAWS, *[1] * (good[0].dim() - 1)), good[1].repeat(DRAWS)),
+        )
         raw = [view(_noisy(x, sigma, generator), sigma) for x in (worse, better)]
         mean, std = raw[1].mean(0), torch.cat(raw).std(0) + 1e-9
-        rows = torch.cat([_with_constant((part - mean) / std) for part in raw])
+        features = torch.cat([_with_constant((part - mean) / std) for part in raw])
         label = torch.cat([torch.zeros(len(worse)), torch.ones(len(better))]).double()
-        halves = torch.cat([folds, own])
-        coin = {half: rows.new_zeros(rows.shape[1]) for half in (True, False)}
-        fitted, scores = [coin], [rows.new_zeros(len(rows))]
+        halves = torch.cat([folds, better_folds])
+        coin = {half: features.new_zeros(features.shape[1]) for half in (True, False)}
+        fitted, scores = [coin], [features.new_zeros(len(features))]
         for ridge in RIDGES:
-            fitted.append({half: _logistic(rows, label, halves != half, ridge, fitted[-1][half]) for half in coin})
-            scores.append(torch.where(halves, rows @ fitted[-1][True], rows @ fitted[-1][False]))
+            fitted.append({half: _logistic(features, label, halves != half, ridge, fitted[-1][half]) for half in coin})
+            scores.append(torch.where(halves, features @ fitted[-1][True], features @ fitted[-1][False]))
         best = fitted[_plainest(torch.stack(scores), label, len(better) // DRAWS)]
         weights = (best[True], best[False])
         return cls(view, sigma, mean, std, weights)
@@ -214,8 +217,8 @@ class _Judges:
         """The probability that each item is trusted, were there as many of either kind; averaged over the noise."""
         total = torch.zeros(len(x), dtype=torch.float64)
         for _ in range(JUDGED):
-            rows = _with_constant((self.view(_noisy(x, self.sigma, generator), self.sigma) - self.mean) / self.std)
-            total += torch.where(folds, rows @ self.weights[0], rows @ self.weights[1]).sigmoid()
+            features = _with_constant((self.view(_noisy(x, self.sigma, generator), self.sigma) - self.mean) / self.std)
+            total += torch.where(folds, features @ self.weights[0], features @ self.weights[1]).sigmoid()
         return (total / JUDGED).float()
 
 
@@ -238,15 +241,15 @@ def _noisy(x: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
     return x + sigma * torch.randn(x.shape, generator=generator)
 
 
-def _with_constant(rows: Tensor) -> Tensor:
-    return torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+def _with_constant(features: Tensor) -> Tensor:
+    return torch.cat([features, features.new_ones(len(features), 1)], 1)
 
 
 def _logistic(
-    rows: Float[Tensor, "n d"], label: Float[Tensor, "n"], use: Bool[Tensor, "n"], ridge: float, start: Tensor
+    features: Float[Tensor, "n d"], label: Float[Tensor, "n"], use: Bool[Tensor, "n"], ridge: float, start: Tensor
 ) -> Float[Tensor, "d"]:
     """Logistic regression with both classes alike in weight, by Newton's method; the constant, last, is free."""
-    x, y, theta = rows[use], label[use], start
+    x, y, theta = features[use], label[use], start
     share = torch.where(y > 0, 0.5 / y.sum(), 0.5 / (1 - y).sum())
     penalty = torch.full_like(theta, ridge)
     penalty[-1] = 1e-9

@@ -32,10 +32,10 @@ class Ambient(Baseline):
 
     levels_from: ClassVar[LevelsFrom] = "truth"
 
-    def own(
-        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    def draw_extra(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        return {"beta": 1 - torch.rand(shape[0], generator=stream, device=device)}
+        return {"beta": 1 - torch.rand(shape[0], generator=generator, device=device)}
 
     def terms(
         self,
@@ -89,8 +89,8 @@ class Omni(Ambient):
         draws: Draws,
         levels: Float[Tensor, "batch"] | None,
     ) -> Terms:
-        rows, t = exchanged(self.process, known(levels), t, draws.need("beta"))
-        x_t = self.process.mix(x0[rows], draws.noise, t)
+        indices, t = exchanged(self.process, known(levels), t, draws.need("beta"))
+        x_t = self.process.mix(x0[indices], draws.noise, t)
         eps = self.process.to_eps(predict(x_t, t), x_t, t)
         return Terms.unpushed(t, item_mean((eps - draws.noise).square()) * self.process.eps_weight(t))
 
@@ -142,13 +142,13 @@ def exchanged(
     An item keeps a timestep at or above its level; for others ``beta`` chooses among the items that may be used.
     """
     first = first_above(process, levels)
-    own = torch.arange(len(t), device=t.device)
+    itself = torch.arange(len(t), device=t.device)
     able = first[None, :] <= t[:, None]
     count = able.sum(1)
-    place = ((1 - beta) * count).long().clamp(max=(count - 1).clamp_min(0))  # of the chosen one among the able
-    chosen = (able.cumsum(1) > place[:, None]).int().argmax(1)
-    rows = torch.where(first <= t, own, torch.where(count > 0, chosen, own))
-    return rows, torch.where(count > 0, t, above(process, levels, t, beta))
+    rank = ((1 - beta) * count).long().clamp(max=(count - 1).clamp_min(0))  # of the chosen one among the able
+    chosen = (able.cumsum(1) > rank[:, None]).int().argmax(1)
+    indices = torch.where(first <= t, itself, torch.where(count > 0, chosen, itself))
+    return indices, torch.where(count > 0, t, above(process, levels, t, beta))
 
 
 def noised(

@@ -61,22 +61,22 @@ def quiet_std(x: Float[Tensor, "n *item"], seed: int = 0) -> float:
         )
     generator = torch.Generator().manual_seed(seed)
     x = x[torch.randperm(len(x), generator=generator)]
-    rows = _patches(x, generator) if x.dim() == 4 else x.flatten(1)
-    first, second = rows.double().tensor_split(2)
+    vectors = _patches(x, generator) if x.dim() == 4 else x.flatten(1)
+    first, second = vectors.double().tensor_split(2)
     mean = first.mean(0)
     _, directions = torch.linalg.eigh((first - mean).T @ (first - mean))  # from the least on
-    quiet = directions[:, : max(1, round(QUIET * rows.shape[1]))]
+    quiet = directions[:, : max(1, round(QUIET * vectors.shape[1]))]
     return float(((second - mean) @ quiet).square().mean().sqrt())
 
 
 def _patches(x: Float[Tensor, "n channels height width"], generator: torch.Generator) -> Float[Tensor, "rows pixels"]:
     """A patch of each channel of each image; those of one image stay in one half of the rows."""
     sides = [min(SIDE, side) for side in x.shape[2:]]
-    places = [
+    begins = [
         torch.randint(whole - side + 1, (len(x),), generator=generator)
         for whole, side in zip(x.shape[2:], sides, strict=True)
     ]
-    i, j = (place[:, None] + torch.arange(side) for place, side in zip(places, sides, strict=True))
+    i, j = (begin[:, None] + torch.arange(side) for begin, side in zip(begins, sides, strict=True))
     each = torch.arange(len(x))[:, None, None]
     return (
         x.permute(0, 2, 3, 1)[each, i[:, :, None], j[:, None, :]].permute(0, 3, 1, 2).reshape(-1, sides[0] * sides[1])

@@ -18,7 +18,7 @@ from ..diffusion.process import Process
 from ..text import changed
 from . import auto as automatic
 from .kinds import KINDS, Kind, due, require_kind, require_options
-from .passes import Moves, Passes, cost, rows_below
+from .passes import Moves, Passes, cost, items_below
 from .perturb import Perturbation, PublishedRadius, PublishedWeight, Radius, Weight
 from .terms import Draws, Loss, Terms, item_mean
 
@@ -42,7 +42,7 @@ class Objective(Loss):
         detach_target: stop the gradient through the clean prediction in the target.
         every: apply the regularizer in one of so many steps, with so many times the weight: on average the same loss. Which, the ``step`` of a
             call decides, or its timesteps.
-        seed: seeds the objective's own stream for beta and the start, used when a call brings no ``push_generator``.
+        seed: seeds the objective's own generator for beta and the start, used when a call brings no ``push_generator``.
         start: share of the training that is plain denoising; calls then need ``step`` (from 0) and ``steps``.
         note: what :meth:`auto` chose, in words.
     """
@@ -59,7 +59,7 @@ class Objective(Loss):
     seed: int = 0
     start: float = 0.0
     note: str = field(default="", repr=False)
-    _streams: dict[torch.device, torch.Generator] = field(default_factory=dict, repr=False, compare=False)
+    _generators: dict[torch.device, torch.Generator] = field(default_factory=dict, repr=False, compare=False)
 
     __repr__ = changed
 
@@ -94,13 +94,13 @@ class Objective(Loss):
     def due(self, t: Int[Tensor, "batch"]) -> bool:
         return self.every == 1 or int(t.sum()) % self.every == 0
 
-    def own(
-        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    def draw_extra(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, generator: torch.Generator
     ) -> dict[str, Tensor]:
         if not self.kind.perturbs:
             return {}
-        beta = 1 - torch.rand(shape[0], generator=stream, device=device)
-        return {"beta": beta, "start": self.perturbation.start(shape, stream, device)}
+        beta = 1 - torch.rand(shape[0], generator=generator, device=device)
+        return {"beta": beta, "start": self.perturbation.start(shape, generator, device)}
 
     def __call__(
         self,
@@ -122,20 +122,22 @@ class Objective(Loss):
         def denoise(output: Tensor) -> Tensor:
             return item_mean((output - process.target(x0, draws.noise, t)).square()) * process.output_weight(t)
 
-        rows = rows_below(self.gate, process, draws.t, x0.device) if self.kind.perturbs else None
-        if rows is None or draws.beta is None or draws.start is None:  # none are below, or this step does not perturb
+        indices = items_below(self.gate, process, draws.t, x0.device) if self.kind.perturbs else None
+        if (
+            indices is None or draws.beta is None or draws.start is None
+        ):  # none are below, or this step does not perturb
             return Terms.unpushed(t, denoise(passes.output(model, passes.x)))
 
-        reach = self.radius.reach(process, t[rows], draws.beta[rows])
+        reach = self.radius.reach(process, t[indices], draws.beta[indices])
         attacks = self.kind.adversarial
-        output, (delta, clean, moved) = passes.perturbed(self._perturb, rows, reach.r, draws.start[rows], attacks)
+        output, (delta, clean, moved) = passes.perturbed(self._perturb, indices, reach.r, draws.start[indices], attacks)
         target = clean.detach() if self.detach_target else clean
         residual = moved - (target + delta if self.kind.equivariant else target)
-        weight = self.every * self.weight(reach, delta) * process.eps_weight(t[rows])
-        return Terms.of_rows(
+        weight = self.every * self.weight(reach, delta) * process.eps_weight(t[indices])
+        return Terms.of_items(
             t,
             denoise(output),
-            rows,
+            indices,
             regularizer=item_mean(residual.square()),
             weight=weight,
             radius=reach.r,

@@ -20,7 +20,7 @@ class Free(Baseline):
     Each batch is replayed: the perturbation starts at zero, so the first replay is a ddpm step; every backward pass then
     gives the gradient for a step of the weights and for a step of delta, ``delta + step g / ||g||`` (Shafahi 2019). The
     target's delta is a constant for both gradients. One training step is all the replays of a batch, each with its own
-    optimizer step and average; under another loop than ``fit`` call :meth:`again` between backward passes.
+    optimizer step and average; under another loop than ``fit`` call :meth:`next_draws` between backward passes.
 
     Args:
         radius: of the ball, as a root mean square over dimensions, in units of the state x_t; in the authors' CIFAR-10 script: 0.1.
@@ -44,17 +44,17 @@ class Free(Baseline):
     def passes(self) -> dict[str, float]:
         return counted(self.replays, self.replays)
 
-    def own(
-        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    def draw_extra(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, generator: torch.Generator
     ) -> dict[str, Tensor]:
         return {"delta": torch.zeros(shape, device=device, requires_grad=True)}
 
-    def again(self, draws: Draws) -> Draws:
+    def next_draws(self, draws: Draws) -> Draws:
         """delta moved along the gradient that the last backward pass left on it, and projected onto the ball."""
         delta, gradient = draws.need("delta").detach(), draws.need("delta").grad
         if gradient is None:
             raise UserError(
-                "Free adversarial training was replayed without a backward pass. Expected one before again()."
+                "Free adversarial training was replayed without a backward pass. Expected one before next_draws()."
             )
         scaled = gradient / per_item(gradient.abs().flatten(1).amax(1).clamp_min(1e-30), gradient)  # squares underflow
         delta = delta + self.step * scaled / per_item(scaled.flatten(1).norm(dim=1).clamp_min(1e-12), scaled)

@@ -17,7 +17,7 @@ from ..diffusion.process import Process
 from ..nets.passes import RandomState, frozen, known_random, remember_random
 from .terms import counted, predicted
 
-Rows = Int[Tensor, "perturbed"] | slice
+Indices = Int[Tensor, "perturbed"] | slice
 Moves = Callable[[Tensor], Tensor]  # delta -> eps(x + sigma delta) - eps(x), with frozen weights
 Perturb = Callable[[Moves, Tensor, Tensor], Tensor]  # of that, radii and starts in the unit ball: delta
 
@@ -51,13 +51,13 @@ def cost(share: float, steps: int, every: int) -> dict[str, float]:
     return counted(1 + perturbed + attacked, 1 + perturbed, attacked)
 
 
-def rows_below(gate: float | None, process: Process, t: Int[Tensor, "batch"], device: torch.device) -> Rows | None:
+def items_below(gate: float | None, process: Process, t: Int[Tensor, "batch"], device: torch.device) -> Indices | None:
     """The rows whose noise level is below ``gate``, None where there are none. Found where ``t`` is: on the CPU no
     accelerator is waited for."""
     if gate is None:
         return slice(None)
-    rows = (process.ratio(t.cpu()) < gate).nonzero().squeeze(1)
-    return rows.to(device, non_blocking=True) if len(rows) else None
+    indices = (process.ratio(t.cpu()) < gate).nonzero().squeeze(1)
+    return indices.to(device, non_blocking=True) if len(indices) else None
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,15 @@ class Passes:
     t: Int[Tensor, "batch"]
     conditioning: dict[str, Any]
 
-    def output(self, model: Callable[..., Any], x: Tensor, rows: Rows = slice(None)) -> Tensor:
-        """The output of ``model`` at states ``x`` that belong to these ``rows``."""
-        conditioning = {k: _follow(v, rows, len(self.t)) for k, v in self.conditioning.items()}
-        return predicted(model, x, self.process.time(self.t)[rows], **conditioning)
+    def output(self, model: Callable[..., Any], x: Tensor, indices: Indices = slice(None)) -> Tensor:
+        """The output of ``model`` at states ``x`` that belong to these ``indices``."""
+        conditioning = {k: _follow(v, indices, len(self.t)) for k, v in self.conditioning.items()}
+        return predicted(model, x, self.process.time(self.t)[indices], **conditioning)
 
     def perturbed(
-        self, perturb: Perturb, rows: Rows, r: Tensor, start: Tensor, attacked: bool
+        self, perturb: Perturb, indices: Indices, r: Tensor, start: Tensor, attacked: bool
     ) -> tuple[Tensor, Perturbed]:
-        """The output for the whole batch, and what became of its perturbed ``rows``.
+        """The output for the whole batch, and what became of its perturbed ``indices``.
 
         Args:
             perturb: finds the perturbations.
@@ -86,28 +86,28 @@ class Passes:
             attacked: ``perturb`` asks for predictions.
         """
         n = len(r)
-        if isinstance(rows, Tensor):
-            rows, r, start = (_padded(values, len(self.t)) for values in (rows, r, start))
-        output, perturbed = self._routed(perturb, rows, r, start, attacked)
+        if isinstance(indices, Tensor):
+            indices, r, start = (_padded(values, len(self.t)) for values in (indices, r, start))
+        output, perturbed = self._routed(perturb, indices, r, start, attacked)
         return output, Perturbed(*(values[:n] for values in perturbed))
 
     def _routed(
-        self, perturb: Perturb, rows: Rows, r: Tensor, start: Tensor, attacked: bool
+        self, perturb: Perturb, indices: Indices, r: Tensor, start: Tensor, attacked: bool
     ) -> tuple[Tensor, Perturbed]:
         if stacks(attacked, len(r) / len(self.t)) and not known_random(self.model):
             before = RandomState(self.x.device)
-            found = self._stacked(perturb, rows, r, start)
+            found = self._stacked(perturb, indices, r, start)
             if before == RandomState(self.x.device):
                 return found
             before.restore()  # stacked rows cannot share dropout masks
             remember_random(self.model)
-        return self._one_by_one(perturb, rows, r, start)
+        return self._one_by_one(perturb, indices, r, start)
 
-    def _stacked(self, perturb: Perturb, rows: Rows, r: Tensor, start: Tensor) -> tuple[Tensor, Perturbed]:
+    def _stacked(self, perturb: Perturb, indices: Indices, r: Tensor, start: Tensor) -> tuple[Tensor, Perturbed]:
         """The attack on the rows' clean and perturbed states at once, then the whole batch and its perturbed rows at once."""
         process, n = self.process, len(r)
-        x, t, everything = self.x[rows], self.t[rows], torch.arange(len(self.t), device=self.t.device)
-        rows = everything[rows]
+        x, t, everything = self.x[indices], self.t[indices], torch.arange(len(self.t), device=self.t.device)
+        indices = everything[indices]
         shift = process.sigma(t, x)
         clean: Tensor | None = None
 
@@ -115,23 +115,23 @@ class Passes:
             nonlocal clean
             x_moved = x + shift * delta
             if clean is None:
-                clean, moved = self.output(attacked, torch.cat([x, x_moved]), torch.cat([rows, rows])).split(n)
+                clean, moved = self.output(attacked, torch.cat([x, x_moved]), torch.cat([indices, indices])).split(n)
                 clean = process.to_eps(clean, x, t).detach()
             else:
-                moved = self.output(attacked, x_moved, rows)
+                moved = self.output(attacked, x_moved, indices)
             return process.to_eps(moved, x_moved, t) - clean
 
         with frozen(self.model) as attacked:
             delta = perturb(moves, r, start)
         x_moved = x + shift * delta
-        both = self.output(self.model, torch.cat([self.x, x_moved]), torch.cat([everything, rows]))
+        both = self.output(self.model, torch.cat([self.x, x_moved]), torch.cat([everything, indices]))
         output, moved = both.split([len(self.t), n])
-        return output, Perturbed(delta, process.to_eps(output[rows], x, t), process.to_eps(moved, x_moved, t))
+        return output, Perturbed(delta, process.to_eps(output[indices], x, t), process.to_eps(moved, x_moved, t))
 
-    def _one_by_one(self, perturb: Perturb, rows: Rows, r: Tensor, start: Tensor) -> tuple[Tensor, Perturbed]:
+    def _one_by_one(self, perturb: Perturb, indices: Indices, r: Tensor, start: Tensor) -> tuple[Tensor, Perturbed]:
         """A pass at a time; all those over the rows start from one random state, so that they share dropout masks."""
         process = self.process
-        x, t = self.x[rows], self.t[rows]
+        x, t = self.x[indices], self.t[indices]
         shift = process.sigma(t, x)
         before = RandomState(x.device)
         output = self.output(self.model, self.x)
@@ -141,10 +141,10 @@ class Passes:
         def predict(model: Callable[..., Any], x: Tensor) -> Tensor:
             if random:
                 before.restore()
-            return process.to_eps(self.output(model, x, rows), x, t)
+            return process.to_eps(self.output(model, x, indices), x, t)
 
-        alone = random and not isinstance(rows, slice)  # the masks of the whole batch are not those of its rows
-        clean = predict(self.model, x) if alone else process.to_eps(output[rows], x, t)
+        alone = random and not isinstance(indices, slice)  # the masks of the whole batch are not those of its rows
+        clean = predict(self.model, x) if alone else process.to_eps(output[indices], x, t)
         fixed = clean.detach()
         with frozen(self.model) as attacked:
             delta = perturb(lambda delta: predict(attacked, x + shift * delta) - fixed, r, start)
@@ -162,10 +162,10 @@ def _padded(values: Tensor, batch: int) -> Tensor:
     return torch.cat([values, values[-1:].expand(length - n, *values.shape[1:])]) if length > n else values
 
 
-def _follow(value: Any, rows: Rows, batch: int) -> Any:
+def _follow(value: Any, indices: Indices, batch: int) -> Any:
     """The conditioning of the perturbed rows; anything without one row per sample is passed on as it is."""
     if isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch:
-        return value[rows]
+        return value[indices]
     if isinstance(value, dict):
-        return {k: _follow(v, rows, batch) for k, v in value.items()}
+        return {k: _follow(v, indices, batch) for k, v in value.items()}
     return value

@@ -39,8 +39,8 @@ class Draws:
     more: Float[Tensor, "batch *dims"] | None = None
     delta: Float[Tensor, "batch *dims"] | None = None
 
-    def __getitem__(self, rows: slice) -> Draws:
-        chosen: dict[str, Any] = {k: None if v is None else v[rows] for k, v in vars(self).items()}
+    def __getitem__(self, items: slice) -> Draws:
+        chosen: dict[str, Any] = {k: None if v is None else v[items] for k, v in vars(self).items()}
         return Draws(**chosen)
 
     def need(self, name: str) -> Tensor:
@@ -74,14 +74,14 @@ class Terms:
         return cls(t, denoise, zero, zero, torch.zeros_like(t, dtype=torch.bool), zero, zero, zero)
 
     @classmethod
-    def of_rows(
-        cls, t: Int[Tensor, "batch"], denoise: Float[Tensor, "batch"], rows: Tensor | slice, **perturbed: Tensor
+    def of_items(
+        cls, t: Int[Tensor, "batch"], denoise: Float[Tensor, "batch"], indices: Tensor | slice, **perturbed: Tensor
     ) -> Terms:
-        """The terms where only these ``rows`` were perturbed, whose own terms follow by name."""
+        """The terms where only these ``indices`` were perturbed, whose own terms follow by name."""
         zero = torch.zeros_like(denoise, requires_grad=False)
 
         def spread(values: Tensor) -> Tensor:
-            return values if isinstance(rows, slice) else zero.index_put((rows,), values.to(zero.dtype))
+            return values if isinstance(indices, slice) else zero.index_put((indices,), values.to(zero.dtype))
 
         made = spread(torch.ones_like(perturbed["radius"])).bool()
         return cls(t, denoise, perturbed=made, **{name: spread(values) for name, values in perturbed.items()})
@@ -93,10 +93,10 @@ class Terms:
 
 
 class Loss(ABC):
-    """A training loss. Subclasses are frozen dataclasses with a process, their constants and the seed of their own stream.
+    """A training loss. Subclasses are frozen dataclasses with a process, their constants and the seed of their own generator.
 
     Attributes:
-        replays: optimizer steps on each batch; :meth:`again` gives the randomness of the next one.
+        replays: optimizer steps on each batch; :meth:`next_draws` gives the randomness of the next one.
         levels_from: where the noise that each item holds already is to come from: the truth about the data, or an estimate
             from the items (:class:`atdm.noise.Gauge`), or the level from which on each is as good as a trusted one; None: it need
             not be known.
@@ -104,7 +104,7 @@ class Loss(ABC):
 
     process: Process
     seed: int
-    _streams: dict[torch.device, torch.Generator]
+    _generators: dict[torch.device, torch.Generator]
     replays: int = 1
     levels_from: ClassVar[LevelsFrom] = None
 
@@ -117,10 +117,10 @@ class Loss(ABC):
         t_generator: torch.Generator | None = None,
         perturbs: bool | None = None,
     ) -> Draws:
-        """The randomness for a batch of ``shape``: t and noise from ``generator``, the rest from the loss's own stream.
+        """The randomness for a batch of ``shape``: t and noise from ``generator``, the rest from the loss's own generator.
 
         So every loss sees the same timesteps and noise under the same seed. t comes from ``t_generator`` where one
-        is given; drawn on the CPU, it tells which rows a gate perturbs without waiting for an accelerator. The loss's own stream
+        is given; drawn on the CPU, it tells which rows a gate perturbs without waiting for an accelerator. The loss's own generator
         differs from process to process where torch.distributed runs.
 
         Args:
@@ -129,23 +129,27 @@ class Loss(ABC):
         device = torch.device(device)
         t = self.process.draw(shape[0], t_generator or generator)
         noise = torch.randn(shape, generator=generator, device=device)
-        if push_generator is None and device not in self._streams:
-            self._streams[device] = torch.Generator(device).manual_seed(self.seed + 104_729 * rank())
-        stream = push_generator or self._streams[device]
-        own = self.own(t, tuple(shape), device, stream) if (self.due(t) if perturbs is None else perturbs) else {}
-        return Draws(t, noise, **own)
+        if push_generator is None and device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self.seed + 104_729 * rank())
+        extra_generator = push_generator or self._generators[device]
+        extra = (
+            self.draw_extra(t, tuple(shape), device, extra_generator)
+            if (self.due(t) if perturbs is None else perturbs)
+            else {}
+        )
+        return Draws(t, noise, **extra)
 
     def due(self, t: Int[Tensor, "batch"]) -> bool:
         """Whether a step with these timesteps draws what is the loss's own."""
         return True
 
-    def own(
-        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    def draw_extra(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """What the loss itself draws for these timesteps, by the names of :class:`Draws`."""
         return {}
 
-    def again(self, draws: Draws) -> Draws:
+    def next_draws(self, draws: Draws) -> Draws:
         """The randomness of the next step on the same batch, after a backward pass of the last."""
         return draws
 
@@ -177,7 +181,7 @@ class Loss(ABC):
         Args:
             model: any ``model(x, t, **conditioning)`` that returns a tensor or a diffusers output and treats each sample
                 by itself (so no batch normalization): passes may be stacked into one batch.
-            draws: the randomness; drawn here with ``generator`` (None: torch's global stream) when not given.
+            draws: the randomness; drawn here with ``generator`` (None: torch's global generator) when not given.
             levels: standard deviation of the Gaussian noise in each item; losses that know nothing of it take no notice.
             conditioning: passed to the model; tensors with one row per sample follow their samples.
         """
@@ -189,7 +193,7 @@ class Baseline(Loss):
 
     process: Process
     seed: int = field(default=0, kw_only=True)
-    _streams: dict[torch.device, torch.Generator] = field(
+    _generators: dict[torch.device, torch.Generator] = field(
         default_factory=dict, init=False, repr=False, compare=False, kw_only=True
     )
 
@@ -229,10 +233,10 @@ class Baseline(Loss):
 class Noisier(Baseline):
     """A baseline that draws more noise of the items' shape than all losses do: ``draws.more``."""
 
-    def own(
-        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, stream: torch.Generator
+    def draw_extra(
+        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        return {"more": torch.randn(shape, generator=stream, device=device)}
+        return {"more": torch.randn(shape, generator=generator, device=device)}
 
 
 def counted(forwards: float, backwards: float, input_backwards: float = 0.0) -> dict[str, float]:

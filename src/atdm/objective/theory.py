@@ -71,7 +71,7 @@ def sampled_variance(
     how = sampling or Sampling("ddpm", process.steps)
     if how.sampler not in ("ddpm", "ddpm-unrespaced"):
         raise UserError(f"There is no closed form for the sampler {how.sampler}. Expected ddpm or ddpm-unrespaced.")
-    visited = open_solver(lambda x, t: x, process, (1, 1), how, generator=torch.Generator()).levels
+    visited = open_solver(lambda x, t: x, process, (1, 1), how, generator=torch.Generator()).visits
     following = [*visited[1:], -1] if how.sampler == "ddpm" else [t - 1 for t in visited]
     gains = optimum(process, torch.tensor(visited), variance.double()[None], lambda_c[visited])
     abar = process.alphas.double().square()

@@ -53,11 +53,11 @@ def colours(names: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     free = 0
     for name in dict.fromkeys(names):
-        own = max(
+        known = max(
             (key for key in COLOURS if f"{name} ".startswith((f"{key} ", f"{key},", f"{key}:"))), key=len, default=""
         )
-        if own and COLOURS[own] not in found.values():
-            found[name] = COLOURS[own]
+        if known and COLOURS[known] not in found.values():
+            found[name] = COLOURS[known]
         else:
             found[name] = OTHER_COLOURS[free % len(OTHER_COLOURS)]
             free += 1

@@ -122,8 +122,8 @@ def _annotate(axis: Axes, points: Sequence[tuple[str, str, float, float]], palet
         size = np.array([4.5 * len(label) + 4, 10])
         if label and all((abs(at - other) > size).any() for other in taken):
             taken.append(at)
-            place: dict[str, Any] = {"xytext": (5, 5), "textcoords": "offset points"}
-            axis.annotate(text.figure(label), (x, y), fontsize=7.5, color=palette[group], **place)
+            offset: dict[str, Any] = {"xytext": (5, 5), "textcoords": "offset points"}
+            axis.annotate(text.figure(label), (x, y), fontsize=7.5, color=palette[group], **offset)
 
 
 def _group(points: Sequence[tuple[str, str, float, float]], i: int) -> str | None:

@@ -172,7 +172,7 @@ def jobs(
         model = _opened(source, shape, plan.label)
         samplers[source] = (default_sampler(model.process, "ddpm"), SECOND[model.process.family])
         for sampler, steps in {*product(samplers[source], plan.steps), (None, plan.attacked_steps)}:
-            Sampling(sampler, steps).place(model.process)
+            Sampling(sampler, steps).scheduler_for(model.process)
         costs[source] = _seconds(model, plan)
     plain = next((m for m, c in known.items() if c["objective"]["name"] == "ddpm"), None)
     labels = _labels(configs)

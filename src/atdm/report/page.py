@@ -142,8 +142,8 @@ def _cells(table: Table) -> list[list[_Cell]]:
 
 def _best(table: Table, column: str, better: Better) -> set[str]:
     """The shown texts of the best cells of a column: cells that read the same are equally good."""
-    place = table.columns.index(column)
-    cells = [row[place] for row in table.rows if math.isfinite(_number(row[place]))]
+    index = table.columns.index(column)
+    cells = [row[index] for row in table.rows if math.isfinite(_number(row[index]))]
     if len(cells) < 2:
         return set()
     cost = {"lower": lambda v: v, "higher": lambda v: -v, "one": lambda v: abs(v - 1)}[better]
@@ -158,8 +158,8 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
-def _is_numeric(table: Table, place: int) -> bool:
-    cells = [row[place] for row in table.rows if row[place] is not None]
+def _is_numeric(table: Table, index: int) -> bool:
+    cells = [row[index] for row in table.rows if row[index] is not None]
     return bool(cells) and all(isinstance(c, int | float | tuple) and not isinstance(c, bool) for c in cells)
 
 

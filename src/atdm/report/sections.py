@@ -96,9 +96,9 @@ def _damage_at_worst(outcome: Outcome, measure: str) -> tuple[float, float] | No
     return (found[0]["mean"], (found[0]["high"] - found[0]["low"]) / 2) if found else None
 
 
-def _named(outcomes: Sequence[Outcome], place: int) -> str:
+def _named(outcomes: Sequence[Outcome], index: int) -> str:
     """The first or second sampler of the models, in words."""
-    return " or ".join(dict.fromkeys(o.job.samplers[place] for o in outcomes))
+    return " or ".join(dict.fromkeys(o.job.samplers[index] for o in outcomes))
 
 
 def _overview(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:

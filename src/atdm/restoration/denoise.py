@@ -57,12 +57,12 @@ def restore(
     stds = (noise_stds(x) if stds is None else stds).cpu()
     out = x.detach().cpu().clone()
     with evaluating(model.net):
-        for rows in torch.nonzero(stds > 0)[:, 0].split(batch_size):
-            t = timesteps_of(model.process, stds[rows])
-            y = out[rows].to(model.device)
+        for indices in torch.nonzero(stds > 0)[:, 0].split(batch_size):
+            t = timesteps_of(model.process, stds[indices])
+            y = out[indices].to(model.device)
             where = t.to(model.device)
             made = model.denoised(per_item(model.process.alpha(where), y) * y, where).float().cpu()
-            out[rows] = (made.clamp(-1, 1) if x.dim() == 4 else made).to(out.dtype)
+            out[indices] = (made.clamp(-1, 1) if x.dim() == 4 else made).to(out.dtype)
     require_finite(out, "restored items")
     return out
 
@@ -77,9 +77,9 @@ def gauge(source: Source, progress: Callable[[int, int], None] = lambda done, to
         UserError: noise cannot be distinguished from content in such data.
     """
     found, seen = source.gauge(), []
-    for rows in torch.arange(len(source)).split(BATCH):
-        seen.append(found.stds(source.batch(rows, torch.zeros_like(rows)), rows))
-        progress(int(rows[-1]) + 1, len(source))
+    for indices in torch.arange(len(source)).split(BATCH):
+        seen.append(found.stds(source.batch(indices, torch.zeros_like(indices)), indices))
+        progress(int(indices[-1]) + 1, len(source))
     return torch.cat(seen)
 
 

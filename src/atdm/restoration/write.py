@@ -57,12 +57,12 @@ def names_of(names: Sequence[str]) -> list[str]:
     paths = [PurePosixPath(name) for name in names]
     if all(path.suffix and not path.is_absolute() and ".." not in path.parts for path in paths):
         count = Counter(str(path.with_suffix("")).lower() for path in paths)
-        own = [
+        found = [
             str(path.with_suffix(".png" if count[str(path.with_suffix("")).lower()] == 1 else f"{path.suffix}.png"))
             for path in paths
         ]
-        if len({name.lower() for name in own}) == len(own):
-            return own
+        if len({name.lower() for name in found}) == len(found):
+            return found
     digits = len(str(len(paths) - 1))
     return [f"{i:0{digits}d}.png" for i in range(len(paths))]
 
@@ -106,17 +106,17 @@ def _items(
     values: dict[str, list[Tensor]] = {}
     if names is None:
         Source(found).save(scratch / "samples.npz")
-    for rows in torch.arange(len(found)).split(BATCH):
-        after = found[rows] if names is not None or truth is not None else None
+    for indices in torch.arange(len(found)).split(BATCH):
+        after = found[indices] if names is not None or truth is not None else None
         if names is not None and after is not None:
-            for row, pixels in zip(rows.tolist(), to_uint8(after), strict=True):
+            for row, pixels in zip(indices.tolist(), to_uint8(after), strict=True):
                 file = scratch / names[row]
                 file.parent.mkdir(parents=True, exist_ok=True)
                 save_picture(pixels, file)
         if truth is not None and after is not None:
-            for key, value in _measured(found.before(rows), after, truth.clean[rows]).items():
+            for key, value in _measured(found.before(indices), after, truth.clean[indices]).items():
                 values.setdefault(key, []).append(value)
-        progress(int(rows[-1]) + 1, len(found))
+        progress(int(indices[-1]) + 1, len(found))
     return {key: torch.cat(parts) for key, parts in values.items()}
 
 
@@ -145,8 +145,10 @@ def _done(found: Restoration, files: Files | None) -> dict[str, Any]:
     formats = []
     kinds = [] if files is None else files.noise().kinds
     for kind in sorted(set(kinds)):
-        own = stds[np.array([k == kind for k in kinds])]
-        formats.append({"format": kind, "files": len(own), "restored": int((own > 0).sum()), "std": _median(own)})
+        chosen = stds[np.array([k == kind for k in kinds])]
+        formats.append(
+            {"format": kind, "files": len(chosen), "restored": int((chosen > 0).sum()), "std": _median(chosen)}
+        )
     return {
         "items": len(stds),
         "restored": len(noisy),
@@ -184,14 +186,14 @@ def compare(found: Restoration, truth: Truth) -> list[dict[str, Any]]:
     Raises:
         UserError: the items are no images, scikit-image is not installed, or no item is noisy.
     """
-    rows = some((truth.levels > 0) & (found.stds > 0), truth.compared)
-    before, clean, stds = found.before(rows), truth.clean[rows], found.stds[rows]
-    made = {"noisy": before, MODEL: found[rows]}
+    indices = some((truth.levels > 0) & (found.stds > 0), truth.compared)
+    before, clean, stds = found.before(indices), truth.clean[indices], found.stds[indices]
+    made = {"noisy": before, MODEL: found[indices]}
     made |= {name: denoised(way, before, stds) for name, way in denoisers(found.item_shape).items()}
     return [
         {
             "method": name,
-            "images": len(rows),
+            "images": len(indices),
             **{k.removesuffix("_after"): v.mean().item() for k, v in _measured(x, x, clean).items() if "after" in k},
         }
         for name, x in made.items()
@@ -200,14 +202,14 @@ def compare(found: Restoration, truth: Truth) -> list[dict[str, Any]]:
 
 def some(use: Tensor, count: int) -> Int[Tensor, "b"]:
     """So many of the rows in use, evenly spread, or all."""
-    rows = torch.nonzero(use)[:, 0]
-    return rows if len(rows) <= count else rows[torch.linspace(0, len(rows) - 1, count).long()]
+    indices = torch.nonzero(use)[:, 0]
+    return indices if len(indices) <= count else indices[torch.linspace(0, len(indices) - 1, count).long()]
 
 
 def _sheet(found: Restoration, truth: Truth | None) -> plot.Figure:
     """Restored items from the least to the most noisy: before, after, and what was taken away around mid-gray."""
     order = found.stds.argsort(stable=True)
-    rows = order[some(found.stds[order] > 0, SHOWN)]
-    before, after = found.before(rows), found[rows]
+    indices = order[some(found.stds[order] > 0, SHOWN)]
+    before, after = found.before(indices), found[indices]
     panels = {"before": before, "after": after, "difference": before - after}
-    return plot.image_grids(panels | ({} if truth is None else {"truth": truth.clean[rows]}), columns=4)
+    return plot.image_grids(panels | ({} if truth is None else {"truth": truth.clean[indices]}), columns=4)

@@ -158,16 +158,16 @@ def _classes(dataset: Dataset, trusted: Dataset | None) -> Classes:
     Raises:
         UserError: the data have no classes.
     """
-    own = dataset.classes
+    classes = dataset.classes
     if trusted is None:
-        return own
-    none = len(own.names)
+        return classes
+    none = len(classes.names)
     try:
-        theirs = [own.names.index(name) if name in own.names else none for name in trusted.classes.names]
+        theirs = [classes.names.index(name) if name in classes.names else none for name in trusted.classes.names]
         of = torch.tensor(theirs)[trusted.classes.of]
     except UserError:  # in no sub-folders
         of = torch.full((len(trusted.items),), none)
-    return Classes(torch.cat([own.of, of]), own.names)
+    return Classes(torch.cat([classes.of, of]), classes.names)
 
 
 def _levels(config: TrainConfig, source: Source, progress: Callable[[int, int], None] | None) -> Levels | None:
@@ -263,7 +263,7 @@ def _stored_levels(dataset: Dataset) -> Tensor | None:
         raise UserError(
             f"{path} tells of {len(levels)} items, and {stored.path} holds {stored.items}. Expected its own."
         )
-    return levels[stored.rows]
+    return levels[stored.indices]
 
 
 def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:

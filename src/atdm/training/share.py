@@ -250,8 +250,8 @@ def _public(spec: str, model: bool = False) -> str:
     if name not in DATASETS:
         return Path(spec).name
     if name in PATHS:
-        place, *options = rest.removeprefix("path=").split(",column=") if rest.startswith("path=") else [rest]
-        return ",column=".join([Path(place).name, *options])
+        address, *options = rest.removeprefix("path=").split(",column=") if rest.startswith("path=") else [rest]
+        return ",column=".join([Path(address).name, *options])
     if name == "torchvision":
         return ",".join(part for part in spec.split(",") if not part.startswith("root="))
     if name == "hub" and not hub.is_name(owned := _option(spec, "name")):

@@ -145,15 +145,15 @@ class Step:
                 "weight_max": terms.weight[chosen].max().item(),
             }
         for q in range(4):
-            rows = quartile == q
-            if rows.any():
-                out[f"denoise/q{q}"] = terms.denoise[rows].mean().item()
+            in_quartile = quartile == q
+            if in_quartile.any():
+                out[f"denoise/q{q}"] = terms.denoise[in_quartile].mean().item()
                 if perturbed:
-                    out[f"regularizer/q{q}"] = (terms.weight * terms.regularizer)[rows].mean().item()
+                    out[f"regularizer/q{q}"] = (terms.weight * terms.regularizer)[in_quartile].mean().item()
         return out
 
 
-def stream(device: torch.device | str, *key: object) -> torch.Generator:
+def generator_of(device: torch.device | str, *key: object) -> torch.Generator:
     """A generator whose randomness is a function of ``key`` alone."""
     return torch.Generator(device).manual_seed(seed_of(*key))
 
@@ -175,16 +175,16 @@ class Order:
         first = step * self.batch_size
         epochs = range(first // self.items, (first + self.batch_size - 1) // self.items + 1)
         self._epochs = {e: self._epochs[e] if e in self._epochs else self._permutation(e) for e in epochs}
-        rows = torch.cat([self._epochs[e] for e in epochs])
+        indices = torch.cat([self._epochs[e] for e in epochs])
         begin = first - epochs[0] * self.items
-        return rows[begin : begin + self.batch_size]
+        return indices[begin : begin + self.batch_size]
 
     def epochs(self, step: int) -> Tensor:
         """The epoch each item of the step is in."""
         return (step * self.batch_size + torch.arange(self.batch_size)) // self.items
 
     def _permutation(self, epoch: int) -> Tensor:
-        return torch.randperm(self.items, generator=stream("cpu", self.seed, "order", epoch))
+        return torch.randperm(self.items, generator=generator_of("cpu", self.seed, "order", epoch))
 
 
 def fit(
@@ -259,23 +259,21 @@ def fit(
             known = _known(loss_of, source, gauge, batch, order[step][mine], order.epochs(step)[mine])
             levels = [*known.to(device, non_blocking=True).split(micro)]
         labels = [
-            {k: v.to(device) for k, v in _labels(source, order, settings, step, rows).items()}
-            for rows in mine.split(micro)
+            {k: v.to(device) for k, v in _labels(source, order, settings, step, part).items()}
+            for part in mine.split(micro)
         ]
         draws = loss_of.draw(
             (settings.batch_size, *source.item_shape),
             device,
-            stream(device, settings.seed, "noise", step),
-            stream(device, settings.seed, "push", step),
-            stream("cpu", settings.seed, "timesteps", step) if device.type != "cpu" else None,
+            generator_of(device, settings.seed, "noise", step),
+            generator_of(device, settings.seed, "push", step),
+            generator_of("cpu", settings.seed, "timesteps", step) if device.type != "cpu" else None,
         )
         for replay in range(loss_of.replays):
-            draws = loss_of.again(draws) if replay else draws
+            draws = loss_of.next_draws(draws) if replay else draws
             parts = [
-                Part(
-                    own, draws[slice((i * world + rank) * micro, (i * world + rank + 1) * micro)], levels[i], labels[i]
-                )
-                for i, own in enumerate(batch.split(micro))
+                Part(x0, draws[slice((i * world + rank) * micro, (i * world + rank + 1) * micro)], levels[i], labels[i])
+                for i, x0 in enumerate(batch.split(micro))
             ]
             terms, norm = update(loss_of, parts, seed_of(settings.seed, "dropout", step, rank) + replay)
             state.average(settings.ema_at(step))
@@ -299,14 +297,14 @@ def fit(
         clock = time.perf_counter()
 
 
-def _labels(source: Source, order: Order, settings: Settings, step: int, rows: Tensor) -> dict[str, Tensor]:
+def _labels(source: Source, order: Order, settings: Settings, step: int, mine: Tensor) -> dict[str, Tensor]:
     """What the network is given of these rows of a step's batch: their classes, some of them withheld for guidance."""
     if source.classes is None:
         return {}
     found = {"class_labels": source.classes.of[order[step]]}
     none = {"class_labels": torch.tensor(len(source.classes.names))}
-    dropped = drop_conditioning(found, none, settings.label_dropout, stream("cpu", settings.seed, "labels", step))
-    return {name: values[rows] for name, values in dropped.items()}
+    dropped = drop_conditioning(found, none, settings.label_dropout, generator_of("cpu", settings.seed, "labels", step))
+    return {name: values[mine] for name, values in dropped.items()}
 
 
 def anyone(accelerator: Any, wish: bool) -> bool:
@@ -317,15 +315,15 @@ def anyone(accelerator: Any, wish: bool) -> bool:
 
 
 def _known(
-    loss: Loss, source: Source, gauge: Gauge | None, batch: Tensor, rows: Tensor, epochs: Tensor
+    loss: Loss, source: Source, gauge: Gauge | None, batch: Tensor, indices: Tensor, epochs: Tensor
 ) -> Float[Tensor, "b"]:
     """The noise levels of a batch, from where its loss wants them."""
     if loss.levels_from == "truth":
-        return source.levels(rows, epochs)
+        return source.levels(indices, epochs)
     if loss.levels_from == "trusted" and source.least is not None:
-        return source.least[rows]
-    found = gauge.stds(batch, rows) if gauge else torch.zeros(len(batch))
-    return found.masked_fill(source.vouched(rows).to(found.device), 0)
+        return source.least[indices]
+    found = gauge.stds(batch, indices) if gauge else torch.zeros(len(batch))
+    return found.masked_fill(source.vouched(indices).to(found.device), 0)
 
 
 def _gauge(source: Source) -> Gauge | None:

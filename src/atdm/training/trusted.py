@@ -86,8 +86,8 @@ class _Seen:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        return self.source.batch(rows, torch.zeros_like(rows))
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        return self.source.batch(indices, torch.zeros_like(indices))
 
 
 def levels_of(source: Source, run: Path | None, progress: Progress | None = None) -> Levels:
@@ -117,8 +117,8 @@ def levels_of(source: Source, run: Path | None, progress: Progress | None = None
             )
         return found
     seen = source.prepared()
-    rows = torch.arange(others, len(source))
-    return least_levels(_Seen(seen, others), seen.batch(rows, torch.zeros_like(rows)), source.seed, progress)
+    indices = torch.arange(others, len(source))
+    return least_levels(_Seen(seen, others), seen.batch(indices, torch.zeros_like(indices)), source.seed, progress)
 
 
 def keep(found: Levels, run: Path) -> None:

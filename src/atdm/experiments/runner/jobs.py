@@ -208,12 +208,12 @@ def paths(trained: Trained, tell: Tell, keep: Sequence[int] = (), n: int | None 
     return _sampled(sample_paths, trained, tell, n, keep=keep, **options)
 
 
-def draw_stops(trained: Trained, tell: Tell, stops: Sequence[float | None]) -> Tensor:
+def samples_at_stops(trained: Trained, tell: Tell, stops: Sequence[float | None]) -> Tensor:
     """Samples for each noise level at which to stop, None: to the end; ``[stops, n, *item]``, all of the same trajectories."""
     return _sampled(sample_stops, trained, tell, None, stops=stops)
 
 
-def draw(trained: Trained, tell: Tell = lambda share: None, n: int | None = None, **options: Any) -> Tensor:
+def samples_of(trained: Trained, tell: Tell = lambda share: None, n: int | None = None, **options: Any) -> Tensor:
     """Samples ``[n, *item]``."""
     return paths(trained, tell, (), n, **options)[-1]
 

@@ -45,50 +45,50 @@ def write_pages(folder: Path, pages: Path) -> list[str]:
     results = _results(folder)
     if not results:
         raise UserError(f"{folder} holds no results. Expected a folder that atdm reproduce wrote.")
-    for place, record in results.items():
+    for name, record in results.items():
         for title in record["figures"]:
-            _shrink(folder / place / f"{title}.png", pages / "images" / f"{place}-{title}.png")
-        _write(pages / f"{place}.json", json.dumps(record, indent=1))
-        _write(pages / f"{place}.md", page_of(place, record))
+            _shrink(folder / name / f"{title}.png", pages / "images" / f"{name}-{title}.png")
+        _write(pages / f"{name}.json", json.dumps(record, indent=1))
+        _write(pages / f"{name}.md", page_of(name, record))
     _write(pages / INDEX, index(pages))
     return [*results]
 
 
-def page_of(place: str, record: Mapping[str, Any]) -> str:
+def page_of(name: str, record: Mapping[str, Any]) -> str:
     """The page of one result, from its JSON.
 
     Args:
-        place: the name of its files.
+        name: the name of its files.
         record: as in ``NAME.json``.
     """
     summary = record["summary"]
     parts = [
         f"# {record['heading']}",
-        f"<!-- Written by atdm reproduce --pages from {place}.json; edits are lost. -->",
+        f"<!-- Written by atdm reproduce --pages from {name}.json; edits are lost. -->",
         f"{summary[0].upper()}{summary[1:]}.",
         f"```bash\n{_with_page(record['command'])}\n```",
         record["paragraph"],
     ]
     for title, caption in record["figures"].items():
-        parts.append(f"![{caption}](images/{place}-{title}.png)\n\n*{caption}*")
+        parts.append(f"![{caption}](images/{name}-{title}.png)\n\n*{caption}*")
     parts += [markdown(Table(t["columns"], t["rows"], t["caption"])) for t in record["tables"]]
-    parts.append(f"{record['made']} Numbers: [{place}.json]({place}.json).")
+    parts.append(f"{record['made']} Numbers: [{name}.json]({name}.json).")
     return "\n\n".join(parts) + "\n"
 
 
 def index(pages: Path) -> str:
     """The index of the pages in a folder: of each its command, and how many of its claims the numbers bear out."""
     found = [(file.stem, _record(file)) for file in pages.glob("*.json")]
-    order = {name: place for place, name in enumerate(SHOWN)}
+    order = {name: number for number, name in enumerate(SHOWN)}
     found.sort(key=lambda item: (order.get(item[1]["experiment"], len(order)), item[0]))
     rows = [
         [
-            f"[{record['heading']}]({place}.md)",
+            f"[{record['heading']}]({name}.md)",
             record["summary"],
             f"{sum(c['holds'] for c in record['claims'])} of {len(record['claims'])}",
             f"`{record['command']}`",
         ]
-        for place, record in found
+        for name, record in found
     ]
     table = Table(["page", "what", "claims that agree", "made by"], rows)
     return (
@@ -123,15 +123,15 @@ def _numbers(file: Path) -> dict[str, Any]:
     numbers = read_json(file, NUMBERS, WRITTEN)
     made = checked(numbers["provenance"], PROVENANCE, file, WRITTEN, "provenance: ")
     checked(numbers["figures"], dict.fromkeys(numbers["figures"], str), file, WRITTEN, "figures: ")
-    for place, claim in enumerate(numbers["claims"]):
-        checked(claim, {"holds": bool}, file, WRITTEN, f"claim {place}: ")
-    for place, table in enumerate(numbers["tables"]):
-        checked(table, {"columns": list, "rows": list, "caption": str}, file, WRITTEN, f"table {place}: ")
+    for number, claim in enumerate(numbers["claims"]):
+        checked(claim, {"holds": bool}, file, WRITTEN, f"claim {number}: ")
+    for number, table in enumerate(numbers["tables"]):
+        checked(table, {"columns": list, "rows": list, "caption": str}, file, WRITTEN, f"table {number}: ")
         rows, columns = table["rows"], table["columns"]
         if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
-            raise _damaged(file, f"table {place}: a row has not a cell for each column")
+            raise _damaged(file, f"table {number}: a row has not a cell for each column")
         if not all(isinstance(cell, str | Number | None) or _is_pair(cell) for row in rows for cell in row):
-            raise _damaged(file, f"table {place}: a cell is no text, number or mean with a spread")
+            raise _damaged(file, f"table {number}: a cell is no text, number or mean with a spread")
     if not made["seeds"] or not all(type(seed) is int for seed in made["seeds"]):
         raise _damaged(file, f"the seeds are {shown(made['seeds'])}")
     return numbers
@@ -148,8 +148,8 @@ def _damaged(file: Path, what: str) -> UserError:
 def _record(file: Path) -> dict[str, Any]:
     """``NAME.json``, as far as the index uses it."""
     record = read_json(file, RECORD, WRITTEN)
-    for place, claim in enumerate(record["claims"]):
-        checked(claim, {"holds": bool}, file, WRITTEN, f"claim {place}: ")
+    for number, claim in enumerate(record["claims"]):
+        checked(claim, {"holds": bool}, file, WRITTEN, f"claim {number}: ")
     return record
 
 
