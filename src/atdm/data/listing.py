@@ -84,7 +84,7 @@ def _part(listing: Listing, indices: list[int], *facts: object) -> Listing:
 def joined(first: Listing, second: Listing) -> Listing:
     """The images of both, one listing after the other."""
 
-    def scheduled(index: int) -> tuple[Listing, int]:
+    def part_of(index: int) -> tuple[Listing, int]:
         return (first, index) if index < first.count else (second, index - first.count)
 
     def name(index: int) -> str:
