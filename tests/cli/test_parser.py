@@ -66,7 +66,7 @@ class Own(Base):
 def test_a_parser_is_made_of_a_dataclass():
     parser = parsers.make_parser("demo", Own)
     given = parser.parse_args(["here", "--needed", "2", "--several", "a", "b", "--first", "3"])
-    assert (given.scheduled, given.needed, given.several, given.first, given.second) == (
+    assert (given.place, given.needed, given.several, given.first, given.second) == (
         "here",
         2.0,
         ["a", "b"],

@@ -22,7 +22,7 @@ assert ctypes.CDLL(None).capset(head, none) == 0
 
 
 @pytest.fixture(scope="module")
-def scheduled(tmp_path_factory):
+def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     yield folder
     opened(folder)

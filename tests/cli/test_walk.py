@@ -22,7 +22,7 @@ EVALUATED = "--n 256 --sampling_steps 50"
 
 
 @pytest.fixture(scope="module")
-def scheduled(tmp_path_factory):
+def place(tmp_path_factory):
     """``photos``: 400 images, noise on 60 % of them, half PNG and half JPEG; ``trusted``: 200 others, all clean."""
     root, rng = tmp_path_factory.mktemp("walk"), np.random.default_rng(0)
     digits = load_digits().images
