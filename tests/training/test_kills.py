@@ -26,6 +26,7 @@ PLAIN = [
     "--steps=60",
     "--save_every=7",
     "--log_every=3",
+    "--objective=robust_adv",
 ]
 CONFIGURATIONS = {
     "vectors": ["--data=plane:n=300"],

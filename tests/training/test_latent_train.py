@@ -52,7 +52,7 @@ def vae(tmp_path_factory):
 
 def words(photos, vae, out, *more):
     plain = ["--net", NET, "--batch_size", "8", "--warmup", "0", "--ema", "0.5", "--save_every", "2", "--threads", "1"]
-    plain += ["--process", "linear:steps=25"]
+    plain += ["--process", "linear:steps=25", "--objective", "robust_adv"]
     return ["train", "--data", str(photos), "--vae", str(vae), *plain, "--out", str(out), "--steps", "3", *more]
 
 

@@ -15,7 +15,7 @@ from atdm.training import checkpoint
 
 pytestmark = pytest.mark.slow
 TRAIN = ["-m", "atdm", "train", "--data=plane:n=300", "--net=mlp:width=16,depth=1", "--batch_size=16", "--threads=1"]
-TRAIN += ["--steps=600", "--save_every=100", "--json"]
+TRAIN += ["--steps=600", "--save_every=100", "--objective=robust_adv", "--json"]
 SECONDS = 400
 
 

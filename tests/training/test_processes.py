@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from atdm.cli import launch, main
 from atdm.diffusion.model import load_pipeline
 from atdm.training import checkpoint, run
-from atdm.training.config import TrainConfig
+from atdm.training.config import ObjectiveConfig, TrainConfig
 from atdm.training.log import read_log
 
 OPTIONS = {"data": "plane:n=300", "net": "mlp:width=32", "batch_size": 32, "threads": 1, "save_every": 3}
+ROBUST = ObjectiveConfig("robust_adv")  # which may grow in steps
 SAMPLING = ["--n", "700", "--sampling_steps", "5", "--batch_size", "170"]  # five batches
 
 
@@ -36,13 +37,13 @@ def launched(*words, how=STARTED):
 
 
 def train_here(out, steps):
-    for _ in run.train(TrainConfig(**OPTIONS, out=str(out), steps=steps)):
+    for _ in run.train(TrainConfig(**OPTIONS, objective=ROBUST, out=str(out), steps=steps)):
         pass
     return out
 
 
 def train_in_two(out, steps, how=STARTED):
-    words = [f"--{key}={value}" for key, value in OPTIONS.items()]
+    words = [f"--{key}={value}" for key, value in OPTIONS.items()] + ["--objective=robust_adv"]
     return json.loads(launched("train", *words, "--steps", str(steps), "--out", str(out), "--json", how=how))
 
 

@@ -21,7 +21,8 @@ from helpers import atdm
 
 OPTIONS = {"data": "plane:n=300", "corrupt": "outliers:share=0.1", "net": "mlp:width=16,depth=1", "batch_size": 16}
 OPTIONS |= {"save_every": 4, "log_every": 2, "metrics_samples": 20, "process": "linear:steps=25"}
-WORDS = [f"--{key}={value}" for key, value in OPTIONS.items()]
+WORDS = [*(f"--{key}={value}" for key, value in OPTIONS.items()), "--objective=robust_adv"]
+OPTIONS |= {"objective": ObjectiveConfig("robust_adv")}
 
 
 def train(out, steps, **changes):

@@ -16,7 +16,7 @@ from atdm.errors import UserError
 from atdm.nets import build_net
 from atdm.objective import Objective
 from atdm.training import checkpoint, run, trackers
-from atdm.training.config import Settings, TrainConfig
+from atdm.training.config import ObjectiveConfig, Settings, TrainConfig
 from atdm.training.log import read_log
 from atdm.training.train import State, fit
 
@@ -31,6 +31,7 @@ def config(out, **changes):
         "batch_size": 32,
         "save_every": 4,
         "log_every": 2,
+        "objective": ObjectiveConfig("robust_adv"),
     }
     return TrainConfig(**{**options, "sample_every": 8, "out": str(out), "log_with": "none", **changes})
 

@@ -29,6 +29,7 @@ from atdm.training.train import Diverged, Order, State, fit
 def config(out, **changes):
     options = {"data": "plane:n=300", "corrupt": "outliers:share=0.1", "net": "mlp:width=32,dropout=0.1", "steps": 24}
     options |= {"batch_size": 32, "save_every": 8, "log_every": 4, "warmup": 5, "out": str(out)}
+    options |= {"objective": ObjectiveConfig("robust_adv")}
     return TrainConfig(**{**options, **changes})
 
 

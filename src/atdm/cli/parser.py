@@ -34,8 +34,8 @@ SUMMARY = {
 }
 EXAMPLES = {
     "train": (
-        "train --data photos --image_size 32 --objective auto --epochs 50 --out runs/photos",
-        "train --config cifar10-cpu --objective.name ddpm --out runs/plain",
+        "train --data photos --image_size 32 --epochs 50 --out runs/photos",
+        "train --config cifar10-cpu --objective ddpm --out runs/plain",
     ),
     "sample": (
         "sample runs/photos --n 64 --out grid.png",

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ..errors import UserError
 from ..files import read_yaml
 from ..training.config import ObjectiveConfig, TrainConfig
 from ..training.recipes import recipe_file
@@ -37,6 +38,42 @@ def _named(words: list[str]) -> list[str]:
     return found
 
 
+def _objective(given: Any, said: dict[str, Any], words: list[str]) -> ObjectiveConfig:
+    """The objective that the options, the files and the run folder say.
+
+    One that nobody names is that of the run; else ``robust_adv`` where any option of it is given; else auto.
+
+    Args:
+        said: of its options those that the words or the files give.
+        words: of the command, as the parser spells them.
+
+    Raises:
+        UserError: it cannot be told what a file means, or auto is given options that it chooses.
+    """
+    from ..training.checkpoint import read_config
+
+    files = [str(file) for file in given.config or ()]
+    if not said and (run := Path(given.out).expanduser() / "config.yaml").is_file():
+        return ObjectiveConfig(**read_config(run.parent)["objective"])
+    if not said and files:
+        raise UserError(
+            f"No objective is named in {' and '.join(files)}. That meant robust_adv until November 2026, and now auto is the "
+            "default. Expected objective: {name: auto} or {name: robust_adv} in the file, or --objective auto."
+        )
+    values = vars(given.objective) | ({} if "name" in said or not said else {"name": "robust_adv"})
+    objective = ObjectiveConfig(**values)
+    own = [word.partition("=")[0] for word in words if word.startswith("--objective.")]
+    if not {"--objective.weight", "--objective.version"} & {*own}:
+        for file in files:
+            require_version(yaml.safe_load(Path(file).read_text()), file, objective.name)
+    if objective.automatic and (chosen := [word for word in own if not word.endswith((".name", ".version"))]):
+        raise UserError(
+            f"auto chooses {' and '.join(chosen)} from the data. Expected auto alone, auto:k=5 to remove more, or "
+            "--objective robust_adv."
+        )
+    return objective
+
+
 @dataclasses.dataclass(frozen=True)
 class Options(Printing):
     """Beside the configuration.
@@ -54,14 +91,10 @@ def run(words: list[str]) -> int:
     parser.add_class_arguments(TrainConfig, fail_untyped=False)
     given = parser.parse_args(_named(words))
     names = [f.name for f in dataclasses.fields(TrainConfig) if f.init and f.name != "objective"]
-    objective = given.objective
-    objective = objective if isinstance(objective, ObjectiveConfig) else ObjectiveConfig(**vars(objective))
-    if not any(word.startswith(("--objective.weight", "--objective.version")) for word in spell(words, parser)):
-        for file in given.config or ():
-            require_version(yaml.safe_load(Path(file).read_text()), str(file), objective.name)
+    said = parser.parse_args(_named(words), defaults=False).get("objective") or {}
+    objective = _objective(given, dict(said), spell(words, parser))
     config = TrainConfig(objective=objective, **{n: given[n] for n in names})
     from ..training import run as runs
-    from ..training.checkpoint import read_config
     from ..training.parts import build, estimate
 
     if given.dry_run:

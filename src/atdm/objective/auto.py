@@ -21,6 +21,7 @@ from ..errors import UserError
 from .perturb import RADII, WEIGHTS, Perturbation
 
 ITEMS = 4096  # that are looked at
+FEWEST = 16  # of which something can be said
 SIDE = 8  # of the patches in which images are looked at, pixels
 QUIET = 0.1  # share of the directions that count as quiet
 GATE = 2.0  # quiet stds
@@ -55,9 +56,9 @@ def quiet_std(x: Float[Tensor, "n *item"], seed: int = 0) -> float:
     Raises:
         UserError: fewer than 16 items.
     """
-    if len(x) < 16:
+    if len(x) < FEWEST:
         raise UserError(
-            f"There are {len(x)} items, too few to distinguish corruption from content. Expected at least 16."
+            f"There are {len(x)} items, too few to distinguish corruption from content. Expected at least {FEWEST}."
         )
     generator = torch.Generator().manual_seed(seed)
     x = x[torch.randperm(len(x), generator=generator)]
@@ -84,7 +85,7 @@ def _patches(x: Float[Tensor, "n channels height width"], generator: torch.Gener
 
 
 def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0) -> dict[str, Any]:
-    """The options of ``robust_adv`` (:class:`atdm.training.config.ObjectiveConfig`) for training data ``x``.
+    """The options of ``robust_adv`` (:class:`atdm.training.config.ObjectiveConfig`) for training data ``x``; of fewer than 16 items ``ddpm``.
 
     The gated relative regularizer along the l2 gradient: gate ``2 quiet_std``, and a perturbation of 5 noise units in all, that is
     ``r = 5 / sqrt(d)``: far enough to leave the data, near enough for the network to know its surroundings. The first half
@@ -96,10 +97,12 @@ def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0)
             the gate follows the larger of the two.
 
     Raises:
-        UserError: too few items, or a weight that is not positive.
+        UserError: a weight that is not positive.
     """
     if not k > 0:
         raise UserError(f"The k of objective auto is {k:g}. Expected a positive weight, such as {K:g}.")
+    if len(x) < FEWEST:
+        return {"name": "ddpm"}
     std, d = max(quiet_std(x[:ITEMS]), hidden), math.prod(x.shape[1:])
     return {
         "name": "robust_adv",
@@ -117,8 +120,10 @@ def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0)
 def arguments(x: Float[Tensor, "n *item"], k: float = K, hidden: float = 0.0) -> dict[str, Any]:
     """The arguments of :class:`~atdm.objective.Objective` that :func:`constants` stand for; prints what they are."""
     found = constants(x, k, hidden=hidden)
-    note = explain(found)
+    note = explain(found, len(x))
     print(note)  # noqa: T201 (a person's own loop has no other place where it is said)
+    if found["name"] == "ddpm":
+        return {**found, "note": note}
     return {
         "name": found["name"],
         "radius": spec.build("radius", found["radius"], RADII),
@@ -139,10 +144,12 @@ def by_levels(stds: Float[Tensor, "n"]) -> dict[str, Any]:
     return {"name": "ddpm" if float((stds == 0).double().mean()) >= GOOD else "omni"}
 
 
-def explain(found: Mapping[str, Any]) -> str:
-    """What was chosen, as a sentence."""
+def explain(found: Mapping[str, Any], items: int) -> str:
+    """What was chosen for so many items, as a sentence."""
     if found["name"] == "omni":
         return "objective auto: omni, for the trusted images show which others to use, and from which noise level on."
+    if found["name"] == "ddpm" and items < FEWEST:
+        return f"objective auto: ddpm, for {items} items are too few to distinguish corruption from content; {FEWEST} are enough."
     if found["name"] == "ddpm":
         return "objective auto: ddpm, for nearly all items are as good as the trusted images."
     gate = found["gate"] or 0.0

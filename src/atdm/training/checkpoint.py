@@ -73,7 +73,7 @@ def read_config(run: Path) -> dict[str, Any]:
     stored = read_yaml(file, {"data": str, "net": str, "process": str, "steps": int, "seed": int}, written)
     for values, kind in ((stored, TrainConfig), (stored.get("objective", {}), ObjectiveConfig)):
         checked(values, {k: kinds_of(h) for k, h in get_type_hints(kind).items() if k in values}, file, written)
-    defaults = TrainConfig().as_dict()
+    defaults = TrainConfig.unsaid().as_dict()
     return {
         **defaults,
         **stored,

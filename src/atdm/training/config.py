@@ -89,8 +89,8 @@ class ObjectiveConfig:
     """What the regularizer does.
 
     Args:
-        name: auto (robust_adv with gate and strength chosen from the data; auto:k=5 removes more), ddpm, robust_rand, robust_adv, inv_rand or
-            inv_adv; or a baseline with its constants, which like auto takes none of the options below:
+        name: auto (robust_adv with gate and strength chosen from the data; auto:k=5 removes more), robust_adv (as published), ddpm,
+            robust_rand, inv_rand or inv_adv; or a baseline with its constants, which like auto takes none of the options below:
             input_perturbation:gamma=0.1, pseudo_huber:c=0.1, ambient, ambient_blind, omni (by --trusted), sure, free:radius=0.1.
         radius: how far to perturb, in noise units: published:omega=2,floor=8/255,beta=uniform,beta_min=0, floored (its bias as
             a least radius) or constant:r=1.
@@ -222,7 +222,9 @@ class TrainConfig(Settings, DataConfig):
     init: str | None = None
     vae: str | None = None
     process: str = "linear"
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: ObjectiveConfig = field(
+        default_factory=lambda: ObjectiveConfig("auto"), metadata={"unsaid": ObjectiveConfig()}
+    )
     precision: Literal["no", "fp16", "bf16"] = "no"
     log_every: int = 50
     log_with: str = "tensorboard"
@@ -255,6 +257,11 @@ class TrainConfig(Settings, DataConfig):
         if self.epochs is None:
             return self
         return dataclasses.replace(self, steps=max(1, math.ceil(self.epochs * items / self.batch_size)))
+
+    @classmethod
+    def unsaid(cls) -> TrainConfig:
+        """What stored configurations mean by options that they do not say: the defaults of when they were written."""
+        return cls(**{f.name: f.metadata["unsaid"] for f in dataclasses.fields(cls) if "unsaid" in f.metadata})
 
     # What may differ between a run folder and the command that resumes it: nothing that changes the weights.
     FREE = (
@@ -295,16 +302,27 @@ class TrainConfig(Settings, DataConfig):
         free = set(self.FREE) if longer else set(self.FREE) - {"steps", "epochs"}
         if self.epochs is not None and self.epochs == stored.get("epochs"):
             free.add("steps")  # which they became when the data were there
-        defaults = _flat(type(self)().as_dict())  # for options that were not there yet
+        defaults = _flat(self.unsaid().as_dict())
         for key, value in _flat(self.as_dict()).items():
             before = _flat(stored).get(key, defaults[key])
             if key not in free and before != value:
                 renamed = key == "objective.weight" and before == in_todays_words({"weight": value})["weight"]
                 hint = f" {RENAMED}; --objective.weight {before} goes on with the run." if renamed else ""
+                if key in ("steps", "epochs") and not longer:
+                    hint = f" {self._fixed()}"
                 raise UserError(
                     f"{where} belongs to another configuration: its {key} is {before}, this one's is {value}.{hint} "
                     "Expected the same options, or another --out."
                 )
+
+    def _fixed(self) -> str:
+        """Why a run cannot be made longer."""
+        if self.decay != "constant":
+            return "The learning rate falls to 0 at the end, so a longer run has another one at every step."
+        return (
+            f"{self.objective.name} begins its regularizer at a share of the steps, so a longer run begins it later; "
+            "--init with the model of a run goes on from its weights."
+        )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -119,8 +119,16 @@ def build(
     clips = objective.process.family == "vp" and bounded and is_unet(net)
     clip = clips if config.clip_sample is None else config.clip_sample
     found = [levels.explain()] if levels else []
-    notes = (*dataset.notes, *_said(trusted), *found, *([auto.explain(vars(config.objective))] if automatic else []))
+    notes = (*dataset.notes, *_said(trusted), *found, *(_chosen(config, len(source)) if automatic else []))
     return Parts(config, dataset, trusted, source, truth, net, objective, latents, clip, notes, levels)
+
+
+def _chosen(config: TrainConfig, items: int) -> list[str]:
+    """What auto chose, in words."""
+    found = [auto.explain(vars(config.objective), items)]
+    if config.vae:
+        found.append("It looked at the latents, where auto was not measured: train with --objective ddpm, too.")
+    return found
 
 
 def _source(config: TrainConfig, dataset: Dataset, trusted: Dataset | None, std: Tensor | None) -> Source:

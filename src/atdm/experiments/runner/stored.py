@@ -2,7 +2,7 @@
 
 An outcome is one safetensors file, its tensors and, as JSON in the header, its rows, plain values and seconds; its name is the hash of the
 job, as far as it is not a default, and of the versions of atdm and torch. So an option that is added to atdm keeps the outcomes that
-are there; a default that changes needs a new version, as changed code does.
+are there. A default that changes keeps them, too, where the field says what it was (``unsaid``); changed code needs a new version.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def _chosen(value: Any) -> Any:
         return value
     fields = {field.name: (field, getattr(value, field.name)) for field in dataclasses.fields(value)}
     defaults = {
-        name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        name: field.metadata.get(
+            "unsaid", field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        )
         for name, (field, _) in fields.items()
     }
     return {name: _chosen(given) for name, (_, given) in fields.items() if given != defaults[name]}
