@@ -47,7 +47,7 @@ def test_auto_is_what_training_gets_from_the_same_data(images, capsys):
     trained = config.build(LINEAR)
     assert chosen(found)[:5] == chosen(trained)[:5]
     assert found.start == config.start == auto.START
-    assert found.note == auto.explain(vars(config), len(x))
+    assert found.note == auto.explain(vars(config), len(images))
     assert found.note in capsys.readouterr().out
 
 

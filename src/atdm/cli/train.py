@@ -48,7 +48,7 @@ def _objective(given: Any, said: dict[str, Any], words: list[str]) -> ObjectiveC
         words: of the command, as the parser spells them.
 
     Raises:
-        UserError: it cannot be told what a file means, or auto is given options that it chooses.
+        UserError: a file does not say what it means, or auto is given options that it chooses.
     """
     from ..training.checkpoint import read_config
 
