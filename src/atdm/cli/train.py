@@ -95,6 +95,7 @@ def run(words: list[str]) -> int:
     objective = _objective(given, dict(said), spell(words, parser))
     config = TrainConfig(objective=objective, **{n: given[n] for n in names})
     from ..training import run as runs
+    from ..training.checkpoint import read_config
     from ..training.parts import build, estimate
 
     if given.dry_run:
