@@ -301,6 +301,8 @@ def test_samples_that_are_not_finite_are_refused(tmp_path, capsys):
         {"variance_type": "fixed_large"},
         {"variance_type": "fixed_small_log"},
         {"beta_schedule": "scaled_linear"},
+        {"clip_sample": False, "set_alpha_to_one": False},
+        {"steps_offset": 1, "clip_sample_range": 0.5},
         {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
         {"prediction_type": "sample"},
         {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
@@ -312,8 +314,8 @@ def test_samples_that_are_not_finite_are_refused(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])
 def test_what_a_scheduler_says_is_done(name, options, tmp_path):
     """The samples are those of diffusers' own pipeline: its scheduler with evenly spaced steps."""
-    if name == "ddim" and "variance_type" in options:
-        pytest.skip("DDIM adds no noise")
+    if (name == "ddim" and "variance_type" in options) or (name == "ddpm" and "set_alpha_to_one" in options):
+        pytest.skip("it has no such option")
     kind, pipe = (DDPMScheduler, DDPMPipeline) if name == "ddpm" else (DDIMScheduler, DDIMPipeline)
     scheduler = kind(timestep_spacing="trailing", **options)
     pipeline(tmp_path, scheduler)
@@ -326,6 +328,24 @@ def test_what_a_scheduler_says_is_done(name, options, tmp_path):
     np.testing.assert_allclose((ours.permute(0, 2, 3, 1) / 2 + 0.5).clamp(0, 1), wanted, atol=2e-4)
     model.save_pretrained(tmp_path / "again")
     torch.testing.assert_close(Model.from_pretrained(tmp_path / "again").sample(2, sampler=name, steps=steps), ours)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_schedule_that_not_every_scheduler_knows_is_followed_by_all_samplers(tmp_path, name):
+    p = pipeline(tmp_path, DDPMScheduler(beta_schedule="sigmoid"))
+    model = Model.from_pretrained(p)
+    torch.testing.assert_close(model.process.alphas, DDPMScheduler(beta_schedule="sigmoid").alphas_cumprod.sqrt())
+    assert model.sample(2, sampler=name, steps=10).isfinite().all()
+
+
+def test_the_logarithm_of_a_large_variance_is_that_variance(tmp_path):
+    """Diffusers takes its root, which is no number."""
+    drawn = []
+    for kind in ("fixed_large", "fixed_large_log"):
+        model = Model.from_pretrained(pipeline(tmp_path / kind, DDPMScheduler(variance_type=kind)))
+        drawn.append(model.sample(2, sampler="ddpm", steps=10))
+    assert torch.equal(*drawn)
+    assert drawn[0].isfinite().all()
 
 
 def test_options_of_clipping_change_the_samples(tmp_path):

@@ -129,7 +129,7 @@ def test_mistakes_are_told():
 
     with pytest.raises(UserError, match="alphas_cumprod"):
         Process.from_scheduler(VQDiffusionScheduler(num_vec_classes=4))
-    with pytest.raises(UserError, match="must not decrease"):
+    with pytest.raises(UserError, match="decreases with t"):
         Process(torch.tensor([0.5, 0.9]), torch.tensor([0.8, 0.4]))
 
 

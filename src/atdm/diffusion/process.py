@@ -20,6 +20,7 @@ from .predictions import PREDICTIONS
 
 FAMILIES = ("vp", "flow", "edm")
 TABLES = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
+KNOWN = ("linear", "scaled_linear", "squaredcos_cap_v2")  # schedules that each scheduler of diffusers knows
 CLIPPING = ("clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value", "set_alpha_to_one")
 
 
@@ -55,7 +56,7 @@ class Process:
         if self.family not in FAMILIES:
             raise unknown("family of processes", self.family, FAMILIES)
         if not bool(((self.sigmas[1:] / self.alphas[1:]) >= (self.sigmas[:-1] / self.alphas[:-1])).all()):
-            raise UserError("The noise-to-signal ratio sigma_t/alpha_t must not decrease with t.")
+            raise UserError("The noise-to-signal ratio sigma_t/alpha_t decreases with t. Expected one that grows.")
 
     def __repr__(self) -> str:
         low, high = (self.sigmas / self.alphas)[[0, -1]].tolist()
@@ -190,11 +191,9 @@ class Process:
                 raise UserError(
                     f"{type(scheduler).__name__} has the sigma_schedule '{config.get('sigma_schedule')}'. Expected 'karras'."
                 )
-            expected = config["prediction_type"]
+            expected = {"epsilon": "edm"}.get(config["prediction_type"], config["prediction_type"])
             options = {k: config[k] for k in ("sigma_min", "sigma_max", "rho", "sigma_data")}
-            return cls.edm(
-                config["num_train_timesteps"], **options, prediction="edm" if expected == "epsilon" else expected
-            )
+            return cls.edm(config["num_train_timesteps"], **options, prediction=expected)
         abar = getattr(scheduler, "alphas_cumprod", None)
         if abar is None:
             raise UserError(
@@ -204,8 +203,10 @@ class Process:
         if config.get("rescale_betas_zero_snr"):
             abar = torch.cat([abar[:-1], torch.zeros_like(abar[-1:])])  # some schedulers keep a little signal there
         schedule = {k: config[k] for k in (*TABLES, *CLIPPING) if config.get(k) is not None}
-        if str(config.get("variance_type", "")).startswith("fixed"):  # learned ones are not sampled from
-            schedule["variance_type"] = config["variance_type"]
+        if schedule.get("beta_schedule", "linear") not in KNOWN and "trained_betas" not in schedule:
+            schedule["trained_betas"] = scheduler.betas.tolist()
+        if (kind := str(config.get("variance_type", ""))).startswith("fixed"):  # learned ones are not sampled from
+            schedule["variance_type"] = kind.replace("large_log", "large")  # of the log diffusers takes the root
         return cls._from_abar(abar.double(), config.get("prediction_type", "epsilon"), schedule)
 
     @classmethod

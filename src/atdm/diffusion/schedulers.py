@@ -179,8 +179,8 @@ def pipeline_scheduler(process: Process, clip_sample: bool, deterministic: bool 
     # The spacing of atdm's samplers: DDPMPipeline then takes the same steps.
     config = {"timestep_spacing": "trailing", **config} if process.family == "vp" else config
     scheduler = kind(**{key: value for key, value in config.items() if key in accepted})
-    if "prediction_type" in config:  # also of a flow, whose schedulers do not ask for it
-        scheduler.register_to_config(prediction_type=config["prediction_type"])
+    # What this scheduler does not ask for, a sampler may: the prediction of a flow, set_alpha_to_one of ddim.
+    scheduler.register_to_config(**{key: value for key, value in config.items() if key not in accepted})
     return scheduler
 
 
