@@ -57,6 +57,7 @@ def test_every_set_and_condition_has_every_published_objective_alike():
     standard = by_place["cifar10", images.STANDARD]
     assert {"inv_adv", "robust_adv, lambda 0.1", "robust_adv, lambda 0.5"} <= set(standard)
     assert standard["auto:k=3"].objective.name == "auto:k=3"
+    assert standard["ambient_blind"].objective.name == "ambient_blind"
     assert by_place["celeba", images.STANDARD]["robust_adv, late"].objective.start == images.LATE
     assert len({job.config.out for job in todo}) == len(todo)
     assert {job.options["set"] for job in images.jobs("paper", [0], None)} == set(images.SETS)

@@ -53,13 +53,15 @@ PUBLISHED_FID = {
 def objectives(name: str, condition: str, stronger: ObjectiveConfig) -> dict[str, ObjectiveConfig]:
     """What is trained on a set under a condition: ddpm, the published objectives, auto; where published, what else was tried.
 
+    Under the standard condition also the best of the baselines.
+
     Args:
-        stronger: auto with the strength that suits the set, tried beside plain auto under the standard condition.
+        stronger: auto with the strength that suits the set, tried under the standard condition.
     """
     auto = ObjectiveConfig("auto")
     found = {"ddpm": DDPM, "robust_adv": published("robust_adv"), "robust_rand": published("robust_rand"), "auto": auto}
     if condition == STANDARD:
-        found[stronger.name] = stronger
+        found |= {stronger.name: stronger, "ambient_blind": ObjectiveConfig("ambient_blind")}
     if name == "cifar10" and condition in (STANDARD, "clean"):
         found["inv_adv"] = published("inv_adv")
     if name == "cifar10" and condition == STANDARD:
