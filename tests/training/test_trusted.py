@@ -176,6 +176,17 @@ def test_auto_takes_omni_or_ddpm_by_the_trusted_images_and_says_why(clean):
     assert (chosen.config.objective.name, chosen.levels) == ("robust_adv", None)
 
 
+@pytest.mark.parametrize(
+    ("corrupt", "name"),
+    [("gaussian:share=0.9,std=0.2", "robust_adv"), ("jpeg:share=0.9,quality=10", "omni"), ("patch:share=0.5", "omni")],
+)
+def test_auto_keeps_the_regularizer_where_noise_is_what_is_wrong(clean, corrupt, name):
+    from atdm.training.config import ObjectiveConfig
+
+    config = TrainConfig(data="digits", corrupt=corrupt, trusted=clean, objective=ObjectiveConfig("auto"))
+    assert build(config).config.objective.name == name
+
+
 def test_omni_of_a_loop_needs_levels():
     from atdm.diffusion.process import Process
     from atdm.nets import build_net

@@ -134,14 +134,18 @@ def arguments(x: Float[Tensor, "n *item"], k: float = K, hidden: float = 0.0) ->
     }
 
 
-def by_levels(stds: Float[Tensor, "n"]) -> dict[str, Any]:
-    """The options of an objective where trusted items tell more than quiet directions do: ``omni``.
+def by_levels(stds: Float[Tensor, "n"], noise: bool = False) -> dict[str, Any] | None:
+    """The options of an objective where trusted items tell more than quiet directions do: ``omni``; None where they do not.
 
     Args:
         stds: noise level of each other item from which on it is as good as a trusted one (:func:`atdm.noise.least_levels`);
             where nearly all always are there is nothing to keep out, and ``ddpm`` uses all.
+        noise: whether Gaussian noise is what is wrong with the others. The regularizer then removes more of it than ``omni``
+            does (results/trusted.md).
     """
-    return {"name": "ddpm" if float((stds == 0).double().mean()) >= GOOD else "omni"}
+    if float((stds == 0).double().mean()) >= GOOD:
+        return {"name": "ddpm"}
+    return None if noise else {"name": "omni"}
 
 
 def explain(found: Mapping[str, Any], items: int) -> str:

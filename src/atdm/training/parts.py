@@ -29,7 +29,7 @@ from ..nets import build_net, count_parameters, flops, is_unet, load_net, weight
 from ..noise import Levels
 from ..objective import Loss, Objective, auto
 from .config import ObjectiveConfig, TrainConfig
-from .trusted import NEEDED, levels_of, open_trusted, require_enough
+from .trusted import NEEDED, levels_of, only_noise, open_trusted, require_enough
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,7 @@ def build(
     if levels is not None:
         source = dataclasses.replace(source, least=torch.cat([levels.stds, torch.zeros(source.trusted)]))
     if automatic:
-        config = dataclasses.replace(
-            config,
-            objective=config.objective.fitted(source.some(auto.ITEMS), source.hidden_std, levels and levels.stds),
-        )
+        config = dataclasses.replace(config, objective=_fitted(config.objective, source, levels))
         objective = config.objective.build(process, config.seed)
     objective.require_items(source.item_shape)
     size = 8.0 * config.batch_size * math.prod(source.item_shape)  # noise and a perturbation for each item
@@ -191,6 +188,14 @@ def _levels(config: TrainConfig, source: Source, progress: Callable[[int, int], 
         )
     able = name == "omni" or (name == "auto" and not source.fresh and not config.class_labels)
     return levels_of(source, Path(config.out) if config.out else None, progress) if source.trusted and able else None
+
+
+def _fitted(objective: ObjectiveConfig, source: Source, levels: Levels | None) -> ObjectiveConfig:
+    """What auto chooses for these data, and by these levels."""
+    x, hidden = source.some(auto.ITEMS), source.hidden_std
+    if levels is None:
+        return objective.fitted(x, hidden)
+    return objective.fitted(x, hidden, levels.stds, only_noise(source, levels))
 
 
 def _said(trusted: Dataset | None) -> tuple[str, ...]:

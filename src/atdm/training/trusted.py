@@ -20,6 +20,7 @@ from .config import TrainConfig
 from .fingerprint import Fingerprint
 
 LEAST = 20  # images: fewer say nothing of a distribution
+LOOKED_AT = 4096  # items
 FILE = "trusted.npz"  # of a run folder: their fingerprint
 LEVELS = "levels.safetensors"  # likewise: from which noise level on each other item is as good as they are
 NEEDED = "omni learns from trusted images which others are as good. Expected --trusted FOLDER, 20 or more clean images."
@@ -119,6 +120,23 @@ def levels_of(source: Source, run: Path | None, progress: Progress | None = None
     seen = source.prepared()
     indices = torch.arange(others, len(source))
     return least_levels(_Seen(seen, others), seen.batch(indices, torch.zeros_like(indices)), source.seed, progress)
+
+
+def only_noise(source: Source, found: Levels) -> bool:
+    """Whether Gaussian noise is what makes items worse than trusted ones: it is found on those that are worse, and not on the others.
+
+    Args:
+        source: the items, the trusted ones last.
+        found: their levels.
+    """
+    chosen = torch.randperm(len(source), generator=torch.Generator().manual_seed(source.seed))[:LOOKED_AT]
+    try:
+        noisy = source.gauge().stds(source.batch(chosen, torch.zeros_like(chosen)), chosen) > 0
+    except UserError:  # noise cannot be distinguished from content in such data
+        return False
+    worse = torch.cat([found.stds > 0, torch.zeros(source.trusted, dtype=torch.bool)])[chosen]
+    share, elsewhere = (float(noisy[of].double().mean()) if of.any() else 0.0 for of in (worse, ~worse))
+    return share - elsewhere > 0.5
 
 
 def keep(found: Levels, run: Path) -> None:
