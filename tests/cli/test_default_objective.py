@@ -39,6 +39,8 @@ def resolved(capsys, tmp_path, *words):
 def test_auto_is_the_default_and_the_published_method_is_one_word_away(capsys, tmp_path):
     assert TrainConfig().objective == resolved(capsys, tmp_path) == AUTO
     assert resolved(capsys, tmp_path, "--objective", "robust_adv") == PUBLISHED == ObjectiveConfig()
+    said = " ".join(atdm(capsys, "train", "--help")[1].split())
+    assert "--objective NAME its name, as in --objective robust_adv, or {name: ..., ...} (default: auto)" in said
 
 
 def test_options_that_only_the_regularizer_has_ask_for_it(capsys, tmp_path):

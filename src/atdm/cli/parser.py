@@ -115,7 +115,7 @@ def make_parser(command: str, *kinds: Any) -> Any:
             return given
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise UserError(explain(message, _options(self), self.prog))
+            raise UserError(explain(message, options_of(self), self.prog))
 
         def format_help(self, *formatter: Any) -> str:
             lines = [f"  atdm {example}" for example in EXAMPLES[command]]
@@ -171,7 +171,7 @@ def sentences(kind: Any) -> dict[str, str]:
     return found
 
 
-def _options(parser: Any) -> dict[str, Any]:
+def options_of(parser: Any) -> dict[str, Any]:
     """What each option name, without its dashes, stands for."""
     return {s[2:]: a for a in parser._actions for s in a.option_strings if s.startswith("--") and "shtab" not in s}
 
@@ -182,7 +182,7 @@ def spell(words: list[str], parser: Any) -> list[str]:
     ``-`` and ``_`` in a name are the same, an option that is true or false may stand alone, one that has a ``.name`` is that
     where its value is no file, ``~`` begins a path also where the shell does not expand it, as in ``--out=~/x``, and ``inf`` is a number.
     """
-    known = {name.replace("-", "_"): (name, action) for name, action in _options(parser).items()}
+    known = {name.replace("-", "_"): (name, action) for name, action in options_of(parser).items()}
     spelled: list[str] = []
     before = None  # the option that waits for its value
     for index, word in enumerate(words):

@@ -16,7 +16,7 @@ from ..training.config import ObjectiveConfig, TrainConfig
 from ..training.recipes import recipe_file
 from ..training.versions import require_version
 from .common import Printing, is_main, print_table, silent, tell_notes
-from .parser import make_parser, spell
+from .parser import make_parser, options_of, spell
 from .progress import preparing, progress_bar, say
 from .signals import STOP, Interrupted
 
@@ -89,6 +89,8 @@ def run(words: list[str]) -> int:
     parser = make_parser("train", Options)
     parser.add_argument("--config", action="config", help="a .yaml file, or the name of a recipe such as cifar10-cpu")
     parser.add_class_arguments(TrainConfig, fail_untyped=False)
+    whole = options_of(parser)["objective"]
+    whole.metavar, whole.help = "NAME", "its name, as in --objective robust_adv, or {name: ..., ...} (default: auto)"
     given = parser.parse_args(_named(words))
     names = [f.name for f in dataclasses.fields(TrainConfig) if f.init and f.name != "objective"]
     said = parser.parse_args(_named(words), defaults=False).get("objective") or {}
