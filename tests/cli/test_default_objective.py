@@ -55,13 +55,15 @@ def test_options_that_only_the_regularizer_has_ask_for_it(capsys, tmp_path):
     assert (code, "auto chooses --objective.gate from the data" in err) == (2, True)
 
 
-def test_a_file_without_an_objective_is_not_guessed_at(capsys, tmp_path):
+def test_a_file_without_an_objective_means_what_it_meant_and_training_says_so(capsys, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("lr: 0.01\n")
+    assert resolved(capsys, tmp_path, "--config", str(file)) == PUBLISHED
     code, _, err = atdm(capsys, *TRAIN, "--config", str(file), "--out", str(tmp_path / "new"))
-    assert code == 2
-    assert f"No objective is named in {file}. That meant robust_adv until November 2026" in err
-    assert not (tmp_path / "new").exists()
+    assert code == 0, err
+    assert err.startswith(f"No objective is named in {file}, which means robust_adv, the published method")
+    assert "--objective auto" in err.splitlines()[0]
+    assert checkpoint.read_config(tmp_path / "new")["objective"] == dataclasses.asdict(PUBLISHED)
     assert resolved(capsys, tmp_path, "--config", str(file), "--objective", "auto") == AUTO
 
 

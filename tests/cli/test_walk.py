@@ -120,7 +120,7 @@ def test_the_report_and_the_exported_pipeline(capsys, walked):
     page = (place / "report.html").read_text()
     assert "trusted" in page
     assert "clean data" not in page
-    assert atdm(capsys, "export", "auto", "--out", "shared", "--metrics", "auto-trusted.json")[0] == 0
+    assert atdm(capsys, "export", "auto", "--out", "shared", "--measured", "auto-trusted.json")[0] == 0
     card = (place / "shared" / "README.md").read_text()
     assert "trusted set" in card
 

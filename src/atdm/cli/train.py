@@ -41,26 +41,29 @@ def _named(words: list[str]) -> list[str]:
 def _objective(given: Any, said: dict[str, Any], words: list[str]) -> ObjectiveConfig:
     """The objective that the options, the files and the run folder say.
 
-    One that nobody names is that of the run; else ``robust_adv`` where any option of it is given; else auto.
+    One that nobody names is that of the run; else ``robust_adv`` where there is a file, as files meant it before auto was the default, or
+    where any option of it is given; else auto.
 
     Args:
         said: of its options those that the words or the files give.
         words: of the command, as the parser spells them.
 
     Raises:
-        UserError: a file does not say what it means, or auto is given options that it chooses.
+        UserError: a file does not say which version it means, or auto is given options that it chooses.
     """
     from ..training.checkpoint import read_config
 
     files = [str(file) for file in given.config or ()]
     if not said and (run := Path(given.out).expanduser() / "config.yaml").is_file():
         return ObjectiveConfig(**read_config(run.parent)["objective"])
-    if not said and files:
-        raise UserError(
-            f"No objective is named in {' and '.join(files)}. That meant robust_adv until November 2026, and now auto is the "
-            "default. Expected objective: {name: auto} or {name: robust_adv} in the file, or --objective auto."
+    if not said and files and not silent(given):
+        tell_notes(
+            [
+                f"No objective is named in {' and '.join(files)}, which means robust_adv, the published method, as it did before auto "
+                "became the default. --objective auto, or objective: {name: auto} in the file, takes that."
+            ]
         )
-    values = vars(given.objective) | ({} if "name" in said or not said else {"name": "robust_adv"})
+    values = vars(given.objective) | ({} if "name" in said or not (said or files) else {"name": "robust_adv"})
     objective = ObjectiveConfig(**values)
     own = [word.partition("=")[0] for word in words if word.startswith("--objective.")]
     if not {"--objective.weight", "--objective.version"} & {*own}:
