@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,9 @@ def run(words: list[str]) -> int:
     parts = parse_corruption(given.corrupt)
     with progress_bar(silent(given)) as bar:
         dataset = load(given.data, **base.reading(), hold_out=False, progress=preparing(bar))
-        source = Source(dataset.items, parts, given.seed, files=dataset.files)
+        if dataset.stream is not None:  # the limit was one of the sample, and training has none
+            base = dataclasses.replace(base, limit=None)
+        source = Source(dataset.items, parts, given.seed, files=dataset.files, keys=dataset.keys)
         task = bar.add_task("looking", total=len(source), note="")
         found = audit(source, dataset.broken, lambda done, total: bar.update(task, completed=done, total=total))
         result = write(folder, found, source, base)

@@ -45,6 +45,7 @@ def run(words: list[str]) -> int:
     poisoner = parse_poison(given.corrupt)
     with progress_bar(silent(given)) as bar:
         dataset = load(given.data, **how, hold_out=False, progress=preparing(bar))
+    dataset.require_whole("atdm corrupt")
     source, truth = _poisoned(given, poisoner, dataset) if poisoner else _corrupted(given, dataset)
     with atomic(folder) as scratch:
         scratch.mkdir()

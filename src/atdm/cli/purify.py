@@ -48,6 +48,7 @@ def run(words: list[str]) -> int:
     if given.label == "all":
         raise UserError("The items to purify are not of all classes in turn. Expected one --label, or none.")
     dataset = load(given.data, seed=given.seed, **reading(given), hold_out=False)
+    dataset.require_whole("atdm purify")
     tell_notes(dataset.notes)
     x, _ = corrupt(dataset.x, given.corrupt, given.seed)
     model = open_model(given, pixels=True).for_items(dataset.item_shape, given.model, given.data)

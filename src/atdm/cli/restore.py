@@ -69,6 +69,7 @@ def run(words: list[str]) -> int:
         )
     with progress_bar(silent(given)) as bar:
         dataset = load(given.data, seed=given.seed, **reading(given), hold_out=False, progress=preparing(bar))
+        dataset.require_whole("atdm restore")
         source = Source(dataset.items, parts, given.seed, files=dataset.files)
         model = open_model(given, pixels=True).for_items(dataset.item_shape, given.model, given.data)
         truth = _truth(given, source)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -119,8 +120,11 @@ def require_shape(parts: tuple[Corruption, ...], shape: tuple[int, ...]) -> None
             )
 
 
-def truth_of(spec: str, items: int, shape: tuple[int, ...], seed: int = 0) -> Truth:
-    """The truth about ``items`` items of that shape, known before any of them is read.
+def truth_of(spec: str, items: int | Sequence[int], shape: tuple[int, ...], seed: int = 0) -> Truth:
+    """The truth about items of that shape, known before any of them is read.
+
+    Args:
+        items: how many, or what chance goes by for each (:meth:`atdm.data.source.Source.named`).
 
     Raises:
         UserError: the spec is wrong or does not fit the data.
@@ -128,18 +132,20 @@ def truth_of(spec: str, items: int, shape: tuple[int, ...], seed: int = 0) -> Tr
     parts = parse_corruption(spec)
     require_shape(parts, shape)
     names = [_name(part) for part in parts]
-    touched, details = np.zeros((len(parts), items), dtype=bool), {}
+    indices = range(items) if isinstance(items, int) else items
+    count = len(indices)
+    touched, details = np.zeros((len(parts), count), dtype=bool), {}
     for number, part in enumerate(parts):
-        values = {key: np.full(items, np.nan) for key in part.draw(shape, item_generator(seed, 0, number))}
-        for index in range(items):
+        values = {key: np.full(count, np.nan) for key in part.draw(shape, item_generator(seed, 0, number))}
+        for row, index in enumerate(indices):
             rng = item_generator(seed, index, number)
             if rng.random() < part.share:
-                touched[number, index] = True
+                touched[number, row] = True
                 for key, value in part.draw(shape, rng).items():
-                    values[key][index] = np.sum(value)  # of a mask: how many
+                    values[key][row] = np.sum(value)  # of a mask: how many
         nth = names[: number + 1].count(names[number])
         details[names[number] if nth == 1 else f"{names[number]}_{nth}"] = values
-    about = {"items": items, "parts": [dataclasses.asdict(p) | {"kind": n} for p, n in zip(parts, names, strict=True)]}
+    about = {"items": count, "parts": [dataclasses.asdict(p) | {"kind": n} for p, n in zip(parts, names, strict=True)]}
     return Truth(touched, describe_corruption(parts), seed, about, details)
 
 

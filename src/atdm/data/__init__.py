@@ -25,6 +25,8 @@ from .folders import TARS
 from .items import Floats, Items, Pixels, every
 from .named import DATASETS, PATHS, Digits, Directory, Folder, Hub, Npz, Parquet, Webdataset
 from .pixels import MAX_PIXELS
+from .shards import LOOKED_AT, open_shards
+from .streaming import Stream, sampled
 from .subspace import Subspace
 from .toy import Toy
 
@@ -56,6 +58,8 @@ class Dataset:
         stored: the .npz they come from, beside which may lie the truth about it; None for other sources.
         files: the image files they were decoded from; None where there are none.
         labelled: looks up the classes of the items; None where their source knows of none.
+        stream: what training reads, of which the items are a sample; None: the items are all there is.
+        keys: of the items of a sample, which corruption goes by.
     """
 
     items: Items
@@ -69,6 +73,8 @@ class Dataset:
     stored: Stored | None = None
     files: Files | None = None
     labelled: Callable[[], Classes] | None = field(default=None, compare=False)
+    stream: Stream | None = field(default=None, compare=False)
+    keys: Int[Tensor, "n"] | None = field(default=None, compare=False)
 
     @property
     def item_shape(self) -> tuple[int, ...]:
@@ -102,6 +108,21 @@ class Dataset:
         from .source import Source
 
         return Source(self.items, window=self.window).some(count)
+
+    def require_whole(self, what: str) -> None:
+        """Refuse a stream where all items are needed.
+
+        Args:
+            what: needs them.
+
+        Raises:
+            UserError: it is a stream.
+        """
+        if self.stream is not None:
+            raise UserError(
+                f"{what} needs all items, and {self.spec} is read as a stream. Expected the data without streaming=true, "
+                "or an .npz or a folder of a part of them."
+            )
 
     @property
     def hidden_std(self) -> float:
@@ -162,9 +183,18 @@ def load(
         return replace(_digits(source, spec, seed, image_size, limit), notes=shadow)
     if isinstance(source, Npz):
         return _npz(source, spec, seed, image_size, limit)
-    listing, held_out = _listed(source, skip_broken)
-    listing, rest = images.split(listing, limit, seed)
     how: dict[str, Any] = {"skip_broken": skip_broken, "cache": cache, "max_pixels": max_pixels, "progress": progress}
+    if getattr(source, "streaming", False):
+        return _streamed(source, spec, seed, limit, framing, hold_out, how)
+    return _decoded(source, spec, seed, limit, framing, hold_out, how)
+
+
+def _decoded(
+    source: Any, spec: str, seed: int, limit: int | None, framing: Framing, hold_out: bool, how: dict[str, Any]
+) -> Dataset:
+    """All the images of a source, or ``limit`` of them."""
+    listing, held_out = _listed(source, how["skip_broken"])
+    listing, rest = images.split(listing, limit, seed)
     items, notes, broken = read(listing, framing, **how)
     if len(items) < 2:
         said = "".join(f" {note.rstrip('.')}." for note in (*notes, *listing.notes))
@@ -179,10 +209,44 @@ def load(
                 raise UserError(f"The {shapes}. Expected one shape.")
             held, notes = None, (*notes, f"Nothing is held out: {shapes}.")
     notes += listing.notes
-    files = Files(listing, broken, framing, cache)
+    files = Files(listing, broken, framing, how["cache"])
     labelled = listing.labelled and partial(without, listing.labelled, listing.name, broken)
     everything = (*listing.broken, *broken)
     return Dataset(items, "image", spec, None, held, notes, everything, framing.window, files=files, labelled=labelled)
+
+
+def is_streamed(spec: str) -> bool:
+    """Whether a spec asks for a stream."""
+    return bool(getattr(_source(spec), "streaming", False))
+
+
+def _streamed(
+    source: Any, spec: str, seed: int, limit: int | None, framing: Framing, hold_out: bool, how: dict[str, Any]
+) -> Dataset:
+    """A stream, and a sample of it that stands for the set."""
+    shards, test = open_shards(source)
+    count = min(source.sample, limit or source.sample)
+    found = sampled(shards, count, seed, framing, **how)
+    items, notes, broken = found.read
+    if len(items) < 2:
+        raise UserError(f"{spec} holds {len(items)} image. Expected at least 2.")
+    held = sampled(test, count, seed, framing, **how).read.pixels if test and hold_out else None
+    said = f"{spec} is a stream of {shards.count} shards: {len(items):,} images of up to {LOOKED_AT} of them stand for the set."
+    shape = tuple(items.item_shape)
+    if held is not None and tuple(held.item_shape) != shape:
+        raise UserError(f"The items are {list(shape)}, held-out items {list(held.item_shape)}. Expected one shape.")
+    return Dataset(
+        items,
+        "image",
+        spec,
+        held_out=held,
+        notes=(said, *notes, *shards.notes),
+        broken=broken,
+        window=framing.window,
+        files=Files(found.listing, broken, framing, how["cache"]),
+        stream=Stream(shards, source.buffer, framing, shape, how["skip_broken"], how["max_pixels"]),
+        keys=found.keys,
+    )
 
 
 def _listed(source: Any, skip_broken: bool) -> tuple[images.Listing, images.Listing | None]:

@@ -122,7 +122,7 @@ def from_parquet(
 def _rows(files: list[str]) -> Any:
     import datasets
 
-    with _quietly():
+    with quietly():
         return datasets.load_dataset("parquet", data_files=[glob.escape(file) for file in files], split="train")
 
 
@@ -139,7 +139,7 @@ def _whole(file: str) -> bool:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """datasets without the lines it prints of what it then raises, and without its bars."""
     import datasets
 
@@ -192,10 +192,12 @@ def _holds_images(feature: Any) -> bool:
     return isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in BYTES
 
 
-def _from_table(table: Any, column: str | None, where: str, key: str, label: str | None) -> Listing:
-    import datasets
+def image_column(features: Any, column: str | None, where: str) -> str:
+    """The column of image files, given or found.
 
-    features = table.features
+    Raises:
+        UserError: there is none, there are several, or the given one holds none.
+    """
     held = ", ".join(features)
     if column is None:
         images = [name for name, feature in features.items() if _holds_images(feature)]
@@ -207,13 +209,21 @@ def _from_table(table: Any, column: str | None, where: str, key: str, label: str
             raise UserError(
                 f"{where} has {len(images)} image columns. Expected column=NAME, one of {', '.join(images)}."
             )
-        column = images[0]
-    elif column not in features:
+        return str(images[0])
+    if column not in features:
         raise UserError(f"{where} has no column '{column}'. {nearest(column, features)}")
-    elif not _holds_images(features[column]):
+    if not _holds_images(features[column]):
         raise UserError(
             f"The column '{column}' of {where} holds no images. Expected one of image files (bytes, or bytes and path)."
         )
+    return column
+
+
+def _from_table(table: Any, column: str | None, where: str, key: str, label: str | None) -> Listing:
+    import datasets
+
+    features = table.features
+    column = image_column(features, column, where)
     everything, table = table, table.select_columns([column])
     if isinstance(features[column], datasets.Image):
         table = table.cast_column(column, datasets.Image(decode=False))

@@ -127,17 +127,17 @@ def matching(pattern: str) -> list[str]:
     pattern = os.path.expanduser(pattern)
     if os.path.exists(pattern):  # brackets and braces may be part of a name
         return [pattern]
-    return sorted({f for one in _numbered(pattern) for f in ([one] if os.path.exists(one) else glob.glob(one))})
+    return sorted({f for one in numbered(pattern) for f in ([one] if os.path.exists(one) else glob.glob(one))})
 
 
-def _numbered(pattern: str) -> list[str]:
-    """``a-{08..11}.tar`` written out."""
+def numbered(pattern: str) -> list[str]:
+    """A range such as ``a-{08..11}.tar`` written out."""
     found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if not found:
         return [pattern]
     first, last = found.groups()
     numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    return [p for n in numbers for p in _numbered(pattern[: found.start()] + n + pattern[found.end() :])]
+    return [p for n in numbers for p in numbered(pattern[: found.start()] + n + pattern[found.end() :])]
 
 
 def by_split(files: Iterable[str]) -> tuple[list[str], list[str], tuple[str, ...]]:

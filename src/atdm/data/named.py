@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import UserError
 from .toy import TOYS
 
 
@@ -29,8 +30,28 @@ class Folder:
     path: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Streamed:
+    """What may be read as a stream.
+
+    Args:
+        streaming: read the shards in turn, without decoding all images first.
+        buffer: images that are shuffled together.
+        sample: images that stand for the set wherever all of it would be needed.
+    """
+
+    streaming: bool = False
+    buffer: int = 1000
+    sample: int = 2000
+
+    def __post_init__(self) -> None:
+        for name, low in (("buffer", 1), ("sample", 2)):
+            if getattr(self, name) < low:
+                raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
+
+
 @dataclass(frozen=True)
-class Parquet:
+class Parquet(Streamed):
     """Parquet files in the layout of Hugging Face ``datasets``; ``column`` where several hold images, ``label`` classes."""
 
     path: str
@@ -39,7 +60,7 @@ class Parquet:
 
 
 @dataclass(frozen=True)
-class Webdataset:
+class Webdataset(Streamed):
     """Uncompressed tar files in the webdataset layout; ``column`` where a sample has several images."""
 
     path: str
@@ -54,7 +75,7 @@ class Npz:
 
 
 @dataclass(frozen=True)
-class Hub:
+class Hub(Streamed):
     """A data set on the Hugging Face Hub, ``OWNER/NAME``."""
 
     name: str

@@ -1,7 +1,7 @@
 """What training sees, batch by batch: clean items read, corrupted and augmented on the fly, ahead of the device.
 
 Every row is a function of (seed, index, epoch) alone, so batches are the same for any number of workers and processes,
-and those of a run that resumes are those of the run that never stopped.
+and those of a run that resumes are those of the run that never stopped. An item of a stream has its key for an index.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ..noise import Gauge
 from .classes import Classes
 from .files import Files
 from .items import Floats, Items, every
+from .streaming import Batch, Stream
 
 RESIDENT = 256 * 2**20  # bytes of items that are prepared once and kept in memory
 GAUGED = 4096  # items that a gauge of their noise is fitted to
@@ -59,6 +60,8 @@ class Source:
         trusted: so many of the last items are known to be clean, and stay so: nothing corrupts them.
         classes: of the items, which the network is given; None: it is given none.
         least: noise level of each item from which on it is as good as a trusted one; None: nobody looked.
+        stream: what training reads, of which the items are a sample; None: the items are all there is.
+        keys: of the items of a sample, which corruption goes by.
 
     Raises:
         UserError: corruption, flip or window are for images and the items are not.
@@ -75,6 +78,8 @@ class Source:
     trusted: int = 0
     classes: Classes | None = field(default=None, compare=False)
     least: Float[Tensor, "n"] | None = field(default=None, compare=False)
+    stream: Stream | None = field(default=None, compare=False)
+    keys: Int[Tensor, "n"] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         require_shape(self.corruption, tuple(self.items.item_shape))
@@ -101,7 +106,14 @@ class Source:
 
     def batch(self, indices: Int[Tensor, "b"], epochs: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
         """These items as training sees them in these epochs."""
-        x = self.items[indices]
+        return self.seen(self.items[indices], self.named(indices), epochs)
+
+    def named(self, indices: Int[Tensor, "b"]) -> Int[Tensor, "b"]:
+        """What chance goes by for these items: the keys of those of a sample, else the indices themselves."""
+        return indices if self.keys is None else self.keys[indices]
+
+    def seen(self, x: Tensor, indices: Int[Tensor, "b"], epochs: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
+        """Clean items as training sees them in these epochs; of a stream ``indices`` are keys. Changes ``x``."""
         if self.corruption:
             when, untrusted = epochs if self.fresh else torch.zeros_like(epochs), ~self.vouched(indices)
             touched = x[untrusted]
@@ -116,10 +128,10 @@ class Source:
 
     def vouched(self, indices: Int[Tensor, "b"]) -> Bool[Tensor, "b"]:
         """Which of these items are trusted."""
-        return indices >= len(self) - self.trusted
+        return indices >= len(self) - self.trusted if self.trusted else torch.zeros_like(indices, dtype=torch.bool)
 
     def levels(self, indices: Int[Tensor, "b"], epochs: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
-        """Standard deviation of the Gaussian noise in these items of :meth:`batch`."""
+        """Standard deviation of the Gaussian noise in these items of :meth:`batch`; of a stream ``indices`` are keys."""
         when = epochs if self.fresh else torch.zeros_like(epochs)
         drawn = drawn_levels(self.corruption, self.seed, indices.tolist(), when.tolist())
         drawn[self.vouched(indices)] = 0
@@ -149,8 +161,8 @@ class Source:
         Raises:
             UserError: there is no telling noise from content in such data.
         """
-        gauge = Gauge.fit(self.some(GAUGED), self._chosen(GAUGED))
-        if self.files is None:
+        gauge = Gauge.fit(self.some(GAUGED), self.named(self._chosen(GAUGED)))
+        if self.files is None or self.stream is not None:
             return gauge
         return replace(gauge, files=self.files.noise().with_clean(self.trusted), changed=self.changed)
 
@@ -178,7 +190,7 @@ class Source:
     def prepared(self) -> Source:
         """The same source with what never changes done once and kept in memory, where that is small."""
         size = 4 * len(self) * int(np.prod(self.items.item_shape))
-        if size > RESIDENT or (isinstance(self.items, Floats) and not self.corruption):
+        if self.stream is not None or size > RESIDENT or (isinstance(self.items, Floats) and not self.corruption):
             return self
         x = every(self.items)
         if self.corruption and not self.fresh:
@@ -250,6 +262,31 @@ def feed(source: Source, plan: Plan, mine: Tensor, steps: range, workers: int, p
             f"A process that prepares batches failed: {' '.join(str(problem).split())}. "
             "Memory may have run out. Expected more of it, fewer --workers, or --workers 0."
         ) from problem
+
+
+def indexed(batches: Iterator[Tensor], plan: Plan, rows: Tensor, steps: range) -> Iterator[Batch]:
+    """The batches of :func:`feed`, each with what it holds."""
+    for step, x in zip(steps, batches, strict=True):
+        yield Batch(x, plan[step][rows], plan.epochs(step)[rows])
+
+
+def flow(
+    source: Source, size: int, process: int, processes: int, position: str | None, threads: int | None, pin: bool
+) -> Iterator[Batch]:
+    """Batches of a stream as training sees them, without end.
+
+    Args:
+        size: items of a batch of this process.
+        process, processes: which this is of how many.
+        position: of the batch behind which to go on; None: at the beginning.
+        threads: as of :meth:`atdm.data.streaming.Stream.batches`.
+        pin: as of :func:`feed`.
+    """
+    if source.stream is None:
+        raise UserError("The source is no stream. Expected data with streaming=true.")
+    for batch in source.stream.batches(source.seed, size, process, processes, position, threads):
+        x = source.seen(batch.x, batch.rows, batch.epochs)
+        yield batch._replace(x=x.pin_memory() if pin else x)
 
 
 def _ignore_signals(_: int) -> None:

@@ -92,6 +92,7 @@ def build(
     latents = Latents.load(config.vae) if config.vae else None
     dataset = dataset or load(config.data, **config.reading(), progress=progress)
     trusted = require_enough(trusted) if trusted else open_trusted(config.as_dict(), progress)
+    _require_for_stream(config, dataset, trusted)
     std = _stored_levels(dataset) if objective.levels_from == "truth" else None
     source = _source(config, dataset, trusted, std)
     if latents is not None:
@@ -106,7 +107,8 @@ def build(
     objective.require_items(source.item_shape)
     size = 8.0 * config.batch_size * math.prod(source.item_shape)  # noise and a perturbation for each item
     memory.require(size, f"A batch of {config.batch_size:,} items", "Expected a smaller batch_size.")
-    truth = truth_of(config.corrupt, len(source) - source.trusted, tuple(dataset.items.item_shape), config.seed)
+    named = source.named(torch.arange(len(source) - source.trusted)).tolist()
+    truth = truth_of(config.corrupt, named, tuple(dataset.items.item_shape), config.seed)
     torch.manual_seed(config.seed)
     name = config.net if config.net != "auto" else ("mlp" if dataset.kind == "vector" else "tiny")
     labels = None if source.classes is None else len(source.classes.names) + 1  # the last: no class
@@ -154,7 +156,30 @@ def _source(config: TrainConfig, dataset: Dataset, trusted: Dataset | None, std:
         dataset.files,
         count,
         _classes(dataset, trusted) if config.class_labels else None,
+        stream=dataset.stream,
+        keys=dataset.keys,
     )
+
+
+def _require_for_stream(config: TrainConfig, dataset: Dataset, trusted: Dataset | None) -> None:
+    """Refuse what needs all items of a stream.
+
+    Raises:
+        UserError: names the option.
+    """
+    if dataset.stream is None:
+        return
+    asked = {
+        "trusted": trusted is not None,
+        "class_labels": config.class_labels,
+        "epochs": config.epochs is not None,
+        "limit": config.limit is not None,
+        "vae": config.vae is not None,
+    }
+    for name in (name for name, is_set in asked.items() if is_set):
+        raise UserError(
+            f"{name} needs all items, and {config.data} is read as a stream. Expected no {name}, or the data without streaming=true."
+        )
 
 
 def _classes(dataset: Dataset, trusted: Dataset | None) -> Classes:

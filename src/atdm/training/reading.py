@@ -14,7 +14,8 @@ class DataConfig:
 
     Args:
         data: what to learn from: a toy (plane, mixture, moons, swiss_roll), digits, a folder of images, parquet or tar
-            files, an .npz of atdm corrupt, hub:name=OWNER/NAME or torchvision:name=CIFAR10,root=PATH.
+            files, an .npz of atdm corrupt, hub:name=OWNER/NAME or torchvision:name=CIFAR10,root=PATH; streaming=true in a
+            spec of webdataset, parquet or hub decodes images only when their turn comes.
         trusted: clean images that you vouch for, 20 or more, named as data are, often a folder: they join the training data,
             nothing corrupts them, and they are what samples are compared with.
         corrupt: corruption to add, such as gaussian:share=0.9,std=0.2 or outliers:share=0.1; '+' composes.

@@ -25,6 +25,7 @@ from .fingerprint import FILE as DATA
 from .fingerprint import Fingerprint, require_same_data
 from .log import Log
 from .parts import Parts, build, with_latents_kept
+from .pictures import draw, grid_file
 from .train import Diverged, State, Step, anyone, fit
 
 if TYPE_CHECKING:
@@ -205,8 +206,10 @@ def _steps(
     heard = any(type(each).on_save is not Callback.on_save for each in callbacks)  # who hears of it does so in its step
 
     def save(whole: bool) -> int:
-        if main and saved < state.step:
-            writer.save(state)
+        if saved < state.step:
+            state.gather(accelerator)
+            if main:
+                writer.save(state)
         if whole or heard:
             writer.wait()
         return state.step
@@ -215,8 +218,8 @@ def _steps(
         return bool(config.sample_every) and step > 0 and step % config.sample_every == 0
 
     try:
-        if main and draws(state.step) and not _grid(folder, state.step).is_file():
-            _picture(folder, parts, state, accelerator.device, stop, callbacks)  # killed before it was drawn
+        if main and draws(state.step) and not grid_file(folder, state.step).is_file():
+            draw(folder, parts, state, accelerator.device, stop, callbacks)  # killed before it was drawn
         ears = [each for each in callbacks if type(each).on_step is not Callback.on_step]  # as many in every process
         for step in fit(parts.objective, state, parts.source, parts.config, accelerator, config.workers, ears):
             last = step.index == config.steps
@@ -229,7 +232,7 @@ def _steps(
                 saved = save(ending or last)
             if draws(step.index) and not ending:
                 if main:
-                    _picture(folder, parts, state, accelerator.device, stop, callbacks)
+                    draw(folder, parts, state, accelerator.device, stop, callbacks)
                 if ending := anyone(accelerator, stop()):
                     saved = save(True)
             yield step
@@ -258,7 +261,7 @@ def _finish(
         tell(f"Exporting the model to {folder / 'model'} and drawing samples.")
         parts.model(state.ema).save_pretrained(folder / "model")
         LOG.info("exported %s", folder / "model")
-        _picture(folder, parts, state, accelerator.device, lambda: False, callbacks)
+        draw(folder, parts, state, accelerator.device, lambda: False, callbacks)
     if config.metrics != "none":
         tell(f"Drawing and measuring {config.metrics_samples} samples.")
         kind = metrics.ReferenceSet
@@ -299,52 +302,3 @@ def _measure(
     scores = metrics.score_errors(model, truth)
     scores += metrics.measure(drawn, against.items, truth, spaces, accelerator=accelerator)
     return [metrics.Result(score, provenance).as_dict() for score in scores]
-
-
-class _Ended(Exception):
-    """A wish to stop came while samples were drawn."""
-
-
-def _picture(
-    folder: Path,
-    parts: Parts,
-    state: State,
-    device: torch.device,
-    stop: Callable[[], bool],
-    callbacks: Sequence[Callback],
-) -> None:
-    """Samples of the averaged weights so far: a grid of images, or a scatter plot of vectors. Left out once ``stop()``."""
-    images = parts.dataset.kind == "image"
-    if not images and parts.source.item_shape[0] not in (2, 3):
-        return
-
-    def watch(*_: int) -> None:
-        if stop():
-            raise _Ended
-
-    try:
-        with torch.random.fork_rng():
-            model = parts.model(state.ema.to(device))
-            if model.classes:  # each in turn
-                model = dataclasses.replace(model, conditioning={"class_labels": torch.arange(len(model.classes))})
-            sampling = model.sampling(Sampling(steps=min(100, model.process.steps)), "ddpm")
-            drawn = model.sample(64 if images else 1000, sampling, seed=0, progress=watch)
-    except _Ended:
-        return
-    target = _grid(folder, state.step)
-    target.parent.mkdir(exist_ok=True)
-    from .. import plot
-    from ..plot.samples import save_samples
-
-    if images:
-        save_samples(drawn, target)
-    else:
-        plot.save(plot.scatter(drawn, parts.dataset.x[:1000]), target)
-    LOG.info("drew %s", target)
-    for each in callbacks:
-        each.on_sample(state.step, target)
-
-
-def _grid(folder: Path, step: int) -> Path:
-    """Where the samples drawn after ``step`` steps are."""
-    return folder / "samples" / f"step-{step:08d}.png"

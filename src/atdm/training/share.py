@@ -13,7 +13,7 @@ import yaml
 
 from .. import __version__, hub
 from ..corruption import Truth
-from ..data import DATASETS, PATHS
+from ..data import DATASETS, PATHS, is_streamed
 from ..diffusion.latent import Latents
 from ..diffusion.model import Model
 from ..diffusion.schedulers import NATIVE
@@ -99,7 +99,7 @@ def export(
                 for k, v in facts.items()
                 if v is not None
             ],
-            corruption=_corruption(run, config["corrupt"]),
+            corruption=_corruption(run, config["corrupt"], is_streamed(config["data"])),
             numbers=_groups(fitting),
             regularized=config["objective"]["name"] != "ddpm",
             licence=_licence(licence),
@@ -226,14 +226,15 @@ def _objective(options: Mapping[str, Any]) -> str:
     return f"{options['name']} ({', '.join(f'{k} {v}' for k, v in options.items() if k != 'name' and v is not None)})"
 
 
-def _corruption(run: Path, spec: str) -> str:
+def _corruption(run: Path, spec: str, sampled: bool) -> str:
     if spec == "none":
         return "No corruption was added to the data; what noise they hold of their own is not known."
     unknown = "which items, how many, and how much was not known to training"
     if not (run / "truth.npz").is_file():
         return f"The corruption was added to the data on purpose; {unknown}."
     hit = Truth.load(run / "truth.npz").corrupted
-    return f"The corruption was added on purpose, to {int(hit.sum()):,} of {len(hit):,} items; {unknown}."
+    which = "items that were looked at" if sampled else "items"
+    return f"The corruption was added on purpose, to {int(hit.sum()):,} of {len(hit):,} {which}; {unknown}."
 
 
 def _licence(licence: str) -> str:

@@ -6,29 +6,28 @@ each process draws the randomness of the *global* batch and keeps its own rows, 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.items import Floats
-from ..data.source import Source, feed, workers_for
+from ..data.source import Source, feed, flow, indexed, workers_for
 from ..diffusion.conditioning import drop_conditioning
 from ..errors import UserError
 from ..noise import Gauge
 from ..objective import Loss, Objective, Terms
 from .callbacks import Callback
 from .config import Settings
-from .update import Part, Update, checkpoint_activations
+from .state import State
+from .update import Part, Update
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,71 +38,6 @@ CHECK_EVERY = 50  # steps between looks at the loss on an accelerator: each look
 
 class Diverged(UserError):
     """The loss is no longer a number."""
-
-
-@dataclass
-class State:
-    """What training changes: with the settings and the data it determines all that follows."""
-
-    model: nn.Module
-    ema: nn.Module
-    optimizer: torch.optim.AdamW
-    step: int = 0  # optimizer steps done
-
-    @classmethod
-    def create(cls, model: nn.Module, settings: Settings) -> State:
-        """Fresh state around ``model``, whose weights the average starts from.
-
-        Raises:
-            UserError: gradient checkpointing is asked of a network without it.
-        """
-        if settings.channels_last:
-            model.to(memory_format=torch.channels_last)
-        ema = copy.deepcopy(model).eval().requires_grad_(False)
-        if settings.gradient_checkpointing:
-            checkpoint_activations(model)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
-        )
-        return cls(model.train(), ema, optimizer)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state by name, for a checkpoint."""
-        named = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        named |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-        names: dict[Tensor, str] = {p: n for n, p in self.model.named_parameters()}
-        for parameter, values in self.optimizer.state.items():
-            named |= {f"optimizer.{key}.{names[parameter]}": v for key, v in values.items()}
-        return named
-
-    def restore(self, named: dict[str, Tensor], step: int) -> None:
-        """Take over the tensors of :meth:`tensors`, saved after ``step`` optimizer steps."""
-        for part, module in (("model.", self.model), ("ema.", self.ema)):
-            module.load_state_dict({k[len(part) :]: v for k, v in named.items() if k.startswith(part)})
-        for name, parameter in self.model.named_parameters():
-            keys = [k.split(".")[1] for k in named if k.startswith("optimizer.") and k.split(".", 2)[2] == name]
-            if keys:
-                saved = {key: named[f"optimizer.{key}.{name}"] for key in keys}
-                self.optimizer.state[parameter] = {
-                    # In the memory format of the parameter, as the optimizer itself makes them.
-                    key: v.clone() if key == "step" else torch.empty_like(parameter, requires_grad=False).copy_(v)
-                    for key, v in saved.items()
-                }
-        self.step = step
-
-    @torch.no_grad()
-    def average(self, decay: float) -> None:
-        """``ema <- decay ema + (1 - decay) model``."""
-        kept, now, buffers = self._pairs
-        torch._foreach_lerp_(kept, now, 1 - decay)
-        for target, source in buffers:
-            target.copy_(source)
-
-    @cached_property
-    def _pairs(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
-        """The parameters of the average and of the model, and their buffers: walking the modules takes time."""
-        buffers = list(zip(self.ema.buffers(), self.model.buffers(), strict=True))
-        return list(self.ema.parameters()), list(self.model.parameters()), buffers
 
 
 @dataclass(frozen=True)
@@ -238,14 +172,13 @@ def fit(
     gauge = _gauge(source) if objective.levels_from == "items" else None
     order = Order(len(source), settings.batch_size, settings.seed)
     mine = torch.arange(settings.batch_size).reshape(settings.accumulate, world, micro)[:, rank].flatten()
-    batches = feed(
-        source,
-        order,
-        mine,
-        range(state.step, settings.steps),
-        workers_for(source, device, world) if workers is None else workers,
-        pin=device.type == "cuda",
-    )
+    steps = range(state.step, settings.steps)
+    pin = device.type == "cuda"
+    if source.stream is None:
+        helpers = workers_for(source, device, world) if workers is None else workers
+        batches = indexed(feed(source, order, mine, steps, helpers, pin), order, mine, steps)
+    else:
+        batches = flow(source, len(mine), rank, world, state.place_of(rank, world), workers or None, pin)
     state.ema.to(device)
     clock = time.perf_counter()
     while state.step < settings.steps:
@@ -253,10 +186,11 @@ def fit(
         loss_of = objective if step >= first else plain
         for group in state.optimizer.param_groups:
             group["lr"] = settings.lr_at(step)
-        batch = next(batches).to(device, non_blocking=True)  # the rows of this process
+        taken = next(batches)  # the rows of this process
+        batch = taken.x.to(device, non_blocking=True)
         levels: list[Tensor | None] = [None] * settings.accumulate
         if loss_of.levels_from is not None:
-            known = _known(loss_of, source, gauge, batch, order[step][mine], order.epochs(step)[mine])
+            known = _known(loss_of, source, gauge, batch, taken.rows, taken.epochs)
             levels = [*known.to(device, non_blocking=True).split(micro)]
         labels = [
             {k: v.to(device) for k, v in _labels(source, order, settings, step, part).items()}
@@ -278,6 +212,7 @@ def fit(
             terms, norm = update(loss_of, parts, seed_of(settings.seed, "dropout", step, rank) + replay)
             state.average(settings.ema_at(step))
         state.step += 1
+        state.places = {} if taken.position is None else {rank: taken.position}
         if device.type == "cpu" or state.step % CHECK_EVERY == 0 or state.step == settings.steps:
             # fp16 scales its steps down when a gradient overflows; only a loss that does is lost.
             watched = norm if accelerator.scaler is None else terms.loss.mean()

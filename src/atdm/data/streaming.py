@@ -1,0 +1,190 @@
+"""Batches of a stream: images decoded ahead of their turn, a few batches at most, and never all of them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import UserError
+from .cache import Read, read
+from .decode import Framing, Progress
+from .listing import Listing, key_of
+from .pixels import UnknownScale, decode, formats, why
+from .shards import Item, Place, Shards
+
+AHEAD = 2  # batches
+
+
+class Batch(NamedTuple):
+    """Items of a step: as floats, images in [-1, 1]; their index in the set, of a stream their key; the epoch each is in; and
+    where a stream goes on behind them."""
+
+    x: Float[Tensor, "b *item"]
+    rows: Int[Tensor, "b"]
+    epochs: Int[Tensor, "b"]
+    position: str | None = None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The images of shards, decoded when their turn comes.
+
+    Args:
+        shards: what is read.
+        buffer: images that are shuffled together.
+        framing: size and crop.
+        shape: of the images of the sample, which all are to have.
+        skip_broken: leave out what cannot be decoded.
+        max_pixels: an image of more is not decoded.
+    """
+
+    shards: Shards
+    buffer: int
+    framing: Framing
+    shape: tuple[int, ...]
+    skip_broken: bool
+    max_pixels: int
+
+    def batches(
+        self, seed: int, size: int, process: int, processes: int, position: str | None, threads: int | None
+    ) -> Iterator[Batch]:
+        """Batches without end, decoded ahead by threads.
+
+        Args:
+            seed: of the order.
+            size: images of a batch.
+            process, processes: of how many processes that share the set this is which.
+            position: of the batch behind which to go on; None: at the beginning.
+            threads: that decode; None: one for each core, at most 8.
+
+        Raises:
+            UserError: a shard or an image cannot be read, or is of another shape.
+        """
+        place = Place.read(position) if position else Place()
+        with (
+            _limit(self.max_pixels),
+            ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool,
+            ThreadPoolExecutor(1) as reader,
+        ):
+            made = self._batches(self._items(seed, place, process, processes), size, pool)
+            waiting = deque(reader.submit(next, made) for _ in range(AHEAD))
+            try:
+                while True:
+                    batch = waiting.popleft().result()
+                    waiting.append(reader.submit(next, made))
+                    yield batch
+            finally:
+                reader.shutdown(wait=True, cancel_futures=True)
+
+    def _items(self, seed: int, place: Place, process: int, processes: int) -> Iterator[tuple[Item, Place]]:
+        """Items, each with the place behind it."""
+        taken = place.taken
+        for here, block in self.shards.blocks(seed, self.buffer, place, process, processes):
+            for at in range(taken, len(block)):
+                yield block[at], here._replace(taken=at + 1)
+            taken = 0
+
+    def _batches(self, items: Iterator[tuple[Item, Place]], size: int, pool: ThreadPoolExecutor) -> Iterator[Batch]:
+        while True:
+            pixels: list[np.ndarray] = []
+            found: list[tuple[Item, Place]] = []
+            broken = 0
+            while len(found) < size:
+                some = [next(items) for _ in range(size - len(found))]
+                for (item, place), result in zip(some, pool.map(self._decoded, [i for i, _ in some]), strict=True):
+                    if isinstance(result, np.ndarray):
+                        pixels.append(result)
+                        found.append((item, place))
+                    elif (broken := broken + 1) > 1000 + 10 * size:
+                        raise UserError(f"Of {broken:,} images of {self.shards.where} none could be read.")
+                last = some[-1][1]
+            x = torch.from_numpy(np.stack(pixels)).float().div_(127.5).sub_(1)
+            keys = torch.tensor([item.key for item, _ in found])
+            yield Batch(x, keys, torch.tensor([place.epoch for _, place in found]), last.text())
+
+    def _decoded(self, item: Item) -> np.ndarray | None:
+        """The pixels of an image; None where it cannot be read and is to be skipped."""
+        try:
+            if item.content is None:
+                raise ValueError("the cell is empty")
+            image = self.framing(decode(item.content)[0])
+            if self.shape[0] == 1 and image.mode != "L":
+                raise ValueError("it is in color, and the sample that was looked at is gray")
+            array = np.asarray(image.convert("L" if self.shape[0] == 1 else "RGB"))
+            array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        except UnknownScale:
+            raise UserError(
+                f"The format of {item.name} does not say which number is white, and a stream cannot look at all images to find "
+                "out. Expected 8- or 16-bit images, or the set without streaming."
+            ) from None
+        except Exception as problem:  # each decoder raises its own
+            if self.skip_broken:
+                return None
+            raise UserError(
+                f"Cannot read the image {item.name}: {why(problem, self.max_pixels)}. Expected a whole image file.",
+                "--skip_broken true skips such files.",
+            ) from problem
+        if array.shape != self.shape:
+            raise UserError(
+                f"The images have different sizes: those of the sample are {self.shape[2]}x{self.shape[1]}, {item.name} is "
+                f"{array.shape[2]}x{array.shape[1]}. Expected one size, or --image_size N."
+            )
+        return array
+
+
+@contextmanager
+def _limit(max_pixels: int) -> Iterator[None]:
+    """Pillow with another limit of pixels, for threads: its warnings stay off."""
+    from PIL import Image
+
+    formats()
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    kept, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels / 2  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = kept
+
+
+class Sampled(NamedTuple):
+    """A sample of a stream: its images as files and decoded, and the key of each that could be read."""
+
+    listing: Listing
+    read: Read
+    keys: Int[Tensor, "n"]
+
+
+def sampled(
+    shards: Shards, count: int, seed: int, framing: Framing, progress: Progress | None = None, **how: Any
+) -> Sampled:
+    """So many images of a few shards chosen by ``seed``, decoded.
+
+    Args:
+        how: as of :func:`atdm.data.cache.read`.
+    """
+    items = shards.sample(count, seed)
+    names = [f"{item.name} ({i + 1} of the sample)" for i, item in enumerate(items)]
+
+    def content(index: int) -> bytes:
+        found = items[index].content
+        if found is None:
+            raise ValueError("the cell is empty")
+        return found
+
+    keys = [item.key for item in items]
+    listing = Listing(len(items), names.__getitem__, content, key_of("sample", keys), shards.notes)
+    done = read(listing, framing, progress=progress, **how)
+    broken = {*done.broken}
+    kept = torch.tensor([key for key, name in zip(keys, names, strict=True) if name not in broken])
+    return Sampled(listing, done, kept)

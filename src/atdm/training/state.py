@@ -1,0 +1,108 @@
+"""What training changes, as tensors by name: what a checkpoint holds."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .config import Settings
+from .update import checkpoint_activations
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class State:
+    """What training changes: with the settings and the data it determines all that follows."""
+
+    model: nn.Module
+    ema: nn.Module
+    optimizer: torch.optim.AdamW
+    step: int = 0  # optimizer steps done
+    places: dict[int, str] = field(default_factory=dict)  # of a stream, where each process goes on
+
+    @classmethod
+    def create(cls, model: nn.Module, settings: Settings) -> State:
+        """Fresh state around ``model``, whose weights the average starts from.
+
+        Raises:
+            UserError: gradient checkpointing is asked of a network without it.
+        """
+        if settings.channels_last:
+            model.to(memory_format=torch.channels_last)
+        ema = copy.deepcopy(model).eval().requires_grad_(False)
+        if settings.gradient_checkpointing:
+            checkpoint_activations(model)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+        )
+        return cls(model.train(), ema, optimizer)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state by name, for a checkpoint."""
+        named = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        named |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        names: dict[Tensor, str] = {p: n for n, p in self.model.named_parameters()}
+        for parameter, values in self.optimizer.state.items():
+            named |= {f"optimizer.{key}.{names[parameter]}": v for key, v in values.items()}
+        for process, place in self.places.items():
+            named[f"stream.{process}"] = torch.frombuffer(bytearray(place.encode()), dtype=torch.uint8)
+        return named
+
+    def gather(self, accelerator: Accelerator) -> None:
+        """Learn from all processes where they are in a stream; all call it at once."""
+        if self.places and accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            self.places = dict(gather_object([*self.places.items()]))
+
+    def place_of(self, process: int, processes: int) -> str | None:
+        """Where a process goes on in a stream; None: at the beginning.
+
+        Raises:
+            UserError: the state is that of another number of processes.
+        """
+        if self.step and len(self.places) != processes:
+            raise UserError(
+                f"The run was saved by {len(self.places)} processes that share a stream, and now there are {processes}. "
+                f"Expected {len(self.places)}, or another --out."
+            )
+        return self.places.get(process)
+
+    def restore(self, named: dict[str, Tensor], step: int) -> None:
+        """Take over the tensors of :meth:`tensors`, saved after ``step`` optimizer steps."""
+        for part, module in (("model.", self.model), ("ema.", self.ema)):
+            module.load_state_dict({k[len(part) :]: v for k, v in named.items() if k.startswith(part)})
+        for name, parameter in self.model.named_parameters():
+            keys = [k.split(".")[1] for k in named if k.startswith("optimizer.") and k.split(".", 2)[2] == name]
+            if keys:
+                saved = {key: named[f"optimizer.{key}.{name}"] for key in keys}
+                self.optimizer.state[parameter] = {
+                    # In the memory format of the parameter, as the optimizer itself makes them.
+                    key: v.clone() if key == "step" else torch.empty_like(parameter, requires_grad=False).copy_(v)
+                    for key, v in saved.items()
+                }
+        places = {k.removeprefix("stream."): v for k, v in named.items() if k.startswith("stream.")}
+        self.places = {int(k): bytes(v.tolist()).decode() for k, v in places.items()}
+        self.step = step
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """``ema <- decay ema + (1 - decay) model``."""
+        kept, now, buffers = self._pairs
+        torch._foreach_lerp_(kept, now, 1 - decay)
+        for target, source in buffers:
+            target.copy_(source)
+
+    @cached_property
+    def _pairs(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """The parameters of the average and of the model, and their buffers: walking the modules takes time."""
+        buffers = list(zip(self.ema.buffers(), self.model.buffers(), strict=True))
+        return list(self.ema.parameters()), list(self.model.parameters()), buffers
