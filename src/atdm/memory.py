@@ -1,12 +1,14 @@
-"""How much memory there is, asked before it is taken."""
+"""How much memory there is, and how many threads make sense: asked before they are taken."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from .errors import UserError
 
 CGROUP = Path("/sys/fs/cgroup")
+PER_CORE = 8  # threads; many more only wait for each other, so that next to nothing moves
 
 
 def available() -> int:
@@ -35,4 +37,20 @@ def require(size: float, what: str, instead: str) -> None:
     if size > (free := available()):
         raise UserError(
             f"{what} would take {size / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free. {instead}"
+        )
+
+
+def require_threads(threads: int) -> None:
+    """Refuse a number of threads with which work would stand still.
+
+    Args:
+        threads: 0 leaves the number to atdm.
+
+    Raises:
+        UserError: it is negative, or far beyond the number of cores.
+    """
+    most = PER_CORE * (os.cpu_count() or 1)
+    if not 0 <= threads <= most:
+        raise UserError(
+            f"threads is {threads}. Expected at most {most}, {PER_CORE} for each core, or 0: as many as the work is worth."
         )

@@ -303,7 +303,11 @@ SENTENCES = [
     (["train", "3"], "Nothing is expected at '3'"),
     (["train", "--out"], "The option --out is without its value"),
     (["train", "--seed", str(2**64)], "Expected an integer of at most 63 bits"),
-    (["train", "--threads", "100000"], "Expected at most 1024"),
+    *(
+        ([*words, "--threads", number], "8 for each core, or 0: as many as the work is worth")
+        for number in ("1000", "-1")
+        for words in (["train"], ["bench"], ["sample", "{run}", "--out", "x.npz"], ["evaluate", "{run}"])
+    ),
     (["train", "--workers", "99999"], "or null to let atdm choose"),
     (["train", "--data", ""], "The data set '' names nothing"),
     (["train", "--data", "npz:"], "The data set 'npz:' names nothing"),
@@ -321,7 +325,7 @@ SENTENCES = [
 
 
 @pytest.mark.parametrize(("words", "sentence"), SENTENCES)
-def test_sentences_that_lead_somewhere(capsys, tmp_path, monkeypatch, words, sentence):
+def test_sentences_that_lead_somewhere(capsys, folder, tmp_path, monkeypatch, words, sentence):
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
@@ -332,7 +336,7 @@ def test_sentences_that_lead_somewhere(capsys, tmp_path, monkeypatch, words, sen
     (tmp_path / "broken" / "z.png").write_bytes(b"text")
     for i in range(3):
         Image.new("RGB", (8, 8), (40 * i,) * 3).save(tmp_path / "broken" / f"{i}.png")
-    code, _, err = atdm(capsys, *words)
+    code, _, err = atdm(capsys, *[word.replace("{run}", str(folder)) for word in words])
     assert code == 2
     assert sentence in err
 

@@ -13,6 +13,11 @@ from atdm.objective import BASELINES, KINDS
 from atdm.training.bench import AUTO, EXAMPLE, HALF, Options, _Loop, _peak, measure
 
 
+def test_the_threads_are_those_of_before(monkeypatch):
+    monkeypatch.setattr("atdm.training.bench._measured", lambda *_: {"threads": torch.get_num_threads()})
+    assert (measure(Options(threads=2)), torch.get_num_threads()) == ({"threads": 2}, 1)
+
+
 @pytest.mark.parametrize("baselines", [False, True])
 def test_every_objective_and_the_example_are_measured(baselines, capsys):
     cli_words = [

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ..errors import UserError
 from ..files import require_writable
+from ..memory import require_threads
 from ..text import plain
 from ..training.config import DataConfig, TrainConfig
 from .parser import add_fields
@@ -241,8 +242,7 @@ def samples_of(given: Any, model: Any, seed: int) -> tuple[Any, dict[str, Any]]:
     from ..nets.speed import worth
     from .progress import progress_bar
 
-    if not 0 <= given.threads <= 1024:
-        raise UserError(f"threads is {given.threads}. Expected an integer from 0 to 1024.")
+    require_threads(given.threads)
     batch = min(given.n, given.batch_size)
     passes = worth(model.net, model.net_shape, batch, given.threads, **model.conditioning)
     with passes as note, progress_bar(silent(given)) as bar:

@@ -50,9 +50,17 @@ def worth(
                 f"{chosen} of {before} threads: a pass of {batch} items is {work / 1e9:.2g} GFLOP, too few for more. "
                 "--threads takes another number."
             )
-    torch.set_num_threads(chosen)
-    try:
+    with threads(chosen):
         yield note
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads, until the end of the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
     finally:
         torch.set_num_threads(before)
 

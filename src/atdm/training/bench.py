@@ -29,6 +29,7 @@ from ..data.source import Source
 from ..diffusion.process import Process
 from ..errors import UserError
 from ..nets import build_net, call, count_parameters, flops
+from ..nets.speed import threads
 from ..objective import BASELINES, KINDS, Loss, Objective, auto
 from ..objective.perturb import ConstantRadius, Perturbation, RelativeWeight
 from .bench_options import Options
@@ -55,9 +56,12 @@ def measure(options: Options, progress: Callable[[str], None] = lambda note: Non
         wall; ``peak_memory`` (bytes of tensors: weights, average and optimizer, and the most that a step adds to them); and
         ``provenance``.
     """
+    with threads(options.threads or torch.get_num_threads()):
+        return _measured(options, progress)
+
+
+def _measured(options: Options, progress: Callable[[str], None]) -> dict[str, Any]:
     begin = time.perf_counter()
-    if options.threads:
-        torch.set_num_threads(options.threads)
     device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
     objectives = _objectives(Process.linear(), options)
     loops = _loops(options, objectives, device)

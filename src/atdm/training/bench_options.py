@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import UserError, unknown
+from ..memory import require_threads
 from ..spec import parse_spec
 
 SHAPES = {"mlp": (3,), "digits": (1, 8, 8), "tiny": (3, 16, 16), "cifar10": (3, 32, 32), "celeba64": (3, 64, 64)}
@@ -42,9 +43,10 @@ class Options:
     baselines: bool = False
 
     def __post_init__(self) -> None:
-        for name, low in [("batch_size", 1), ("seconds", 0), ("threads", 0)]:
+        for name, low in [("batch_size", 1), ("seconds", 0)]:
             if not getattr(self, name) >= low:
                 raise UserError(f"{name} is {getattr(self, name)}. Expected a number >= {low}.")
+        require_threads(self.threads)
         if self.device not in ("auto", "cpu", "cuda"):
             raise UserError(f"The device is '{self.device}'. Expected cpu, cuda or auto.")
         if self.precision not in PRECISIONS:

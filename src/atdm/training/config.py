@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import UserError
+from ..memory import require_threads
 from ..text import changed
 from .reading import DataConfig
 from .versions import RENAMED, in_todays_words
@@ -243,12 +244,11 @@ class TrainConfig(Settings, DataConfig):
         object.__setattr__(self, "out", os.path.expanduser(self.out))
         Settings.__post_init__(self)
         DataConfig.__post_init__(self)
-        least = {"log_every": 1, "save_every": 1, "sample_every": 0, "metrics_samples": 2, "keep": 1, "threads": 0}
+        least = {"log_every": 1, "save_every": 1, "sample_every": 0, "metrics_samples": 2, "keep": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
-        if self.threads > 1024:
-            raise UserError(f"threads is {self.threads}. Expected at most 1024, and no more than there are cores.")
+        require_threads(self.threads)
         if self.epochs is not None and not self.epochs > 0:
             raise UserError(f"epochs is {self.epochs:g}. Expected a number > 0, or null.")
         object.__setattr__(self, "regularize_from", self.objective.first_step(self.steps))
