@@ -95,7 +95,13 @@ def render(
 
     path = Path(path)
     template = (resources.files(__package__) / "page.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    options: dict[str, Any] = {
+        "autoescape": True,
+        "undefined": StrictUndefined,
+        "trim_blocks": True,
+        "lstrip_blocks": True,
+    }
+    environment = Environment(**options, finalize=lambda value: text.plain(value) if isinstance(value, str) else value)
     page = environment.from_string(template).render(
         title=title,
         lead=_paragraphs(lead),
