@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from .. import plot
 from ..attack import ATTACKS, GOALS, Search, Victim, check_seeds, damage_curve, doubt, random, summarize
@@ -21,6 +21,11 @@ IMAGE_BUDGETS = (0.0, 0.001, 0.003, 0.01, 0.03)  # more dimensions to move in
 ATTACK = "pgd:steps=5,norm=l2"
 IMAGES = "digits, noise 0.2"
 SAMPLING_SEEDS = 3
+LEAD = (
+    "Published: under iterative attacks on the sampling trajectory the FID of robust_adv decays more slowly than ddpm's. "
+    "Here every step of a DDIM sampler is perturbed by PGD inside an l2 ball, on the plane away from the plane, whose "
+    "distance is exact. Attacked and clean samples share their random numbers, and each attack is doubted."
+)
 
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
@@ -116,7 +121,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """Damage curves, growth where ddpm's error doubles, and doubts."""
     rows = [r for o in outcomes for r in o.rows]
     shown = first_seed(outcomes)
-    figures, claims, notes = {}, [], []
+    claims: list[Claim] = []
+    figures, notes = {}, []
     for condition in values_of(rows, "condition"):
         chosen = [o for o in shown if o.job.condition == condition]
         options = chosen[0].job.options
@@ -130,49 +136,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             plot.damage(curves, measures),
         )
 
-        def curve(
-            method: str, condition: str = condition, measure: str = measure, attack: str = attack
-        ) -> dict[float, float]:
-            where = {"condition": condition, "method": method, "attack": attack}
-            return {b: mean_over_seeds(rows, measure, budget=b, **where) for b in values_of(rows, "budget")}
-
-        plain = {b: v for b, v in curve("ddpm").items() if v == v}
         methods = [o.job.label for o in chosen if o.job.label != "ddpm"]
-        if measure == "off_support_rms":
-            doubles = budget_that_doubles(plain)
-            for method in methods:
-                defended = curve(method)
-                where = max(plain) if doubles is None else doubles
-                grown = {"ddpm": at(plain, where) - plain[0.0], method: at(defended, where) - defended[0.0]}
-                times = {"ddpm": at(plain, where) / plain[0.0], method: at(defended, where) / defended[0.0]}
-                budget = (
-                    f"at budget {number(where)}, where ddpm's error doubles"
-                    if doubles is not None
-                    else f"at the largest budget {number(where)} (ddpm's error doubles at none)"
-                )
-                for what, values, unit in (
-                    ("grows less", grown, "by "),
-                    ("grows by a smaller factor", times, "times "),
-                ):
-                    claims.append(
-                        Claim(
-                            f"{condition}: {budget}, the error of {method} {what}",
-                            values[method] < values["ddpm"],
-                            f"{unit}{number(values[method])} to {number(at(defended, where))}, ddpm {unit}"
-                            f"{number(values['ddpm'])} to {number(at(plain, where))}",
-                        )
-                    )
-        else:
-            worst = max(plain)
-            for method in methods:
-                defended = curve(method)
-                claims.append(
-                    Claim(
-                        f"{condition}: at budget {worst:g} the samples of {method} move less than those of ddpm",
-                        defended[worst] < plain[worst],
-                        f"{measure.replace('_', ' ')} {number(defended[worst])}, ddpm {number(plain[worst])}",
-                    )
-                )
+        claims += _claims(rows, condition, measure, attack, methods)
         for o in chosen:
             raised = [c for c in o.tensors["checks"] if not c["ok"]]
             notes.append(
@@ -192,9 +157,45 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         f"Budgets in noise units at every step. Damage in the unit of the goal: distance from the plane, or mean square "
         f"movement of the image. Mean over {rows[0]['samples']} samples and the seeds of the sampling.",
     )
-    lead = (
-        "Published: under iterative attacks on the sampling trajectory the FID of robust_adv decays more slowly than ddpm's. "
-        "Here every step of a DDIM sampler is perturbed by PGD inside an l2 ball, on the plane away from the plane, whose "
-        "distance is exact. Attacked and clean samples share their random numbers, and each attack is doubted."
-    )
-    return Findings(lead, claims, rows, figures, [table], notes)
+    return Findings(LEAD, claims, rows, figures, [table], notes)
+
+
+def _claims(rows: Sequence[Row], condition: str, measure: str, attack: str, methods: Sequence[str]) -> Iterator[Claim]:
+    """What becomes of samples under attack, beside ddpm's."""
+
+    def curve(method: str) -> dict[float, float]:
+        where = {"condition": condition, "method": method, "attack": attack}
+        return {b: mean_over_seeds(rows, measure, budget=b, **where) for b in values_of(rows, "budget")}
+
+    plain = {b: v for b, v in curve("ddpm").items() if v == v}
+    if measure == "off_support_rms":
+        doubles = budget_that_doubles(plain)
+        for method in methods:
+            defended = curve(method)
+            where = max(plain) if doubles is None else doubles
+            grown = {"ddpm": at(plain, where) - plain[0.0], method: at(defended, where) - defended[0.0]}
+            times = {"ddpm": at(plain, where) / plain[0.0], method: at(defended, where) / defended[0.0]}
+            budget = (
+                f"at budget {number(where)}, where ddpm's error doubles"
+                if doubles is not None
+                else f"at the largest budget {number(where)} (ddpm's error doubles at none)"
+            )
+            for what, values, unit in (
+                ("grows less", grown, "by "),
+                ("grows by a smaller factor", times, "times "),
+            ):
+                yield Claim(
+                    f"{condition}: {budget}, the error of {method} {what}",
+                    values[method] < values["ddpm"],
+                    f"{unit}{number(values[method])} to {number(at(defended, where))}, ddpm {unit}"
+                    f"{number(values['ddpm'])} to {number(at(plain, where))}",
+                )
+    else:
+        worst = max(plain)
+        for method in methods:
+            defended = curve(method)
+            yield Claim(
+                f"{condition}: at budget {worst:g} the samples of {method} move less than those of ddpm",
+                defended[worst] < plain[worst],
+                f"{measure.replace('_', ' ')} {number(defended[worst])}, ddpm {number(plain[worst])}",
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -36,6 +36,11 @@ OTHER = {  # corruption that is not Gaussian noise
     "blur": "blur:share=0.3,sigma=1",
     "outliers": "outliers:share=0.1",
 }
+LEAD = (
+    "`atdm audit` sees images and nothing else. Here it looks at sets whose corruption is seeded and known: Gaussian noise of "
+    "several strengths on several shares of the images, clean sets, and corruption that is not Gaussian noise. "
+    "*Saved* sets were clipped and rounded to 8 bits afterwards, as files are."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,35 +141,9 @@ def _made(job: Look, spec: str, noisy: Tensor) -> dict[str, Any]:
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """Errors of share and std, what is called noise in clean sets and under other corruption, and which outliers are found."""
     rows = [row for o in outcomes for row in o.rows]
-    claims = []
+    claims: list[Claim] = []
     for name in values_of(rows, "set"):
-        of_set = [r for r in rows if r["set"] == name]
-        noisy = [r for r in of_set if r["kind"] == "noise"]
-        worst = [_largest(noisy, key) for key in ("share_error", "std_error")]
-        claims.append(
-            Claim(
-                f"{name}: the share is within {POINTS:g} points and the std within {PERCENT:g} %",
-                worst[0] <= POINTS and worst[1] <= PERCENT,
-                f"largest errors over {len(noisy)} settings {number(worst[0])} points and {number(worst[1])} %",
-            )
-        )
-        for kind in ["clean", *values_of([r for r in of_set if r["kind"] not in ("noise", "clean")], "kind")]:
-            found = max(r["found_share"] or 0.0 for r in of_set if r["kind"] == kind)
-            what = "clean images" if kind == "clean" else kind
-            claims.append(
-                Claim(
-                    f"{name}: no Gaussian noise is seen in {what}", found <= POINTS, f"{number(found)} % called noisy"
-                )
-            )
-        claims += [
-            Claim(
-                f"{name}: nine in ten of the images that are noise alone are outliers",
-                r["outliers_found"] >= 90,
-                f"{number(r['outliers_found'])} % of them found; {number(r['corrupted'])} % there, {number(r['outliers'])} % reported",
-            )
-            for r in of_set
-            if r["kind"] == "outliers"
-        ]
+        claims += _claims(name, [r for r in rows if r["set"] == name])
     noise = [r for r in rows if r["kind"] == "noise"]
     other = [r for r in rows if r["kind"] != "noise"]
     tables = [
@@ -189,12 +168,28 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         ),
         _worst(rows),
     ]
-    lead = (
-        "`atdm audit` sees images and nothing else. Here it looks at sets whose corruption is seeded and known: Gaussian noise of "
-        "several strengths on several shares of the images, clean sets, and corruption that is not Gaussian noise. "
-        "*Saved* sets were clipped and rounded to 8 bits afterwards, as files are."
+    return Findings(LEAD, claims, rows, _figures(noise), tables)
+
+
+def _claims(name: str, of_set: Sequence[Row]) -> Iterator[Claim]:
+    """How far estimates for a set are off, and what is called noise that is none."""
+    noisy = [r for r in of_set if r["kind"] == "noise"]
+    worst = [_largest(noisy, key) for key in ("share_error", "std_error")]
+    yield Claim(
+        f"{name}: the share is within {POINTS:g} points and the std within {PERCENT:g} %",
+        worst[0] <= POINTS and worst[1] <= PERCENT,
+        f"largest errors over {len(noisy)} settings {number(worst[0])} points and {number(worst[1])} %",
     )
-    return Findings(lead, claims, rows, _figures(noise), tables)
+    for kind in ["clean", *values_of([r for r in of_set if r["kind"] not in ("noise", "clean")], "kind")]:
+        found = max(r["found_share"] or 0.0 for r in of_set if r["kind"] == kind)
+        what = "clean images" if kind == "clean" else kind
+        yield Claim(f"{name}: no Gaussian noise is seen in {what}", found <= POINTS, f"{number(found)} % called noisy")
+    for r in (r for r in of_set if r["kind"] == "outliers"):
+        yield Claim(
+            f"{name}: nine in ten of the images that are noise alone are outliers",
+            r["outliers_found"] >= 90,
+            f"{number(r['outliers_found'])} % of them found; {number(r['corrupted'])} % there, {number(r['outliers'])} % reported",
+        )
 
 
 def _largest(rows: Sequence[Row], key: str) -> float:

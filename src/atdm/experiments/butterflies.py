@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from ..data.subspace import Subspace
 from ..metrics import psnr
 from ..plot.base import Log
 from ..pool import Tell, part
+from ..report import Row
 from ..training.config import ObjectiveConfig
 from . import BUTTERFLIES, by_scale
 from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
@@ -143,7 +145,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     every = [r for o in outcomes for r in o.rows]
     rows = [r for r in every if "psnr" in r]
     shown = first_seed(outcomes)
-    figures, claims, notes = {}, [], []
+    claims: list[Claim] = []
+    figures, notes = {}, []
     for condition in values_of(rows, "condition"):
         chosen = [o for o in shown if o.job.condition == condition]
         short = condition.replace(" ", "-")
@@ -160,45 +163,9 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                 plot.curves(lines, "training step", axis, log),
             )
 
-        def of(method: str, key: str = "off_support_rms", condition: str = condition) -> float:
-            return mean_over_seeds(rows, key, method=method, condition=condition)
-
-        plain, methods = of("ddpm"), [o.job.label for o in chosen]
-        for method in [m for m in methods if m.startswith("robust_adv")]:
-            share = 0.5 if condition == "noise 0.1" else 1.0
-            claims.append(
-                at_most(
-                    f"{condition}: {method} has at most {share:g} times ddpm's reconstruction error",
-                    of(method),
-                    plain,
-                    share,
-                    (method, "ddpm"),
-                )
-            )
-            claims.append(
-                Claim(
-                    f"{condition}: {method} has a higher PSNR than ddpm",
-                    of(method, "psnr") > of("ddpm", "psnr"),
-                    f"{method} {number(of(method, 'psnr'))} dB, ddpm {number(of('ddpm', 'psnr'))} dB",
-                )
-            )
-        for method in [m for m in methods if m.startswith("inv_adv")]:
-            if method.endswith(" 0.3"):
-                claims.append(
-                    Claim(
-                        f"{condition}: {method} is clearly worse than ddpm",
-                        of(method) > 1.2 * plain or of(method, "diverged_share") > 0.01,
-                        f"{method} {number(of(method))}, ddpm {number(plain)}",
-                    )
-                )
-        if "robust_rand" in methods:
-            claims.append(
-                Claim(
-                    f"{condition}: adversarial beats random at the published constants",
-                    of("robust_adv") < of("robust_rand"),
-                    f"robust_adv {number(of('robust_adv'))}, robust_rand {number(of('robust_rand'))}",
-                )
-            )
+        methods = [o.job.label for o in chosen]
+        of = partial(_of, rows, condition)
+        claims += _claims(of, condition, methods)
         notes.append(
             f"{condition}: spread within the subspace, relative to held-out photos: "
             + ", ".join(f"{m} {number(of(m, 'spread_ratio'))}" for m in methods)
@@ -226,3 +193,39 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         "reproduces the noise, robust_adv does not, robust_rand hardly helps, and invariance fails at lambda 0.3 and at 0.03."
     )
     return Findings(lead, claims, every, figures, [table], notes)
+
+
+def _of(rows: Sequence[Row], condition: str, method: str, key: str = "off_support_rms") -> float:
+    return mean_over_seeds(rows, key, method=method, condition=condition)
+
+
+def _claims(of: Callable[..., float], condition: str, methods: Sequence[str]) -> Iterator[Claim]:
+    """What is published of the methods under a condition."""
+    plain = of("ddpm")
+    for method in [m for m in methods if m.startswith("robust_adv")]:
+        share = 0.5 if condition == "noise 0.1" else 1.0
+        yield at_most(
+            f"{condition}: {method} has at most {share:g} times ddpm's reconstruction error",
+            of(method),
+            plain,
+            share,
+            (method, "ddpm"),
+        )
+        yield Claim(
+            f"{condition}: {method} has a higher PSNR than ddpm",
+            of(method, "psnr") > of("ddpm", "psnr"),
+            f"{method} {number(of(method, 'psnr'))} dB, ddpm {number(of('ddpm', 'psnr'))} dB",
+        )
+    for method in [m for m in methods if m.startswith("inv_adv")]:
+        if method.endswith(" 0.3"):
+            yield Claim(
+                f"{condition}: {method} is clearly worse than ddpm",
+                of(method) > 1.2 * plain or of(method, "diverged_share") > 0.01,
+                f"{method} {number(of(method))}, ddpm {number(plain)}",
+            )
+    if "robust_rand" in methods:
+        yield Claim(
+            f"{condition}: adversarial beats random at the published constants",
+            of("robust_adv") < of("robust_rand"),
+            f"robust_adv {number(of('robust_adv'))}, robust_rand {number(of('robust_rand'))}",
+        )

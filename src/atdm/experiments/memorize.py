@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..data.items import Floats
 from ..metrics import Memorization, memorization
 from ..plot import panels as pictures
 from ..pool import Tell, part
+from ..report import Row
 from ..report.lab import OTHER
 from . import by_scale, digits
 from .runner.findings import Claim, Findings, Outcome, first_seed
@@ -22,6 +23,11 @@ from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, value
 
 PAIRS = 6
 CONDITIONS = {"clean": "none", "noise 0.2": digits.NOISE["noise 0.2"]}
+LEAD = (
+    "Published: robust_adv makes fewer near-duplicates of training images, by DINOv2 similarity. Two images of one kind "
+    "are similar anyway, so beside each model stands the background: how similar held-out images are to the training "
+    "images. The smallest training set is one that ddpm copies."
+)
 
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
@@ -82,7 +88,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     shown = first_seed(outcomes)
     frechet = digits.frechet_key(rows[0])
     panels: dict[str, dict[str, pictures.Curve]] = {}
-    pairs, claims = {}, []
+    claims: list[Claim] = []
+    pairs = {}
     for condition in values_of(rows, "condition"):
         chosen, short = (
             [o for o in shown if o.job.condition == condition],
@@ -99,33 +106,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                 plot.pairs(o.tensors["samples"], o.tensors["train"], nearest.pairs(PAIRS), nearest.similarity),
             )
 
-        def of(method: str, key: str, condition: str = condition) -> float:
-            return mean_over_seeds(rows, key, method=method, condition=condition)
-
-        plain, background = of("ddpm", "near_duplicate_share"), of("ddpm", "background_share")
-        if chosen[0].job.options["smallest"]:
-            claims.append(
-                Claim(
-                    f"{condition}: ddpm memorizes, with over three times the near-duplicates of held-out images",
-                    plain > 3 * background,
-                    f"{number(100 * plain)} % of its samples, {number(100 * background)} % of held-out images",
-                )
-            )
-        for method in [m for m in found if m != "ddpm"]:
-            claims += [
-                Claim(
-                    f"{condition}: {method} makes fewer near-duplicates than ddpm",
-                    of(method, "near_duplicate_share") < plain,
-                    f"{number(100 * of(method, 'near_duplicate_share'))} %, ddpm {number(100 * plain)} %; mean similarity "
-                    f"{number(of(method, 'similarity_mean'))}, ddpm {number(of('ddpm', 'similarity_mean'))}; Frechet distance "
-                    f"from held-out images {number(of(method, frechet))}, ddpm {number(of('ddpm', frechet))}",
-                ),
-                Claim(
-                    f"{condition}: {method} is measured against the same background as ddpm",
-                    abs(of(method, "background_mean") - of("ddpm", "background_mean")) < 1e-6,
-                    f"mean similarity of held-out images {number(of(method, 'background_mean'))}",
-                ),
-            ]
+        smallest = chosen[0].job.options["smallest"]
+        claims += _claims(rows, condition, [*found], frechet, smallest)
     columns = {
         "near-duplicates": "near_duplicate_share",
         "held-out above the threshold": "background_share",
@@ -142,16 +124,41 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         f"{rows[0]['memorization_features']}. A near-duplicate is more similar to its nearest training image than 99 % of "
         "held-out images are to theirs.",
     )
-    lead = (
-        "Published: robust_adv makes fewer near-duplicates of training images, by DINOv2 similarity. Two images of one kind "
-        "are similar anyway, so beside each model stands the background: how similar held-out images are to the training "
-        "images. The smallest training set is one that ddpm copies."
-    )
     similarity = (
         "Share of samples that are closer to a training image than this; held-out images are the background.",
         pictures.curve_panels(panels, "cosine similarity to the nearest training image", "share that is closer"),
     )
-    return Findings(lead, claims, rows, {"similarity": similarity, **pairs}, [table])
+    return Findings(LEAD, claims, rows, {"similarity": similarity, **pairs}, [table])
+
+
+def _claims(
+    rows: Sequence[Row], condition: str, methods: Sequence[str], frechet: str, smallest: bool
+) -> Iterator[Claim]:
+    """What is published, on training sets of one size."""
+
+    def of(method: str, key: str) -> float:
+        return mean_over_seeds(rows, key, method=method, condition=condition)
+
+    plain, background = of("ddpm", "near_duplicate_share"), of("ddpm", "background_share")
+    if smallest:
+        yield Claim(
+            f"{condition}: ddpm memorizes, with over three times the near-duplicates of held-out images",
+            plain > 3 * background,
+            f"{number(100 * plain)} % of its samples, {number(100 * background)} % of held-out images",
+        )
+    for method in [m for m in methods if m != "ddpm"]:
+        yield Claim(
+            f"{condition}: {method} makes fewer near-duplicates than ddpm",
+            of(method, "near_duplicate_share") < plain,
+            f"{number(100 * of(method, 'near_duplicate_share'))} %, ddpm {number(100 * plain)} %; mean similarity "
+            f"{number(of(method, 'similarity_mean'))}, ddpm {number(of('ddpm', 'similarity_mean'))}; Frechet distance "
+            f"from held-out images {number(of(method, frechet))}, ddpm {number(of('ddpm', frechet))}",
+        )
+        yield Claim(
+            f"{condition}: {method} is measured against the same background as ddpm",
+            abs(of(method, "background_mean") - of("ddpm", "background_mean")) < 1e-6,
+            f"mean similarity of held-out images {number(of(method, 'background_mean'))}",
+        )
 
 
 def _shares(values: Tensor) -> pictures.Curve:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,6 +29,11 @@ MAIN = 0.3  # the radius of claims, AutoAttack and pictures; l_inf in the scale 
 ALONE = "no purifier"
 KINDS = {"unaware": "PGD that ignores the purifier", "adaptive": "PGD through the purifier"}
 SHOWN = 12
+LEAD = (
+    "A diffusion model can clean a classifier's input of adversarial noise: diffuse the input a little and denoise it "
+    "(DiffPure, Nie 2022). Is a model that was trained adversarially the better purifier? And what is left when the "
+    "attacker knows the purifier, follows its gradients and averages over its noise?"
+)
 
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
@@ -125,50 +130,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     def of(condition: str, method: str, key: str, radius: float = MAIN) -> float:
         return mean_over_seeds(rows, key, condition=condition, method=method, radius=radius)
 
-    claims: list[Claim] = []
-    clean, alone = of(conditions[0], "ddpm", "clean_alone"), of(conditions[0], "ddpm", "pgd_alone")
-    auto = of(conditions[0], "ddpm", "auto_alone")
-    weakest = alone if math.isnan(auto) else min(alone, auto)
-    claims.append(
-        Claim(
-            f"without a purifier PGD of radius {MAIN:g} takes more than half of the classifier's accuracy",
-            alone < clean / 2,
-            f"{_percent(clean)} clean, {_percent(alone)} under PGD",
-        )
-    )
-    for condition in conditions:
-        for method in methods:
-            name = f"{method}, trained on {condition} digits"
-            behind, aware = of(condition, method, "pgd_unaware"), of(condition, method, "pgd_adaptive")
-            robust = of(condition, method, "robust")
-            claims += [
-                Claim(
-                    f"{name}: the purifier restores accuracy under PGD that ignores it",
-                    behind > alone + 0.05,
-                    f"{_percent(behind)}, without purifier {_percent(alone)}; clean inputs "
-                    f"{_percent(of(condition, method, 'clean_purified'))}",
-                ),
-                Claim(
-                    f"{name}: PGD through the purifier is the stronger attack",
-                    aware < behind,
-                    f"{_percent(aware)}, PGD that ignores it {_percent(behind)}",
-                ),
-                Claim(
-                    f"{name}: under the strongest attack there is more accuracy than without purifier under the strongest there",
-                    robust > weakest + 0.05,
-                    f"{_percent(robust)}, without purifier {_percent(weakest)}",
-                ),
-            ]
-        for method in [m for m in methods if m != "ddpm"]:
-            more, low, high = gained(outcomes, condition, method, "pgd_adaptive")
-            claims.append(
-                Claim(
-                    f"trained on {condition} digits, {method} purifies better than ddpm under PGD through the purifier",
-                    low > 0,
-                    f"{_percent(of(condition, method, 'pgd_adaptive'))}, ddpm {_percent(of(condition, 'ddpm', 'pgd_adaptive'))}; "
-                    f"difference {number(100 * more)} points, 95 % interval [{number(100 * low)}, {number(100 * high)}]",
-                )
-            )
+    clean = of(conditions[0], "ddpm", "clean_alone")
+    claims = [*_claims(of, outcomes, conditions, methods)]
     panels, bands = _curves(first_seed(outcomes))
     figures = {
         "accuracy": (
@@ -208,12 +171,50 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     ]
     if scale != "smoke" and not outcomes[0].job.options["auto_steps"]:
         notes.append("AutoAttack was left out: torchattacks is not installed (pip install --no-deps torchattacks).")
-    lead = (
-        "A diffusion model can clean a classifier's input of adversarial noise: diffuse the input a little and denoise it "
-        "(DiffPure, Nie 2022). Is a model that was trained adversarially the better purifier? And what is left when the "
-        "attacker knows the purifier, follows its gradients and averages over its noise?"
+    return Findings(LEAD, claims, rows, figures, [table], notes)
+
+
+def _claims(
+    of: Callable[..., float], outcomes: Sequence[Outcome], conditions: Sequence[str], methods: Sequence[str]
+) -> Iterator[Claim]:
+    """What a purifier restores, what is left when the attacker knows it, and whether the robust model is the better one."""
+    clean, alone = of(conditions[0], "ddpm", "clean_alone"), of(conditions[0], "ddpm", "pgd_alone")
+    auto = of(conditions[0], "ddpm", "auto_alone")
+    weakest = alone if math.isnan(auto) else min(alone, auto)
+    yield Claim(
+        f"without a purifier PGD of radius {MAIN:g} takes more than half of the classifier's accuracy",
+        alone < clean / 2,
+        f"{_percent(clean)} clean, {_percent(alone)} under PGD",
     )
-    return Findings(lead, claims, rows, figures, [table], notes)
+    for condition in conditions:
+        for method in methods:
+            name = f"{method}, trained on {condition} digits"
+            behind, aware = of(condition, method, "pgd_unaware"), of(condition, method, "pgd_adaptive")
+            robust = of(condition, method, "robust")
+            yield Claim(
+                f"{name}: the purifier restores accuracy under PGD that ignores it",
+                behind > alone + 0.05,
+                f"{_percent(behind)}, without purifier {_percent(alone)}; clean inputs "
+                f"{_percent(of(condition, method, 'clean_purified'))}",
+            )
+            yield Claim(
+                f"{name}: PGD through the purifier is the stronger attack",
+                aware < behind,
+                f"{_percent(aware)}, PGD that ignores it {_percent(behind)}",
+            )
+            yield Claim(
+                f"{name}: under the strongest attack there is more accuracy than without purifier under the strongest there",
+                robust > weakest + 0.05,
+                f"{_percent(robust)}, without purifier {_percent(weakest)}",
+            )
+        for method in [m for m in methods if m != "ddpm"]:
+            more, low, high = gained(outcomes, condition, method, "pgd_adaptive")
+            yield Claim(
+                f"trained on {condition} digits, {method} purifies better than ddpm under PGD through the purifier",
+                low > 0,
+                f"{_percent(of(condition, method, 'pgd_adaptive'))}, ddpm {_percent(of(condition, 'ddpm', 'pgd_adaptive'))}; "
+                f"difference {number(100 * more)} points, 95 % interval [{number(100 * low)}, {number(100 * high)}]",
+            )
 
 
 def _percent(value: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,11 @@ from .smoothness import Smoothness, as_model, below, smoothness
 FIELD_T = 120  # sigma/alpha is about 0.4: the data's outline shows and the noise still matters
 ERROR_T = (20, 50, 100, 150, 200, 300, 400, 600, 800, 999)
 LATE = 0.5  # noise level below which the data's own directions are decided
+LEAD = (
+    "The published figure draws score vector fields beside the truth: ddpm's is bent by the corruption, that of robust_adv "
+    "is smoother and closer to the truth. Here the truth is known in closed form, so the error is exact, and smoothness "
+    "is measured along trajectories of the probability flow, for the truth as well."
+)
 
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
@@ -99,7 +104,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     ideal = field(lambda x, t: truth.score(x, process.alphas[FIELD_T].item(), process.sigmas[FIELD_T].item()), truth)
     summaries = [r for r in rows if "lyapunov" in r]
     conditions = list(dict.fromkeys(o.job.condition for o in shown))
-    figures, claims, notes = {}, [], []
+    claims: list[Claim] = []
+    figures, notes = {}, []
     for condition in conditions:
         chosen = [o for o in shown if o.job.condition == condition]
         short = plane.short(condition)
@@ -130,36 +136,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         def of(method: str, key: str, condition: str = condition) -> float:
             return mean_over_seeds(summaries, key, method=method, condition=condition)
 
-        plain = of("ddpm", "mean_score_error")
-        true_gain = of("truth", "jacobian_gain_late")
-        for method in ("robust_adv", RECOMMENDED):
-            if condition != "clean":
-                claims.append(
-                    Claim(
-                        f"{condition}: the score of {method} is closer to the truth than ddpm's",
-                        of(method, "mean_score_error") < plain,
-                        f"relative error, mean over t: {number(of(method, 'mean_score_error'))}, ddpm {number(plain)}",
-                    )
-                )
-                gain = of(method, "jacobian_gain_late")
-                claims.append(
-                    Claim(
-                        f"{condition}: the late gain of {method} is closer to the truth's than ddpm's is",
-                        abs(gain - true_gain) < abs(of("ddpm", "jacobian_gain_late") - true_gain),
-                        f"{number(gain)}, ddpm {number(of('ddpm', 'jacobian_gain_late'))}, truth {number(true_gain)}",
-                    )
-                )
-            measures = ("lyapunov", "turning", "jacobian_gain_late")
-            smoother = [key for key in measures if of(method, key) < of("ddpm", key)]
-            claims.append(
-                Claim(
-                    f"{condition}: {method} is the smoother model",
-                    len(smoother) == len(measures),
-                    f"Lyapunov exponent {number(of(method, 'lyapunov'))}, ddpm {number(of('ddpm', 'lyapunov'))}; turning "
-                    f"{number(of(method, 'turning'))}, ddpm {number(of('ddpm', 'turning'))}; gain below noise level {LATE:g} "
-                    f"{number(of(method, 'jacobian_gain_late'))}, ddpm {number(of('ddpm', 'jacobian_gain_late'))}",
-                )
-            )
+        claims += _claims(of, condition)
         notes.append(
             f"{condition}: the truth itself has Lyapunov exponent {number(of('truth', 'lyapunov'))}, turning "
             f"{number(of('truth', 'turning'))} and late gain {number(of('truth', 'jacobian_gain_late'))}."
@@ -177,9 +154,32 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         columns,
         "Along 100 DDIM steps. Lyapunov: log of the largest stretching of the flow. Gain: spectral norm of sigma_t d eps/d x.",
     )
-    lead = (
-        "The published figure draws score vector fields beside the truth: ddpm's is bent by the corruption, that of robust_adv "
-        "is smoother and closer to the truth. Here the truth is known in closed form, so the error is exact, and smoothness "
-        "is measured along trajectories of the probability flow, for the truth as well."
-    )
-    return Findings(lead, claims, rows, figures, [table], notes)
+    return Findings(LEAD, claims, rows, figures, [table], notes)
+
+
+def _claims(of: Callable[[str, str], float], condition: str) -> Iterator[Claim]:
+    """Whose score and gain are closer to the truth's, and which model is the smoother one."""
+    plain = of("ddpm", "mean_score_error")
+    true_gain = of("truth", "jacobian_gain_late")
+    for method in ("robust_adv", RECOMMENDED):
+        if condition != "clean":
+            yield Claim(
+                f"{condition}: the score of {method} is closer to the truth than ddpm's",
+                of(method, "mean_score_error") < plain,
+                f"relative error, mean over t: {number(of(method, 'mean_score_error'))}, ddpm {number(plain)}",
+            )
+            gain = of(method, "jacobian_gain_late")
+            yield Claim(
+                f"{condition}: the late gain of {method} is closer to the truth's than ddpm's is",
+                abs(gain - true_gain) < abs(of("ddpm", "jacobian_gain_late") - true_gain),
+                f"{number(gain)}, ddpm {number(of('ddpm', 'jacobian_gain_late'))}, truth {number(true_gain)}",
+            )
+        measures = ("lyapunov", "turning", "jacobian_gain_late")
+        smoother = [key for key in measures if of(method, key) < of("ddpm", key)]
+        yield Claim(
+            f"{condition}: {method} is the smoother model",
+            len(smoother) == len(measures),
+            f"Lyapunov exponent {number(of(method, 'lyapunov'))}, ddpm {number(of('ddpm', 'lyapunov'))}; turning "
+            f"{number(of(method, 'turning'))}, ddpm {number(of('ddpm', 'turning'))}; gain below noise level {LATE:g} "
+            f"{number(of(method, 'jacobian_gain_late'))}, ddpm {number(of('ddpm', 'jacobian_gain_late'))}",
+        )

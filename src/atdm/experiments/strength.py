@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,11 @@ STRONG = 3.0  # lambda of the sweeps of omega and floor: at 0.3 they would show 
 LATE = (0.5, 0.75, 0.9)  # share of the training after which the regularizer is applied
 NOISY, CLEAN = "noise 0.2", "clean"
 ON_CLEAN = ("lambda", "k", "auto")  # sweeps that are made on clean data, too
+LEAD = (
+    "How strong should the regularizer be? One dial at a time, around the published constants and around the recommended "
+    "setting; and the regularizer only in the last part of training, as in the published CelebA run (the last 100 epochs, FID "
+    "25.8 against 16.53 throughout and 96.03 for ddpm)."
+)
 
 
 def sweeps(scale: str) -> dict[str, list[tuple[str, ObjectiveConfig]]]:
@@ -92,7 +97,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """Trade-offs between residual noise, distance from clean data, cost, and the price on clean data."""
     rows = [r for o in outcomes for r in o.rows]
     shown = [o for o in first_seed(outcomes) if o.job.condition == NOISY]
-    left, frechet = digits.residual_key(rows[0]), digits.frechet_key(rows[0])
+    left, frechet, base = digits.residual_key(rows[0]), digits.frechet_key(rows[0]), digits.gated(scale)
     lines: dict[str, list[str]] = {}
     for r in (r for r in rows if r["condition"] == NOISY):
         if r["value"] not in lines.setdefault(r["sweep"], []):
@@ -104,99 +109,11 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     def of(sweep: str, value: str, key: str, condition: str = NOISY) -> float:
         return mean_over_seeds(rows, key, sweep=sweep, value=value, condition=condition)
 
-    plain = {key: of("none", "", key) for key in (left, frechet)}
-
-    def tradeoff(names: Sequence[str]) -> plot.Figure:
-        points = [("", "ddpm", plain[left], plain[frechet])]
-        points += [(v, name, of(name, v, left), of(name, v, frechet)) for name in names for v in lines.get(name, [])]
-        return plot.scatter_tradeoff(points, "residual noise (lower is better)", "Frechet distance (lower is better)")
-
     turned = [name for name in lines if name != "none"]
     cheap = [(v, name, of(name, v, "cost"), of(name, v, left)) for name in turned for v in lines[name]]
-    price = {
-        (name, v): of(name, v, frechet, CLEAN) / of("none", "", frechet, CLEAN)
-        for name in ON_CLEAN
-        for v in lines.get(name, [])
-    }
-    figures = {
-        "recommended": ("Gated relative regularizer: k, radius, gate.", tradeoff(["k", "radius", "gate"])),
-        "cost": (
-            "Residual noise against the cost of a step (floor, over ddpm's): towards the lower left is better.",
-            plot.scatter_tradeoff([("", "ddpm", 1.0, plain[left]), *cheap], "step cost over ddpm's", "residual noise"),
-        ),
-        "penalty": (
-            "What a setting costs on clean digits, against the residual noise: towards the lower left is better.",
-            plot.scatter_tradeoff(
-                [
-                    ("", "ddpm", plain[left], 1.0),
-                    *((v, name, of(name, v, left), times) for (name, v), times in price.items()),
-                ],
-                "residual noise, trained on noisy digits",
-                "Frechet distance over ddpm's, trained on clean digits",
-            ),
-        ),
-        "published": ("Published radius and weight: lambda, omega, floor.", tradeoff(["lambda", "omega", "floor"])),
-        "fine-tuning": (
-            "The regularizer only in the last part of training.",
-            tradeoff(["late, recommended", "late, published", "auto"]),
-        ),
-    }
-    claims = [
-        Claim(
-            f"on clean digits every setting along {name} stays within 1.1 times ddpm's Frechet distance",
-            all(price[name, v] <= 1.1 for v in lines[name]),
-            ", ".join(f"{v}: {number(price[name, v])} times" for v in lines[name]),
-        )
-        for name in ON_CLEAN
-        if name in lines
-    ]
-    for sweep in ("lambda", "k"):
-        values = lines[sweep]
-        noise = [of(sweep, v, left) for v in values]
-        if len(values) > 1:
-            claims.append(
-                Claim(
-                    f"more {sweep} gives less residual noise",
-                    all(b < a for a, b in itertools.pairwise(noise)),
-                    ", ".join(f"{v}: {number(n)}" for v, n in zip(values, noise, strict=True))
-                    + f"; ddpm {number(plain[left])}",
-                )
-            )
+    figures = _figures(of, lines, cheap, (left, frechet))
     best = {sweep: min(lines[sweep], key=partial(of, sweep, key=frechet)) for sweep in turned}
-    for sweep, value in best.items():
-        claims.append(
-            Claim(
-                f"some setting along {sweep} comes closer to clean data than ddpm",
-                of(sweep, value, frechet) < plain[frechet],
-                f"best at {value}: Frechet distance {number(of(sweep, value, frechet))}, ddpm {number(plain[frechet])}; residual "
-                f"noise {number(of(sweep, value, left))}, ddpm {number(plain[left])}",
-            )
-        )
-    base = digits.gated(scale)
-    strong = next((v for v in lines.get("k", []) if v == f"{base['k']:g}"), None)
-    if strong is not None:
-        for value in lines["late, recommended"]:
-            gained = (plain[left] - of("late, recommended", value, left)) / (plain[left] - of("k", strong, left))
-            claims.append(
-                Claim(
-                    f"the recommended regularizer in the last {value} of training removes most of the noise that it removes throughout",
-                    gained > 0.5,
-                    f"{number(100 * gained)} % of it: {number(of('late, recommended', value, left))} against "
-                    f"{number(of('k', strong, left))}, ddpm {number(plain[left])}",
-                )
-            )
-    if "every" in lines:
-        often = of("every", "1", left)
-        for sweep, value, name in (("every", "4", "the regularizer in one of four steps"), ("auto", "k 5", "auto:k=5")):
-            remains, cost = of(sweep, value, left), of(sweep, value, "cost")
-            claims.append(
-                Claim(
-                    f"{name} costs at most 1.2 times ddpm and keeps at most 1.05 times the noise of the regularizer in every step",
-                    cost <= 1.2 and remains <= 1.05 * often,
-                    f"{number(remains)} at {number(cost)} times ddpm's cost, {number(often)} at {number(of('every', '1', 'cost'))}; "
-                    f"ddpm {number(plain[left])}",
-                )
-            )
+    claims = _claims(of, lines, best, (left, frechet), scale)
     table = table_of(
         rows,
         {"training data": "condition", "sweep": "sweep", "value": "value"},
@@ -219,14 +136,110 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         "ddpm, and the setting of each sweep that came closest to clean data.",
         plot.image_grids(samples, columns=6),
     )
-    lead = (
-        "How strong should the regularizer be? One dial at a time, around the published constants and around the recommended "
-        "setting; and the regularizer only in the last part of training, as in the published CelebA run (the last 100 epochs, FID "
-        "25.8 against 16.53 throughout and 96.03 for ddpm)."
-    )
     ends = ", ".join(f"{name} {v} ({number(cost)} times, {number(noise)})" for v, name, cost, noise in front(cheap))
     note = f"The Pareto front of step cost (over ddpm's) and residual noise: {ends}."
-    return Findings(lead, claims, rows, figures, [table], [note])
+    return Findings(LEAD, [*claims], rows, figures, [table], [note])
+
+
+def _figures(
+    of: Callable[..., float],
+    lines: Mapping[str, Sequence[str]],
+    cheap: Sequence[tuple[str, str, float, float]],
+    keys: tuple[str, str],
+) -> dict[str, tuple[str, plot.Figure]]:
+    left, frechet = keys
+    plain = {key: of("none", "", key) for key in keys}
+
+    def tradeoff(names: Sequence[str]) -> plot.Figure:
+        points = [("", "ddpm", plain[left], plain[frechet])]
+        points += [(v, name, of(name, v, left), of(name, v, frechet)) for name in names for v in lines.get(name, [])]
+        return plot.scatter_tradeoff(points, "residual noise (lower is better)", "Frechet distance (lower is better)")
+
+    price = {
+        (name, v): of(name, v, frechet, CLEAN) / of("none", "", frechet, CLEAN)
+        for name in ON_CLEAN
+        for v in lines.get(name, [])
+    }
+    return {
+        "recommended": ("Gated relative regularizer: k, radius, gate.", tradeoff(["k", "radius", "gate"])),
+        "cost": (
+            "Residual noise against the cost of a step (floor, over ddpm's): towards the lower left is better.",
+            plot.scatter_tradeoff([("", "ddpm", 1.0, plain[left]), *cheap], "step cost over ddpm's", "residual noise"),
+        ),
+        "penalty": (
+            "What a setting costs on clean digits, against the residual noise: towards the lower left is better.",
+            plot.scatter_tradeoff(
+                [
+                    ("", "ddpm", plain[left], 1.0),
+                    *((v, name, of(name, v, left), times) for (name, v), times in price.items()),
+                ],
+                "residual noise, trained on noisy digits",
+                "Frechet distance over ddpm's, trained on clean digits",
+            ),
+        ),
+        "published": ("Published radius and weight: lambda, omega, floor.", tradeoff(["lambda", "omega", "floor"])),
+        "fine-tuning": (
+            "The regularizer only in the last part of training.",
+            tradeoff(["late, recommended", "late, published", "auto"]),
+        ),
+    }
+
+
+def _claims(
+    of: Callable[..., float],
+    lines: Mapping[str, Sequence[str]],
+    best: Mapping[str, str],
+    keys: tuple[str, str],
+    scale: str,
+) -> Iterator[Claim]:
+    """What strength costs on clean data and gains on noisy data, what is left of it late in training, and at what price."""
+    left, frechet = keys
+    plain = {key: of("none", "", key) for key in keys}
+    for name in (name for name in ON_CLEAN if name in lines):
+        price = {v: of(name, v, frechet, CLEAN) / of("none", "", frechet, CLEAN) for v in lines[name]}
+        yield Claim(
+            f"on clean digits every setting along {name} stays within 1.1 times ddpm's Frechet distance",
+            all(times <= 1.1 for times in price.values()),
+            ", ".join(f"{v}: {number(times)} times" for v, times in price.items()),
+        )
+    for sweep in ("lambda", "k"):
+        values = lines[sweep]
+        noise = [of(sweep, v, left) for v in values]
+        if len(values) > 1:
+            yield Claim(
+                f"more {sweep} gives less residual noise",
+                all(b < a for a, b in itertools.pairwise(noise)),
+                ", ".join(f"{v}: {number(n)}" for v, n in zip(values, noise, strict=True))
+                + f"; ddpm {number(plain[left])}",
+            )
+    for sweep, value in best.items():
+        yield Claim(
+            f"some setting along {sweep} comes closer to clean data than ddpm",
+            of(sweep, value, frechet) < plain[frechet],
+            f"best at {value}: Frechet distance {number(of(sweep, value, frechet))}, ddpm {number(plain[frechet])}; residual "
+            f"noise {number(of(sweep, value, left))}, ddpm {number(plain[left])}",
+        )
+    base = digits.gated(scale)
+    strong = next((v for v in lines.get("k", []) if v == f"{base['k']:g}"), None)
+    if strong is not None:
+        for value in lines["late, recommended"]:
+            gained = (plain[left] - of("late, recommended", value, left)) / (plain[left] - of("k", strong, left))
+            yield Claim(
+                f"the recommended regularizer in the last {value} of training removes most of the noise that it removes throughout",
+                gained > 0.5,
+                f"{number(100 * gained)} % of it: {number(of('late, recommended', value, left))} against "
+                f"{number(of('k', strong, left))}, ddpm {number(plain[left])}",
+            )
+    if "every" in lines:
+        often = of("every", "1", left)
+        for sweep, value, name in (("every", "4", "the regularizer in one of four steps"), ("auto", "k 5", "auto:k=5")):
+            remains, cost = of(sweep, value, left), of(sweep, value, "cost")
+            yield Claim(
+                f"{name} costs at most 1.2 times ddpm and keeps at most 1.05 times the noise of the regularizer in every step",
+                cost <= 1.2 and remains <= 1.05 * often,
+                f"{number(remains)} at {number(cost)} times ddpm's cost, {number(often)} at {number(of('every', '1', 'cost'))}; "
+                f"ddpm {number(plain[left])}",
+            )
 
 
 def front(points: Sequence[tuple[str, str, float, float]]) -> list[tuple[str, str, float, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -10,6 +10,7 @@ from .. import plot
 from ..data import load
 from ..metrics import diverged_share
 from ..pool import Tell, part
+from ..report import Row
 from . import plane
 from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
 from .runner.jobs import RECOMMENDED, Job, grid, paths, train
@@ -17,6 +18,11 @@ from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, value
 
 FAR = 3.0  # times the largest clean coordinate: a sample beyond it left the data altogether
 SHOWN = 30  # noise levels at which trajectories are kept
+LEAD = (
+    "Points of a square patch of a plane in 3-D, one in ten replaced by a uniform draw from a cube, or nine in ten with "
+    "noise of std 0.2 in all directions. The published figure shows that ddpm follows the corruption, that invariance (inv_adv) "
+    "makes trajectories diverge, and that robust_adv stays on the plane."
+)
 
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
@@ -48,7 +54,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     rows = [r for o in outcomes for r in o.rows]
     shown = first_seed(outcomes)
     truth = load(shown[0].job.config.data).truth
-    figures, claims = {}, []
+    claims: list[Claim] = []
+    figures = {}
     for condition in values_of(rows, "condition"):
         chosen, short = [o for o in shown if o.job.condition == condition], plane.short(condition)
         clouds = {"training data": chosen[0].tensors["corrupted"]} | {o.job.label: o.tensors["samples"] for o in chosen}
@@ -70,42 +77,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             ),
         )
 
-        def off(method: str, key: str = "off_support_rms", condition: str = condition) -> float:
-            return mean_over_seeds(rows, key, method=method, condition=condition)
-
-        plain = off("ddpm")
-        claims += [
-            Claim(
-                f"{condition}: ddpm follows the corruption off the plane",
-                plain > 0.05,
-                f"rms distance {number(plain)}",
-            ),
-            Claim(
-                f"{condition}: inv_adv diverges or misses the plane",
-                off("inv_adv", "left_share") > 0.01 or off("inv_adv") > plain,
-                f"{number(100 * off('inv_adv', 'left_share'))} % of its samples end beyond {FAR:g} times the data; rms distance "
-                f"{number(off('inv_adv'))}, ddpm {number(plain)}",
-            ),
-            at_most(
-                f"{condition}: robust_adv as published stays at 0.6 times ddpm's distance or less",
-                off("robust_adv"),
-                plain,
-                0.6,
-                ("robust_adv", "ddpm"),
-            ),
-            at_most(
-                f"{condition}: robust_adv with the recommended setting stays at 0.6 times ddpm's distance or less",
-                off(RECOMMENDED),
-                plain,
-                0.6,
-                (RECOMMENDED, "ddpm"),
-            ),
-            Claim(
-                f"{condition}: adversarial beats random at the published constants",
-                off("robust_adv") < off("robust_rand"),
-                f"robust_adv {number(off('robust_adv'))}, robust_rand {number(off('robust_rand'))}",
-            ),
-        ]
+        claims += _claims(rows, condition)
     spreads = {
         m: [mean_over_seeds(rows, "spread_ratio", method=m, condition=c) for c in values_of(rows, "condition")]
         for m in values_of(rows, "method")
@@ -130,9 +102,43 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         f"Distances in data units. Left the data: a coordinate beyond {FAR:g} times the largest clean one; diverged: not "
         "finite, or beyond 10 times.",
     )
-    lead = (
-        "Points of a square patch of a plane in 3-D, one in ten replaced by a uniform draw from a cube, or nine in ten with "
-        "noise of std 0.2 in all directions. The published figure shows that ddpm follows the corruption, that invariance (inv_adv) "
-        "makes trajectories diverge, and that robust_adv stays on the plane."
+    return Findings(LEAD, claims, rows, figures, [table], notes)
+
+
+def _claims(rows: Sequence[Row], condition: str) -> Iterator[Claim]:
+    """What is published of each method under a corruption."""
+
+    def off(method: str, key: str = "off_support_rms") -> float:
+        return mean_over_seeds(rows, key, method=method, condition=condition)
+
+    plain = off("ddpm")
+    yield Claim(
+        f"{condition}: ddpm follows the corruption off the plane",
+        plain > 0.05,
+        f"rms distance {number(plain)}",
     )
-    return Findings(lead, claims, rows, figures, [table], notes)
+    yield Claim(
+        f"{condition}: inv_adv diverges or misses the plane",
+        off("inv_adv", "left_share") > 0.01 or off("inv_adv") > plain,
+        f"{number(100 * off('inv_adv', 'left_share'))} % of its samples end beyond {FAR:g} times the data; rms distance "
+        f"{number(off('inv_adv'))}, ddpm {number(plain)}",
+    )
+    yield at_most(
+        f"{condition}: robust_adv as published stays at 0.6 times ddpm's distance or less",
+        off("robust_adv"),
+        plain,
+        0.6,
+        ("robust_adv", "ddpm"),
+    )
+    yield at_most(
+        f"{condition}: robust_adv with the recommended setting stays at 0.6 times ddpm's distance or less",
+        off(RECOMMENDED),
+        plain,
+        0.6,
+        (RECOMMENDED, "ddpm"),
+    )
+    yield Claim(
+        f"{condition}: adversarial beats random at the published constants",
+        off("robust_adv") < off("robust_rand"),
+        f"robust_adv {number(off('robust_adv'))}, robust_rand {number(off('robust_rand'))}",
+    )
