@@ -36,7 +36,7 @@ _WHERE = {
     "Latents": "diffusion.latent",
     "fit": "training.train",
     "Settings": "training.config",
-    "State": "training.train",
+    "State": "training.state",
     "Callback": "training.callbacks",
     "load_pipeline": "diffusion.model",
     "UserError": "errors",
@@ -73,7 +73,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which run nothing
     from .objective.perturb import RelativeWeight as RelativeWeight
     from .training.callbacks import Callback as Callback
     from .training.config import Settings as Settings
-    from .training.train import State as State
+    from .training.state import State as State
     from .training.train import fit as fit
 
     restore: Any  # of a floor above modules that import this one

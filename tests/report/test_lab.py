@@ -10,7 +10,7 @@ from atdm.diffusion.model import Model
 from atdm.diffusion.process import Process
 from atdm.metrics import content_hash
 from atdm.nets import build_net
-from atdm.report import lab
+from atdm.report import lab, sections
 from atdm.report import sections as lab_report
 from atdm.training.log import training_seconds
 from helpers import atdm
@@ -43,7 +43,7 @@ def page(runs, tmp_path_factory):
         patch.setattr(torch, "get_num_threads", lambda: 1)
         models = [str(runs / "ddpm"), str(runs / "robust_adv")]
         plan = lab.Plan(8, (2, 4), (0.0, 0.01, 0.5), "pgd:steps=1,norm=l2", 4, 4)
-        told = lab.run(lab.jobs(models, plan), out, lambda done, total, label: None)
+        told = sections.run(lab.jobs(models, plan), out, lambda done, total, label: None)
         return out.read_text(), json.loads(json.dumps(told, allow_nan=False))
 
 

@@ -77,7 +77,6 @@ def run(words: list[str]) -> int:
     if min(budgets) < 0 or given.n < 2:
         raise UserError("Expected n of 2 or more, and budgets of 0 or more.")
     out = destination(given.out)
-    from .. import metrics
     from ..attack import ATTACKS, GOALS, TrajectoryAttack, check_seeds, damage_curve, doubt, summarize
     from ..spec import build
 
@@ -103,26 +102,8 @@ def run(words: list[str]) -> int:
             findings = doubt(victim, search, worst, seeds[0], other)
             findings.append(check_seeds([row["damage"] for row in rows if row["budget"] == worst]))
             bar.advance(task)
-    provenance = {
-        "model": given.model,
-        "checkpoint": victim.model.hash,
-        "weights": "ema",
-        "conditioned_on": victim.model.conditioned_on,
-        **victim.sampling.as_dict(),
-        "seeds": seeds,
-        "samples": given.n,
-        "reference": data,
-        "reference_hash": metrics.content_hash(reference),
-        "features": given.features if dataset.kind == "image" else None,
-        "attack": given.attack,
-        "objective": given.goal,
-        "through": given.through,
-        "at": given.at,
-        "budget_unit": "noise units, at each attacked step",
-        "checked_at": worst if findings else None,
-    }
     result = {
-        "provenance": provenance,
+        "provenance": _provenance(given, victim, seeds, reference, data, dataset.kind, worst if findings else None),
         "summary": summarize(rows),
         "checks": [finding.as_dict() for finding in findings],
         "rows": [{k: None if v != v else v for k, v in row.items()} for row in rows],
@@ -133,6 +114,32 @@ def run(words: list[str]) -> int:
     else:
         _tell(given, result)
     return 0
+
+
+def _provenance(
+    given: Any, victim: Victim, seeds: list[int], reference: Any, data: str, kind: str, checked_at: float | None
+) -> dict[str, Any]:
+    """How the numbers were made."""
+    from ..metrics import content_hash
+
+    return {
+        "model": given.model,
+        "checkpoint": victim.model.hash,
+        "weights": "ema",
+        "conditioned_on": victim.model.conditioned_on,
+        **victim.sampling.as_dict(),
+        "seeds": seeds,
+        "samples": given.n,
+        "reference": data,
+        "reference_hash": content_hash(reference),
+        "features": given.features if kind == "image" else None,
+        "attack": given.attack,
+        "objective": given.goal,
+        "through": given.through,
+        "at": given.at,
+        "budget_unit": "noise units, at each attacked step",
+        "checked_at": checked_at,
+    }
 
 
 def _steps(text: str) -> set[int] | None:

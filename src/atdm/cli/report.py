@@ -55,7 +55,7 @@ def run(words: list[str]) -> int:
     steps = numbers(given.steps_list, "numbers of steps")
     if any(s != int(s) for s in steps):
         raise UserError(f"The numbers of steps are '{given.steps_list}'. Expected whole numbers.")
-    from ..report import lab
+    from ..report import lab, sections
 
     names = ("n", "attack", "attacked", "attacked_steps", "features", "seed", "label")
     plan = lab.Plan(
@@ -67,6 +67,6 @@ def run(words: list[str]) -> int:
         given.model, plan, given.reference or given.data, reading_of_data(given), given.reference is not None
     )
     with jobs_bar("report", silent(given)) as progress:
-        result = lab.run(todo, out, progress)
+        result = sections.run(todo, out, progress)
     print(json.dumps(result) if given.json else f"The report on {', '.join(result['models'])} is {out}.")
     return 0

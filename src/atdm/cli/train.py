@@ -101,18 +101,9 @@ def run(words: list[str]) -> int:
     config = TrainConfig(objective=objective, **{n: given[n] for n in names})
     from ..training import run as runs
     from ..training.checkpoint import read_config
-    from ..training.parts import build, estimate
 
     if given.dry_run:
-        parts = build(config)
-        tell_notes(parts.notes)
-        cost = estimate(config, parts)
-        if given.json:
-            print(json.dumps({"config": config.as_dict(), "cost": cost}, default=str))
-        else:
-            print(yaml.safe_dump(config.as_dict(), sort_keys=False))
-            print_table("cost", [{"what": k, "value": v} for k, v in cost.items()])
-        return 0
+        return _dry_run(config, given.json)
     last = None
     try:
         with progress_bar(silent(given)) as bar:
@@ -154,6 +145,21 @@ def run(words: list[str]) -> int:
                 f"The model is in {config.out}/model, a diffusers pipeline. Next: atdm evaluate {config.out}{_reference(config)}"
             )
     return 130 if STOP() else 0
+
+
+def _dry_run(config: TrainConfig, as_json: bool) -> int:
+    """What would be trained, and what it costs."""
+    from ..training.parts import build, estimate
+
+    parts = build(config)
+    tell_notes(parts.notes)
+    cost = estimate(config, parts)
+    if as_json:
+        print(json.dumps({"config": config.as_dict(), "cost": cost}, default=str))
+    else:
+        print(yaml.safe_dump(config.as_dict(), sort_keys=False))
+        print_table("cost", [{"what": k, "value": v} for k, v in cost.items()])
+    return 0
 
 
 def _reference(config: TrainConfig) -> str:

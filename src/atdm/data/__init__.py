@@ -173,12 +173,7 @@ def load(
     source = _source(spec)
     shadow = _shadow(spec)
     if isinstance(source, Toy):
-        if image_size is not None:
-            raise UserError(f"image_size is {image_size}, but {spec} holds vectors. Expected none.")
-        memory.require(8.0 * source.n * 3, f"{source.n:,} points", "Expected a smaller n.")
-        points = source.sample(source.n, torch.Generator().manual_seed(seed))
-        test = source.sample(min(source.n, 10_000), torch.Generator().manual_seed(seed + 1_000_003))
-        return Dataset(Floats(points[:limit]), "vector", spec, source, Floats(test), shadow)
+        return replace(_toy(source, spec, seed, image_size, limit), notes=shadow)
     if isinstance(source, Digits):
         return replace(_digits(source, spec, seed, image_size, limit), notes=shadow)
     if isinstance(source, Npz):
@@ -199,16 +194,9 @@ def _decoded(
     if len(items) < 2:
         said = "".join(f" {note.rstrip('.')}." for note in (*notes, *listing.notes))
         raise UserError(f"{spec} holds {len(items)} image.{said} Expected at least 2.")
-    held = None
-    if hold_out and (held_out := _held_out(held_out, rest, limit, seed)):
-        held, more, _ = read(held_out, framing, **how)
-        notes += tuple(f"Held out: {note}" for note in more)
-        if held.item_shape != items.item_shape:
-            shapes = f"items are {list(items.item_shape)}, held-out items {list(held.item_shape)}"
-            if rest is None:
-                raise UserError(f"The {shapes}. Expected one shape.")
-            held, notes = None, (*notes, f"Nothing is held out: {shapes}.")
-    notes += listing.notes
+    chosen = _held_out(held_out, rest, limit, seed) if hold_out else None
+    held, more = (None, ()) if not chosen else _held(chosen, items, rest is None, framing, how)
+    notes += more + listing.notes
     files = Files(listing, broken, framing, how["cache"])
     labelled = listing.labelled and partial(without, listing.labelled, listing.name, broken)
     everything = (*listing.broken, *broken)
@@ -277,6 +265,24 @@ def _held_out(
     return images.joined(test, images.split(rest, limit - test.count, seed)[0])
 
 
+def _held(
+    listing: images.Listing, items: Items, named: bool, framing: Framing, how: dict[str, Any]
+) -> tuple[Items | None, tuple[str, ...]]:
+    """The held-out images, where they are of the shape of the items, and notes.
+
+    Args:
+        named: by the source, which should know their shape.
+    """
+    held, notes, _ = read(listing, framing, **how)
+    notes = tuple(f"Held out: {note}" for note in notes)
+    if held.item_shape == items.item_shape:
+        return held, notes
+    shapes = f"items are {list(items.item_shape)}, held-out items {list(held.item_shape)}"
+    if named:
+        raise UserError(f"The {shapes}. Expected one shape.")
+    return None, (*notes, f"Nothing is held out: {shapes}.")
+
+
 def _shadow(spec: str) -> tuple[str, ...]:
     """A note where the name of a set is that of a file or folder, too."""
     name = spec.partition(":")[0]
@@ -310,6 +316,15 @@ def _source(spec: str) -> Any:
                 f"There is no folder {spec}. Expected a folder of images, a parquet file, or a name. {nearest(spec, DATASETS)}"
             )
     return specs.build("data set", spec, DATASETS)
+
+
+def _toy(source: Toy, spec: str, seed: int, image_size: int | None, limit: int | None) -> Dataset:
+    if image_size is not None:
+        raise UserError(f"image_size is {image_size}, but {spec} holds vectors. Expected none.")
+    memory.require(8.0 * source.n * 3, f"{source.n:,} points", "Expected a smaller n.")
+    points = source.sample(source.n, torch.Generator().manual_seed(seed))
+    test = source.sample(min(source.n, 10_000), torch.Generator().manual_seed(seed + 1_000_003))
+    return Dataset(Floats(points[:limit]), "vector", spec, source, Floats(test))
 
 
 def _digits(source: Digits, spec: str, seed: int, image_size: int | None, limit: int | None) -> Dataset:

@@ -18,7 +18,8 @@ from .distances import SPLITS, SUBSET, class_score, frechet_distance, frechet_ex
 from .distances import neighbours as nearest_neighbours
 from .exact import HasScore, score_error
 from .features import Features, FeatureSpace, Patches, Pca, Pixels
-from .networks import DinoV2, EfficientNetLite, Inception, NetworkFeatures, Onnx, Timm
+from .networks import DinoV2, EfficientNetLite, Inception, NetworkFeatures, Timm
+from .onnx_network import Onnx
 from .results import Score
 from .small import Small
 

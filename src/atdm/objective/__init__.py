@@ -1,6 +1,7 @@
 """Training losses by name: ours (denoising with equivariance), its ablations, and baselines of other papers on the same path."""
 
 from .ambient import Ambient, AmbientBlind, Omni
+from .baselines import BASELINES
 from .equivariance import Objective
 from .free import Free
 from .huber import PseudoHuber
@@ -9,15 +10,6 @@ from .kinds import ASCENTS, KINDS
 from .sure import Sure
 from .terms import Baseline, Draws, Loss, Terms
 
-BASELINES: dict[str, type[Baseline]] = {
-    "input_perturbation": InputPerturbation,
-    "pseudo_huber": PseudoHuber,
-    "ambient": Ambient,
-    "ambient_blind": AmbientBlind,
-    "omni": Omni,
-    "sure": Sure,
-    "free": Free,
-}
 OBJECTIVES: dict[str, type[Loss]] = {**dict.fromkeys(KINDS, Objective), **BASELINES}
 
 __all__ = [

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-
 from ..errors import UserError, unknown
+from .baselines import BASELINES
+from .terms import world
 
 
 class Kind(NamedTuple):
@@ -35,8 +35,6 @@ def require_kind(name: str) -> None:
     Raises:
         UserError: it is no kind.
     """
-    from . import BASELINES
-
     if name in BASELINES:
         raise UserError(
             f"'{name}' is a loss of its own. Expected atdm.OBJECTIVES['{name}'](process) in place of Objective('{name}', process)."
@@ -85,17 +83,3 @@ def due(start: float, every: int, step: int | None, steps: int | None) -> bool |
         return None
     first = round(start * steps) if start > 0 and steps is not None else 0
     return step >= first and (step - first) % every == 0
-
-
-def world() -> int:
-    """How many processes train together."""
-    return torch.distributed.get_world_size() if _distributed() else 1
-
-
-def rank() -> int:
-    """Which of them this one is."""
-    return torch.distributed.get_rank() if _distributed() else 0
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()

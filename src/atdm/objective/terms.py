@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..diffusion.process import Process
 from ..errors import UserError
 from ..nets import call
-from .kinds import rank
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 LevelsFrom = Literal["truth", "items", "trusted"] | None
@@ -272,3 +271,17 @@ def item_mean(values: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
 def per_item(values: Shaped[Tensor, "batch"], like: Float[Tensor, "batch *dims"]) -> Tensor:
     """One value per item, shaped to broadcast against ``like``."""
     return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def world() -> int:
+    """How many processes train together."""
+    return torch.distributed.get_world_size() if _distributed() else 1
+
+
+def rank() -> int:
+    """Which of them this one is."""
+    return torch.distributed.get_rank() if _distributed() else 0
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -52,19 +52,7 @@ def run_curves(
     kept = [(plan, lines) for plan in plans if (lines := _lines(log, plan[3]))]
     need(kept, "numbers in the log")
     columns = min(3 if len(kept) != 4 else 2, len(kept))
-    rows = math.ceil(len(kept) / columns)
-    width, height = 3.7 * columns, 2.7 * rows
-    if picture is None:
-        figure, axes = frame(width, height, rows, columns)
-    else:
-        below = min(width * picture.shape[0] / picture.shape[1], MOST_PICTURE) + 0.3
-        figure = Figure(figsize=(width, height + below), layout="constrained", facecolor="white")
-        parts: Any = figure.subfigures(2, 1, height_ratios=[height, below])
-        axes = list(parts[0].subplots(rows, columns, squeeze=False).flat)
-        shown = parts[1].subplots()
-        shown.imshow(picture, cmap="gray", vmin=0, vmax=255)
-        shown.set_axis_off()
-        head(shown, caption)
+    figure, axes = _framed((math.ceil(len(kept) / columns), columns), picture, caption)
     for axis, ((title, unit, scale, _), lines) in zip(axes, kept, strict=False):
         for label, colour, steps, numbers in lines:
             axis.plot(steps, numbers, color=colour, linewidth=1.2, label=label, marker="" if len(steps) > 1 else "o")
@@ -79,6 +67,23 @@ def run_curves(
             legend(axis, ncols=2, handlelength=1.2, columnspacing=1, loc="upper right")
     drop(axes, len(kept))
     return figure
+
+
+def _framed(panels: tuple[int, int], picture: Any, caption: str) -> tuple[Figure, list[Any]]:
+    """A figure with so many rows and columns of axes, above the picture if there is one."""
+    rows, columns = panels
+    width, height = 3.7 * columns, 2.7 * rows
+    if picture is None:
+        return frame(width, height, rows, columns)
+    below = min(width * picture.shape[0] / picture.shape[1], MOST_PICTURE) + 0.3
+    figure = Figure(figsize=(width, height + below), layout="constrained", facecolor="white")
+    parts: Any = figure.subfigures(2, 1, height_ratios=[height, below])
+    axes = list(parts[0].subplots(rows, columns, squeeze=False).flat)
+    shown = parts[1].subplots()
+    shown.imshow(picture, cmap="gray", vmin=0, vmax=255)
+    shown.set_axis_off()
+    head(shown, caption)
+    return figure, axes
 
 
 def _keyed(term: str, keys: list[str], names: list[str], shades: list[str]) -> dict[str, tuple[str, str]]:

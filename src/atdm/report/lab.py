@@ -28,7 +28,7 @@ from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..metrics import Memorization, memorization
 from ..nets import Unlabelled, count_parameters, flops
-from ..pool import Progress, Tell, part, work_through
+from ..pool import Tell, part
 from ..spec import build
 from ..training.checkpoint import read_config, read_objective
 from ..training.config import ObjectiveConfig, TrainConfig
@@ -337,14 +337,3 @@ def _facts(job: Job, model: Model, seconds: float) -> dict[str, Any]:
             "training_seconds": training_seconds(log, config["batch_size"]),
         }
     return facts
-
-
-def run(todo: Sequence[Job], out: Path, progress: Progress) -> dict[str, Any]:
-    """Do the jobs and write the page ``out``; returns the numbers on it.
-
-    Raises:
-        UserError: something cannot be measured or written.
-    """
-    from . import sections
-
-    return sections.write(work_through(work, todo, progress), out)

@@ -13,13 +13,23 @@ from torch import Tensor
 from .. import __version__, metrics, plot
 from ..data import load
 from ..plot import panels as pictures
+from ..pool import Progress, work_through
 from . import page as report
-from .lab import Outcome
+from .lab import Job, Outcome, work
+from .measures import against, measures, ranks
 from .page import Row, Section, Table, finite
 
 IMAGES, FEW_IMAGES, PAIRS = 36, 16, 6
-NOTED = ("off_support_rms", "outlier_share", "spread_ratio", "mode_mass_error", "never_varying_noise", "noise_std")
 UNITS = {"parameters": 1e6, "flops_per_evaluation": 1e6, "flops_per_sample": 1e9, "flops_of_training": 1e12}
+
+
+def run(todo: Sequence[Job], out: Path, progress: Progress) -> dict[str, Any]:
+    """Do the jobs and write the page ``out``; returns the numbers on it.
+
+    Raises:
+        UserError: something cannot be measured or written.
+    """
+    return write(work_through(work, todo, progress), out)
 
 
 def write(outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
@@ -51,33 +61,10 @@ def write(outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
         "samples are, how many steps they need, what happens when somebody attacks the sampler, whether the "
         "samples are copies of training data, and what all of it costs.\n\n"
         f"Every model starts from the same noise (seed {plan.seed}) and is measured against the same {len(reference)} items: "
-        f"{_against(outcomes)}. With {plan.n} samples of each, small differences may be chance."
+        f"{against(outcomes)}. With {plan.n} samples of each, small differences may be chance."
     )
     report.render(f"Robustness report: {', '.join(result['models'])}", lead, sections, result["provenance"], out)
     return finite(result)
-
-
-def _against(outcomes: Sequence[Outcome]) -> str:
-    """What the samples were compared with, and what it is worth."""
-    rows = [row for o in outcomes for row in o.rows]
-    doubted = next((r for r in rows if r.get("reference_kind") == metrics.TRAINING), None)
-    if doubted:
-        return f"{doubted['reference']}. {metrics.LEFT_TO_DO} No column that depends on them is shaded"
-    return " and ".join(dict.fromkeys(f"{r['reference']} ({r['reference_kind']})" for r in rows))
-
-
-def _ranks(outcomes: Sequence[Outcome], measure: str) -> bool:
-    """Whether a measure tells which model is better, by what the samples were compared with."""
-    kinds = {row.get("reference_kind") for o in outcomes for row in o.rows}
-    return metrics.metric(measure).better != "none" and all(metrics.may_rank(kind, measure) for kind in kinds)
-
-
-def measures(rows: Sequence[Row]) -> list[str]:
-    """The measures that tables show: exact ones where there are any, residual noise, and a distance to the reference."""
-    exact = [k for k in NOTED if k in rows[0]]
-    if "never_varying_noise" in exact:  # exact where the estimate is not
-        exact = [k for k in exact if k != "noise_std"]
-    return [*exact, next((k for k in rows[0] if k.startswith("frechet_")), "sliced_wasserstein")]
 
 
 def _count(n: int, what: str) -> str:
@@ -118,7 +105,7 @@ def _overview(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
     columns = ["model", "corruption added to its data", *names.values(), "moved by attack", "near-duplicates"]
     units = {names[k]: metrics.metric(k).unit for k in kept} | {"moved by attack": "data units, rms"}
     best: dict[str, report.Better] = {
-        names[k]: better for k in kept if _ranks(outcomes, k) and (better := metrics.metric(k).better) != "none"
+        names[k]: better for k in kept if ranks(outcomes, k) and (better := metrics.metric(k).better) != "none"
     }
     caption = (
         f"The {_named(outcomes, 0)} sampler with {steps} steps; moved by attack: root mean square movement of the samples at budget "

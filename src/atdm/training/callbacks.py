@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .train import Step
+    from .state import Step
 
 
 class Callback:
@@ -24,7 +24,7 @@ class Callback:
         """Every ``log_every`` steps and at the last one, in the main process, as are the two below.
 
         Args:
-            scalars: :meth:`Step.summary <atdm.training.train.Step.summary>`: what a line of ``log.jsonl`` holds.
+            scalars: :meth:`Step.summary <atdm.training.state.Step.summary>`: what a line of ``log.jsonl`` holds.
         """
 
     def on_sample(self, step: int, path: Path) -> None:

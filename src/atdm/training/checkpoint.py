@@ -36,7 +36,7 @@ from .versions import in_todays_words
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .train import State
+    from .state import State
 
 
 STEP, TENSORS = "step-", "state.safetensors"

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import UserError
 from ..files import atomic, checked, read_lines
 from .callbacks import Callback
-from .train import Step
+from .state import Step
 
 WRITTEN = "what atdm train wrote, a JSON object on each line; without that file training goes on, and logs anew"
 

@@ -52,28 +52,12 @@ def export(
         raise unknown("kind of weights", weights, WEIGHTS)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
-    config = checkpoint.read_config(run)
-    model: Any = Model.from_pretrained(run)
-    process, latents = model.process, model.latents
+    config, model = checkpoint.read_config(run), Model.from_pretrained(run)
+    process, shape = model.process, model.net_shape
     step = checkpoint.load_weights(run, model.net, "ema" if weights == "ema" else "model")
-    made = model.hash
     rows = _rows(run, numbers)
-    fitting = [row for row in rows if row.get("checkpoint") == made]
-    shape = model.net_shape
+    fitting = [row for row in rows if row.get("checkpoint") == model.hash]
     picture = _picture(run, step) if weights == "ema" else None
-    facts = {
-        "data": _public(config["data"]),
-        "corruption added": config["corrupt"],
-        "objective": _objective(checkpoint.read_objective(run, config)),
-        "network": f"{config['net']}, {count_parameters(model.net):,} parameters, items of shape {list(shape)}",
-        "started from": config["init"] and _public(config["init"], model=True),
-        "autoencoder": config.get("vae") and _public(config["vae"], model=True),
-        "process": f"{config['process']}, {process.steps} timesteps, predicts {process.prediction}",
-        "steps": f"{step:,} of batch {config['batch_size']}, learning rate {config['lr']:g}",
-        "weights": f"averaged (decay {config['ema']:g})" if weights == "ema" else "raw, not averaged",
-        "hash of the weights": made,
-        "seed": config["seed"],
-    }
     with atomic(out) as scratch:
         model.write(scratch)
         if picture:
@@ -86,19 +70,15 @@ def export(
             stock=len(shape) == 3 and process.prediction in NATIVE[process.family],
             family=process.family,
             opens=model.pipeline_class,
-            latent=latents is not None,
+            latent=model.latents is not None,
             **_drawing(model),
-            decoding=_decoding(latents),
+            decoding=_decoding(model.latents),
             prediction=process.prediction,
             imported=_imported(model.net),
             where=json.dumps(one_line(name or out.name), ensure_ascii=False),
             few_steps=code(f"atdm sample {shlex.quote(name or out.name)} --sampler dpm-solver++ --sampling_steps 25"),
             item_shape=shape,
-            made=[
-                (k, code(v) if k in ("data", "corruption added") else markdown(str(v)))
-                for k, v in facts.items()
-                if v is not None
-            ],
+            made=_facts(run, config, model, step, weights),
             corruption=_corruption(run, config["corrupt"], is_streamed(config["data"])),
             numbers=_groups(fitting),
             regularized=config["objective"]["name"] != "ddpm",
@@ -106,8 +86,27 @@ def export(
             version=__version__,
         )
         (scratch / "README.md").write_text(card, encoding="utf-8")
-    about = {"checkpoint": made, "weights": weights, "step": step}
-    return about | {"numbers": len(fitting), "numbers_left_out": len(rows) - len(fitting)}
+    about = {"checkpoint": model.hash, "weights": weights, "step": step, "numbers": len(fitting)}
+    return about | {"numbers_left_out": len(rows) - len(fitting)}
+
+
+def _facts(run: Path, config: dict[str, Any], model: Any, step: int, weights: str) -> list[tuple[str, str]]:
+    """How the model was made, for the card."""
+    facts = {
+        "data": _public(config["data"]),
+        "corruption added": config["corrupt"],
+        "objective": _objective(checkpoint.read_objective(run, config)),
+        "network": f"{config['net']}, {count_parameters(model.net):,} parameters, items of shape {list(model.net_shape)}",
+        "started from": config["init"] and _public(config["init"], model=True),
+        "autoencoder": config.get("vae") and _public(config["vae"], model=True),
+        "process": f"{config['process']}, {model.process.steps} timesteps, predicts {model.process.prediction}",
+        "steps": f"{step:,} of batch {config['batch_size']}, learning rate {config['lr']:g}",
+        "weights": f"averaged (decay {config['ema']:g})" if weights == "ema" else "raw, not averaged",
+        "hash of the weights": model.hash,
+        "seed": config["seed"],
+    }
+    shown = {name: value for name, value in facts.items() if value is not None}
+    return [(k, code(v) if k in ("data", "corruption added") else markdown(str(v))) for k, v in shown.items()]
 
 
 def require_name(name: str) -> None:

@@ -1,4 +1,4 @@
-"""What training changes, as tensors by name: what a checkpoint holds."""
+"""What training changes, as tensors by name: what a checkpoint holds; and the record of one step of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..objective import Terms
 from .config import Settings
 from .update import checkpoint_activations
 
@@ -106,3 +107,50 @@ class State:
         """The parameters of the average and of the model, and their buffers: walking the modules takes time."""
         buffers = list(zip(self.ema.buffers(), self.model.buffers(), strict=True))
         return list(self.ema.parameters()), list(self.model.parameters()), buffers
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: what happened, and the state after it. Tensors stay on the device until :meth:`summary`."""
+
+    index: int  # optimizer steps done
+    terms: Terms  # of this process's last micro-batch, detached
+    gradient_norm: Tensor
+    lr: float
+    samples: int  # of the global batch
+    seconds: float
+    state: State
+    train_steps: int  # T of the process
+    steps: int  # optimizer steps to be made in all
+    stop: bool = False  # a callback ends the training here
+
+    def summary(self) -> dict[str, float]:
+        """Scalars for a log: each term in all and by timestep quartile (q0 is the least noisy)."""
+        terms = self.terms
+        quartile = (4 * terms.t) // self.train_steps
+        out = {
+            "loss": terms.loss.mean().item(),
+            "denoise": terms.denoise.mean().item(),
+            "gradient_norm": self.gradient_norm.item(),
+            "lr": self.lr,
+            "samples_per_second": self.samples / self.seconds,
+        }
+        perturbed = bool(terms.perturbed.any())
+        if perturbed:
+            chosen = terms.perturbed
+            out |= {
+                "regularizer": (terms.weight * terms.regularizer).mean().item(),
+                "share_pushed": chosen.float().mean().item(),
+                "share_at_radius": terms.at_radius[chosen].mean().item(),
+                "radius": terms.radius[chosen].mean().item(),
+                "delta_rms": terms.delta_rms[chosen].mean().item(),
+                "weight": terms.weight[chosen].mean().item(),
+                "weight_max": terms.weight[chosen].max().item(),
+            }
+        for q in range(4):
+            in_quartile = quartile == q
+            if in_quartile.any():
+                out[f"denoise/q{q}"] = terms.denoise[in_quartile].mean().item()
+                if perturbed:
+                    out[f"regularizer/q{q}"] = (terms.weight * terms.regularizer)[in_quartile].mean().item()
+        return out

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import UserError, first_line, unknown
 from ..files import atomic, read_json
 from .callbacks import Callback
-from .train import Step
+from .state import Step
 
 LOG = logging.getLogger(__name__)
 NAMES = ("tensorboard", "wandb", "mlflow")

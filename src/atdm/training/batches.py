@@ -1,0 +1,175 @@
+"""What a process trains on in each step: its share of the batch, and all that goes with it, each a function of (seed, step)."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data.items import Floats
+from ..data.source import Source
+from ..data.streaming import Batch as Taken
+from ..diffusion.conditioning import drop_conditioning
+from ..errors import UserError
+from ..noise import Gauge
+from ..objective import Draws, Loss
+from .config import Settings
+
+
+def generator_of(device: torch.device | str, *key: object) -> torch.Generator:
+    """A generator whose randomness is a function of ``key`` alone."""
+    return torch.Generator(device).manual_seed(seed_of(*key))
+
+
+def seed_of(*key: object) -> int:
+    """A seed that is a function of ``key`` alone."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class Order:
+    """The order of the data: every item once per epoch, shuffled anew each epoch, addressed by step."""
+
+    def __init__(self, items: int, batch_size: int, seed: int) -> None:
+        self.items, self.batch_size, self.seed = items, batch_size, seed
+        self._epochs: dict[int, Tensor] = {}
+
+    def __getitem__(self, step: int) -> Tensor:
+        first = step * self.batch_size
+        epochs = range(first // self.items, (first + self.batch_size - 1) // self.items + 1)
+        self._epochs = {e: self._epochs[e] if e in self._epochs else self._permutation(e) for e in epochs}
+        indices = torch.cat([self._epochs[e] for e in epochs])
+        begin = first - epochs[0] * self.items
+        return indices[begin : begin + self.batch_size]
+
+    def epochs(self, step: int) -> Tensor:
+        """The epoch each item of the step is in."""
+        return (step * self.batch_size + torch.arange(self.batch_size)) // self.items
+
+    def _permutation(self, epoch: int) -> Tensor:
+        return torch.randperm(self.items, generator=generator_of("cpu", self.seed, "order", epoch))
+
+
+def source_for(objective: Loss, data: Source | Tensor) -> Source:
+    """What training sees, where it tells all that the loss asks of its items.
+
+    Raises:
+        UserError: it does not, or the loss cannot learn from such items.
+    """
+    if objective.levels_from == "truth" and not isinstance(data, Source):
+        raise UserError(
+            f"{type(objective).__name__} needs the noise level of each item, and a tensor tells none. "
+            "Expected Source(Floats(data), std=levels)."
+        )
+    source = (data if isinstance(data, Source) else Source(Floats(data))).prepared()
+    if objective.levels_from == "trusted" and source.least is None:
+        raise UserError(
+            "omni needs the level from which on each item is as good as a trusted one. Expected trusted images (--trusted "
+            "FOLDER), or Source(items, least=atdm.noise.least_levels(items, trusted).stds)."
+        )
+    objective.require_items(source.item_shape)
+    return source
+
+
+def gauge_of(source: Source) -> Gauge | None:
+    """What estimates the noise of the items; None, said aloud, where it cannot be known from content."""
+    try:
+        return source.gauge()
+    except UserError as problem:
+        warnings.warn(f"{problem} All items count as clean.", stacklevel=3)
+        return None
+
+
+class Micro(NamedTuple):
+    """A micro-batch before its randomness: its items, where they are in the batch, their noise levels, their classes."""
+
+    x0: Tensor
+    where: slice
+    levels: Tensor | None
+    conditioning: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of each batch, that of process ``rank`` of ``world``: a piece of every micro-batch.
+
+    Args:
+        gauge: what estimates the noise of items, for a loss that asks for it.
+    """
+
+    source: Source
+    settings: Settings
+    order: Order
+    device: torch.device
+    world: int
+    rank: int
+    gauge: Gauge | None
+
+    @cached_property
+    def micro(self) -> int:
+        """Items of a micro-batch of one process.
+
+        Raises:
+            UserError: the batch does not split so.
+        """
+        size, count = self.settings.batch_size, self.settings.accumulate
+        if size % (count * self.world):
+            raise UserError(
+                f"A batch of {size} does not split over {self.world} processes with {count} micro-batches each. "
+                f"Expected a multiple of {count * self.world}."
+            )
+        return size // count // self.world
+
+    @cached_property
+    def mine(self) -> Tensor:
+        """Which items of the batch."""
+        every = torch.arange(self.settings.batch_size).reshape(self.settings.accumulate, self.world, self.micro)
+        return every[:, self.rank].flatten()
+
+    def draws(self, loss: Loss, step: int) -> Draws:
+        """The randomness of the whole batch, alike in all processes."""
+        seed, device = self.settings.seed, self.device
+        return loss.draw(
+            (self.settings.batch_size, *self.source.item_shape),
+            device,
+            generator_of(device, seed, "noise", step),
+            generator_of(device, seed, "push", step),
+            generator_of("cpu", seed, "timesteps", step) if device.type != "cpu" else None,
+        )
+
+    def micros(self, loss: Loss, step: int, taken: Taken) -> list[Micro]:
+        """The micro-batches of the items that this process took, on the device."""
+        batch = taken.x.to(self.device, non_blocking=True)
+        levels: list[Tensor | None] = [None] * self.settings.accumulate
+        if loss.levels_from is not None:
+            levels = [*self._levels(loss, batch, taken.rows, taken.epochs).to(self.device, non_blocking=True).split(self.micro)]
+        found, labels = [], self._labels(step)
+        for i, (x0, items) in enumerate(zip(batch.split(self.micro), self.mine.split(self.micro), strict=True)):
+            begin = (i * self.world + self.rank) * self.micro
+            given = {name: values[items].to(self.device) for name, values in labels.items()}
+            found.append(Micro(x0, slice(begin, begin + self.micro), levels[i], given))
+        return found
+
+    def _levels(self, loss: Loss, batch: Tensor, indices: Tensor, epochs: Tensor) -> Tensor:
+        """The noise levels of the items, from where the loss wants them."""
+        source = self.source
+        if loss.levels_from == "truth":
+            return source.levels(indices, epochs)
+        if loss.levels_from == "trusted" and source.least is not None:
+            return source.least[indices]
+        found = self.gauge.stds(batch, indices) if self.gauge else torch.zeros(len(batch))
+        return found.masked_fill(source.vouched(indices).to(found.device), 0)
+
+    def _labels(self, step: int) -> dict[str, Tensor]:
+        """What the network is given of the whole batch: the classes, some of them withheld for guidance."""
+        if self.source.classes is None:
+            return {}
+        seed, found = self.settings.seed, {"class_labels": self.source.classes.of[self.order[step]]}
+        none = {"class_labels": torch.tensor(len(self.source.classes.names))}
+        generator = generator_of("cpu", seed, "labels", step)
+        return drop_conditioning(found, none, self.settings.label_dropout, generator)
