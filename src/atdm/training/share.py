@@ -34,8 +34,7 @@ def export(
     """Write the model of a run as a diffusers pipeline with a model card; the folder appears whole or not at all.
 
     Args:
-        run: a run folder that has ended.
-        out: a new or empty folder.
+        run, out: a run folder that has ended, and a new or empty folder.
         weights: ``ema`` (averaged) or ``raw``.
         numbers: JSON that ``atdm evaluate --json`` printed, with ``rows``; default: ``metrics.json`` of the run, if there.
             Rows of other weights are left out.
@@ -52,7 +51,8 @@ def export(
         raise unknown("kind of weights", weights, WEIGHTS)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
-    config, model = checkpoint.read_config(run), Model.from_pretrained(run)
+    config = checkpoint.read_config(run)
+    model: Any = Model.from_pretrained(run)
     process, shape = model.process, model.net_shape
     step = checkpoint.load_weights(run, model.net, "ema" if weights == "ema" else "model")
     rows = _rows(run, numbers)
