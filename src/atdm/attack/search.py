@@ -12,9 +12,10 @@ from functools import reduce
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
+from ..diffusion.process import Batch, PerItem, per_item
 from ..errors import UserError
 from ..objective.perturb import Ball, Perturbation
 
@@ -38,8 +39,8 @@ class Found:
         idle: items whose gradient was zero (or not finite) at every step; none where no step was made.
     """
 
-    delta: Float[Tensor, "batch *dims"]
-    gain: Float[Tensor, "batch"]
+    delta: Batch
+    gain: PerItem
     idle: Bool[Tensor, "batch"]
 
 
@@ -74,9 +75,7 @@ class Search:
     def ball(self) -> Ball:
         return Perturbation(self.norm).ball
 
-    def run(
-        self, gain: Gain, random_start: Callable[[], Float[Tensor, "batch *dims"]], r: Float[Tensor, "batch"]
-    ) -> Found:
+    def run(self, gain: Gain, random_start: Callable[[], Batch], r: PerItem) -> Found:
         """The best perturbation of all restarts, item by item.
 
         Args:
@@ -86,7 +85,7 @@ class Search:
         tries = []
         for _ in range(self.restarts):
             start = random_start()
-            delta = _per_item(r, start) * start if self.start == "random" else torch.zeros_like(start)
+            delta = per_item(r, start) * start if self.start == "random" else torch.zeros_like(start)
             idle = torch.full_like(r, bool(self.steps), dtype=torch.bool)
             for k in range(self.steps):
                 ascent = Perturbation(self.norm, 1, self.kappa * (1 - k / self.steps))
@@ -108,21 +107,17 @@ class Search:
                 if value.requires_grad:
                     (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
                     total += 0 if gradient is None else gradient  # None: the network hides its input
-        return torch.where(_per_item(total.isfinite().flatten(1).all(1), total), total, torch.zeros_like(total))
+        return torch.where(per_item(total.isfinite().flatten(1).all(1), total), total, torch.zeros_like(total))
 
 
 def _better(one: Found, other: Found) -> Found:
     """Item by item, the one that gains more."""
     wins = other.gain > one.gain
     return Found(
-        torch.where(_per_item(wins, one.delta), other.delta, one.delta),
+        torch.where(per_item(wins, one.delta), other.delta, one.delta),
         torch.where(wins, other.gain, one.gain),
         one.idle & other.idle,
     )
-
-
-def _per_item(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def random(restarts: int = 1, norm: str = "linf", draws: int = 1) -> Search:

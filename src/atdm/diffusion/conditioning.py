@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError, unknown
 from ..nets import call
+from .process import Batch
 
 
 def drop_conditioning(
@@ -82,7 +82,7 @@ class Guided(nn.Module):
         """Of the network, which says what items it is for."""
         return self.model.config  # type: ignore[attr-defined]
 
-    def forward(self, x: Float[Tensor, "batch *dims"], t: Tensor, **conditioning: Any) -> Float[Tensor, "batch *dims"]:
+    def forward(self, x: Batch, t: Tensor, **conditioning: Any) -> Batch:
         """The guided output; the two passes are one batch."""
         conditioning = {k: in_turn(v, len(x)) if k in self.null else v for k, v in conditioning.items()}
         empty = {k: v.to(conditioning[k]).expand_as(conditioning[k]) for k, v in self.null.items()}

@@ -21,7 +21,7 @@ from ..nets import call, class_conditioning, fits, item_shape, open_net, weights
 from .conditioning import Guided, in_turn
 from .folder import CLASSES, class_names, index_of, pipeline_folder, scheduler_of
 from .latent import Latents
-from .process import Process
+from .process import Batch, Process
 from .sampling import sample
 from .schedulers import pipeline_scheduler, require_signal
 from .steps import Sampling, asked
@@ -199,19 +199,19 @@ class Model:
             )
         return self
 
-    def output(self, x: Float[Tensor, "batch *dims"], t: Tensor, **conditioning: Any) -> Float[Tensor, "batch *dims"]:
+    def output(self, x: Batch, t: Tensor, **conditioning: Any) -> Batch:
         """What the network says at ``x_t`` and the timesteps t (0 .. T-1)."""
         return call(self.net, x, self.process.time(t), **{**self._conditions(len(x)), **conditioning})
 
-    def eps(self, x: Float[Tensor, "batch *dims"], t: Tensor, **conditioning: Any) -> Float[Tensor, "batch *dims"]:
+    def eps(self, x: Batch, t: Tensor, **conditioning: Any) -> Batch:
         """The noise it predicts in ``x_t``."""
         return self.process.to_eps(self.output(x, t, **conditioning), x, t)
 
-    def denoised(self, x: Float[Tensor, "batch *dims"], t: Tensor, **conditioning: Any) -> Float[Tensor, "batch *dims"]:
+    def denoised(self, x: Batch, t: Tensor, **conditioning: Any) -> Batch:
         """``D(x_t, t)``, not clipped."""
         return self.process.to_x0(self.output(x, t, **conditioning), x, t)
 
-    def score(self, x: Float[Tensor, "batch *dims"], t: Tensor, **conditioning: Any) -> Float[Tensor, "batch *dims"]:
+    def score(self, x: Batch, t: Tensor, **conditioning: Any) -> Batch:
         """``grad log p_t(x_t) = -eps / sigma_t``."""
         return self.process.score(self.eps(x, t, **conditioning), t)
 

@@ -12,12 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ..errors import UserError, unknown
 from .predictions import PREDICTIONS
 
+# Shapes: items, states or noise; a number for each item; the timestep of each item.
+Batch = Float[Tensor, "batch *dims"]
+PerItem = Float[Tensor, "batch"]
+Timesteps = Int[Tensor, "batch"]
 FAMILIES = ("vp", "flow", "edm")
 TABLES = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
 KNOWN = ("linear", "scaled_linear", "squaredcos_cap_v2")  # schedules that each scheduler of diffusers knows
@@ -232,15 +236,15 @@ class Process:
             return config
         return {**config, "prediction_type": native.get(self.prediction, self.prediction)}
 
-    def alpha(self, t: Int[Tensor, "batch"], like: Float[Tensor, "batch *dims"] | None = None) -> Tensor:
+    def alpha(self, t: Timesteps, like: Batch | None = None) -> Tensor:
         """``alpha_t``, shaped to broadcast against ``like`` (or ``[batch]``)."""
         return self._gather("alpha", t, like)
 
-    def sigma(self, t: Int[Tensor, "batch"], like: Float[Tensor, "batch *dims"] | None = None) -> Tensor:
+    def sigma(self, t: Timesteps, like: Batch | None = None) -> Tensor:
         """``sigma_t``, shaped to broadcast against ``like`` (or ``[batch]``)."""
         return self._gather("sigma", t, like)
 
-    def ratio(self, t: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    def ratio(self, t: Timesteps) -> PerItem:
         """``sigma_t / alpha_t``: the noise level of the rescaled state ``x_t / alpha_t``, in data units."""
         return self.sigma(t) / self.alpha(t)
 
@@ -248,9 +252,7 @@ class Process:
         """The first timestep whose ``sigma_t/alpha_t`` reaches ``ratio``: the inverse of :meth:`ratio` (T if none does)."""
         return int(torch.searchsorted((self.sigmas / self.alphas).contiguous(), ratio))
 
-    def mix(
-        self, x0: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"], t: Int[Tensor, "batch"]
-    ) -> Float[Tensor, "batch *dims"]:
+    def mix(self, x0: Batch, eps: Batch, t: Timesteps) -> Batch:
         """``x_t = alpha_t x_0 + sigma_t eps``."""
         return self.alpha(t, x0) * x0 + self.sigma(t, x0) * eps
 
@@ -268,13 +270,11 @@ class Process:
         t = self.timestep_at(ratio)
         return t / self.steps if self.chances is None else float(self.chances[:t].double().sum())
 
-    def time(self, t: Int[Tensor, "batch"]) -> Int[Tensor, "batch"] | Float[Tensor, "batch"]:
+    def time(self, t: Timesteps) -> Timesteps | PerItem:
         """The network's time input at timesteps t: t itself, ``T s`` of a flow, ``log(sigma)/4`` of EDM."""
         return t if self.times is None else self._gather("time", t, None)
 
-    def target(
-        self, x0: Float[Tensor, "batch *dims"], eps: Float[Tensor, "batch *dims"], t: Int[Tensor, "batch"]
-    ) -> Float[Tensor, "batch *dims"]:
+    def target(self, x0: Batch, eps: Batch, t: Timesteps) -> Batch:
         """What the network should output for ``x_t = mix(x0, eps, t)``: ``A_t x_0 + B_t eps``."""
         if self.prediction == "epsilon":
             return eps
@@ -282,40 +282,34 @@ class Process:
             return x0
         return self._gather("A", t, x0) * x0 + self._gather("B", t, x0) * eps
 
-    def to_eps(
-        self, output: Float[Tensor, "batch *dims"], x_t: Float[Tensor, "batch *dims"], t: Int[Tensor, "batch"]
-    ) -> Float[Tensor, "batch *dims"]:
+    def to_eps(self, output: Batch, x_t: Batch, t: Timesteps) -> Batch:
         """The noise prediction that the network's ``output`` at ``x_t`` amounts to."""
         if self.prediction == "epsilon":
             return output
         return self._gather("eps_out", t, x_t) * output + self._gather("eps_x", t, x_t) * x_t
 
-    def to_x0(
-        self, output: Float[Tensor, "batch *dims"], x_t: Float[Tensor, "batch *dims"], t: Int[Tensor, "batch"]
-    ) -> Float[Tensor, "batch *dims"]:
+    def to_x0(self, output: Batch, x_t: Batch, t: Timesteps) -> Batch:
         """The denoised ``D(x_t, t)`` that the network's ``output`` at ``x_t`` amounts to."""
         if self.prediction == "sample":
             return output
         return self._gather("x0_out", t, x_t) * output + self._gather("x0_x", t, x_t) * x_t
 
-    def output_weight(self, t: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    def output_weight(self, t: Timesteps) -> PerItem:
         """What a squared error of the output counts in the loss: 1, and ``sigma_t^2`` of a score (Song 2021)."""
         return self._gather("output_weight", t, None)
 
-    def eps_weight(self, t: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    def eps_weight(self, t: Timesteps) -> PerItem:
         """What a squared error of eps counts in the loss: ``output_weight / (d eps / d out)^2``.
 
         A term in eps units with this factor stands to the denoising term as it does for a network that predicts eps.
         """
         return self._gather("eps_weight", t, None)
 
-    def denoised(
-        self, eps: Float[Tensor, "batch *dims"], x_t: Float[Tensor, "batch *dims"], t: Int[Tensor, "batch"]
-    ) -> Float[Tensor, "batch *dims"]:
+    def denoised(self, eps: Batch, x_t: Batch, t: Timesteps) -> Batch:
         """``D(x_t, t) = (x_t - sigma_t eps) / alpha_t``."""
         return (x_t - self.sigma(t, x_t) * eps) / self.alpha(t, x_t)
 
-    def score(self, eps: Float[Tensor, "batch *dims"], t: Int[Tensor, "batch"]) -> Float[Tensor, "batch *dims"]:
+    def score(self, eps: Batch, t: Timesteps) -> Batch:
         """``grad log p_t(x_t) = -eps / sigma_t`` (Song 2021)."""
         return -eps / self.sigma(t, eps)
 
@@ -324,8 +318,8 @@ class Process:
         if like is None:
             return table[t]
         if t.dim() == 1 and len(t) > 1 and t.stride(0) == 0:  # expanded over the batch, as in sampling: looked up once
-            return table[t[:1]].reshape(-1, *[1] * (like.dim() - 1)).expand(len(t), *[1] * (like.dim() - 1))
-        return table[t].reshape(-1, *[1] * (like.dim() - 1))
+            return per_item(table[t[:1]], like).expand(len(t), *[1] * (like.dim() - 1))
+        return per_item(table[t], like)
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self._tables:
@@ -343,6 +337,11 @@ PROCESSES: dict[str, Callable[..., Process]] = {
     "flow": Process.flow,
     "edm": Process.edm,
 }
+
+
+def per_item(values: Shaped[Tensor, "batch"], like: Batch) -> Tensor:
+    """One value per item, shaped to broadcast against ``like``."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def _require_steps(steps: int) -> None:

@@ -13,13 +13,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 from ..nets import call
-from .process import Process
+from .process import Batch, Process
 from .schedulers import expected_by
 from .steps import Sampling
 
@@ -40,17 +39,17 @@ class Step:
     index: int
     count: int
     t: int
-    x: Float[Tensor, "batch *dims"]
-    next: Float[Tensor, "batch *dims"]
+    x: Batch
+    next: Batch
     seen: Seen
 
     @property
-    def eps(self) -> Float[Tensor, "batch *dims"]:
+    def eps(self) -> Batch:
         """The noise the network predicted."""
         return self.seen.eps
 
     @property
-    def denoised(self) -> Float[Tensor, "batch *dims"]:
+    def denoised(self) -> Batch:
         """``D(x, t)``, clipped as the sampler clips it."""
         return self.seen.denoised
 
@@ -160,7 +159,7 @@ class Solver:
             self.timesteps, self.visits = self.timesteps[begin:], self.visits[begin:]
         self.skipped = True
 
-    def begin(self, x: Float[Tensor, "batch *dims"]) -> None:
+    def begin(self, x: Batch) -> None:
         """Place the batch at the first timestep, in the coordinates the network sees (pure noise, if none was skipped)."""
         x = x.to(self.device)
         if self.skipped:
@@ -169,7 +168,7 @@ class Solver:
             self.state = x * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow matching has none
             self.x = self._seen(self.state)
 
-    def move(self, x: Float[Tensor, "batch *dims"]) -> None:
+    def move(self, x: Batch) -> None:
         """Go on from ``x``, in the coordinates the network sees, instead of the present state."""
         self.state, self.x = self.state + (x - self.x) / self._scale(), x
 
@@ -187,9 +186,7 @@ class Solver:
         copied.generators = [g.clone_state() for g in self.generators] if generators is None else list(generators)
         return copied
 
-    def predict(
-        self, x: Float[Tensor, "batch *dims"], checkpointed: bool = False
-    ) -> tuple[Tensor, Float[Tensor, "batch *dims"], Float[Tensor, "batch *dims"]]:
+    def predict(self, x: Batch, checkpointed: bool = False) -> tuple[Tensor, Batch, Batch]:
         """At ``x`` and the present t: the network's output, the noise it amounts to, and ``D(x, t)``, not clipped.
 
         Args:
@@ -234,7 +231,7 @@ class Solver:
             self.x = self._seen(self.state)
         return Step(index, count, t, x, self.x, seen)
 
-    def finish(self, checkpointed: bool = True) -> Float[Tensor, "batch *dims"]:
+    def finish(self, checkpointed: bool = True) -> Batch:
         """All the steps that are left; the sample."""
         while not self.done:
             self.step(checkpointed)

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..diffusion.process import Process
+from ..diffusion.process import Batch, PerItem, Process, Timesteps, per_item
 from ..errors import UserError
 from ..noise.filters import THIN
-from .terms import Baseline, Draws, LevelsFrom, Predict, Terms, item_mean, per_item
+from .terms import Baseline, Draws, LevelsFrom, Predict, Terms, item_mean
 
 
 @dataclass(frozen=True)
@@ -33,18 +32,11 @@ class Ambient(Baseline):
     levels_from: ClassVar[LevelsFrom] = "truth"
 
     def draw_extra(
-        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, generator: torch.Generator
+        self, t: Timesteps, shape: tuple[int, ...], device: torch.device, generator: torch.Generator
     ) -> dict[str, Tensor]:
         return {"beta": 1 - torch.rand(shape[0], generator=generator, device=device)}
 
-    def terms(
-        self,
-        predict: Predict,
-        x0: Float[Tensor, "batch *dims"],
-        t: Int[Tensor, "batch"],
-        draws: Draws,
-        levels: Float[Tensor, "batch"] | None,
-    ) -> Terms:
+    def terms(self, predict: Predict, x0: Batch, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
         s = known(levels)
         t = above(self.process, s, t, draws.need("beta"))
         x_t, kappa = noised(self.process, x0, s, t, draws.noise)
@@ -81,21 +73,14 @@ class Omni(Ambient):
 
     levels_from: ClassVar[LevelsFrom] = "trusted"
 
-    def terms(
-        self,
-        predict: Predict,
-        x0: Float[Tensor, "batch *dims"],
-        t: Int[Tensor, "batch"],
-        draws: Draws,
-        levels: Float[Tensor, "batch"] | None,
-    ) -> Terms:
+    def terms(self, predict: Predict, x0: Batch, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
         indices, t = exchanged(self.process, known(levels), t, draws.need("beta"))
         x_t = self.process.mix(x0[indices], draws.noise, t)
         eps = self.process.to_eps(predict(x_t, t), x_t, t)
         return Terms.unpushed(t, item_mean((eps - draws.noise).square()) * self.process.eps_weight(t))
 
 
-def known(levels: Float[Tensor, "batch"] | None) -> Float[Tensor, "batch"]:
+def known(levels: PerItem | None) -> PerItem:
     """The levels.
 
     Raises:
@@ -109,16 +94,14 @@ def known(levels: Float[Tensor, "batch"] | None) -> Float[Tensor, "batch"]:
     return levels
 
 
-def first_above(process: Process, levels: Float[Tensor, "batch"]) -> Int[Tensor, "batch"]:
+def first_above(process: Process, levels: PerItem) -> Timesteps:
     """The first timestep of each item with ``sigma_t / alpha_t >= s``; the last one where none has."""
     ratios = process.ratio(torch.arange(process.steps, device=levels.device))
     first = torch.searchsorted(ratios, levels.to(ratios.dtype)).clamp(max=process.steps - 1)
     return torch.where(levels > 0, first, 0)
 
 
-def above(
-    process: Process, levels: Float[Tensor, "batch"], t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]
-) -> Int[Tensor, "batch"]:
+def above(process: Process, levels: PerItem, t: Timesteps, beta: PerItem) -> Timesteps:
     """The drawn timesteps moved to where the process would have drawn them given that they are above the levels.
 
     t and a uniform ``beta`` in (0, 1] make a uniform number of [0, 1), which is inverted on the timesteps that are left.
@@ -134,9 +117,7 @@ def above(
     return torch.where(first > 0, torch.maximum(moved, first).clamp(max=process.steps - 1), t)
 
 
-def exchanged(
-    process: Process, levels: Float[Tensor, "batch"], t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]
-) -> tuple[Int[Tensor, "batch"], Int[Tensor, "batch"]]:
+def exchanged(process: Process, levels: PerItem, t: Timesteps, beta: PerItem) -> tuple[Timesteps, Timesteps]:
     """For each timestep the item of the batch that trains there, and the timestep, which moves up only where no item may be used.
 
     An item keeps a timestep at or above its level; for others ``beta`` chooses among the items that may be used.
@@ -151,13 +132,7 @@ def exchanged(
     return indices, torch.where(count > 0, t, above(process, levels, t, beta))
 
 
-def noised(
-    process: Process,
-    y: Float[Tensor, "batch *dims"],
-    levels: Float[Tensor, "batch"],
-    t: Int[Tensor, "batch"],
-    z: Float[Tensor, "batch *dims"],
-) -> tuple[Float[Tensor, "batch *dims"], Float[Tensor, "batch"]]:
-    """States of timesteps t above the levels, made of items that hold noise already; and ``kappa``, the share they lacked."""
+def noised(process: Process, y: Batch, levels: PerItem, t: Timesteps, z: Batch) -> tuple[Batch, PerItem]:
+    """Batch of timesteps t above the levels, made of items that hold noise already; and ``kappa``, the share they lacked."""
     kappa = (1 - (levels / process.ratio(t)).square()).clamp_min(0).sqrt()
     return process.mix(y, per_item(kappa, z) * z, t), kappa

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from ..diffusion.process import Process
+from ..diffusion.process import Batch, PerItem, Process, Timesteps
 from ..text import changed
 from . import auto as automatic
 from .kinds import KINDS, Kind, due, require_kind, require_options
@@ -91,11 +91,11 @@ class Objective(Loss):
         share = 1.0 if self.gate is None else self.process.share_below(self.gate)
         return cost(share if self.kind.perturbs else 0.0, self.perturbation.steps, self.every)
 
-    def due(self, t: Int[Tensor, "batch"]) -> bool:
+    def due(self, t: Timesteps) -> bool:
         return self.every == 1 or int(t.sum()) % self.every == 0
 
     def draw_extra(
-        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, generator: torch.Generator
+        self, t: Timesteps, shape: tuple[int, ...], device: torch.device, generator: torch.Generator
     ) -> dict[str, Tensor]:
         if not self.kind.perturbs:
             return {}
@@ -105,11 +105,11 @@ class Objective(Loss):
     def __call__(
         self,
         model: Callable[..., Any],
-        x0: Float[Tensor, "batch *dims"],
+        x0: Batch,
         *,
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
-        levels: Float[Tensor, "batch"] | None = None,
+        levels: PerItem | None = None,
         step: int | None = None,
         steps: int | None = None,
         **conditioning: Any,
@@ -119,14 +119,11 @@ class Objective(Loss):
         process, t = self.process, draws.t.to(x0.device, non_blocking=True)
         passes = Passes(model, process, process.mix(x0, draws.noise, t), t, conditioning)
 
-        def denoise(output: Tensor) -> Tensor:
-            return item_mean((output - process.target(x0, draws.noise, t)).square()) * process.output_weight(t)
-
         indices = items_below(self.gate, process, draws.t, x0.device) if self.kind.perturbs else None
         if (
             indices is None or draws.beta is None or draws.start is None
         ):  # none are below, or this step does not perturb
-            return Terms.unpushed(t, denoise(passes.output(model, passes.x)))
+            return Terms.unpushed(t, self.denoising(passes.output(model, passes.x), x0, draws.noise, t))
 
         reach = self.radius.reach(process, t[indices], draws.beta[indices])
         attacks = self.kind.adversarial
@@ -136,7 +133,7 @@ class Objective(Loss):
         weight = self.every * self.weight(reach, delta) * process.eps_weight(t[indices])
         return Terms.of_items(
             t,
-            denoise(output),
+            self.denoising(output, x0, draws.noise, t),
             indices,
             regularizer=item_mean(residual.square()),
             weight=weight,

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..diffusion.process import Batch, PerItem, Timesteps, per_item
 from ..errors import UserError
-from .terms import Baseline, Draws, Predict, Terms, counted, item_mean, per_item
+from .terms import Baseline, Draws, Predict, Terms, counted, item_mean
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Free(Baseline):
         return counted(self.replays, self.replays)
 
     def draw_extra(
-        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, generator: torch.Generator
+        self, t: Timesteps, shape: tuple[int, ...], device: torch.device, generator: torch.Generator
     ) -> dict[str, Tensor]:
         return {"delta": torch.zeros(shape, device=device, requires_grad=True)}
 
@@ -63,19 +63,11 @@ class Free(Baseline):
         delta = delta * per_item((bound / length.clamp_min(1e-12)).clamp_max(1), delta)
         return replace(draws, delta=delta.requires_grad_())
 
-    def terms(
-        self,
-        predict: Predict,
-        x0: Float[Tensor, "batch *dims"],
-        t: Int[Tensor, "batch"],
-        draws: Draws,
-        levels: Float[Tensor, "batch"] | None,
-    ) -> Terms:
+    def terms(self, predict: Predict, x0: Batch, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
         process, delta = self.process, draws.need("delta")
         in_noise = delta.detach() / process.sigma(t, delta)
         output = predict(process.mix(x0, draws.noise, t) + delta, t)
-        residual = output - process.target(x0, draws.noise + in_noise, t)
-        plain = Terms.unpushed(t, item_mean(residual.square()) * process.output_weight(t))
+        plain = Terms.unpushed(t, self.denoising(output, x0, draws.noise + in_noise, t))
         rms = item_mean(delta.detach().square()).sqrt()
         return replace(
             plain,

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
+from ..diffusion.process import Batch, PerItem, Timesteps, per_item
 from ..errors import UserError
-from .terms import Baseline, Draws, Predict, Terms, item_mean, per_item
+from .terms import Baseline, Draws, Predict, Terms, item_mean
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class PseudoHuber(Baseline):
                 f"c of the schedule '{self.schedule}' is inf. Expected a finite number, or schedule=constant."
             )
 
-    def threshold(self, t: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    def threshold(self, t: Timesteps) -> PerItem:
         """``c_t``."""
         if self.schedule == "exponential":
             return torch.exp(math.log(self.c) * t / self.process.steps)
@@ -45,14 +44,7 @@ class PseudoHuber(Baseline):
             return self.c + (1 - self.c) / (1 + self.process.ratio(t)).square()
         return torch.full(t.shape, self.c, device=t.device)
 
-    def terms(
-        self,
-        predict: Predict,
-        x0: Float[Tensor, "batch *dims"],
-        t: Int[Tensor, "batch"],
-        draws: Draws,
-        levels: Float[Tensor, "batch"] | None,
-    ) -> Terms:
+    def terms(self, predict: Predict, x0: Batch, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
         process = self.process
         output = predict(process.mix(x0, draws.noise, t), t)
         residual = output - process.target(x0, draws.noise, t)

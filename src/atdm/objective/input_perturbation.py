@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
+from ..diffusion.process import Batch, PerItem, Timesteps
 from ..errors import UserError
-from .terms import Draws, Noisier, Predict, Terms, item_mean
+from .terms import Draws, Noisier, Predict, Terms
 
 
 @dataclass(frozen=True)
@@ -27,15 +25,6 @@ class InputPerturbation(Noisier):
         if not self.gamma >= 0:
             raise UserError(f"gamma of the input perturbation is {self.gamma}. Expected a number >= 0, such as 0.1.")
 
-    def terms(
-        self,
-        predict: Predict,
-        x0: Float[Tensor, "batch *dims"],
-        t: Int[Tensor, "batch"],
-        draws: Draws,
-        levels: Float[Tensor, "batch"] | None,
-    ) -> Terms:
-        process = self.process
-        x_t = process.mix(x0, draws.noise + self.gamma * draws.need("more"), t)
-        residual = predict(x_t, t) - process.target(x0, draws.noise, t)
-        return Terms.unpushed(t, item_mean(residual.square()) * process.output_weight(t))
+    def terms(self, predict: Predict, x0: Batch, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
+        x_t = self.process.mix(x0, draws.noise + self.gamma * draws.need("more"), t)
+        return Terms.unpushed(t, self.denoising(predict(x_t, t), x0, draws.noise, t))

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..diffusion.process import Process
+from ..diffusion.process import Batch, Process, Timesteps
 from ..nets.passes import RandomState, frozen, known_random, remember_random
 from .terms import counted, predicted
 
@@ -51,7 +51,7 @@ def cost(share: float, steps: int, every: int) -> dict[str, float]:
     return counted(1 + perturbed + attacked, 1 + perturbed, attacked)
 
 
-def items_below(gate: float | None, process: Process, t: Int[Tensor, "batch"], device: torch.device) -> Indices | None:
+def items_below(gate: float | None, process: Process, t: Timesteps, device: torch.device) -> Indices | None:
     """The rows whose noise level is below ``gate``, None where there are none. Found where ``t`` is: on the CPU no
     accelerator is waited for."""
     if gate is None:
@@ -66,8 +66,8 @@ class Passes:
 
     model: Callable[..., Any]
     process: Process
-    x: Float[Tensor, "batch *dims"]
-    t: Int[Tensor, "batch"]
+    x: Batch
+    t: Timesteps
     conditioning: dict[str, Any]
 
     def output(self, model: Callable[..., Any], x: Tensor, indices: Indices = slice(None)) -> Tensor:

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..diffusion.process import Process
+from ..diffusion.process import Batch, PerItem, Process, Timesteps, per_item
 from ..errors import UserError, unknown
 
 
@@ -26,35 +25,29 @@ def _require(ok: bool, what: str, value: float, expected: str) -> None:
         raise UserError(f"{what} is {value}. Expected {expected}.")
 
 
-def _per_item(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (like.dim() - 1))
-
-
 # --- how far -----------------------------------------------------------------------------------------------------------
 class Reach(NamedTuple):
     """How far the perturbations of a batch go, and where: all that a weight may look at. Only a :class:`Radius` makes one."""
 
     process: Process
-    t: Int[Tensor, "batch"]
-    beta: Float[Tensor, "batch"]  # as drawn, in (0, 1]
-    ray: Float[Tensor, "batch"]  # beta r(t): the radius without its bias, noise units
-    r: Float[Tensor, "batch"]  # r_beta(t), the radius of the ball, noise units
+    t: Timesteps
+    beta: PerItem  # as drawn, in (0, 1]
+    ray: PerItem  # beta r(t): the radius without its bias, noise units
+    r: PerItem  # r_beta(t), the radius of the ball, noise units
 
 
 class Radius(ABC):
     """The radius of the ball at each timestep, in noise units."""
 
     @abstractmethod
-    def __call__(
-        self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]
-    ) -> Float[Tensor, "batch"]:
+    def __call__(self, process: Process, t: Timesteps, beta: PerItem) -> PerItem:
         """``r_beta(t)`` for ``beta`` in (0, 1]; ``beta = 1`` gives the largest radius used at t."""
 
-    def ray(self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    def ray(self, process: Process, t: Timesteps, beta: PerItem) -> PerItem:
         """``r_beta(t)`` without its bias: of a radius that adds none, the radius itself."""
         return self(process, t, beta)
 
-    def reach(self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]) -> Reach:
+    def reach(self, process: Process, t: Timesteps, beta: PerItem) -> Reach:
         """Radius and ray together, for a :class:`Weight`."""
         return Reach(process, t, beta, self.ray(process, t, beta), self(process, t, beta))
 
@@ -82,14 +75,12 @@ class PublishedRadius(Radius):
         _require(self.floor > 0, "floor of the radius", self.floor, "a number > 0, such as 8/255")
         _require(0 <= self.beta_min < 1, "beta_min of the radius", self.beta_min, "a number in [0, 1), such as 0.05")
 
-    def ray(self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    def ray(self, process: Process, t: Timesteps, beta: PerItem) -> PerItem:
         """``beta r(t)``."""
         slope = self.beta_min + (1 - self.beta_min) * beta if self.beta == "uniform" else torch.ones_like(beta)
         return process.sigma(t) ** self.omega * slope
 
-    def __call__(
-        self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]
-    ) -> Float[Tensor, "batch"]:
+    def __call__(self, process: Process, t: Timesteps, beta: PerItem) -> PerItem:
         return self.ray(process, t, beta) + self.floor
 
 
@@ -97,9 +88,7 @@ class PublishedRadius(Radius):
 class FlooredRadius(PublishedRadius):
     """``r_beta(t) = max(beta r(t), floor)``: the bias as a least radius."""
 
-    def __call__(
-        self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]
-    ) -> Float[Tensor, "batch"]:
+    def __call__(self, process: Process, t: Timesteps, beta: PerItem) -> PerItem:
         return self.ray(process, t, beta).clamp_min(self.floor)
 
 
@@ -112,9 +101,7 @@ class ConstantRadius(Radius):
     def __post_init__(self) -> None:
         _require(self.r > 0, "r of the radius", self.r, "a number > 0")
 
-    def __call__(
-        self, process: Process, t: Int[Tensor, "batch"], beta: Float[Tensor, "batch"]
-    ) -> Float[Tensor, "batch"]:
+    def __call__(self, process: Process, t: Timesteps, beta: PerItem) -> PerItem:
         return torch.full_like(beta, self.r)
 
 
@@ -126,7 +113,7 @@ class Weight(ABC):
     """The factor ``lambda_t`` on the regularizer. What it shares with the radius (omega, beta) it is given by the radius."""
 
     @abstractmethod
-    def __call__(self, reach: Reach, delta: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
+    def __call__(self, reach: Reach, delta: Batch) -> PerItem:
         """``lambda_t`` for the perturbations ``delta`` found within ``reach``."""
 
 
@@ -143,7 +130,7 @@ class PublishedWeight(Weight):
     def __post_init__(self) -> None:
         _require(self.lam >= 0, "lam of the weight", self.lam, "a number >= 0")
 
-    def __call__(self, reach: Reach, delta: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
+    def __call__(self, reach: Reach, delta: Batch) -> PerItem:
         return self.lam * math.sqrt(3) / reach.ray
 
 
@@ -151,7 +138,7 @@ class PublishedWeight(Weight):
 class OverRadius(PublishedWeight):
     """``lambda_t = lam sqrt(3) / r_beta(t)``, the bias inside the weight: what atdm called published until November 2026."""
 
-    def __call__(self, reach: Reach, delta: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
+    def __call__(self, reach: Reach, delta: Batch) -> PerItem:
         return self.lam * math.sqrt(3) / reach.r
 
 
@@ -159,7 +146,7 @@ class OverRadius(PublishedWeight):
 class OverVariance(PublishedWeight):
     """``lambda_t = 3 lam / r_beta(t)^2``: lam over the variance of a uniform on ``[-r_beta(t), r_beta(t)]``."""
 
-    def __call__(self, reach: Reach, delta: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
+    def __call__(self, reach: Reach, delta: Batch) -> PerItem:
         return 3 * self.lam / reach.r.square()
 
 
@@ -175,7 +162,7 @@ class RelativeWeight(Weight):
     def __post_init__(self) -> None:
         _require(self.k >= 0, "k of the weight", self.k, "a number >= 0")
 
-    def __call__(self, reach: Reach, delta: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
+    def __call__(self, reach: Reach, delta: Batch) -> PerItem:
         return self.k / delta.square().flatten(1).mean(1).clamp_min(1e-12)
 
 
@@ -188,7 +175,7 @@ class ConstantWeight(Weight):
     def __post_init__(self) -> None:
         _require(self.value >= 0, "value of the weight", self.value, "a number >= 0")
 
-    def __call__(self, reach: Reach, delta: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
+    def __call__(self, reach: Reach, delta: Batch) -> PerItem:
         return torch.full_like(reach.r, self.value)
 
 
@@ -210,15 +197,15 @@ class Ball(Protocol):
         """A point uniform in the ball of radius 1 for each item of ``shape``."""
         ...
 
-    def direction(self, gradient: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
+    def direction(self, gradient: Batch) -> Batch:
         """The point of the unit ball that goes furthest along ``gradient`` (zero where the gradient is)."""
         ...
 
-    def project(self, delta: Float[Tensor, "batch *dims"], r: Float[Tensor, "batch"]) -> Float[Tensor, "batch *dims"]:
+    def project(self, delta: Batch, r: PerItem) -> Batch:
         """The nearest point of the ball of radius ``r``."""
         ...
 
-    def used(self, delta: Float[Tensor, "batch *dims"], r: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    def used(self, delta: Batch, r: PerItem) -> PerItem:
         """The share of the constraint that binds: 1 where all of ``delta`` lies on the boundary."""
         ...
 
@@ -229,15 +216,15 @@ class LInf:
     def start(self, shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
         return 2 * torch.rand(shape, generator=generator, device=device) - 1
 
-    def direction(self, gradient: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
+    def direction(self, gradient: Batch) -> Batch:
         return gradient.sign()
 
-    def project(self, delta: Float[Tensor, "batch *dims"], r: Float[Tensor, "batch"]) -> Float[Tensor, "batch *dims"]:
-        bound = _per_item(r, delta)
+    def project(self, delta: Batch, r: PerItem) -> Batch:
+        bound = per_item(r, delta)
         return torch.minimum(torch.maximum(delta, -bound), bound)
 
-    def used(self, delta: Float[Tensor, "batch *dims"], r: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
-        return (delta.abs() >= 0.999 * _per_item(r, delta)).flatten(1).float().mean(1)
+    def used(self, delta: Batch, r: PerItem) -> PerItem:
+        return (delta.abs() >= 0.999 * per_item(r, delta)).flatten(1).float().mean(1)
 
 
 class L2:
@@ -247,19 +234,19 @@ class L2:
         d = math.prod(shape[1:])
         towards = torch.randn(shape, generator=generator, device=device)
         length = torch.rand(shape[0], generator=generator, device=device) ** (1 / d)
-        return self.direction(towards) * _per_item(length, towards)
+        return self.direction(towards) * per_item(length, towards)
 
-    def direction(self, gradient: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
+    def direction(self, gradient: Batch) -> Batch:
         # Scaled by the largest entry first: squares of tiny gradients underflow.
-        scaled = gradient / _per_item(gradient.abs().flatten(1).amax(1).clamp_min(1e-30), gradient)
+        scaled = gradient / per_item(gradient.abs().flatten(1).amax(1).clamp_min(1e-30), gradient)
         rms = scaled.square().flatten(1).mean(1).sqrt()
-        return scaled / _per_item(rms.clamp_min(1e-12), gradient)
+        return scaled / per_item(rms.clamp_min(1e-12), gradient)
 
-    def project(self, delta: Float[Tensor, "batch *dims"], r: Float[Tensor, "batch"]) -> Float[Tensor, "batch *dims"]:
+    def project(self, delta: Batch, r: PerItem) -> Batch:
         rms = delta.square().flatten(1).mean(1).sqrt()
-        return delta * _per_item((r / rms.clamp_min(1e-12)).clamp_max(1), delta)
+        return delta * per_item((r / rms.clamp_min(1e-12)).clamp_max(1), delta)
 
-    def used(self, delta: Float[Tensor, "batch *dims"], r: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    def used(self, delta: Batch, r: PerItem) -> PerItem:
         return (delta.square().flatten(1).mean(1).sqrt() >= 0.999 * r).float()
 
 
@@ -297,31 +284,21 @@ class Perturbation:
         """A uniform point of the *unit* ball for each item of ``shape = [batch, *dims]``."""
         return self.ball.start(shape, generator, torch.device(device))
 
-    def step(
-        self,
-        delta: Float[Tensor, "batch *dims"],
-        gradient: Float[Tensor, "batch *dims"],
-        r: Float[Tensor, "batch"],
-    ) -> Float[Tensor, "batch *dims"]:
+    def step(self, delta: Batch, gradient: Batch, r: PerItem) -> Batch:
         """One projected ascent step; items without a gradient stay where they are."""
         direction = self.ball.direction(gradient)
         if math.isinf(self.kappa):
             moves = (gradient != 0).flatten(1).any(1)
-            return torch.where(_per_item(moves, delta), _per_item(r, delta) * direction, delta)
-        return self.project(delta + self.kappa * _per_item(r, delta) * direction, r)
+            return torch.where(per_item(moves, delta), per_item(r, delta) * direction, delta)
+        return self.project(delta + self.kappa * per_item(r, delta) * direction, r)
 
-    def project(self, delta: Float[Tensor, "batch *dims"], r: Float[Tensor, "batch"]) -> Float[Tensor, "batch *dims"]:
+    def project(self, delta: Batch, r: PerItem) -> Batch:
         """The nearest point of the ball of radius ``r``."""
         return self.ball.project(delta, r)
 
-    def find(
-        self,
-        gain: Callable[[Tensor], Float[Tensor, "batch"]],
-        start: Float[Tensor, "batch *dims"],
-        r: Float[Tensor, "batch"],
-    ) -> Float[Tensor, "batch *dims"]:
+    def find(self, gain: Callable[[Tensor], PerItem], start: Batch, r: PerItem) -> Batch:
         """Ascend ``gain(delta)`` from ``r start``. Only delta is differentiated: parameters' ``.grad`` stay untouched."""
-        delta = (_per_item(r, start) * start).detach()
+        delta = (per_item(r, start) * start).detach()
         for _ in range(self.steps):
             with torch.enable_grad():
                 delta.requires_grad_(True)

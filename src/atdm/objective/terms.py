@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool
 from torch import Tensor, nn
 
-from ..diffusion.process import Process
+from ..diffusion.process import Batch, PerItem, Process, Timesteps
 from ..errors import UserError
 from ..nets import call
 
@@ -31,12 +31,12 @@ class Draws:
         delta: of a loss that keeps its perturbation from one replay to the next: that, in units of the state.
     """
 
-    t: Int[Tensor, "batch"]
-    noise: Float[Tensor, "batch *dims"]
-    beta: Float[Tensor, "batch"] | None = None
-    start: Float[Tensor, "batch *dims"] | None = None
-    more: Float[Tensor, "batch *dims"] | None = None
-    delta: Float[Tensor, "batch *dims"] | None = None
+    t: Timesteps
+    noise: Batch
+    beta: PerItem | None = None
+    start: Batch | None = None
+    more: Batch | None = None
+    delta: Batch | None = None
 
     def __getitem__(self, items: slice) -> Draws:
         chosen: dict[str, Any] = {k: None if v is None else v[items] for k, v in vars(self).items()}
@@ -57,25 +57,23 @@ class Draws:
 class Terms:
     """Named terms of the loss, one value per sample. The perturbation terms are zero where the regularizer was not applied."""
 
-    t: Int[Tensor, "batch"]
-    denoise: Float[Tensor, "batch"]  # units of the output (a score's: eps units)
-    regularizer: Float[Tensor, "batch"]  # before the weight: eps units of a perturbation; another loss's second term
-    weight: Float[Tensor, "batch"]  # lambda_t of a perturbation, in the units of the denoising term
+    t: Timesteps
+    denoise: PerItem  # units of the output (a score's: eps units)
+    regularizer: PerItem  # before the weight: eps units of a perturbation; another loss's second term
+    weight: PerItem  # lambda_t of a perturbation, in the units of the denoising term
     perturbed: Bool[Tensor, "batch"]
-    radius: Float[Tensor, "batch"]  # noise units
-    delta_rms: Float[Tensor, "batch"]  # noise units
-    at_radius: Float[Tensor, "batch"]  # share of the ball's constraint that binds
+    radius: PerItem  # noise units
+    delta_rms: PerItem  # noise units
+    at_radius: PerItem  # share of the ball's constraint that binds
 
     @classmethod
-    def unpushed(cls, t: Int[Tensor, "batch"], denoise: Float[Tensor, "batch"]) -> Terms:
+    def unpushed(cls, t: Timesteps, denoise: PerItem) -> Terms:
         """The terms of a loss that only denoises."""
         zero = torch.zeros_like(denoise, requires_grad=False)
         return cls(t, denoise, zero, zero, torch.zeros_like(t, dtype=torch.bool), zero, zero, zero)
 
     @classmethod
-    def of_items(
-        cls, t: Int[Tensor, "batch"], denoise: Float[Tensor, "batch"], indices: Tensor | slice, **perturbed: Tensor
-    ) -> Terms:
+    def of_items(cls, t: Timesteps, denoise: PerItem, indices: Tensor | slice, **perturbed: Tensor) -> Terms:
         """The terms where only these ``indices`` were perturbed, whose own terms follow by name."""
         zero = torch.zeros_like(denoise, requires_grad=False)
 
@@ -86,7 +84,7 @@ class Terms:
         return cls(t, denoise, perturbed=made, **{name: spread(values) for name, values in perturbed.items()})
 
     @property
-    def loss(self) -> Float[Tensor, "batch"]:
+    def loss(self) -> PerItem:
         """``denoise + lambda_t regularizer``; reduce it with ``.mean()``."""
         return self.denoise + self.weight * self.regularizer
 
@@ -138,12 +136,16 @@ class Loss(ABC):
         )
         return Draws(t, noise, **extra)
 
-    def due(self, t: Int[Tensor, "batch"]) -> bool:
+    def denoising(self, output: Batch, x0: Batch, noise: Batch, t: Timesteps) -> PerItem:
+        """ddpm's term for the network's ``output`` at states of ``x0`` with this ``noise``."""
+        return item_mean((output - self.process.target(x0, noise, t)).square()) * self.process.output_weight(t)
+
+    def due(self, t: Timesteps) -> bool:
         """Whether a step with these timesteps draws what is the loss's own."""
         return True
 
     def draw_extra(
-        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, generator: torch.Generator
+        self, t: Timesteps, shape: tuple[int, ...], device: torch.device, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """What the loss itself draws for these timesteps, by the names of :class:`Draws`."""
         return {}
@@ -168,11 +170,11 @@ class Loss(ABC):
     def __call__(
         self,
         model: Callable[..., Any],
-        x0: Float[Tensor, "batch *dims"],
+        x0: Batch,
         *,
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
-        levels: Float[Tensor, "batch"] | None = None,
+        levels: PerItem | None = None,
         **conditioning: Any,
     ) -> Terms:
         """The terms for images ``x0`` (in [-1, 1]) or vectors, as training sees them.
@@ -202,11 +204,11 @@ class Baseline(Loss):
     def __call__(
         self,
         model: Callable[..., Any],
-        x0: Float[Tensor, "batch *dims"],
+        x0: Batch,
         *,
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
-        levels: Float[Tensor, "batch"] | None = None,
+        levels: PerItem | None = None,
         **conditioning: Any,
     ) -> Terms:
         draws = draws or self.draw(x0.shape, x0.device, generator)
@@ -217,14 +219,7 @@ class Baseline(Loss):
         return self.terms(predict, x0, draws.t.to(x0.device, non_blocking=True), draws, levels)
 
     @abstractmethod
-    def terms(
-        self,
-        predict: Predict,
-        x0: Float[Tensor, "batch *dims"],
-        t: Int[Tensor, "batch"],
-        draws: Draws,
-        levels: Float[Tensor, "batch"] | None,
-    ) -> Terms:
+    def terms(self, predict: Predict, x0: Batch, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
         """The terms where ``predict(x_t, t)`` is the network's output; see :meth:`Loss.__call__`."""
 
 
@@ -233,7 +228,7 @@ class Noisier(Baseline):
     """A baseline that draws more noise of the items' shape than all losses do: ``draws.more``."""
 
     def draw_extra(
-        self, t: Int[Tensor, "batch"], shape: tuple[int, ...], device: torch.device, generator: torch.Generator
+        self, t: Timesteps, shape: tuple[int, ...], device: torch.device, generator: torch.Generator
     ) -> dict[str, Tensor]:
         return {"more": torch.randn(shape, generator=generator, device=device)}
 
@@ -263,14 +258,9 @@ def predicted(model: Callable[..., Any], x: Tensor, time: Tensor, **conditioning
     return output if output.dtype == torch.float64 else output.float()
 
 
-def item_mean(values: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch"]:
+def item_mean(values: Batch) -> PerItem:
     """The mean over an item's dimensions."""
     return values.flatten(1).mean(1)
-
-
-def per_item(values: Shaped[Tensor, "batch"], like: Float[Tensor, "batch *dims"]) -> Tensor:
-    """One value per item, shaped to broadcast against ``like``."""
-    return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def world() -> int:

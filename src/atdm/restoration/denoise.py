@@ -11,11 +11,10 @@ from torch import Tensor
 
 from ..data.source import Source
 from ..diffusion.model import Model, require_finite
-from ..diffusion.process import Process
+from ..diffusion.process import Process, per_item
 from ..diffusion.sampling import evaluating
 from ..errors import UserError
 from ..noise import noise_stds
-from ..objective.terms import per_item
 
 BATCH = 256
 
