@@ -31,9 +31,6 @@ from ..nets import weights_hash
 from .features import FeatureSpace
 from .weights import fitting, package, read_weights
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 class Network(nn.Module):
     """Resizes and normalizes images and runs a body on them.
