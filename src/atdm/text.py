@@ -21,18 +21,18 @@ class Plain:
     """A stream that writes text as :func:`plain` shows it.
 
     Args:
-        stream: takes it; what is meant to control the terminal goes there directly.
+        file: takes it; what is meant to control the terminal goes there directly.
     """
 
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
+    def __init__(self, file: Any) -> None:
+        self.file = file
 
     def write(self, text: str) -> int:
         """Write ``text``."""
-        return int(self.stream.write(plain(text)) or 0)
+        return int(self.file.write(plain(text)) or 0)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
+        return getattr(self.file, name)
 
 
 def short(text: str, most: int = 80) -> str:

@@ -135,7 +135,7 @@ def test_batches_go_on_from_any_place_to_the_bit(spec):
     for at in (1, 2, 3, 14, 29):
         for before, after in zip(whole[at:], taken(source, 40 - at, whole[at - 1].position), strict=True):
             assert torch.equal(before.x, after.x)
-            assert torch.equal(before.rows, after.rows)
+            assert torch.equal(before.indices, after.indices)
             assert before.position == after.position
 
 
@@ -158,7 +158,7 @@ def test_an_item_has_its_corruption_wherever_and_whenever_it_is_read(spec, folde
     source = Source(data.items, parts, 5, stream=data.stream, keys=data.keys)
 
     def seen(batches):
-        return {int(key): x for batch in batches for key, x in zip(batch.rows, batch.x, strict=True)}
+        return {int(key): x for batch in batches for key, x in zip(batch.indices, batch.x, strict=True)}
 
     alone = seen(taken(source, 60))
     assert len(alone) == COUNT
@@ -218,7 +218,7 @@ def test_broken_images_are_skipped_or_named(folder, tmp_path):
     assert len(data.broken) == 4
     assert len(data.keys) == 8
     source = Source(data.items, stream=data.stream, keys=data.keys)
-    assert {int(key) for batch in taken(source, 8) for key in batch.rows} == {*data.keys.tolist()}
+    assert {int(key) for batch in taken(source, 8) for key in batch.indices} == {*data.keys.tolist()}
 
 
 def test_a_stream_of_mixed_sizes_says_so(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..diffusion.process import Batch, PerItem
+from ..diffusion.process import PerItem, States
 from ..errors import UserError
 from ..metrics import FEATURES, FeatureSpace
 from ..metrics.exact import HasDistance, HasResidual, support_distance
@@ -49,7 +49,7 @@ class _Moved:
     def fit(self, reference: Tensor, truth: object | None) -> Goal:
         return self  # type: ignore[return-value]
 
-    def __call__(self, seen: Batch, beside: Batch | None) -> Tensor:
+    def __call__(self, seen: States, beside: States | None) -> Tensor:
         if beside is None:
             raise UserError("This goal compares with what was never perturbed. Expected what is seen beside it.")
         return (seen - beside).square().flatten(1).mean(1)
@@ -95,7 +95,7 @@ class Target:
             raise UserError(f"The target is item {self.item} of the reference. Expected 0 to {len(reference) - 1}.")
         return replace(self, image=reference[self.item])
 
-    def __call__(self, seen: Batch, beside: Tensor | None) -> PerItem:
+    def __call__(self, seen: States, beside: Tensor | None) -> PerItem:
         if self.image is None:
             raise UserError("The goal 'target' has no image. Expected one, from fit() or Target(image=...).")
         return -(seen - self.image.to(seen)).square().flatten(1).mean(1)
@@ -131,7 +131,7 @@ class Distance:
             )
         return replace(self, truth=truth)
 
-    def __call__(self, seen: Batch, beside: Tensor | None) -> PerItem:
+    def __call__(self, seen: States, beside: Tensor | None) -> PerItem:
         if not isinstance(self.truth, HasDistance | HasResidual):
             raise UserError("The goal 'distance' has no truth. Expected one, from fit() or Distance(truth=...).")
         return support_distance(seen.cpu(), self.truth).to(seen)
@@ -169,7 +169,7 @@ class Features:
             )
         return replace(self, fn=space.fn, points=points)
 
-    def __call__(self, seen: Batch, beside: Tensor | None) -> PerItem:
+    def __call__(self, seen: States, beside: Tensor | None) -> PerItem:
         if self.fn is None or self.points is None:
             raise UserError("The goal 'features' has no reference. Expected fit() to give it one.")
         found, points = self.fn(seen).float(), self.points.to(seen.device)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..diffusion.process import Batch
+from ..diffusion.process import States
 from ..diffusion.sampling import Solver
 from ..errors import UserError, unknown
 from .goals import Goal
@@ -42,7 +42,7 @@ class StepPerturbation:
     excess: float
     idle: float
     drew: bool
-    delta: Batch | None = None
+    delta: States | None = None
 
 
 class TrajectoryAttack:
@@ -102,7 +102,7 @@ class TrajectoryAttack:
         self._clean = solver.fork() if self.goal.beside == "clean" else None
         self.perturbations.append([])
 
-    def __call__(self, index: int, t: int, x: Batch) -> Batch:
+    def __call__(self, index: int, t: int, x: States) -> States:
         """The perturbed state."""
         if self.budget and (self.at is None or index in self.at):
             # Generators of this step alone: the k-th start is the same whatever the search did before it.
@@ -184,7 +184,7 @@ class Replay:
         self.process = solver.process
         self.deltas = {one.index: one.delta for one in perturbations}
 
-    def __call__(self, index: int, t: int, x: Batch) -> Batch:
+    def __call__(self, index: int, t: int, x: States) -> States:
         """The perturbed state."""
         if index not in self.deltas:
             return x

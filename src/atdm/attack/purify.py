@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..diffusion.model import Model
-from ..diffusion.process import Batch, Process
+from ..diffusion.process import Process, States
 from ..diffusion.sampling import evaluating, generators, open_solver
 from ..diffusion.solver import Solver
 from ..diffusion.steps import Sampling, asked
@@ -77,7 +77,7 @@ class Purifier(nn.Module):
         self.level = float(model.process.sigmas[self.t] / model.process.alphas[self.t])
         self.evaluations = len(solver.timesteps)
 
-    def forward(self, x: Batch, generators: list[torch.Generator] | None = None) -> Batch:
+    def forward(self, x: States, generators: list[torch.Generator] | None = None) -> States:
         """The purified items.
 
         Args:

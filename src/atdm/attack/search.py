@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ..diffusion.process import Batch, PerItem, per_item
+from ..diffusion.process import PerItem, States, per_item
 from ..errors import UserError
 from ..objective.perturb import Ball, Perturbation
 
@@ -39,7 +39,7 @@ class Found:
         idle: items whose gradient was zero (or not finite) at every step; none where no step was made.
     """
 
-    delta: Batch
+    delta: States
     gain: PerItem
     idle: Bool[Tensor, "batch"]
 
@@ -75,7 +75,7 @@ class Search:
     def ball(self) -> Ball:
         return Perturbation(self.norm).ball
 
-    def run(self, gain: Gain, random_start: Callable[[], Batch], r: PerItem) -> Found:
+    def run(self, gain: Gain, random_start: Callable[[], States], r: PerItem) -> Found:
         """The best perturbation of all restarts, item by item.
 
         Args:

@@ -286,4 +286,4 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
         table.add_column(text(name), justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
         table.add_row(*map(text, row.values()))
-    Screen(file=getattr(sys.stdout, "stream", sys.stdout)).print(table)
+    Screen(file=getattr(sys.stdout, "file", sys.stdout)).print(table)

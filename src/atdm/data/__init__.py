@@ -22,6 +22,7 @@ from .classes import NEEDED, Classes, without
 from .decode import Framing, Progress
 from .files import Files
 from .folders import TARS
+from .held_out import held_out_of, read_held_out
 from .items import Floats, Items, Pixels, every
 from .named import DATASETS, PATHS, Digits, Directory, Folder, Hub, Npz, Parquet, Webdataset
 from .pixels import MAX_PIXELS
@@ -194,8 +195,8 @@ def _decoded(
     if len(items) < 2:
         said = "".join(f" {note.rstrip('.')}." for note in (*notes, *listing.notes))
         raise UserError(f"{spec} holds {len(items)} image.{said} Expected at least 2.")
-    chosen = _held_out(held_out, rest, limit, seed) if hold_out else None
-    held, more = (None, ()) if not chosen else _held(chosen, items, rest is None, framing, how)
+    chosen = held_out_of(held_out, rest, limit, seed) if hold_out else None
+    held, more = (None, ()) if not chosen else read_held_out(chosen, items, rest is None, framing, how)
     notes += more + listing.notes
     files = Files(listing, broken, framing, how["cache"])
     labelled = listing.labelled and partial(without, listing.labelled, listing.name, broken)
@@ -251,36 +252,6 @@ def _listed(source: Any, skip_broken: bool) -> tuple[images.Listing, images.List
     if isinstance(source, Hub):
         return images.from_hub(source.name, source.split, source.column, source.label), None
     return images.from_torchvision(source.name, source.root, source.split, source.download), None
-
-
-def _held_out(
-    test: images.Listing | None, rest: images.Listing | None, limit: int | None, seed: int
-) -> images.Listing | None:
-    """Of the images named as held out, and then of those that ``limit`` left out, at most ``limit``."""
-    if test is None:  # a handful of images would be a poor measure
-        return images.split(rest, limit, seed)[0] if rest and rest.count >= (limit or 0) else None
-    test, _ = images.split(test, limit, seed)
-    if rest is None or limit is None or test.count == limit:
-        return test
-    return images.joined(test, images.split(rest, limit - test.count, seed)[0])
-
-
-def _held(
-    listing: images.Listing, items: Items, named: bool, framing: Framing, how: dict[str, Any]
-) -> tuple[Items | None, tuple[str, ...]]:
-    """The held-out images, where they are of the shape of the items, and notes.
-
-    Args:
-        named: by the source, which should know their shape.
-    """
-    held, notes, _ = read(listing, framing, **how)
-    notes = tuple(f"Held out: {note}" for note in notes)
-    if held.item_shape == items.item_shape:
-        return held, notes
-    shapes = f"items are {list(items.item_shape)}, held-out items {list(held.item_shape)}"
-    if named:
-        raise UserError(f"The {shapes}. Expected one shape.")
-    return None, (*notes, f"Nothing is held out: {shapes}.")
 
 
 def _shadow(spec: str) -> tuple[str, ...]:

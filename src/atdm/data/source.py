@@ -264,10 +264,10 @@ def feed(source: Source, plan: Plan, mine: Tensor, steps: range, workers: int, p
         ) from problem
 
 
-def indexed(batches: Iterator[Tensor], plan: Plan, rows: Tensor, steps: range) -> Iterator[Batch]:
+def indexed(batches: Iterator[Tensor], plan: Plan, mine: Tensor, steps: range) -> Iterator[Batch]:
     """The batches of :func:`feed`, each with what it holds."""
     for step, x in zip(steps, batches, strict=True):
-        yield Batch(x, plan[step][rows], plan.epochs(step)[rows])
+        yield Batch(x, plan[step][mine], plan.epochs(step)[mine])
 
 
 def flow(
@@ -285,7 +285,7 @@ def flow(
     if source.stream is None:
         raise UserError("The source is no stream. Expected data with streaming=true.")
     for batch in source.stream.batches(source.seed, size, process, processes, position, threads):
-        x = source.seen(batch.x, batch.rows, batch.epochs)
+        x = source.seen(batch.x, batch.indices, batch.epochs)
         yield batch._replace(x=x.pin_memory() if pin else x)
 
 

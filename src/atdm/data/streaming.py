@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     where a stream goes on behind them."""
 
     x: Float[Tensor, "b *item"]
-    rows: Int[Tensor, "b"]
+    indices: Int[Tensor, "b"]
     epochs: Int[Tensor, "b"]
     position: str | None = None
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, unknown
 from ..nets import call
-from .process import Batch
+from .process import States
 
 
 def drop_conditioning(
@@ -82,7 +82,7 @@ class Guided(nn.Module):
         """Of the network, which says what items it is for."""
         return self.model.config  # type: ignore[attr-defined]
 
-    def forward(self, x: Batch, t: Tensor, **conditioning: Any) -> Batch:
+    def forward(self, x: States, t: Tensor, **conditioning: Any) -> States:
         """The guided output; the two passes are one batch."""
         conditioning = {k: in_turn(v, len(x)) if k in self.null else v for k, v in conditioning.items()}
         empty = {k: v.to(conditioning[k]).expand_as(conditioning[k]) for k, v in self.null.items()}

@@ -21,7 +21,7 @@ from ..nets import call, class_conditioning, fits, item_shape, open_net, weights
 from .conditioning import Guided, in_turn
 from .folder import CLASSES, class_names, index_of, pipeline_folder, scheduler_of
 from .latent import Latents
-from .process import Batch, Process
+from .process import Process, States
 from .sampling import sample
 from .schedulers import pipeline_scheduler, require_signal
 from .steps import Sampling, asked
@@ -199,19 +199,19 @@ class Model:
             )
         return self
 
-    def output(self, x: Batch, t: Tensor, **conditioning: Any) -> Batch:
+    def output(self, x: States, t: Tensor, **conditioning: Any) -> States:
         """What the network says at ``x_t`` and the timesteps t (0 .. T-1)."""
         return call(self.net, x, self.process.time(t), **{**self._conditions(len(x)), **conditioning})
 
-    def eps(self, x: Batch, t: Tensor, **conditioning: Any) -> Batch:
+    def eps(self, x: States, t: Tensor, **conditioning: Any) -> States:
         """The noise it predicts in ``x_t``."""
         return self.process.to_eps(self.output(x, t, **conditioning), x, t)
 
-    def denoised(self, x: Batch, t: Tensor, **conditioning: Any) -> Batch:
+    def denoised(self, x: States, t: Tensor, **conditioning: Any) -> States:
         """``D(x_t, t)``, not clipped."""
         return self.process.to_x0(self.output(x, t, **conditioning), x, t)
 
-    def score(self, x: Batch, t: Tensor, **conditioning: Any) -> Batch:
+    def score(self, x: States, t: Tensor, **conditioning: Any) -> States:
         """``grad log p_t(x_t) = -eps / sigma_t``."""
         return self.process.score(self.eps(x, t, **conditioning), t)
 

@@ -19,7 +19,7 @@ from ..errors import UserError, unknown
 from .predictions import PREDICTIONS
 
 # Shapes: items, states or noise; a number for each item; the timestep of each item.
-Batch = Float[Tensor, "batch *dims"]
+States = Float[Tensor, "batch *dims"]
 PerItem = Float[Tensor, "batch"]
 Timesteps = Int[Tensor, "batch"]
 FAMILIES = ("vp", "flow", "edm")
@@ -236,11 +236,11 @@ class Process:
             return config
         return {**config, "prediction_type": native.get(self.prediction, self.prediction)}
 
-    def alpha(self, t: Timesteps, like: Batch | None = None) -> Tensor:
+    def alpha(self, t: Timesteps, like: States | None = None) -> Tensor:
         """``alpha_t``, shaped to broadcast against ``like`` (or ``[batch]``)."""
         return self._gather("alpha", t, like)
 
-    def sigma(self, t: Timesteps, like: Batch | None = None) -> Tensor:
+    def sigma(self, t: Timesteps, like: States | None = None) -> Tensor:
         """``sigma_t``, shaped to broadcast against ``like`` (or ``[batch]``)."""
         return self._gather("sigma", t, like)
 
@@ -252,7 +252,7 @@ class Process:
         """The first timestep whose ``sigma_t/alpha_t`` reaches ``ratio``: the inverse of :meth:`ratio` (T if none does)."""
         return int(torch.searchsorted((self.sigmas / self.alphas).contiguous(), ratio))
 
-    def mix(self, x0: Batch, eps: Batch, t: Timesteps) -> Batch:
+    def mix(self, x0: States, eps: States, t: Timesteps) -> States:
         """``x_t = alpha_t x_0 + sigma_t eps``."""
         return self.alpha(t, x0) * x0 + self.sigma(t, x0) * eps
 
@@ -274,7 +274,7 @@ class Process:
         """The network's time input at timesteps t: t itself, ``T s`` of a flow, ``log(sigma)/4`` of EDM."""
         return t if self.times is None else self._gather("time", t, None)
 
-    def target(self, x0: Batch, eps: Batch, t: Timesteps) -> Batch:
+    def target(self, x0: States, eps: States, t: Timesteps) -> States:
         """What the network should output for ``x_t = mix(x0, eps, t)``: ``A_t x_0 + B_t eps``."""
         if self.prediction == "epsilon":
             return eps
@@ -282,13 +282,13 @@ class Process:
             return x0
         return self._gather("A", t, x0) * x0 + self._gather("B", t, x0) * eps
 
-    def to_eps(self, output: Batch, x_t: Batch, t: Timesteps) -> Batch:
+    def to_eps(self, output: States, x_t: States, t: Timesteps) -> States:
         """The noise prediction that the network's ``output`` at ``x_t`` amounts to."""
         if self.prediction == "epsilon":
             return output
         return self._gather("eps_out", t, x_t) * output + self._gather("eps_x", t, x_t) * x_t
 
-    def to_x0(self, output: Batch, x_t: Batch, t: Timesteps) -> Batch:
+    def to_x0(self, output: States, x_t: States, t: Timesteps) -> States:
         """The denoised ``D(x_t, t)`` that the network's ``output`` at ``x_t`` amounts to."""
         if self.prediction == "sample":
             return output
@@ -305,11 +305,11 @@ class Process:
         """
         return self._gather("eps_weight", t, None)
 
-    def denoised(self, eps: Batch, x_t: Batch, t: Timesteps) -> Batch:
+    def denoised(self, eps: States, x_t: States, t: Timesteps) -> States:
         """``D(x_t, t) = (x_t - sigma_t eps) / alpha_t``."""
         return (x_t - self.sigma(t, x_t) * eps) / self.alpha(t, x_t)
 
-    def score(self, eps: Batch, t: Timesteps) -> Batch:
+    def score(self, eps: States, t: Timesteps) -> States:
         """``grad log p_t(x_t) = -eps / sigma_t`` (Song 2021)."""
         return -eps / self.sigma(t, eps)
 
@@ -339,7 +339,7 @@ PROCESSES: dict[str, Callable[..., Process]] = {
 }
 
 
-def per_item(values: Shaped[Tensor, "batch"], like: Batch) -> Tensor:
+def per_item(values: Shaped[Tensor, "batch"], like: States) -> Tensor:
     """One value per item, shaped to broadcast against ``like``."""
     return values.reshape(-1, *[1] * (like.dim() - 1))
 

@@ -1,6 +1,6 @@
 """Sampling through diffusers' schedulers: trajectories, and seeded batches of samples.
 
-Batch are given in the coordinates the network sees, ``x_t = alpha_t x_0 + sigma_t eps``, also for the schedulers that
+States are given in the coordinates the network sees, ``x_t = alpha_t x_0 + sigma_t eps``, also for the schedulers that
 carry ``x_0 + (sigma_t/alpha_t) eps`` inside (Euler, Heun, those of EDM).
 """
 
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError, unknown
-from .process import Batch, Process
+from .process import Process, States
 from .solver import Solver, Step
 from .steps import Sampling, asked
 
@@ -58,7 +58,7 @@ def trajectory(
     sampling: Sampling | None = None,
     *,
     generator: torch.Generator | Sequence[torch.Generator],
-    x_T: Batch | None = None,
+    x_T: States | None = None,
     hook: Hook | None = None,
     **options: Any,
 ) -> Iterator[Step]:

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 from ..nets import call
-from .process import Batch, Process
+from .process import Process, States
 from .schedulers import expected_by
 from .steps import Sampling
 
@@ -39,17 +39,17 @@ class Step:
     index: int
     count: int
     t: int
-    x: Batch
-    next: Batch
+    x: States
+    next: States
     seen: Seen
 
     @property
-    def eps(self) -> Batch:
+    def eps(self) -> States:
         """The noise the network predicted."""
         return self.seen.eps
 
     @property
-    def denoised(self) -> Batch:
+    def denoised(self) -> States:
         """``D(x, t)``, clipped as the sampler clips it."""
         return self.seen.denoised
 
@@ -159,7 +159,7 @@ class Solver:
             self.timesteps, self.visits = self.timesteps[begin:], self.visits[begin:]
         self.skipped = True
 
-    def begin(self, x: Batch) -> None:
+    def begin(self, x: States) -> None:
         """Place the batch at the first timestep, in the coordinates the network sees (pure noise, if none was skipped)."""
         x = x.to(self.device)
         if self.skipped:
@@ -168,7 +168,7 @@ class Solver:
             self.state = x * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow matching has none
             self.x = self._seen(self.state)
 
-    def move(self, x: Batch) -> None:
+    def move(self, x: States) -> None:
         """Go on from ``x``, in the coordinates the network sees, instead of the present state."""
         self.state, self.x = self.state + (x - self.x) / self._scale(), x
 
@@ -186,7 +186,7 @@ class Solver:
         copied.generators = [g.clone_state() for g in self.generators] if generators is None else list(generators)
         return copied
 
-    def predict(self, x: Batch, checkpointed: bool = False) -> tuple[Tensor, Batch, Batch]:
+    def predict(self, x: States, checkpointed: bool = False) -> tuple[Tensor, States, States]:
         """At ``x`` and the present t: the network's output, the noise it amounts to, and ``D(x, t)``, not clipped.
 
         Args:
@@ -231,7 +231,7 @@ class Solver:
             self.x = self._seen(self.state)
         return Step(index, count, t, x, self.x, seen)
 
-    def finish(self, checkpointed: bool = True) -> Batch:
+    def finish(self, checkpointed: bool = True) -> States:
         """All the steps that are left; the sample."""
         while not self.done:
             self.step(checkpointed)

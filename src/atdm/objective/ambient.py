@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..diffusion.process import Batch, PerItem, Process, Timesteps, per_item
+from ..diffusion.process import PerItem, Process, States, Timesteps, per_item
 from ..errors import UserError
 from ..noise.filters import THIN
 from .terms import Baseline, Draws, LevelsFrom, Predict, Terms, item_mean
@@ -36,7 +36,7 @@ class Ambient(Baseline):
     ) -> dict[str, Tensor]:
         return {"beta": 1 - torch.rand(shape[0], generator=generator, device=device)}
 
-    def terms(self, predict: Predict, x0: Batch, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
+    def terms(self, predict: Predict, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
         s = known(levels)
         t = above(self.process, s, t, draws.need("beta"))
         x_t, kappa = noised(self.process, x0, s, t, draws.noise)
@@ -73,7 +73,7 @@ class Omni(Ambient):
 
     levels_from: ClassVar[LevelsFrom] = "trusted"
 
-    def terms(self, predict: Predict, x0: Batch, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
+    def terms(self, predict: Predict, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
         indices, t = exchanged(self.process, known(levels), t, draws.need("beta"))
         x_t = self.process.mix(x0[indices], draws.noise, t)
         eps = self.process.to_eps(predict(x_t, t), x_t, t)
@@ -132,7 +132,7 @@ def exchanged(process: Process, levels: PerItem, t: Timesteps, beta: PerItem) ->
     return indices, torch.where(count > 0, t, above(process, levels, t, beta))
 
 
-def noised(process: Process, y: Batch, levels: PerItem, t: Timesteps, z: Batch) -> tuple[Batch, PerItem]:
-    """Batch of timesteps t above the levels, made of items that hold noise already; and ``kappa``, the share they lacked."""
+def noised(process: Process, y: States, levels: PerItem, t: Timesteps, z: States) -> tuple[States, PerItem]:
+    """States of timesteps t above the levels, made of items that hold noise already; and ``kappa``, the share they lacked."""
     kappa = (1 - (levels / process.ratio(t)).square()).clamp_min(0).sqrt()
     return process.mix(y, per_item(kappa, z) * z, t), kappa

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..diffusion.process import Batch, PerItem, Process, Timesteps
+from ..diffusion.process import PerItem, Process, States, Timesteps
 from ..text import changed
 from . import auto as automatic
 from .kinds import KINDS, Kind, due, require_kind, require_options
@@ -105,7 +105,7 @@ class Objective(Loss):
     def __call__(
         self,
         model: Callable[..., Any],
-        x0: Batch,
+        x0: States,
         *,
         draws: Draws | None = None,
         generator: torch.Generator | None = None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..diffusion.process import Batch, PerItem, Timesteps, per_item
+from ..diffusion.process import PerItem, States, Timesteps, per_item
 from ..errors import UserError
 from .terms import Baseline, Draws, Predict, Terms, counted, item_mean
 
@@ -63,7 +63,7 @@ class Free(Baseline):
         delta = delta * per_item((bound / length.clamp_min(1e-12)).clamp_max(1), delta)
         return replace(draws, delta=delta.requires_grad_())
 
-    def terms(self, predict: Predict, x0: Batch, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
+    def terms(self, predict: Predict, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
         process, delta = self.process, draws.need("delta")
         in_noise = delta.detach() / process.sigma(t, delta)
         output = predict(process.mix(x0, draws.noise, t) + delta, t)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from ..diffusion.process import Batch, PerItem, Timesteps, per_item
+from ..diffusion.process import PerItem, States, Timesteps, per_item
 from ..errors import UserError
 from .terms import Baseline, Draws, Predict, Terms, item_mean
 
@@ -44,7 +44,7 @@ class PseudoHuber(Baseline):
             return self.c + (1 - self.c) / (1 + self.process.ratio(t)).square()
         return torch.full(t.shape, self.c, device=t.device)
 
-    def terms(self, predict: Predict, x0: Batch, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
+    def terms(self, predict: Predict, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
         process = self.process
         output = predict(process.mix(x0, draws.noise, t), t)
         residual = output - process.target(x0, draws.noise, t)

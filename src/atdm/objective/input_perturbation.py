@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..diffusion.process import Batch, PerItem, Timesteps
+from ..diffusion.process import PerItem, States, Timesteps
 from ..errors import UserError
 from .terms import Draws, Noisier, Predict, Terms
 
@@ -25,6 +25,6 @@ class InputPerturbation(Noisier):
         if not self.gamma >= 0:
             raise UserError(f"gamma of the input perturbation is {self.gamma}. Expected a number >= 0, such as 0.1.")
 
-    def terms(self, predict: Predict, x0: Batch, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
+    def terms(self, predict: Predict, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
         x_t = self.process.mix(x0, draws.noise + self.gamma * draws.need("more"), t)
         return Terms.unpushed(t, self.denoising(predict(x_t, t), x0, draws.noise, t))

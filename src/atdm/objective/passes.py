@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..diffusion.process import Batch, Process, Timesteps
+from ..diffusion.process import Process, States, Timesteps
 from ..nets.passes import RandomState, frozen, known_random, remember_random
 from .terms import counted, predicted
 
@@ -66,7 +66,7 @@ class Passes:
 
     model: Callable[..., Any]
     process: Process
-    x: Batch
+    x: States
     t: Timesteps
     conditioning: dict[str, Any]
 

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..diffusion.process import Batch, PerItem, Process, Timesteps, per_item
+from ..diffusion.process import PerItem, Process, States, Timesteps, per_item
 from ..errors import UserError, unknown
 
 
@@ -113,7 +113,7 @@ class Weight(ABC):
     """The factor ``lambda_t`` on the regularizer. What it shares with the radius (omega, beta) it is given by the radius."""
 
     @abstractmethod
-    def __call__(self, reach: Reach, delta: Batch) -> PerItem:
+    def __call__(self, reach: Reach, delta: States) -> PerItem:
         """``lambda_t`` for the perturbations ``delta`` found within ``reach``."""
 
 
@@ -130,7 +130,7 @@ class PublishedWeight(Weight):
     def __post_init__(self) -> None:
         _require(self.lam >= 0, "lam of the weight", self.lam, "a number >= 0")
 
-    def __call__(self, reach: Reach, delta: Batch) -> PerItem:
+    def __call__(self, reach: Reach, delta: States) -> PerItem:
         return self.lam * math.sqrt(3) / reach.ray
 
 
@@ -138,7 +138,7 @@ class PublishedWeight(Weight):
 class OverRadius(PublishedWeight):
     """``lambda_t = lam sqrt(3) / r_beta(t)``, the bias inside the weight: what atdm called published until November 2026."""
 
-    def __call__(self, reach: Reach, delta: Batch) -> PerItem:
+    def __call__(self, reach: Reach, delta: States) -> PerItem:
         return self.lam * math.sqrt(3) / reach.r
 
 
@@ -146,7 +146,7 @@ class OverRadius(PublishedWeight):
 class OverVariance(PublishedWeight):
     """``lambda_t = 3 lam / r_beta(t)^2``: lam over the variance of a uniform on ``[-r_beta(t), r_beta(t)]``."""
 
-    def __call__(self, reach: Reach, delta: Batch) -> PerItem:
+    def __call__(self, reach: Reach, delta: States) -> PerItem:
         return 3 * self.lam / reach.r.square()
 
 
@@ -162,7 +162,7 @@ class RelativeWeight(Weight):
     def __post_init__(self) -> None:
         _require(self.k >= 0, "k of the weight", self.k, "a number >= 0")
 
-    def __call__(self, reach: Reach, delta: Batch) -> PerItem:
+    def __call__(self, reach: Reach, delta: States) -> PerItem:
         return self.k / delta.square().flatten(1).mean(1).clamp_min(1e-12)
 
 
@@ -175,7 +175,7 @@ class ConstantWeight(Weight):
     def __post_init__(self) -> None:
         _require(self.value >= 0, "value of the weight", self.value, "a number >= 0")
 
-    def __call__(self, reach: Reach, delta: Batch) -> PerItem:
+    def __call__(self, reach: Reach, delta: States) -> PerItem:
         return torch.full_like(reach.r, self.value)
 
 
@@ -197,15 +197,15 @@ class Ball(Protocol):
         """A point uniform in the ball of radius 1 for each item of ``shape``."""
         ...
 
-    def direction(self, gradient: Batch) -> Batch:
+    def direction(self, gradient: States) -> States:
         """The point of the unit ball that goes furthest along ``gradient`` (zero where the gradient is)."""
         ...
 
-    def project(self, delta: Batch, r: PerItem) -> Batch:
+    def project(self, delta: States, r: PerItem) -> States:
         """The nearest point of the ball of radius ``r``."""
         ...
 
-    def used(self, delta: Batch, r: PerItem) -> PerItem:
+    def used(self, delta: States, r: PerItem) -> PerItem:
         """The share of the constraint that binds: 1 where all of ``delta`` lies on the boundary."""
         ...
 
@@ -216,14 +216,14 @@ class LInf:
     def start(self, shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
         return 2 * torch.rand(shape, generator=generator, device=device) - 1
 
-    def direction(self, gradient: Batch) -> Batch:
+    def direction(self, gradient: States) -> States:
         return gradient.sign()
 
-    def project(self, delta: Batch, r: PerItem) -> Batch:
+    def project(self, delta: States, r: PerItem) -> States:
         bound = per_item(r, delta)
         return torch.minimum(torch.maximum(delta, -bound), bound)
 
-    def used(self, delta: Batch, r: PerItem) -> PerItem:
+    def used(self, delta: States, r: PerItem) -> PerItem:
         return (delta.abs() >= 0.999 * per_item(r, delta)).flatten(1).float().mean(1)
 
 
@@ -236,17 +236,17 @@ class L2:
         length = torch.rand(shape[0], generator=generator, device=device) ** (1 / d)
         return self.direction(towards) * per_item(length, towards)
 
-    def direction(self, gradient: Batch) -> Batch:
+    def direction(self, gradient: States) -> States:
         # Scaled by the largest entry first: squares of tiny gradients underflow.
         scaled = gradient / per_item(gradient.abs().flatten(1).amax(1).clamp_min(1e-30), gradient)
         rms = scaled.square().flatten(1).mean(1).sqrt()
         return scaled / per_item(rms.clamp_min(1e-12), gradient)
 
-    def project(self, delta: Batch, r: PerItem) -> Batch:
+    def project(self, delta: States, r: PerItem) -> States:
         rms = delta.square().flatten(1).mean(1).sqrt()
         return delta * per_item((r / rms.clamp_min(1e-12)).clamp_max(1), delta)
 
-    def used(self, delta: Batch, r: PerItem) -> PerItem:
+    def used(self, delta: States, r: PerItem) -> PerItem:
         return (delta.square().flatten(1).mean(1).sqrt() >= 0.999 * r).float()
 
 
@@ -284,7 +284,7 @@ class Perturbation:
         """A uniform point of the *unit* ball for each item of ``shape = [batch, *dims]``."""
         return self.ball.start(shape, generator, torch.device(device))
 
-    def step(self, delta: Batch, gradient: Batch, r: PerItem) -> Batch:
+    def step(self, delta: States, gradient: States, r: PerItem) -> States:
         """One projected ascent step; items without a gradient stay where they are."""
         direction = self.ball.direction(gradient)
         if math.isinf(self.kappa):
@@ -292,11 +292,11 @@ class Perturbation:
             return torch.where(per_item(moves, delta), per_item(r, delta) * direction, delta)
         return self.project(delta + self.kappa * per_item(r, delta) * direction, r)
 
-    def project(self, delta: Batch, r: PerItem) -> Batch:
+    def project(self, delta: States, r: PerItem) -> States:
         """The nearest point of the ball of radius ``r``."""
         return self.ball.project(delta, r)
 
-    def find(self, gain: Callable[[Tensor], PerItem], start: Batch, r: PerItem) -> Batch:
+    def find(self, gain: Callable[[Tensor], PerItem], start: States, r: PerItem) -> States:
         """Ascend ``gain(delta)`` from ``r start``. Only delta is differentiated: parameters' ``.grad`` stay untouched."""
         delta = (per_item(r, start) * start).detach()
         for _ in range(self.steps):

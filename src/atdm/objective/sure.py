@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..diffusion.process import Batch, PerItem, Timesteps, per_item
+from ..diffusion.process import PerItem, States, Timesteps, per_item
 from ..errors import UserError
 from .ambient import first_above, known
 from .terms import Draws, LevelsFrom, Noisier, Predict, Terms, counted, item_mean
@@ -43,14 +43,14 @@ class Sure(Noisier):
     def passes(self) -> dict[str, float]:
         return counted(3, 3)
 
-    def terms(self, predict: Predict, x0: Batch, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
+    def terms(self, predict: Predict, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
         process, s = self.process, known(levels)
         denoised, sure = self.denoise(predict, x0, s, draws.need("more"))
         output = predict(process.mix(denoised, draws.noise, t), t)
         plain = Terms.unpushed(t, self.denoising(output, denoised, draws.noise, t))
         return replace(plain, regularizer=sure, weight=torch.full_like(sure, self.weight, requires_grad=False))
 
-    def denoise(self, predict: Predict, y: Batch, levels: PerItem, probe: Batch) -> tuple[Batch, PerItem]:
+    def denoise(self, predict: Predict, y: States, levels: PerItem, probe: States) -> tuple[States, PerItem]:
         """``D(y)`` at the items' own noise levels, and its SURE; of clean items y itself, and 0."""
         process, t = self.process, first_above(self.process, levels)
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from ..diffusion.process import Batch, PerItem, Process, Timesteps
+from ..diffusion.process import PerItem, Process, States, Timesteps
 from ..errors import UserError
 from ..nets import call
 
@@ -32,11 +32,11 @@ class Draws:
     """
 
     t: Timesteps
-    noise: Batch
+    noise: States
     beta: PerItem | None = None
-    start: Batch | None = None
-    more: Batch | None = None
-    delta: Batch | None = None
+    start: States | None = None
+    more: States | None = None
+    delta: States | None = None
 
     def __getitem__(self, items: slice) -> Draws:
         chosen: dict[str, Any] = {k: None if v is None else v[items] for k, v in vars(self).items()}
@@ -136,7 +136,7 @@ class Loss(ABC):
         )
         return Draws(t, noise, **extra)
 
-    def denoising(self, output: Batch, x0: Batch, noise: Batch, t: Timesteps) -> PerItem:
+    def denoising(self, output: States, x0: States, noise: States, t: Timesteps) -> PerItem:
         """ddpm's term for the network's ``output`` at states of ``x0`` with this ``noise``."""
         return item_mean((output - self.process.target(x0, noise, t)).square()) * self.process.output_weight(t)
 
@@ -170,7 +170,7 @@ class Loss(ABC):
     def __call__(
         self,
         model: Callable[..., Any],
-        x0: Batch,
+        x0: States,
         *,
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
@@ -204,7 +204,7 @@ class Baseline(Loss):
     def __call__(
         self,
         model: Callable[..., Any],
-        x0: Batch,
+        x0: States,
         *,
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
@@ -219,7 +219,7 @@ class Baseline(Loss):
         return self.terms(predict, x0, draws.t.to(x0.device, non_blocking=True), draws, levels)
 
     @abstractmethod
-    def terms(self, predict: Predict, x0: Batch, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
+    def terms(self, predict: Predict, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
         """The terms where ``predict(x_t, t)`` is the network's output; see :meth:`Loss.__call__`."""
 
 
@@ -258,7 +258,7 @@ def predicted(model: Callable[..., Any], x: Tensor, time: Tensor, **conditioning
     return output if output.dtype == torch.float64 else output.float()
 
 
-def item_mean(values: Batch) -> PerItem:
+def item_mean(values: States) -> PerItem:
     """The mean over an item's dimensions."""
     return values.flatten(1).mean(1)
 

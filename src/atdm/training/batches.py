@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ..data.items import Floats
-from ..data.source import Source
-from ..data.streaming import Batch as Taken
+from ..data.source import Source, feed, flow, indexed, workers_for
+from ..data.streaming import Batch
 from ..diffusion.conditioning import drop_conditioning
 from ..errors import UserError
 from ..noise import Gauge
 from ..objective import Draws, Loss
 from .config import Settings
+from .state import State
 
 
 def generator_of(device: torch.device | str, *key: object) -> torch.Generator:
@@ -131,6 +133,20 @@ class Share:
         every = torch.arange(self.settings.batch_size).reshape(self.settings.accumulate, self.world, self.micro)
         return every[:, self.rank].flatten()
 
+    def batches(self, state: State, workers: int | None) -> Iterator[Batch]:
+        """What this process takes in each step from that of ``state`` on.
+
+        Args:
+            workers: as of :func:`~atdm.training.train.fit`.
+        """
+        source, mine, pin = self.source, self.mine, self.device.type == "cuda"
+        if source.stream is not None:
+            position = state.place_of(self.rank, self.world)
+            return flow(source, len(mine), self.rank, self.world, position, workers or None, pin)
+        steps = range(state.step, self.settings.steps)
+        workers = workers_for(source, self.device, self.world) if workers is None else workers
+        return indexed(feed(source, self.order, mine, steps, workers, pin), self.order, mine, steps)
+
     def draws(self, loss: Loss, step: int) -> Draws:
         """The randomness of the whole batch, alike in all processes."""
         seed, device = self.settings.seed, self.device
@@ -142,12 +158,16 @@ class Share:
             generator_of("cpu", seed, "timesteps", step) if device.type != "cpu" else None,
         )
 
-    def micros(self, loss: Loss, step: int, taken: Taken) -> list[Micro]:
+    def micros(self, loss: Loss, step: int, taken: Batch) -> list[Micro]:
         """The micro-batches of the items that this process took, on the device."""
         batch = taken.x.to(self.device, non_blocking=True)
         levels: list[Tensor | None] = [None] * self.settings.accumulate
         if loss.levels_from is not None:
-            levels = [*self._levels(loss, batch, taken.rows, taken.epochs).to(self.device, non_blocking=True).split(self.micro)]
+            levels = [
+                *self._levels(loss, batch, taken.indices, taken.epochs)
+                .to(self.device, non_blocking=True)
+                .split(self.micro)
+            ]
         found, labels = [], self._labels(step)
         for i, (x0, items) in enumerate(zip(batch.split(self.micro), self.mine.split(self.micro), strict=True)):
             begin = (i * self.world + self.rank) * self.micro

@@ -12,7 +12,7 @@ import torch
 from ..diffusion.steps import Sampling
 from .callbacks import Callback
 from .parts import Parts
-from .train import State
+from .state import State
 
 LOG = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class _Ended(Exception):
     """A wish to stop came while samples were drawn."""
 
 
-def draw(
+def save_grid(
     folder: Path,
     parts: Parts,
     state: State,

@@ -25,7 +25,7 @@ from .fingerprint import FILE as DATA
 from .fingerprint import Fingerprint, require_same_data
 from .log import Log
 from .parts import Parts, build, with_latents_kept
-from .pictures import draw, grid_file
+from .pictures import grid_file, save_grid
 from .train import Diverged, State, Step, anyone, fit
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _steps(
 
     try:
         if main and draws(state.step) and not grid_file(folder, state.step).is_file():
-            draw(folder, parts, state, accelerator.device, stop, callbacks)  # killed before it was drawn
+            save_grid(folder, parts, state, accelerator.device, stop, callbacks)  # killed before it was drawn
         ears = [each for each in callbacks if type(each).on_step is not Callback.on_step]  # as many in every process
         for step in fit(parts.objective, state, parts.source, parts.config, accelerator, config.workers, ears):
             last = step.index == config.steps
@@ -232,7 +232,7 @@ def _steps(
                 saved = save(ending or last)
             if draws(step.index) and not ending:
                 if main:
-                    draw(folder, parts, state, accelerator.device, stop, callbacks)
+                    save_grid(folder, parts, state, accelerator.device, stop, callbacks)
                 if ending := anyone(accelerator, stop()):
                     saved = save(True)
             yield step
@@ -261,7 +261,7 @@ def _finish(
         tell(f"Exporting the model to {folder / 'model'} and drawing samples.")
         parts.model(state.ema).save_pretrained(folder / "model")
         LOG.info("exported %s", folder / "model")
-        draw(folder, parts, state, accelerator.device, lambda: False, callbacks)
+        save_grid(folder, parts, state, accelerator.device, lambda: False, callbacks)
     if config.metrics != "none":
         tell(f"Drawing and measuring {config.metrics_samples} samples.")
         kind = metrics.ReferenceSet

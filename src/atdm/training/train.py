@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..data.source import Source, feed, flow, indexed, workers_for
+from ..data.source import Source
 from ..errors import UserError
 from ..objective import Loss, Objective, Terms
 from .batches import Order, Share, gauge_of, seed_of, source_for
@@ -67,14 +67,8 @@ def fit(
     first = max(settings.regularize_from, round(getattr(objective, "start", 0.0) * settings.steps))
     source = source_for(objective, data)
     gauge = gauge_of(source) if objective.levels_from == "items" else None
-    order = Order(len(source), settings.batch_size, settings.seed)
-    share = Share(source, settings, order, device, world, rank, gauge)
-    mine, steps, pin = share.mine, range(state.step, settings.steps), device.type == "cuda"
-    if source.stream is None:
-        helpers = workers_for(source, device, world) if workers is None else workers
-        batches = indexed(feed(source, order, mine, steps, helpers, pin), order, mine, steps)
-    else:
-        batches = flow(source, len(mine), rank, world, state.place_of(rank, world), workers or None, pin)
+    share = Share(source, settings, Order(len(source), settings.batch_size, settings.seed), device, world, rank, gauge)
+    batches = share.batches(state, workers)
     state.ema.to(device)
     clock = time.perf_counter()
     while state.step < settings.steps:
