@@ -318,7 +318,7 @@ class Process:
         if like is None:
             return table[t]
         if t.dim() == 1 and len(t) > 1 and t.stride(0) == 0:  # expanded over the batch, as in sampling: looked up once
-            return per_item(table[t[:1]], like).expand(len(t), *[1] * (like.dim() - 1))
+            return table[t[:1]].reshape(-1, *[1] * (like.dim() - 1)).expand(len(t), *[1] * (like.dim() - 1))
         return per_item(table[t], like)
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
