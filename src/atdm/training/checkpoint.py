@@ -128,7 +128,7 @@ class Writer:
         self._failure: BaseException | None = None
 
     def save(self, state: State) -> None:
-        """Copy the state and begin to write it, once the checkpoint before it is written.
+        """Copy the state and begin to write it, once the checkpoint before it is written. Of a split one all processes take part.
 
         Raises:
             UserError: of the checkpoint before it: a weight is not finite (the last good checkpoint stays), or the disk is full.

@@ -37,6 +37,7 @@ class Settings:
         compile: compile the network with torch.compile; where that fails, training says so and goes on without.
         gradient_checkpointing: compute activations again in the backward pass: less memory, more time; U-Nets only.
         label_dropout: share of the items whose class is withheld, which makes guidance possible; with class_labels.
+        shard: split weights, average and optimizer over the processes (FSDP2), for networks larger than a device.
     """
 
     steps: int = 4000
@@ -54,6 +55,7 @@ class Settings:
     compile: bool = False
     gradient_checkpointing: bool = False
     label_dropout: float = 0.1
+    shard: bool = False
 
     __repr__ = changed
 
@@ -268,7 +270,7 @@ class TrainConfig(Settings, DataConfig):
     FREE = (
         *("out", "log_every", "log_with", "save_every", "sample_every", "metrics", "metrics_samples"),
         *("clip_sample", "changed_data"),
-        *("keep", "threads", "steps", "epochs", "cache", "workers"),
+        *("keep", "threads", "shard", "steps", "epochs", "cache", "workers"),
     )
     # What says how the data are read, for whoever reads them again.
     READING = ("seed", "image_size", "crop", "limit", "skip_broken", "cache", "max_pixels")

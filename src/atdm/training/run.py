@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import logging
@@ -26,6 +27,7 @@ from .fingerprint import Fingerprint, require_same_data
 from .log import Log
 from .parts import Parts, build, with_latents_kept
 from .pictures import grid_file, save_grid
+from .sharding import require_shardable, whole
 from .train import Diverged, State, Step, anyone, fit
 
 if TYPE_CHECKING:
@@ -71,7 +73,9 @@ def train(
         for note in (*parts.notes, *changed):
             tell(note)
         config = config.over(len(parts.source))
-        state = State.create(parts.net, parts.config)
+        require_shardable(parts.config, parts.objective, accelerator)
+        # Of a sharded network there stays a whole one, on the CPU, to be exported.
+        state = State.create(copy.deepcopy(parts.net) if config.shard else parts.net, parts.config)
         if main:
             folder.mkdir(parents=True, exist_ok=True)
             hold.take()
@@ -210,6 +214,8 @@ def _steps(
             state.gather(accelerator)
             if main:
                 writer.save(state)
+            elif config.shard:
+                state.tensors(keep=False)
         if whole or heard:
             writer.wait()
         return state.step
@@ -256,7 +262,13 @@ def _finish(
 ) -> None:
     """What follows the last step: the pipeline, a grid of samples, and numbers, with a warning where they rank nothing."""
     folder, main = Path(config.out), accelerator.is_main_process
-    if main:
+    trained = {k: whole(v) for k, v in state.ema.state_dict().items()} if config.shard else {}
+    if main and config.shard:
+        parts.net.load_state_dict(trained)
+        tell(f"Exporting the whole model to {folder / 'model'}; atdm sample draws from it.")
+        parts.model(parts.net).save_pretrained(folder / "model")
+        LOG.info("exported %s", folder / "model")
+    elif main:
         state.ema.eval()
         tell(f"Exporting the model to {folder / 'model'} and drawing samples.")
         parts.model(state.ema).save_pretrained(folder / "model")

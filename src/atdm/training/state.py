@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..objective import Terms
 from .config import Settings
+from .sharding import load_whole, own, shard, split_like, whole
 from .update import checkpoint_activations
 
 if TYPE_CHECKING:
@@ -41,13 +42,19 @@ class State:
         ema = copy.deepcopy(model).eval().requires_grad_(False)
         if settings.gradient_checkpointing:
             checkpoint_activations(model)
+        if settings.shard:
+            model, ema = shard(model), shard(ema)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
         return cls(model.train(), ema, optimizer)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state by name, for a checkpoint."""
+    def tensors(self, keep: bool = True) -> dict[str, Tensor]:
+        """Every tensor of the state by name, for a checkpoint; of a split one whole, and all processes call it at once.
+
+        Args:
+            keep: otherwise nothing is kept: this process only gives its part.
+        """
         named = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         named |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
         names: dict[Tensor, str] = {p: n for n, p in self.model.named_parameters()}
@@ -55,7 +62,16 @@ class State:
             named |= {f"optimizer.{key}.{names[parameter]}": v for key, v in values.items()}
         for process, place in self.places.items():
             named[f"stream.{process}"] = torch.frombuffer(bytearray(place.encode()), dtype=torch.uint8)
-        return named
+        found = ((name, whole(value)) for name, value in named.items())
+        return {name: value for name, value in found if keep}
+
+    def prepared(self, accelerator: Accelerator, split: bool) -> nn.Module:
+        """The network as it is trained, with the average on its device; the parts of a split one are there already."""
+        if split:
+            return self.model
+        self.ema.to(accelerator.device)
+        model: nn.Module = accelerator.prepare(self.model, self.optimizer)[0]
+        return model
 
     def gather(self, accelerator: Accelerator) -> None:
         """Learn from all processes where they are in a stream; all call it at once."""
@@ -80,14 +96,16 @@ class State:
     def restore(self, named: dict[str, Tensor], step: int) -> None:
         """Take over the tensors of :meth:`tensors`, saved after ``step`` optimizer steps."""
         for part, module in (("model.", self.model), ("ema.", self.ema)):
-            module.load_state_dict({k[len(part) :]: v for k, v in named.items() if k.startswith(part)})
+            load_whole(module, {k[len(part) :]: v for k, v in named.items() if k.startswith(part)})
         for name, parameter in self.model.named_parameters():
             keys = [k.split(".")[1] for k in named if k.startswith("optimizer.") and k.split(".", 2)[2] == name]
             if keys:
                 saved = {key: named[f"optimizer.{key}.{name}"] for key in keys}
                 self.optimizer.state[parameter] = {
                     # In the memory format of the parameter, as the optimizer itself makes them.
-                    key: v.clone() if key == "step" else torch.empty_like(parameter, requires_grad=False).copy_(v)
+                    key: v.clone()
+                    if key == "step"
+                    else torch.empty_like(parameter, requires_grad=False).copy_(split_like(v, parameter))
                     for key, v in saved.items()
                 }
         places = {k.removeprefix("stream."): v for k, v in named.items() if k.startswith("stream.")}
@@ -106,7 +124,8 @@ class State:
     def _pairs(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
         """The parameters of the average and of the model, and their buffers: walking the modules takes time."""
         buffers = list(zip(self.ema.buffers(), self.model.buffers(), strict=True))
-        return list(self.ema.parameters()), list(self.model.parameters()), buffers
+        kept, now = ([own(p.detach()) for p in each.parameters()] for each in (self.ema, self.model))
+        return kept, now, buffers
 
 
 @dataclass(frozen=True)

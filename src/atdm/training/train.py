@@ -61,7 +61,7 @@ def fit(
 
     accelerator = accelerator or Accelerator(cpu=next(state.model.parameters()).device.type == "cpu")
     device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
-    model, _ = accelerator.prepare(state.model, state.optimizer)
+    model = state.prepared(accelerator, settings.shard)
     update = Update(model, state.optimizer, accelerator, settings.grad_clip, settings.compile)
     plain = Objective("ddpm", objective.process)
     first = max(settings.regularize_from, round(getattr(objective, "start", 0.0) * settings.steps))
@@ -69,7 +69,6 @@ def fit(
     gauge = gauge_of(source) if objective.levels_from == "items" else None
     share = Share(source, settings, Order(len(source), settings.batch_size, settings.seed), device, world, rank, gauge)
     batches = share.batches(state, workers)
-    state.ema.to(device)
     clock = time.perf_counter()
     while state.step < settings.steps:
         step = state.step

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, first_line
 from ..objective import Draws, Loss, Terms
+from .sharding import whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -71,7 +72,7 @@ class Update:
         """
         terms = self._gradients(loss_of, parts, seed)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.limit)
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.limit))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._clear()
