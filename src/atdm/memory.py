@@ -44,7 +44,7 @@ def require_threads(threads: int) -> None:
     """Refuse a number of threads with which work would stand still.
 
     Args:
-        threads: 0 leaves the number to atdm.
+        threads: 0 lets atdm choose the number.
 
     Raises:
         UserError: it is negative, or far beyond the number of cores.

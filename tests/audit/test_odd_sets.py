@@ -76,9 +76,20 @@ def test_a_set_beside_its_own_results_stays_what_it_is(capsys, tmp_path, monkeyp
     assert atdm(capsys, "train", *train)[0] == 0
     assert atdm(capsys, "corrupt", "--data", ".", "--corrupt", "gaussian", "--out", "noisy")[0] == 0
     assert audit(capsys, ".")["items"] == 20
-    code, _, err = atdm(capsys, "purify", "runs/run", "--data", ".", "--noise", "0.3", "--sampling_steps", "2")
-    assert code == 2
-    assert "would be read as data there" in err
+    for words in (
+        ["purify", "runs/run", "--data", ".", "--noise", "0.3", "--sampling_steps", "2"],
+        ["sample", "runs/run", "--n", "2", "--sampling_steps", "2"],
+        ["sample", "runs/run", "--n", "2", "--sampling_steps", "2", "--out", "drawn"],
+        ["show", "run", "runs/run", "--out", "curves.png"],
+    ):
+        code, _, err = atdm(capsys, *words)
+        assert code == 2, words
+        assert "would be read as data there" in err, words
+    for words in (
+        ["sample", "runs/run", "--n", "2", "--sampling_steps", "2", "--out", "runs/run/x.png"],
+        ["show", "run", "runs/run"],
+    ):
+        assert atdm(capsys, *words)[0] == 0, words
     code, _, err = atdm(capsys, "train", *train)
     assert code == 0, err
 

@@ -202,6 +202,22 @@ def require_outside(out: Path, data: str) -> None:
         raise UserError(f"{out} is in {folder}, and would be read as data there. Expected another place.")
 
 
+def require_outside_data_of(run: str, out: Path) -> None:
+    """The same of the images that a run was trained on. What is in its own folder is not read as data.
+
+    Raises:
+        UserError: ``out`` is in their folder.
+    """
+    from ..training.checkpoint import read_config
+
+    try:
+        data = read_config(Path(run))["data"]
+    except UserError:  # no run, and so of unknown data
+        return
+    if not out.resolve().is_relative_to(Path(run).resolve()):
+        require_outside(out, data)
+
+
 def is_main() -> bool:
     """Whether this process speaks and writes: the only one, or the first of ``accelerate launch``."""
     return os.environ.get("RANK", "0") == "0"

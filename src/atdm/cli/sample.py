@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from .common import Printing, add_sampling, is_main, open_model, samples_of
+from .common import Printing, add_sampling, is_main, open_model, require_outside_data_of, samples_of
 from .parser import make_parser, positional
 
 
@@ -46,6 +46,7 @@ def run(words: list[str]) -> int:
         size = (given.image_size, given.image_size)
         model = model.for_items((model.channels, *size), given.model, f"--image_size {given.image_size}")
     check_target(target, model.item_shape)
+    require_outside_data_of(given.model, target)
     drawn, made = samples_of(given, model, given.seed)
     require_finite(drawn, "samples")
     if is_main():

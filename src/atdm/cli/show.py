@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import UserError, nearest
 from ..training.config import TrainConfig
-from .common import Printing, numbers
+from .common import Printing, numbers, require_outside_data_of
 from .parser import make_parser, positional
 
 
@@ -76,15 +76,16 @@ def _run(given: Any) -> dict[str, Any]:
     from ..training.log import read_log
 
     folder = Path(given.run)
+    out = Path(given.out or folder / "curves.png")
+    require_outside_data_of(given.run, out)
     log = read_log(folder)
     pictures = sorted((folder / "samples").glob("step-*.png"))
     newest = pictures[-1] if pictures else None
     picture = None if newest is None else np.asarray(Image.open(newest).convert("RGB"))
     step = "" if newest is None else int(newest.stem.removeprefix("step-"))
     figure = plot.run_curves(log, picture, f"Samples of the averaged weights at step {step}")
-    out = plot.save(figure, given.out or folder / "curves.png")
     return {
-        "out": str(out),
+        "out": str(plot.save(figure, out)),
         "run": given.run,
         "samples": newest and str(newest),
         "steps": log[-1]["step"] if log else 0,
