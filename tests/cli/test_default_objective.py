@@ -51,6 +51,8 @@ def test_options_that_only_the_regularizer_has_ask_for_it(capsys, tmp_path):
         assert resolved(capsys, tmp_path, *words) == wanted
     # What a recipe says is no reason to refuse another objective by name.
     assert resolved(capsys, tmp_path, "--config", str(file), "--objective", "auto").name == "auto"
+    code, _, err = atdm(capsys, *TRAIN, "--objective", "atuo")
+    assert (code, "Unknown objective 'atuo'. Did you mean 'auto'" in err) == (2, True)
     code, _, err = atdm(capsys, *TRAIN, "--objective", "auto", "--objective.gate", "0.3")
     assert (code, "auto chooses --objective.gate from the data" in err) == (2, True)
 

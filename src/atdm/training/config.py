@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..errors import UserError
+from ..errors import UserError, unknown
 from ..memory import require_threads
 from ..text import changed
 from .reading import DataConfig
@@ -170,6 +170,8 @@ class ObjectiveConfig:
         name, options = parse_spec(self.name)
         if self.automatic:
             raise UserError("The objective auto is chosen from training data. Expected fitted(x) before build().")
+        if name not in OBJECTIVES:
+            raise unknown("objective", name, [*OBJECTIVES, "auto"])
         if name not in KINDS:
             return build("objective", self.name, OBJECTIVES, process=process, seed=seed)
         if options:
