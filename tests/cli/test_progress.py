@@ -63,6 +63,23 @@ def test_a_stage_in_which_nothing_moves_is_heard_of_every_minute(capsys, clock):
     assert bar._ended.is_set()
 
 
+def test_what_follows_the_last_step_is_heard_of_every_minute(capsys, clock):
+    with progress.progress_bar(False) as bar:
+        bar.get_time = lambda: clock[0]
+        task = bar.add_task("learning", total=100, note="")
+        progress.note(bar, "Reading.")
+        clock[0] += 44
+        bar.update(task, completed=100)
+        progress.note(bar, "Exporting the model.")
+        capsys.readouterr()
+        for _ in range(2):
+            clock[0] += 46
+            bar._remind()
+            bar._remind()
+    said = ["Exporting the model: began 0:00:46 ago", "Exporting the model: began 0:01:32 ago"]
+    assert capsys.readouterr().err.splitlines() == said
+
+
 def test_a_stage_that_ends_early_says_how_far_it_came(capsys, clock):
     with progress.progress_bar(False) as bar:
         task = bar.add_task("a [/b] name", total=None, note="")

@@ -57,6 +57,7 @@ class Lines(Progress):
     def __init__(self, *columns: Any, **options: Any) -> None:
         super().__init__(*columns, **options)
         self._said: dict[Any, tuple[float, float]] = {}  # when each task spoke last, and how far it was
+        self._stage = ("", 0.0, 0.0)  # what was noted last, when, and when it was said last
         self._ended = threading.Event()
 
     def start(self) -> None:
@@ -69,9 +70,18 @@ class Lines(Progress):
             self._remind()
 
     def _remind(self) -> None:
-        for task in [task for task in self.tasks if not task.finished and task.id in self._said]:
+        waiting = [task for task in self.tasks if not task.finished and task.id in self._said]
+        for task in waiting:
             if time.monotonic() - self._said[task.id][0] >= LATEST:
                 self._say(task)
+        stage, begun, said = self._stage
+        if stage and not waiting and time.monotonic() - said >= LATEST and not self.disable:
+            self._stage = (stage, begun, time.monotonic())
+            say(self.console, f"{stage.rstrip('.')}: began {_clock(time.monotonic() - begun)} ago")
+
+    def note(self, text: str) -> None:
+        """Remember what was said beside the tasks, to repeat it while nothing else moves."""
+        self._stage = (text, time.monotonic(), time.monotonic())
 
     def stop(self) -> None:
         self._ended.set()
@@ -101,6 +111,13 @@ class Lines(Progress):
         self._said[task.id] = (time.monotonic(), task.completed)
         if not self.disable:
             say(self.console, line(task))
+
+
+def note(bar: Progress, text: str) -> None:
+    """Say on ``bar`` what is done now, apart from its tasks."""
+    say(bar.console, text)
+    if isinstance(bar, Lines):
+        bar.note(text)
 
 
 def line(task: Task) -> str:

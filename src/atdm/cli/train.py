@@ -17,7 +17,7 @@ from ..training.recipes import recipe_file
 from ..training.versions import require_version
 from .common import Printing, is_main, print_table, silent, tell_notes
 from .parser import make_parser, options_of, spell
-from .progress import preparing, progress_bar, say
+from .progress import note, preparing, progress_bar
 from .signals import STOP, Interrupted
 
 
@@ -110,9 +110,9 @@ def run(words: list[str]) -> int:
             total = config.steps if config.epochs is None else None
             task = bar.add_task(config.objective.name, total=total, note="")
 
-            def tell(note: str) -> None:
+            def tell(text: str) -> None:
                 if is_main():
-                    say(bar.console, note)
+                    note(bar, text)
 
             for last in runs.train(config, STOP, tell, preparing(bar)):
                 STOP.wait(last.index < last.steps)
