@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import UserError, first_line, unknown
 from ..files import atomic, read_json
+from ..files.writing import cause
 from .callbacks import Callback
 from .state import Step
 
@@ -77,7 +78,7 @@ class Trackers(Callback):
                 if name not in begun:
                     self.close()
                     raise UserError(
-                        f"The tracker {name} cannot start: {first_line(problem)}. Expected another --log_with, or what it asks for."
+                        f"The tracker {name} cannot start: {cause(problem) or first_line(problem)}. Expected another --log_with, or what it asks for."
                     ) from problem
                 self._lose(name, problem)
         ids = {name: _id(name, tracker) for name, tracker in self.open.items() if name != "tensorboard"}
