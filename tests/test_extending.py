@@ -41,7 +41,7 @@ class Cubed(Baseline):
 
     def terms(self, predict, x0, t, draws, levels):
         residual = predict(self.process.mix(x0, draws.noise, t), t) - self.process.target(x0, draws.noise, t)
-        return Terms.unpushed(t, residual.abs().pow(self.power).flatten(1).mean(1))
+        return Terms.unperturbed(t, residual.abs().pow(self.power).flatten(1).mean(1))
 """,
     "norm": """
 def median_norm(seen):

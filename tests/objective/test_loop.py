@@ -175,7 +175,7 @@ PROCESSES = """
     torch.distributed.all_gather(starts, start)
     assert not torch.equal(*starts), "the same push on both"
     whole = torch.randn(16, 4, generator=torch.Generator().manual_seed(2))
-    draws = objective.draw(whole.shape, generator=torch.Generator().manual_seed(3), push_generator=torch.Generator().manual_seed(4))
+    draws = objective.draw(whole.shape, generator=torch.Generator().manual_seed(3), perturbation_generator=torch.Generator().manual_seed(4))
     objective(network(model), whole, draws=draws).loss.mean().backward()
     alone = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()

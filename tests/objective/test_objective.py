@@ -353,7 +353,9 @@ def test_pushing_in_one_of_so_many_steps_is_the_same_loss_on_average():
     for seed in range(400):
         for n, objective in ((1, always), (4, seldom)):
             draws = objective.draw(
-                x0.shape, generator=torch.Generator().manual_seed(seed), push_generator=torch.Generator().manual_seed(1)
+                x0.shape,
+                generator=torch.Generator().manual_seed(seed),
+                perturbation_generator=torch.Generator().manual_seed(1),
             )
             found = objective(model, x0, draws=draws)
             terms[n].append((found.weight * found.regularizer).mean())

@@ -42,7 +42,7 @@ class Ambient(Baseline):
         x_t, kappa = noised(self.process, x0, s, t, draws.noise)
         eps = self.process.to_eps(predict(x_t, t), x_t, t)
         squared = item_mean((per_item(kappa, eps) * eps - draws.noise).square())
-        return Terms.unpushed(t, squared * self.process.eps_weight(t))
+        return Terms.unperturbed(t, squared * self.process.eps_weight(t))
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Omni(Ambient):
         indices, t = exchanged(self.process, known(levels), t, draws.need("beta"))
         x_t = self.process.mix(x0[indices], draws.noise, t)
         eps = self.process.to_eps(predict(x_t, t), x_t, t)
-        return Terms.unpushed(t, item_mean((eps - draws.noise).square()) * self.process.eps_weight(t))
+        return Terms.unperturbed(t, item_mean((eps - draws.noise).square()) * self.process.eps_weight(t))
 
 
 def known(levels: PerItem | None) -> PerItem:

@@ -42,7 +42,7 @@ class Objective(Loss):
         detach_target: stop the gradient through the clean prediction in the target.
         every: apply the regularizer in one of so many steps, with so many times the weight: on average the same loss. Which, the ``step`` of a
             call decides, or its timesteps.
-        seed: seeds the objective's own generator for beta and the start, used when a call brings no ``push_generator``.
+        seed: seeds the objective's own generator for beta and the start, used when a call brings no ``perturbation_generator``.
         start: share of the training that is plain denoising; calls then need ``step`` (from 0) and ``steps``.
         note: what :meth:`auto` chose, in words.
     """
@@ -123,7 +123,7 @@ class Objective(Loss):
         if (
             indices is None or draws.beta is None or draws.start is None
         ):  # none are below, or this step does not perturb
-            return Terms.unpushed(t, self.denoising(passes.output(model, passes.x), x0, draws.noise, t))
+            return Terms.unperturbed(t, self.denoising(passes.output(model, passes.x), x0, draws.noise, t))
 
         reach = self.radius.reach(process, t[indices], draws.beta[indices])
         attacks = self.kind.adversarial

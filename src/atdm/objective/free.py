@@ -67,7 +67,7 @@ class Free(Baseline):
         process, delta = self.process, draws.need("delta")
         in_noise = delta.detach() / process.sigma(t, delta)
         output = predict(process.mix(x0, draws.noise, t) + delta, t)
-        plain = Terms.unpushed(t, self.denoising(output, x0, draws.noise + in_noise, t))
+        plain = Terms.unperturbed(t, self.denoising(output, x0, draws.noise + in_noise, t))
         rms = item_mean(delta.detach().square()).sqrt()
         return replace(
             plain,

@@ -51,4 +51,4 @@ class PseudoHuber(Baseline):
         squared = residual.square() * per_item(process.output_weight(t), residual)
         c = per_item(self.threshold(t), residual)
         # The difference of the formula, multiplied out: it does not cancel where r is small beside c.
-        return Terms.unpushed(t, item_mean(2 * squared / (1 + (1 + squared / c.square()).sqrt())))
+        return Terms.unperturbed(t, item_mean(2 * squared / (1 + (1 + squared / c.square()).sqrt())))

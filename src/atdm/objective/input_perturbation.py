@@ -27,4 +27,4 @@ class InputPerturbation(Noisier):
 
     def terms(self, predict: Predict, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
         x_t = self.process.mix(x0, draws.noise + self.gamma * draws.need("more"), t)
-        return Terms.unpushed(t, self.denoising(predict(x_t, t), x0, draws.noise, t))
+        return Terms.unperturbed(t, self.denoising(predict(x_t, t), x0, draws.noise, t))

@@ -47,7 +47,7 @@ class Sure(Noisier):
         process, s = self.process, known(levels)
         denoised, sure = self.denoise(predict, x0, s, draws.need("more"))
         output = predict(process.mix(denoised, draws.noise, t), t)
-        plain = Terms.unpushed(t, self.denoising(output, denoised, draws.noise, t))
+        plain = Terms.unperturbed(t, self.denoising(output, denoised, draws.noise, t))
         return replace(plain, regularizer=sure, weight=torch.full_like(sure, self.weight, requires_grad=False))
 
     def denoise(self, predict: Predict, y: States, levels: PerItem, probe: States) -> tuple[States, PerItem]:

@@ -67,7 +67,7 @@ class Terms:
     at_radius: PerItem  # share of the ball's constraint that binds
 
     @classmethod
-    def unpushed(cls, t: Timesteps, denoise: PerItem) -> Terms:
+    def unperturbed(cls, t: Timesteps, denoise: PerItem) -> Terms:
         """The terms of a loss that only denoises."""
         zero = torch.zeros_like(denoise, requires_grad=False)
         return cls(t, denoise, zero, zero, torch.zeros_like(t, dtype=torch.bool), zero, zero, zero)
@@ -110,7 +110,7 @@ class Loss(ABC):
         shape: torch.Size | tuple[int, ...],
         device: torch.device | str = "cpu",
         generator: torch.Generator | None = None,
-        push_generator: torch.Generator | None = None,
+        perturbation_generator: torch.Generator | None = None,
         t_generator: torch.Generator | None = None,
         perturbs: bool | None = None,
     ) -> Draws:
@@ -126,9 +126,9 @@ class Loss(ABC):
         device = torch.device(device)
         t = self.process.draw(shape[0], t_generator or generator)
         noise = torch.randn(shape, generator=generator, device=device)
-        if push_generator is None and device not in self._generators:
+        if perturbation_generator is None and device not in self._generators:
             self._generators[device] = torch.Generator(device).manual_seed(self.seed + 104_729 * rank())
-        extra_generator = push_generator or self._generators[device]
+        extra_generator = perturbation_generator or self._generators[device]
         extra = (
             self.draw_extra(t, tuple(shape), device, extra_generator)
             if (self.due(t) if perturbs is None else perturbs)

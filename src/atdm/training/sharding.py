@@ -71,7 +71,7 @@ def whole(tensor: Tensor) -> Tensor:
     return found.full_tensor().cpu() if _is_split(tensor) else tensor
 
 
-def own(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
     """The part of this process."""
     found: Any = tensor
     return found.to_local() if _is_split(tensor) else tensor

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..objective import Terms
 from .config import Settings
-from .sharding import load_whole, own, shard, split_like, whole
+from .sharding import load_whole, local, shard, split_like, whole
 from .update import checkpoint_activations
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class State:
     def _pairs(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
         """The parameters of the average and of the model, and their buffers: walking the modules takes time."""
         buffers = list(zip(self.ema.buffers(), self.model.buffers(), strict=True))
-        kept, now = ([own(p.detach()) for p in each.parameters()] for each in (self.ema, self.model))
+        kept, now = ([local(p.detach()) for p in each.parameters()] for each in (self.ema, self.model))
         return kept, now, buffers
 
 
