@@ -461,7 +461,7 @@ def test_a_run_with_fresh_noise_resumes_exactly(tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("ambiet", r"Did you mean 'ambient'\? Valid: ambient, ambient_blind, ddpm, free, input_perturbation"),
+        ("ambiet", r"Did you mean 'ambient'\? Valid: ambient, ambient_blind, auto, ddpm, free"),
         ("free:radios=1", "no option 'radios'"),
         ("free:process=1", "no option 'process'"),
         ("free:replays=0", "replays of free"),
