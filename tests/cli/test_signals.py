@@ -16,7 +16,14 @@ from atdm.cli import faults, launch
 from atdm.training import checkpoint
 from helpers import Warm, atdm
 
-TRAIN = ["train", "--data=plane:n=300", "--net=mlp:width=16,depth=1", "--batch_size=16", "--threads=1"]
+TRAIN = [
+    "train",
+    "--data=plane:n=300",
+    "--net=mlp:width=16,depth=1",
+    "--batch_size=16",
+    "--threads=1",
+    "--objective=robust_adv",
+]
 PATIENCE = 200  # seconds on a busy machine; the phases themselves take hours
 
 
