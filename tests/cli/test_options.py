@@ -89,7 +89,7 @@ def test_an_option_means_one_thing(options):
 @pytest.fixture
 def noted(tmp_path):
     words = ["train", "--data", "plane:n=100", "--net", "mlp:width=8", "--steps", "2", "--batch_size", "16"]
-    return [*words, "--log_with", "none", "--out", str(tmp_path / "run")]
+    return [*words, "--objective", "robust_adv", "--log_with", "none", "--out", str(tmp_path / "run")]
 
 
 def test_verbose_shows_what_the_library_logs_and_quiet_only_warnings(noted, capsys):

@@ -107,6 +107,8 @@ def test_epochs_become_the_steps_that_the_data_make(capsys, tmp_path):
         "plane:n=100",
         "--net",
         "mlp:width=8",
+        "--objective",
+        "robust_adv",
         "--batch_size",
         "32",
         "--out",

@@ -205,7 +205,7 @@ def test_a_tracker_that_cannot_start_is_refused_at_first_and_left_out_later(tmp_
     for _ in run.train(config(tmp_path, steps=4, log_with="tensorboard", sample_every=0)):
         pass
     monkeypatch.setattr(tracking.TensorBoardTracker, "start", start)
-    with pytest.warns(UserWarning, match=r"The tracker tensorboard failed \(No API key configured.\)"):
+    with pytest.warns(UserWarning, match=r"The tracker tensorboard failed \(No API key configured\)"):
         assert [s.index for s in run.train(config(tmp_path, steps=5, log_with="tensorboard", sample_every=0))] == [5]
     with pytest.raises(
         UserError, match=r"The tracker tensorboard cannot start: No API key configured\. Expected another"

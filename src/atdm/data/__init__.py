@@ -205,8 +205,11 @@ def _decoded(
 
 
 def is_streamed(spec: str) -> bool:
-    """Whether a spec asks for a stream."""
-    return bool(getattr(_source(spec), "streaming", False))
+    """Whether a spec asks for a stream; the data need not be there."""
+    try:
+        return bool(getattr(_source(spec), "streaming", False))
+    except UserError:
+        return False
 
 
 def _streamed(

@@ -254,7 +254,7 @@ def feed(source: Source, plan: Plan, mine: Tensor, steps: range, workers: int, p
     try:
         yield from loader
     except UserError as problem:  # of a worker, whose traceback torch puts before the sentence
-        raise UserError(str(problem).strip().splitlines()[-1].partition(": ")[2]) from problem
+        raise UserError(problem.args[0].strip().splitlines()[-1].partition(": ")[2]) from problem
     except (RuntimeError, OSError, EOFError) as problem:  # as torch or its pipes happen to notice
         if isinstance(problem, RuntimeError) and "DataLoader worker (pid" not in str(problem):
             raise

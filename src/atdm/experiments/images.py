@@ -224,7 +224,8 @@ def table(rows: Sequence[Row]) -> Any:
 
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, tuple[str, Any]]:
-    """Samples of every model, set by set and condition by condition."""
+    """Samples of every model, set by set, the standard condition first."""
+    outcomes = sorted(outcomes, key=lambda o: o.job.condition != STANDARD)
     return {
         f"{o.job.options['set']}-{o.job.condition}".replace(" %", "").replace(" ", "-"): (
             f"{SETS[o.job.options['set']]}, {o.job.condition}: clean images, training data, and samples of each model.",
