@@ -251,8 +251,9 @@ def feed(source: Source, plan: Plan, mine: Tensor, steps: range, workers: int, p
         pin_memory=pin,
         generator=torch.Generator(),  # the loader's own seed must not come from the generator that training uses
     )
+    ahead = iter(loader)
     try:
-        yield from loader
+        yield from ahead
     except UserError as problem:  # of a worker, whose traceback torch puts before the sentence
         raise UserError(problem.args[0].strip().splitlines()[-1].partition(": ")[2]) from problem
     except (RuntimeError, OSError, EOFError) as problem:  # as torch or its pipes happen to notice
@@ -262,6 +263,8 @@ def feed(source: Source, plan: Plan, mine: Tensor, steps: range, workers: int, p
             f"A process that prepares batches failed: {' '.join(str(problem).split())}. "
             "Memory may have run out. Expected more of it, fewer --workers, or --workers 0."
         ) from problem
+    finally:  # the errors above would keep workers alive, which ignore the signal with which an exit would end them
+        ahead._shutdown_workers()
 
 
 def indexed(batches: Iterator[Tensor], plan: Plan, mine: Tensor, steps: range) -> Iterator[Batch]:
