@@ -40,7 +40,7 @@ def run(words: list[str]) -> int:
 
     with jobs_bar("demo", silent(given)) as progress:
         found = find("demo", scale, seeds, None, out / "jobs", progress, thorough=given.thorough)
-        write(found, "atdm demo: learning what noisy data mean", out)
+        write(found, "atdm demo: training on noisy data", out)
     if given.json:
         print(json.dumps(found.numbers()))
         return 0
