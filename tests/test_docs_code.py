@@ -191,9 +191,11 @@ def bench(tmp_path_factory) -> Iterator[Path]:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("ATDM_CACHE", str(folder / "cache"))
     rng = np.random.default_rng(0)
-    (folder / "photos").mkdir()
-    for i in range(260):
-        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / "photos" / f"{i}.png")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for place, count in (("photos/cats", 130), ("photos/dogs", 130), ("clean", 25)):
+        (folder / place).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / place / f"{i}.png")
     save_autoencoder(folder / "vae-folder")
     tiny = "--steps 4 --batch_size 8 --save_every 100"
     for words in (
@@ -205,6 +207,7 @@ def bench(tmp_path_factory) -> Iterator[Path]:
         f"train --data plane:n=500 --net mlp:width=16 --objective.name ddpm --out runs/plane {tiny}",
         f"train --data photos --image_size 16 --net tiny --objective.name ddpm --out runs/photos {tiny}",
         f"train --data photos --image_size 16 --net tiny --objective.name ddpm --out runs/cifar {tiny}",
+        f"train --data photos --image_size 16 --class_labels true --net tiny --objective ddpm --out runs/classes {tiny}",
         f"train --data photos --image_size 64 --vae vae-folder --net tiny --out runs/latent {tiny}",
         "train --data digits --net digits --process flow --out runs/flow --steps 4 --batch_size 8",
         "evaluate runs/plain --n 110 --sampling_steps 10 --out plain.json",
