@@ -147,7 +147,7 @@ def test_a_search_gives_up_among_other_files(tmp_path, monkeypatch):
     assert len(load(str(tmp_path / "photos")).items) == 3
 
 
-@pytest.mark.parametrize(("files", "command"), [(marks, command) for marks, command in folders.OWN.items()])
+@pytest.mark.parametrize(("files", "command"), [(marks, command) for marks, command in folders.WRITERS.items()])
 def test_what_atdm_wrote_is_no_data(tmp_path, files, command):
     fill(tmp_path, 3)
     own = fill(tmp_path / "own", 2, 10)
