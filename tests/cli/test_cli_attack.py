@@ -7,21 +7,12 @@ import pytest
 from helpers import atdm
 
 
+def attack_on(pipeline, options):
+    return ["attack", str(pipeline), "--data", "digits", *options.split()]
+
+
 def test_a_stock_pipeline_is_attacked(capsys, stock, tmp_path):
-    words = [
-        "attack",
-        str(stock),
-        "--data",
-        "digits",
-        "--n",
-        "6",
-        "--sampling_steps",
-        "4",
-        "--seeds",
-        "0,1",
-        "--limit",
-        "100",
-    ]
+    words = attack_on(stock, "--n 6 --sampling_steps 4 --seeds 0,1 --limit 100")
     words += ["--budgets", "0,0.5", "--attack", "pgd:steps=2", "--out", str(tmp_path / "out")]
     code, out, err = atdm(capsys, *words, "--undefended", str(stock), "--json")
     assert code == 0, err
@@ -42,20 +33,7 @@ def test_a_stock_pipeline_is_attacked(capsys, stock, tmp_path):
 
 
 def test_findings_are_printed_beside_the_numbers(capsys, stock, tmp_path):
-    words = [
-        "attack",
-        str(stock),
-        "--data",
-        "digits",
-        "--n",
-        "4",
-        "--sampling_steps",
-        "2",
-        "--seeds",
-        "1",
-        "--at",
-        "0-1",
-    ]
+    words = attack_on(stock, "--n 4 --sampling_steps 2 --seeds 1 --at 0-1")
     words += ["--budgets", "0.5", "--attack", "fgsm:start=zero", "--goal", "prediction"]
     code, out, err = atdm(capsys, *words, "--out", str(tmp_path / "out"))
     assert code == 0, err

@@ -120,9 +120,8 @@ class Objective(Loss):
         passes = Passes(model, process, process.mix(x0, draws.noise, t), t, conditioning)
 
         indices = items_below(self.gate, process, draws.t, x0.device) if self.kind.perturbs else None
-        if (
-            indices is None or draws.beta is None or draws.start is None
-        ):  # none are below, or this step does not perturb
+        # None are below the gate, or this step does not perturb.
+        if indices is None or draws.beta is None or draws.start is None:
             return Terms.unperturbed(t, self.denoising(passes.output(model, passes.x), x0, draws.noise, t))
 
         reach = self.radius.reach(process, t[indices], draws.beta[indices])
