@@ -152,8 +152,12 @@ class Source:
 
     def some(self, count: int) -> Float[Tensor, "b *item"]:
         """So many items of epoch 0 drawn at random, or all: what a look at the data is taken from."""
+        return self.looked_at(count)[0]
+
+    def looked_at(self, count: int) -> tuple[Float[Tensor, "b *item"], Int[Tensor, "b"]]:
+        """The items of :meth:`some`, and their indices."""
         chosen = self._chosen(count)
-        return self.batch(chosen, torch.zeros_like(chosen))
+        return self.batch(chosen, torch.zeros_like(chosen)), chosen
 
     def gauge(self) -> Gauge:
         """What tells the noise of the items of a batch from these themselves and from their files.

@@ -30,7 +30,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         "ddpm": DDPM,
         "robust_adv": published("robust_adv"),
         "ambient_blind": ObjectiveConfig("ambient_blind"),
-        "auto": ObjectiveConfig("auto:k=3"),
+        "auto": ObjectiveConfig("auto"),
         "robust_rand": published("robust_rand"),
     }
     base = images.smoke() if scale == "smoke" else recipe("cifar10-16")

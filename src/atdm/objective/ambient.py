@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..diffusion.process import PerItem, Process, States, Timesteps, per_item
 from ..errors import UserError
+from ..noise import Gauge
 from ..noise.filters import THIN
-from .terms import Baseline, Draws, LevelsFrom, Predict, Terms, item_mean
+from .terms import Baseline, Draws, LevelsFrom, Predict, Terms, follow, item_mean
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,13 @@ class Ambient(Baseline):
     ddpm's where s = 0. t is drawn as always, given that it is above the level (Daras 2025, arXiv 2506.10038).
     Noise that is not Gaussian counts as part of the item. Below the lowest level of the data nothing is learned: the
     consistency term that the paper adds there is not part of this.
+
+    Args:
+        exchange: where the timestep drawn is below an item's level, another item of the batch that may be used there takes its
+            place, as in :class:`Omni`, so that low noise is trained as often as always; False, as published, moves the timestep.
     """
+
+    exchange: bool = False
 
     levels_from: ClassVar[LevelsFrom] = "truth"
 
@@ -36,10 +44,36 @@ class Ambient(Baseline):
     ) -> dict[str, Tensor]:
         return {"beta": 1 - torch.rand(shape[0], generator=generator, device=device)}
 
+    def __call__(
+        self,
+        model: Callable[..., Any],
+        x0: States,
+        *,
+        draws: Draws | None = None,
+        generator: torch.Generator | None = None,
+        levels: PerItem | None = None,
+        **conditioning: Any,
+    ) -> Terms:
+        draws, s = draws or self.draw(x0.shape, x0.device, generator), self.levels(x0, levels)
+        t, beta = draws.t.to(x0.device, non_blocking=True), draws.need("beta")
+        if self.exchange:
+            indices, t = exchanged(self.process, s, t, beta)
+            x0, s = x0[indices], s[indices]
+            conditioning = {name: follow(value, indices, len(t)) for name, value in conditioning.items()}
+        else:
+            t = above(self.process, s, t, beta)
+        return super().__call__(model, x0, draws=replace(draws, t=t), levels=s, **conditioning)
+
+    def levels(self, x0: States, given: PerItem | None) -> PerItem:
+        """The level of each item, above which it is used.
+
+        Raises:
+            UserError: nobody gave them.
+        """
+        return known(given)
+
     def terms(self, predict: Predict, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
-        s = known(levels)
-        t = above(self.process, s, t, draws.need("beta"))
-        x_t, kappa = noised(self.process, x0, s, t, draws.noise)
+        x_t, kappa = noised(self.process, x0, known(levels), t, draws.noise)
         eps = self.process.to_eps(predict(x_t, t), x_t, t)
         squared = item_mean((per_item(kappa, eps) * eps - draws.noise).square())
         return Terms.unperturbed(t, squared * self.process.eps_weight(t))
@@ -61,6 +95,22 @@ class AmbientBlind(Ambient):
 
 
 @dataclass(frozen=True)
+class AmbientGauged(AmbientBlind):
+    """:class:`AmbientBlind` for a loop of one's own: it estimates the levels of a batch itself.
+
+    Args:
+        gauge: what estimates them.
+        note: what :meth:`Objective.auto` chose, in words.
+    """
+
+    gauge: Gauge = field(kw_only=True, repr=False)
+    note: str = field(default="", kw_only=True, repr=False)
+
+    def levels(self, x0: States, given: PerItem | None) -> PerItem:
+        return self.gauge.stds(x0, torch.arange(len(x0))) if given is None else given
+
+
+@dataclass(frozen=True)
 class Omni(Ambient):
     """Denoise each item only at noise levels from which on it is as good as a trusted one (Ambient Diffusion Omni, Daras 2025).
 
@@ -71,11 +121,12 @@ class Omni(Ambient):
     timesteps are drawn as always: with few such items the network is else hardly trained at low noise.
     """
 
+    exchange: bool = True
+
     levels_from: ClassVar[LevelsFrom] = "trusted"
 
     def terms(self, predict: Predict, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
-        indices, t = exchanged(self.process, known(levels), t, draws.need("beta"))
-        x_t = self.process.mix(x0[indices], draws.noise, t)
+        x_t = self.process.mix(x0, draws.noise, t)
         eps = self.process.to_eps(predict(x_t, t), x_t, t)
         return Terms.unperturbed(t, item_mean((eps - draws.noise).square()) * self.process.eps_weight(t))
 

@@ -1,6 +1,7 @@
-"""``objective: auto``: gate and strength of the regularizer from the training data alone, without labels and without a validation set.
+"""``objective: auto``: the loss, and gate and strength of the regularizer, from the training data alone, without labels and without a validation set.
 
-A perturbation inside a gate ``g`` shrinks what has a standard deviation up to about g (docs/method.md), and corruption shows where the
+On images where Gaussian noise is found on some and not on others, noisy ones are used above their noise level only
+(``ambient_blind``), and low noise is learned from the others. Else the regularizer is applied. A perturbation inside a gate ``g`` shrinks what has a standard deviation up to about g (docs/method.md), and corruption shows where the
 data vary least: noise of std s on a share p of the items shows as ``sqrt(p) s`` there, clean data nearly nothing. So the gate
 follows :func:`quiet_std`, and on clean data it closes: what is left is ddpm.
 """
@@ -9,15 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .. import spec
 from ..errors import UserError
+from ..noise import Gauge
+from ..noise.estimate import by_patches
 from .perturb import RADII, WEIGHTS, Perturbation
 
 ITEMS = 4096  # that are looked at
@@ -29,6 +32,9 @@ K = 2.0  # relative weight
 LENGTH = 5.0  # of the perturbation, noise units, however many dimensions there are
 EVERY = 2  # steps for one with the regularizer, and
 START = 0.5  # of the training is ddpm's: the denoiser that is made to agree with itself should first be a good one
+NOISY = 0.05  # share of the images from which on noise is believed
+CLEAN = 100  # images without noise, from which on low noise is learned from them alone
+EVIDENCE = "ambient_blind:exchange=true"
 GOOD = 0.98  # share of items as good as trusted ones from which on there is nothing to keep out
 STOP = 0.5  # of the gate: sampling that stops there returns the denoised state, without what the network errs below
 
@@ -117,6 +123,25 @@ def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0)
     }
 
 
+class Seen(NamedTuple):
+    """The Gaussian noise of images one by one: the share of them that is noisy, and its std there (root mean square)."""
+
+    share: float
+    std: float
+
+    @classmethod
+    def of(cls, gauge: Gauge, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> Seen:
+        """Of items ``x`` with these indices in their set."""
+        stds = gauge.stds(x, indices).double()
+        noisy = stds > 0
+        return cls(float(noisy.double().mean()), float(stds[noisy].square().mean().sqrt()) if noisy.any() else 0.0)
+
+
+def by_noise(seen: Seen, items: int) -> dict[str, Any] | None:
+    """The options of an objective for so many images with this noise: ``ambient_blind``; None where too few are noisy or clean."""
+    return {"name": EVIDENCE} if seen.share >= NOISY and (1 - seen.share) * items >= CLEAN else None
+
+
 def arguments(x: Float[Tensor, "n *item"], k: float = K, hidden: float = 0.0) -> dict[str, Any]:
     """The arguments of :class:`~atdm.objective.Objective` that :func:`constants` stand for; prints what they are."""
     found = constants(x, k, hidden=hidden)
@@ -134,6 +159,26 @@ def arguments(x: Float[Tensor, "n *item"], k: float = K, hidden: float = 0.0) ->
     }
 
 
+def gauged(x: Float[Tensor, "n *item"], items: int) -> tuple[Gauge, str] | None:
+    """What tells the noise of images one by one, and why it is used, which is also printed; None where they are not used so.
+
+    Args:
+        x: those that are looked at.
+        items: how many there are.
+    """
+    if not by_patches(x.shape[1:]) or len(x) < FEWEST:
+        return None
+    indices = torch.arange(len(x))
+    gauge = Gauge.fit(x, indices)
+    seen = Seen.of(gauge, x, indices)
+    chosen = by_noise(seen, items)
+    if chosen is None:
+        return None
+    note = explain(chosen, items, seen)
+    print(note)  # noqa: T201 (as arguments)
+    return gauge, note
+
+
 def by_levels(stds: Float[Tensor, "n"], noise: bool = False) -> dict[str, Any] | None:
     """The options of an objective where trusted items tell more than quiet directions do: ``omni``; None where they do not.
 
@@ -148,8 +193,18 @@ def by_levels(stds: Float[Tensor, "n"], noise: bool = False) -> dict[str, Any] |
     return None if noise else {"name": "omni"}
 
 
-def explain(found: Mapping[str, Any], items: int) -> str:
-    """What was chosen for so many items, as a sentence."""
+def explain(found: Mapping[str, Any], items: int, seen: Seen | None = None) -> str:
+    """What was chosen for so many items, as a sentence.
+
+    Args:
+        seen: the noise by which it was chosen.
+    """
+    if seen is not None:
+        return (
+            f"objective auto: {EVIDENCE}, for Gaussian noise of std {seen.std:.2g} was found on {seen.share:.0%} of the images. They are used "
+            f"above their noise levels, the others everywhere. Sampling with --stop_ratio {seen.std:.2g}, the noise level, reduces "
+            f"noise further; auto:k={K:g} applies the regularizer instead."
+        )
     if found["name"] == "omni":
         return "objective auto: omni, for the trusted images show which others to use, and from which noise level on."
     if found["name"] == "ddpm" and items < FEWEST:
@@ -195,6 +250,13 @@ def items_of(images: Any, seed: int = 0) -> Float[Tensor, "n *item"]:
     if not found.is_floating_point():
         raise UserError(f"The images are of {found.dtype}. Expected floating point numbers in [-1, 1].")
     return found.detach().float().cpu()
+
+
+def count_of(images: Any, looked_at: Tensor) -> int:
+    """How many items there are, as far as can be known: those of a loader's data set, else at least those that are looked at."""
+    whole = images.dataset if isinstance(images, DataLoader) else images
+    whole = getattr(whole, "items", whole) if _of_files(whole) else whole
+    return len(whole) if hasattr(type(whole), "__len__") and not isinstance(whole, list | tuple) else len(looked_at)
 
 
 def _image(batch: Any) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..diffusion.process import PerItem, Process, States, Timesteps
 from ..text import changed
 from . import auto as automatic
+from .ambient import AmbientGauged
 from .kinds import KINDS, Kind, due, require_kind, require_options
 from .passes import Moves, Passes, cost, items_below
 from .perturb import Perturbation, PublishedRadius, PublishedWeight, Radius, Weight
@@ -72,16 +73,21 @@ class Objective(Loss):
             object.__setattr__(self, "perturbation", Perturbation(self.perturbation.norm, steps=0))
 
     @classmethod
-    def auto(cls, images: Any, process: Process | Any, k: float = automatic.K, seed: int = 0) -> Objective:
-        """``robust_adv`` with gate and strength chosen from training data, as ``atdm train --objective auto``; says what it chose.
+    def auto(cls, images: Any, process: Process | Any, k: float | None = None, seed: int = 0) -> Loss:
+        """The loss that suits training data, as ``atdm train --objective auto`` chooses it; says what it chose.
 
         Args:
             images: a tensor ``[n, *item]`` in [-1, 1], a data set, a loader, or an iterator of batches. JPEG and resizing
                 hide a part of the noise, which only files show: give ``atdm.load("photos/", image_size=32)`` to have it seen.
-            k: relative weight; more removes more noise, less stays closer to the data.
+            k: relative weight of the regularizer; more removes more noise, less stays closer to the data. None: 2, unless noise
+                is found on some of the images and not on others, which is used without the regularizer (``ambient_blind``).
         """
         items, hidden = automatic.items_of(images, seed), automatic.hidden_std(images)
-        return cls(process=process, seed=seed, **automatic.arguments(items, k, hidden))
+        if k is None and hidden == 0 and (found := automatic.gauged(items, automatic.count_of(images, items))):
+            gauge, note = found
+            process = process if isinstance(process, Process) else Process.from_scheduler(process)
+            return AmbientGauged(process, True, gauge=gauge, note=note, seed=seed)
+        return cls(process=process, seed=seed, **automatic.arguments(items, automatic.K if k is None else k, hidden))
 
     @property
     def kind(self) -> Kind:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..diffusion.process import Process, States, Timesteps
 from ..nets.passes import RandomState, frozen, known_random, remember_random
-from .terms import counted, predicted
+from .terms import counted, follow, predicted
 
 Indices = Int[Tensor, "perturbed"] | slice
 Moves = Callable[[Tensor], Tensor]  # delta -> eps(x + sigma delta) - eps(x), with frozen weights
@@ -72,7 +72,7 @@ class Passes:
 
     def output(self, model: Callable[..., Any], x: Tensor, indices: Indices = slice(None)) -> Tensor:
         """The output of ``model`` at states ``x`` that belong to these ``indices``."""
-        conditioning = {k: _follow(v, indices, len(self.t)) for k, v in self.conditioning.items()}
+        conditioning = {k: follow(v, indices, len(self.t)) for k, v in self.conditioning.items()}
         return predicted(model, x, self.process.time(self.t)[indices], **conditioning)
 
     def perturbed(
@@ -160,12 +160,3 @@ def _padded(values: Tensor, batch: int) -> Tensor:
     unit = 4 if n <= 16 else 8 if n <= 64 else 16
     length = max(n, min(-(-n // unit) * unit, batch // 4))
     return torch.cat([values, values[-1:].expand(length - n, *values.shape[1:])]) if length > n else values
-
-
-def _follow(value: Any, indices: Indices, batch: int) -> Any:
-    """The conditioning of the perturbed rows; anything without one row per sample is passed on as it is."""
-    if isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch:
-        return value[indices]
-    if isinstance(value, dict):
-        return {k: _follow(v, indices, batch) for k, v in value.items()}
-    return value

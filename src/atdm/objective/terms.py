@@ -175,6 +175,8 @@ class Loss(ABC):
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
         levels: PerItem | None = None,
+        step: int | None = None,
+        steps: int | None = None,
         **conditioning: Any,
     ) -> Terms:
         """The terms for images ``x0`` (in [-1, 1]) or vectors, as training sees them.
@@ -184,6 +186,7 @@ class Loss(ABC):
                 by itself (so no batch normalization): passes may be stacked into one batch.
             draws: the randomness; drawn here with ``generator`` (None: torch's global generator) when not given.
             levels: standard deviation of the Gaussian noise in each item; losses that know nothing of it take no notice.
+            step, steps: of the training, from 0, and how many there are; losses without a schedule take no notice.
             conditioning: passed to the model; tensors with one row per sample follow their samples.
         """
 
@@ -209,6 +212,8 @@ class Baseline(Loss):
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
         levels: PerItem | None = None,
+        step: int | None = None,
+        steps: int | None = None,
         **conditioning: Any,
     ) -> Terms:
         draws = draws or self.draw(x0.shape, x0.device, generator)
@@ -256,6 +261,15 @@ def predicted(model: Callable[..., Any], x: Tensor, time: Tensor, **conditioning
             f"The network turns {list(x.shape)} into {list(output.shape)}. Expected an output of the same shape.{hint}"
         )
     return output if output.dtype == torch.float64 else output.float()
+
+
+def follow(value: Any, items: Tensor | slice, batch: int) -> Any:
+    """The conditioning of these ``items`` of a batch; anything without one row per item is passed on as it is."""
+    if isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch:
+        return value[items]
+    if isinstance(value, dict):
+        return {k: follow(v, items, batch) for k, v in value.items()}
+    return value
 
 
 def item_mean(values: States) -> PerItem:

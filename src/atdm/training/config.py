@@ -145,20 +145,18 @@ class ObjectiveConfig:
 
         return parse_spec(self.name)[0] == "auto"
 
-    def fitted(self, x: Any, hidden: float = 0.0, stds: Any = None, noise: bool = False) -> ObjectiveConfig:
+    def fitted(self, x: Any, hidden: float = 0.0, chosen: Mapping[str, Any] | None = None) -> ObjectiveConfig:
         """These options, with ``auto`` replaced by what it chooses for training data ``x`` (:mod:`atdm.objective.auto`).
 
         Args:
             hidden: noise of ``x`` that only its files show (:attr:`atdm.data.source.Source.hidden_std`).
-            stds: noise level of each item from which on it is as good as a trusted one, where there are trusted ones.
-            noise: whether Gaussian noise is what makes items worse than those.
+            chosen: what single items, or trusted ones, make it choose; None: what the data as a whole do.
         """
         if not self.automatic:
             return self
-        from ..objective.auto import by_levels, constants
+        from ..objective.auto import constants
         from ..spec import build
 
-        chosen = None if stds is None else by_levels(stds, noise)
         return ObjectiveConfig(**chosen or build("objective", self.name, {"auto": constants}, x=x, hidden=hidden))
 
     def build(self, process: Any, seed: int = 0) -> Any:

@@ -27,9 +27,10 @@ from ..errors import UserError
 from ..files import atomic
 from ..nets import build_net, count_parameters, flops, is_unet, load_net, weights_hash
 from ..noise import Levels
-from ..objective import Loss, Objective, auto
+from ..objective import Loss, Objective
+from .choice import choose, trusted_levels
 from .config import ObjectiveConfig, TrainConfig
-from .trusted import NEEDED, levels_of, only_noise, open_trusted, require_enough
+from .trusted import NEEDED, open_trusted, require_enough
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,13 @@ def build(
     if latents is not None:
         encoded = _encoded(source, latents, Path(config.out))
         source = Source(encoded, seed=config.seed, trusted=source.trusted, classes=source.classes)
-    config, levels = config.over(len(source)), _levels(config, source, progress)
+    config, levels = config.over(len(source)), trusted_levels(config, source, progress)
+    found = [levels.explain()] if levels else []
     if levels is not None:
         source = dataclasses.replace(source, least=torch.cat([levels.stds, torch.zeros(source.trusted)]))
     if automatic:
-        config = dataclasses.replace(config, objective=_fitted(config.objective, source, levels))
+        chosen, why = choose(config, source, levels)
+        config, found = dataclasses.replace(config, objective=chosen), [*found, *why]
         objective = config.objective.build(process, config.seed)
     objective.require_items(source.item_shape)
     size = 8.0 * config.batch_size * math.prod(source.item_shape)  # noise and a perturbation for each item
@@ -117,17 +120,8 @@ def build(
     bounded = dataset.kind == "image" and latents is None
     clips = objective.process.family == "vp" and bounded and is_unet(net)
     clip = clips if config.clip_sample is None else config.clip_sample
-    found = [levels.explain()] if levels else []
-    notes = (*dataset.notes, *_said(trusted), *found, *(_chosen(config, len(source)) if automatic else []))
+    notes = (*dataset.notes, *_said(trusted), *found)
     return Parts(config, dataset, trusted, source, truth, net, objective, latents, clip, notes, levels)
-
-
-def _chosen(config: TrainConfig, items: int) -> list[str]:
-    """What auto chose, in words."""
-    found = [auto.explain(vars(config.objective), items)]
-    if config.vae:
-        found.append("It looked at the latents, where auto was not measured: train with --objective ddpm, too.")
-    return found
 
 
 def _source(config: TrainConfig, dataset: Dataset, trusted: Dataset | None, std: Tensor | None) -> Source:
@@ -198,29 +192,6 @@ def _classes(dataset: Dataset, trusted: Dataset | None) -> Classes:
     except UserError:  # in no sub-folders
         of = torch.full((len(trusted.items),), none)
     return Classes(torch.cat([classes.of, of]), classes.names)
-
-
-def _levels(config: TrainConfig, source: Source, progress: Callable[[int, int], None] | None) -> Levels | None:
-    """Where trusted items are to say from which noise level on each other one is used: those levels.
-
-    Raises:
-        UserError: omni cannot be had.
-    """
-    name = config.objective.name  # auto:k=3 asks for the regularizer
-    if name == "omni" and config.class_labels:
-        raise UserError(
-            "omni exchanges the items of a batch, and class_labels names their classes. Expected one of them."
-        )
-    able = name == "omni" or (name == "auto" and not source.fresh and not config.class_labels)
-    return levels_of(source, Path(config.out) if config.out else None, progress) if source.trusted and able else None
-
-
-def _fitted(objective: ObjectiveConfig, source: Source, levels: Levels | None) -> ObjectiveConfig:
-    """What auto chooses for these data, and by these levels."""
-    x, hidden = source.some(auto.ITEMS), source.hidden_std
-    if levels is None:
-        return objective.fitted(x, hidden)
-    return objective.fitted(x, hidden, levels.stds, only_noise(source, levels))
 
 
 def _said(trusted: Dataset | None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data import Dataset, load
 from ..data.decode import Progress
-from ..data.source import Source
+from ..data.source import GAUGED, Source
 from ..errors import UserError
 from ..files import atomic, load_tensors, save_tensors, tensor_metadata
 from ..noise import Levels, least_levels
@@ -20,7 +20,6 @@ from .config import TrainConfig
 from .fingerprint import Fingerprint
 
 LEAST = 20  # images: fewer say nothing of a distribution
-LOOKED_AT = 4096  # items
 FILE = "trusted.npz"  # of a run folder: their fingerprint
 LEVELS = "levels.safetensors"  # likewise: from which noise level on each other item is as good as they are
 NEEDED = "omni learns from trusted images which others are as good. Expected --trusted FOLDER, 20 or more clean images."
@@ -129,9 +128,9 @@ def only_noise(source: Source, found: Levels) -> bool:
         source: the items, the trusted ones last.
         found: their levels.
     """
-    chosen = torch.randperm(len(source), generator=torch.Generator().manual_seed(source.seed))[:LOOKED_AT]
+    x, chosen = source.looked_at(GAUGED)
     try:
-        noisy = source.gauge().stds(source.batch(chosen, torch.zeros_like(chosen)), chosen) > 0
+        noisy = source.gauge().stds(x, chosen) > 0
     except UserError:  # noise cannot be distinguished from content in such data
         return False
     worse = torch.cat([found.stds > 0, torch.zeros(source.trusted, dtype=torch.bool)])[chosen]

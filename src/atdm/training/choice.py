@@ -1,0 +1,48 @@
+"""What ``auto`` chooses for the data of a run: by its trusted items, by the noise of single images, or by the data as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..data.source import GAUGED, Source
+from ..noise import Levels
+from ..noise.estimate import by_patches
+from ..objective import auto
+from .config import ObjectiveConfig, TrainConfig
+from .trusted import levels_of, only_noise
+
+
+def trusted_levels(
+    config: TrainConfig, source: Source, progress: Callable[[int, int], None] | None = None
+) -> Levels | None:
+    """Where trusted items are to say from which noise level on each other item is used: those levels."""
+    name = config.objective.name  # auto:k=3 asks for the regularizer
+    able = name == "omni" or (name == "auto" and not source.fresh)
+    return levels_of(source, Path(config.out) if config.out else None, progress) if source.trusted and able else None
+
+
+def choose(config: TrainConfig, source: Source, levels: Levels | None) -> tuple[ObjectiveConfig, list[str]]:
+    """The objective that auto chooses, and why, in sentences.
+
+    Args:
+        levels: of :func:`trusted_levels`.
+    """
+    by_trusted = None if levels is None else auto.by_levels(levels.stds, only_noise(source, levels))
+    # auto:k=3 asks for the regularizer, and in latents noise is not what it is in pixels.
+    gauged = config.objective.name == "auto" and by_trusted is None and config.vae is None
+    seen = noise_seen(source) if gauged else None
+    chosen = by_trusted or (auto.by_noise(seen, len(source)) if seen else None)
+    objective = config.objective.fitted(source.some(auto.ITEMS), source.hidden_std, chosen)
+    why = [auto.explain(vars(objective), len(source), seen if chosen and not by_trusted else None)]
+    if config.vae:
+        why.append("It looked at the latents, where auto was not measured: train with --objective ddpm, too.")
+    return objective, why
+
+
+def noise_seen(source: Source) -> auto.Seen | None:
+    """The Gaussian noise of the images of a source; None where only files show it, or items are no images that show any."""
+    if not by_patches(source.item_shape) or source.hidden_std > 0:
+        return None
+    x, indices = source.looked_at(GAUGED)
+    return auto.Seen.of(source.gauge(), x, indices)
