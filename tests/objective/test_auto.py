@@ -3,16 +3,23 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
+from torch.utils.data import DataLoader, TensorDataset
 
 from atdm.corruption import corrupt
 from atdm.data import load
+from atdm.data.items import Floats
+from atdm.data.source import Source
 from atdm.diffusion.process import Process
 from atdm.errors import UserError
 from atdm.objective import Objective
-from atdm.objective.auto import GATE, LENGTH, constants, quiet_std
+from atdm.objective.ambient import AmbientGauged
+from atdm.objective.auto import EVIDENCE, GATE, LENGTH, constants, quiet_std
+from atdm.training.choice import choose
 from atdm.training.config import ObjectiveConfig, TrainConfig
 from atdm.training.parts import build
 from atdm.training.run import train
@@ -54,6 +61,59 @@ def test_directions_and_their_variance_come_from_different_halves():
     """On the same half the least of many directions would look quieter than it is."""
     x = torch.randn(300, 100, generator=torch.Generator().manual_seed(0))
     assert quiet_std(x) == pytest.approx(1.0, rel=0.1)
+
+
+def pictures(n, noisy, side=16, std=0.2):
+    """Smooth images in color of which the first hold noise."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(n, 3, 3, 3, generator=generator) * 1.6 - 0.8
+    x = torch.nn.functional.interpolate(corners, size=side, mode="bicubic", align_corners=True)
+    x = x + 0.01 * torch.randn(x.shape, generator=generator)
+    x[:noisy] += std * torch.randn(x[:noisy].shape, generator=generator)
+    return x[torch.randperm(n, generator=generator)]
+
+
+@pytest.mark.parametrize(
+    ("n", "noisy", "name"),
+    [
+        (600, 400, EVIDENCE),
+        (600, 60, EVIDENCE),
+        (600, 0, "robust_adv"),  # nothing is noisy
+        (600, 600, "robust_adv"),  # nothing is clean
+        (200, 160, "robust_adv"),  # few are clean
+    ],
+)
+def test_low_noise_is_learned_from_clean_images_where_there_are_enough(n, noisy, name, capsys):
+    images = pictures(n, noisy)
+    source = Source(Floats(images))
+    chosen, why = choose(TrainConfig(objective=ObjectiveConfig("auto")), source, None)
+    assert chosen.name == name
+    found = Objective.auto(images, Process.linear())
+    assert isinstance(found, AmbientGauged) == (name == EVIDENCE)
+    assert found.note in capsys.readouterr().out
+    if name == EVIDENCE:
+        std, share = re.search(r"std (0\.\d+) was found on (\d+)% of the images", why[0]).groups()
+        assert float(std) == pytest.approx(0.2, rel=0.1)
+        assert float(share) == pytest.approx(100 * noisy / n, abs=2)
+        assert found.note == why[0]
+        assert (found.gauge.stds(images, torch.arange(n)) > 0).double().mean() == pytest.approx(noisy / n, abs=0.02)
+    chosen, _ = choose(TrainConfig(objective=ObjectiveConfig("auto:k=2")), source, None)
+    assert chosen.name == "robust_adv"
+    assert isinstance(Objective.auto(images, Process.linear(), k=2), Objective)
+
+
+def test_a_loop_of_ones_own_learns_from_the_levels_that_its_batches_show():
+    images = pictures(600, 400)
+    found = Objective.auto(DataLoader(TensorDataset(images), batch_size=64), DDPMScheduler(), seed=3)
+    x, model = images[:64], lambda x, t: x
+    draws = found.draw(x.shape, generator=torch.Generator().manual_seed(1))
+    terms = found(model, x, draws=draws, step=5, steps=10)
+    trained = choose(TrainConfig(objective=ObjectiveConfig("auto")), Source(Floats(images)), None)[0]
+    levels = found.gauge.stds(x, torch.arange(64))
+    expected = trained.build(found.process)(model, x, draws=draws, levels=levels)
+    assert torch.equal(terms.loss, expected.loss)
+    clean = Objective("ddpm", found.process)(model, x, draws=draws)
+    assert not torch.equal(terms.loss, clean.loss)
 
 
 def test_too_few_items_to_tell():

@@ -175,6 +175,37 @@ def test_a_level_beyond_the_noisiest_state_trains_nothing(generator):
     assert torch.autograd.grad(terms.loss.sum(), model.net[0].weight)[0].eq(0).all()
 
 
+def test_with_exchange_clean_items_train_what_is_below_the_level_of_the_others(generator):
+    """Half of the items hold noise of 0.3. Below that level the optimum is of the clean half, above it of both."""
+    few, level = 4000, 0.3  # all pairs of a batch are looked at
+    levels = torch.tensor([0.0, level]).repeat(few // 2)
+    x = STD * torch.randn(few, 1, generator=generator) + levels[:, None] * torch.randn(few, 1, generator=generator)
+    ambient = Ambient(PROCESS, exchange=True)
+    for t in (30, 60, 400):
+        draws = at(ambient.draw(x.shape, generator=generator), t)
+        assert torch.equal(ambient(lambda x, t: x, x, draws=draws, levels=levels).t, draws.t)
+        assert linear_optimum(ambient, x, draws, levels) == pytest.approx(clean_optimum(t), rel=0.06)
+    assert linear_optimum(Ambient(PROCESS), x, at(draws, 30), levels) != pytest.approx(clean_optimum(30), rel=0.06)
+
+
+def test_conditioning_goes_with_the_items_that_are_exchanged(generator):
+    x, levels = torch.arange(64.0)[:, None].expand(64, 3), torch.tensor([0.0, math.inf]).repeat(32)
+    seen = []
+
+    def model(x_t, t, class_labels, scale):
+        seen.append((x_t, class_labels, scale))
+        return x_t
+
+    for loss in (Omni(PROCESS), Ambient(PROCESS, exchange=True)):
+        draws = at(loss.draw(x.shape, generator=generator), 0)
+        draws = dataclasses.replace(draws, noise=torch.zeros_like(x))
+        loss(model, x, draws=draws, levels=levels, class_labels=torch.arange(64), scale=torch.tensor(2.0))
+        x_t, labels, scale = seen.pop()
+        assert torch.allclose(x_t[:, 0] / PROCESS.alphas[0], labels.float(), atol=1e-3)
+        assert (labels % 2 == 0).all()
+        assert scale == 2
+
+
 def test_omni_trains_items_at_and_above_their_levels_and_draws_timesteps_as_ddpm_does(generator):
     x, levels = torch.randn(256, 6, generator=generator), torch.tensor([0.0, 0.5, math.inf, 2.0]).repeat(64)
     omni, model = Omni(PROCESS), Small()
