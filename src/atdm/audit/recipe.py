@@ -33,8 +33,8 @@ def recommend(base: TrainConfig, found: Audit, cuda: bool) -> tuple[TrainConfig,
         files = found.files is not None and bool(found.files.remains.any())
         where = ", or from the noise in the files, whichever is more" if files else ""
         reasons = [
-            f"objective auto: {', and '.join(seen)}. It takes gate and strength from the directions in which the data vary "
-            f"least{where}."
+            f"objective auto: {', and '.join(seen)}. It learns low noise from clean images where there are enough, or takes gate and "
+            f"strength from the directions in which the data vary least{where}."
         ]
         reasons.append(
             "Train with --objective.name ddpm, too: sampled with --stop_ratio near the noise, early stopping is the baseline that costs nothing."
