@@ -1,9 +1,10 @@
-"""``objective: auto``: the loss, and gate and strength of the regularizer, from the training data alone, without labels and without a validation set.
+"""``objective: auto``: loss, gate and strength from the training data alone, without labels and without a validation set.
 
 On images where Gaussian noise is found on some and not on others, noisy ones are used above their noise level only
-(``ambient_blind``), and low noise is learned from the others. Else the regularizer is applied. A perturbation inside a gate ``g`` shrinks what has a standard deviation up to about g (docs/method.md), and corruption shows where the
-data vary least: noise of std s on a share p of the items shows as ``sqrt(p) s`` there, clean data nearly nothing. So the gate
-follows :func:`quiet_std`, and on clean data it closes: what is left is ddpm.
+(``ambient_blind``), and low noise is learned from the others. Else the regularizer is applied. A perturbation inside a gate ``g``
+shrinks what has a standard deviation up to about g (docs/method.md), and corruption shows where the data vary least: noise of std s
+on a share p of the items shows as ``sqrt(p) s`` there, clean data nearly nothing. So the gate follows :func:`quiet_std`, and on
+clean data it closes: what is left is ddpm.
 """
 
 from __future__ import annotations
@@ -254,7 +255,7 @@ def items_of(images: Any, seed: int = 0) -> Float[Tensor, "n *item"]:
 
 def count_of(images: Any, looked_at: Tensor) -> int:
     """How many items there are, as far as can be known: those of a loader's data set, else at least those that are looked at."""
-    whole = images.dataset if isinstance(images, DataLoader) else images
+    whole: Any = images.dataset if isinstance(images, DataLoader) else images
     whole = getattr(whole, "items", whole) if _of_files(whole) else whole
     return len(whole) if hasattr(type(whole), "__len__") and not isinstance(whole, list | tuple) else len(looked_at)
 
