@@ -398,7 +398,7 @@ def test_objectives_are_trained_alike_and_put_in_one_table(capsys, tmp_path):
     assert code == 0, err
     found = json.loads(out)
     methods = {row["method"] for row in found["rows"]}
-    assert {"ddpm", "robust_adv auto", "input_perturbation", "ddpm, stopped at 0.5"} <= methods
+    assert {"ddpm", "auto", "input_perturbation", "ddpm, stopped at 0.5"} <= methods
     for row in found["rows"]:  # compute-matched: steps times their cost are those of ddpm
         assert row["training_steps"] * row["cost"] == pytest.approx(30, abs=row["cost"])
     clean = {row["method"]: row["checkpoint"] for row in found["rows"] if row["condition"] == "clean"}

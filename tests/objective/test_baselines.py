@@ -531,7 +531,7 @@ def test_what_cannot_be_known_is_refused(tmp_path, generator):
 
 def test_methods_to_compare_take_options():
     harder, baseline = (baselines.named(spec) for spec in ("auto:k=5", "pseudo_huber:c=0.2"))
-    assert harder == ("robust_adv auto:k=5", ObjectiveConfig("auto:k=5"))
+    assert harder == ("auto:k=5", ObjectiveConfig("auto:k=5"))
     assert baseline == ("pseudo_huber:c=0.2", ObjectiveConfig("pseudo_huber:c=0.2"))
     for job in baselines.jobs("smoke", [0], "digits", ["auto:k=5"]):
         assert (job.label, job.config.objective) in (baselines.named("ddpm"), harder)
@@ -554,12 +554,12 @@ def test_auto_is_judged_in_both_numbers_at_once():
 
     rows = [
         row("ddpm", 0, 1.0, "clean"),
-        row("robust_adv auto", 0, 1.2, "clean"),
+        row("auto", 0, 1.2, "clean"),
         row("ddpm", 9, 9),
         row("ddpm, stopped at 0.3", 0.2, 1.3),
         row("ddpm, stopped at 0.5", 0.15, 1.25),
-        row("robust_adv auto", 0.3, 1.2),
-        row("robust_adv auto, stopped at half its gate", 0.1, 1.3),
+        row("auto", 0.3, 1.2),
+        row("auto, stopped at half its gate", 0.1, 1.3),
         row("robust_adv", 0.3, 1.2),
     ]
     found = {claim.statement: claim.holds for claim in baselines.judged(rows, "photos", "noise_std", "frechet_pixels")}

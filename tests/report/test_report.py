@@ -36,7 +36,7 @@ def texts(figure: Figure) -> str:
 
 # --- figures ----------------------------------------------------------------------------------------------------------
 def test_every_objective_has_its_own_fixed_colour():
-    assert set(OBJECTIVES) | {"robust_adv auto", "ddpm, stopped"} == set(plot.COLOURS)
+    assert set(OBJECTIVES) | {"auto", "ddpm, stopped"} == set(plot.COLOURS)
     assert len(set(plot.COLOURS.values())) == len(plot.COLOURS)
     some = plot.colours(["clean", "robust_adv", "ddpm seed 1", "other"])
     assert (some["robust_adv"], some["ddpm seed 1"]) == (plot.COLOURS["robust_adv"], plot.COLOURS["ddpm"])

@@ -150,7 +150,7 @@ def named(spec: str) -> tuple[str, ObjectiveConfig]:
     objective = ObjectiveConfig(spec) if options else OBJECTIVES[name]
     if options:
         objective.fitted(torch.eye(16)).build(Process.linear())  # refuses what is no option
-    return spec.replace("auto", AUTO, 1) if objective.automatic else spec, objective
+    return spec, objective
 
 
 def work(job: Job, tell: Tell) -> Outcome:

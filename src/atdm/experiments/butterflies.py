@@ -59,7 +59,7 @@ def base(scale: str, data: str | None) -> Job:
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """Every method on clean and noisy photos; invariance at two strengths."""
-    harder, weak = "robust_adv auto, k 5", "inv_adv, lambda 0.03"
+    harder, weak = "auto:k=5", "inv_adv, lambda 0.03"
     everything = {
         "ddpm": DDPM,
         "robust_rand": published("robust_rand"),

@@ -171,7 +171,7 @@ LEAD = (
     "small perturbation, and the predicted noise must move by just that perturbation: what looks like noise is to be treated as "
     "noise. Nobody tells the model which items are noisy, or how noisy they are.\n\n"
     "Below, models learn points of a plane and handwritten digits, with noise on nine items in ten and without, and are measured "
-    "against clean data that training never saw. robust_adv is the method as published. robust_adv auto is this project's: it "
+    "against clean data that training never saw. robust_adv is the method as published. auto is this project's: it "
     "chooses from the data where and how strongly to regularize, and does so in the second half of the training only. The baseline that "
     "costs nothing is ddpm whose sampling stops early, at the noise level that auto finds in the data, and returns the denoised "
     "state."

@@ -29,7 +29,7 @@ COLOURS: dict[str, str] = {
     "inv_rand": "#e69f00",
     "robust_rand": "#56b4e9",
     "robust_adv": "#0072b2",
-    "robust_adv auto": "#cc79a7",
+    "auto": "#cc79a7",
     "ddpm, stopped": "#009e73",
     "input_perturbation": "#a6761d",
     "pseudo_huber": "#8b3a8b",

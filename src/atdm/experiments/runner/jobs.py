@@ -102,7 +102,7 @@ def grid(
 
 # --- objectives -------------------------------------------------------------------------------------------------------
 RECOMMENDED = "robust_adv recommended"
-AUTO = "robust_adv auto"
+AUTO = "auto"
 DDPM = ObjectiveConfig("ddpm")
 
 
