@@ -282,6 +282,12 @@ SENTENCES = [
     (["train", "--image_size", ""], "The option image_size is ''. Expected an integer or null."),
     (["train", "--steps", "x"], "The option steps is 'x'. Expected an integer."),
     (["train", "--lr", "x"], "The option lr is 'x'. Expected a number."),
+    (["train", "--lr", "inf"], "lr is inf. Expected a finite number >= 0."),
+    (["train", "--weight_decay", "inf"], "weight_decay is inf. Expected a finite number >= 0."),
+    *(
+        (["train", "--data", "plane:n=40", "--out", "run", "--epochs", number], f"epochs is {shown}, which makes ")
+        for number, shown in (("inf", "inf"), ("1e308", "1e+308"), ("1e30", "1e+30"))
+    ),
     (["train", "--cache=x"], "The option cache is 'x'. Expected true or false."),
     (["train", "--precision", "fp61"], "Did you mean 'fp16'?"),
     (["train", "--config", "nothing.yaml"], "Expected a configuration in YAML, or the name of a recipe"),

@@ -14,6 +14,8 @@ from ..text import changed
 from .reading import DataConfig
 from .versions import RENAMED, in_todays_words
 
+MOST_STEPS = 2.0**63
+
 # Builders are annotated with Any: the option parser resolves annotations, and importing torch for --help is slow.
 
 
@@ -63,9 +65,11 @@ class Settings:
         for name, low in [("steps", 1), ("batch_size", 1), ("accumulate", 1), ("warmup", 0), ("regularize_from", 0)]:
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
-        for name in ("lr", "grad_clip", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} is {getattr(self, name)}. Expected a number >= 0.")
+        for name in ("lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}. Expected a finite number >= 0.")
+        if not self.grad_clip >= 0:
+            raise UserError(f"grad_clip is {self.grad_clip}. Expected a number >= 0.")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema is {self.ema}. Expected a decay in [0, 1), such as 0.999.")
         if not 0 <= self.label_dropout <= 1:
@@ -257,10 +261,17 @@ class TrainConfig(Settings, DataConfig):
         object.__setattr__(self, "regularize_from", self.objective.first_step(self.steps))
 
     def over(self, items: int) -> TrainConfig:
-        """The configuration with the steps that its epochs make of so many items."""
+        """The configuration with the steps that its epochs make of so many items.
+
+        Raises:
+            UserError: they are too many for an integer of 63 bits.
+        """
         if self.epochs is None:
             return self
-        return dataclasses.replace(self, steps=max(1, math.ceil(self.epochs * items / self.batch_size)))
+        steps = self.epochs * items / self.batch_size
+        if steps >= MOST_STEPS:
+            raise UserError(f"epochs is {self.epochs:g}, which makes {steps:.3g} steps. Expected a smaller number.")
+        return dataclasses.replace(self, steps=max(1, math.ceil(steps)))
 
     @classmethod
     def unsaid(cls) -> TrainConfig:
