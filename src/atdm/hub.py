@@ -51,4 +51,4 @@ def fetch(name: str) -> Path:
         ) from problem
     except Exception as problem:  # the HTTP client and the operating system each raise their own
         reason = first_line(problem)
-        raise UserError(f"Cannot download '{name}' from the Hugging Face Hub: {reason}") from problem
+        raise UserError(f"Cannot download '{name}' from the Hugging Face Hub: {reason}.") from problem

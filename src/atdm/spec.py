@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -12,6 +13,10 @@ from typing import Any, TypeVar
 from .errors import UserError, nearest, unknown
 
 T = TypeVar("T")
+ENDLESS = (
+    "c",
+    "kappa",
+)  # options that may be infinite: pseudo_huber is a square then, a step of an attack goes all the way
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
@@ -47,7 +52,10 @@ def build(kind: str, spec: str, registry: Mapping[str, Callable[..., T]], **give
     for key, text in options.items():
         if key not in parameters:
             raise UserError(f"{kind.capitalize()} '{name}' has no option '{key}'. {nearest(key, parameters)}")
-        values[key] = _convert(text, hints.get(key, str), f"option '{key}' of {kind} '{name}'")
+        where = f"option '{key}' of {kind} '{name}'"
+        values[key] = _convert(text, hints.get(key, str), where)
+        if isinstance(values[key], float) and not (math.isfinite(values[key]) or (values[key] > 0 and key in ENDLESS)):
+            raise UserError(f"'{text}' is not a valid {where}. Expected a finite number.")
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in values]
     if missing:
         raise UserError(f"{kind.capitalize()} '{name}' needs {', '.join(missing)}, as in {name}:{missing[0]}=VALUE.")

@@ -315,7 +315,48 @@ SENTENCES = [
         for words in (["train"], ["bench"], ["sample", "{run}", "--out", "x.npz"], ["evaluate", "{run}"])
     ),
     (["train", "--workers", "99999"], "or null to let atdm choose"),
-    (["train", "--data", ""], "The data set '' names nothing"),
+    *(
+        ([*words, f"--{option}="], f"The option {option} is empty. Expected a value, or the command without it.")
+        for words, option in (
+            (["train"], "data"),
+            (["train"], "init"),
+            (["train"], "vae"),
+            (["evaluate", "{run}"], "out"),
+            (["export", "{run}", "--out", "exported"], "measured"),
+            (["attack", "{run}"], "undefended"),
+        )
+    ),
+    (["evaluate", ""], "model is empty."),
+    (["train", "--config="], "Expected a configuration in YAML"),
+    (["train", "--config", "[1]"], "Expected a configuration in YAML"),
+    (["train", "--objective.version", "1"], "The option objective.version is '1'. Valid: 2."),
+    (["train", "--print_config=x"], "The option print_config is 'x'. Expected it alone"),
+    (["train", "--init", "broken"], "in directory broken. Expected a diffusers pipeline"),
+    (["train", "--data", "plane:n=40", "--vae", "broken"], "in directory broken. Expected a folder"),
+    *(
+        ([*words, "--max_pixels", number], f"max_pixels is {number}. Expected a positive number of pixels.")
+        for number in ("0", "-1")
+        for words in (["train", "--data", "broken"], ["audit", "broken"])
+    ),
+    (["sample", "{run}", "--image_size", "-1"], "image_size is -1. Expected a positive number of pixels."),
+    (["evaluate", "{run}", "--stop_ratio", "-1"], "stop_ratio is -1.0. Expected a noise level sigma_t/alpha_t >= 0."),
+    (["evaluate", "{run}", "--limit", "5"], "--limit is for --data; a run's"),
+    (["attack", "{run}", "--budgets", "-1"], "The budgets are [-1.0]. Expected 0 or more."),
+    (["attack", "{run}", "--n", "1"], "n is 1. Expected 2 or more samples."),
+    (["report", "{run}", "--steps_list", "x"], "Expected numbers separated by commas, such as 10,50,250."),
+    (["show", "radius", "--omegas", "x"], "Expected numbers separated by commas, such as 1,2,4."),
+    *(
+        (["train", "--data", "plane:n=40", f"--{option}", spec], f"'{spec.rpartition('=')[2]}' is not a valid option '")
+        for option, specs in (
+            ("objective", ("auto:k=inf", "input_perturbation:gamma=inf", "free:radius=inf", "free:radius=nan")),
+            ("objective.radius", ("published:omega=inf", "constant:r=inf", "floored:floor=nan")),
+            ("objective.weight", ("constant:value=inf", "relative:k=nan")),
+            ("process", ("flow:shift=inf", "edm:sigma_max=inf", "linear:beta_end=nan")),
+        )
+        for spec in specs
+    ),
+    (["train", "--data", "plane:n=40", "--net", "mlp:depth=99999999"], "a depth from 1 to 1000"),
+    (["train", "--data", "digits", "--net", "digits:blocks=99999999"], "Expected at most 1000"),
     (["train", "--data", "npz:"], "The data set 'npz:' names nothing"),
     (["train", "--data", "/"], "everything on this disk"),
     (["train", "--data", "plane:n=100000000000000"], "points would take"),
@@ -328,6 +369,43 @@ SENTENCES = [
     (["features", "--data", "broken"], "--skip_broken true skips such files.\n"),
     (["features", "--data", "broken", "--max_pixels", "10"], "A larger --max_pixels takes it"),
 ]
+
+
+WRITTEN = [  # in a file of YAML, which holds more than a command line can
+    *(
+        (f"{name}: null", f"The option {name} is null. Expected {kind}.")
+        for name, kind in (
+            ("steps", "an integer"),
+            ("data", "text"),
+            ("out", "text"),
+            ("label_dropout", "a number"),
+            ("cache", "true or false"),
+        )
+    ),
+    ("precision: null", "The option precision is null. Valid: bf16, fp16, no."),
+    ("objective: {name: null}", "The option objective.name is null. Expected text."),
+    *(
+        (f"objective: {value}", f"The option objective is {shown}. Expected names with values, as in {{name: ...}}, or")
+        for value, shown in (("null", "null"), ("5", "5"), ("[1]", "[1]"), ("auto", "'auto'"))
+    ),
+    ("objective: {gate: .nan}", "The option objective.gate is nan. Expected a number."),
+    ("lr: .nan", "The option lr is nan. Expected a number."),
+    ("lr: .inf", "lr is inf. Expected a finite number"),
+    ('out: "a\\0b"', "The option out is 'a\\x00b', which holds a zero byte. Expected text."),
+    ("a: &x [*x]", "The configuration holds itself."),
+    ("data: &x {a: *x}", "Expected text."),
+    ("steps: 99999999999999999999", "Expected an integer of at most 63 bits."),
+]
+
+
+@pytest.mark.parametrize(("text", "sentence"), WRITTEN)
+def test_values_that_only_a_file_can_hold(capsys, tmp_path, monkeypatch, text, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(text)
+    code, _, err = atdm(capsys, "train", "--config", "mine.yaml")
+    assert code == 2
+    assert sentence in err
+    assert [*tmp_path.iterdir()] == [tmp_path / "mine.yaml"]
 
 
 @pytest.mark.parametrize(("words", "sentence"), SENTENCES)

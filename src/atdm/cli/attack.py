@@ -74,8 +74,10 @@ def run(words: list[str]) -> int:
     budgets = numbers(given.budgets, "budgets")
     at = _steps(given.at)
     seeds = seeds_of(given)
-    if min(budgets) < 0 or given.n < 2:
-        raise UserError("Expected n of 2 or more, and budgets of 0 or more.")
+    if given.n < 2:
+        raise UserError(f"n is {given.n}. Expected 2 or more samples.")
+    if min(budgets) < 0:
+        raise UserError(f"The budgets are {budgets}. Expected 0 or more.")
     out = destination(given.out)
     from ..attack import ATTACKS, GOALS, TrajectoryAttack, check_seeds, damage_curve, doubt, summarize
     from ..spec import build

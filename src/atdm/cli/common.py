@@ -74,7 +74,8 @@ def reading_of_data(given: Any) -> dict[str, Any] | None:
         return options
     changed = [f"--{name}" for name, value in options.items() if value != getattr(DataConfig, name)]
     if changed:
-        raise UserError(f"{' and '.join(changed)} are for --data; a run's own data come as it used them.")
+        are = "is" if len(changed) == 1 else "are"
+        raise UserError(f"{' and '.join(changed)} {are} for --data; a run's own data come as it used them.")
     return None
 
 
@@ -139,8 +140,11 @@ def tell_notes(notes: Iterable[str]) -> None:
         print(plain(note), file=sys.stderr)
 
 
-def numbers(text: str, option: str) -> list[float]:
+def numbers(text: str, option: str, such: str = "0,0.1,1") -> list[float]:
     """Numbers separated by commas.
+
+    Args:
+        such: an example for the sentence.
 
     Raises:
         UserError: they are not.
@@ -151,7 +155,7 @@ def numbers(text: str, option: str) -> list[float]:
             return found
         raise ValueError("not finite")
     except ValueError:
-        raise UserError(f"The {option} are '{text}'. Expected numbers separated by commas, such as 0,0.1,1.") from None
+        raise UserError(f"The {option} are '{text}'. Expected numbers separated by commas, such as {such}.") from None
 
 
 def seeds_of(given: Any) -> list[int]:

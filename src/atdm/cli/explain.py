@@ -29,9 +29,12 @@ def explain(message: str, options: Collection[str], program: str) -> str:
         return f"The option {found[1]} is without its value. Expected {found[1]} VALUE."
     if found := re.search(r"argument (?:-\w/)?(--[\w.]+): ignored explicit argument '(.*)'", text):
         return f"The option {found[1]} takes no value, and has '{short(found[2])}'. Expected it alone."
+    if found := re.search(r'Invalid option "(.*)" for --print_config', text):
+        return f"The option print_config is '{short(found[1])}'. Expected it alone, or --print_config=comments."
     where = re.search(r"[Pp]arser key \"([\w.]+)\":", text)
     value = re.search(r"Given value: ?(.*)$", text) or re.search(
-        r"(?:Got value:|Unable to load config|File does not exist:) ?(.*?)(?: - Parser key.*)?$", text
+        r"(?:Got value:|Unable to load config|File does not exist:|Unexpected config:) ?(.*?)(?: - Parser key.*)?$",
+        text,
     )
     if where is None or value is None:
         return text
@@ -41,8 +44,22 @@ def explain(message: str, options: Collection[str], program: str) -> str:
     kinds = dict.fromkeys(
         KINDS[kind] for kind in re.findall(r"<class '(\w+)'>", text.partition("Given value")[0]) if kind in KINDS
     )
-    named = nearest(value[1], re.findall(r"'([^']*)'", choices[1])) if choices else f"Expected {' or '.join(kinds)}."
+    named = (
+        nearest(value[1], [word.strip("'") for word in choices[1].split(", ")])
+        if choices
+        else f"Expected {' or '.join(kinds)}."
+    )
     if not choices and not kinds:
-        group = [name for name in options if name.startswith(f"{where[1]}.")]
-        named = f"Expected one of --{', --'.join(group)}." if group else "Expected another value."
-    return f"The option {where[1]} is '{short(value[1])}'. {named}"
+        named = of_names(where[1], options)
+    quoted = re.fullmatch(r"'(.+)'", value[1])
+    return f"The option {where[1]} is '{short(quoted[1] if quoted else value[1])}'. {named}"
+
+
+def of_names(option: str, options: Collection[str]) -> str:
+    """What is expected of an option that other options are parts of."""
+    parts = [name for name in options if name.startswith(f"{option}.")]
+    if not parts:
+        return "Expected another value."
+    return (
+        f"Expected names with values, as in {{{parts[0].rpartition('.')[2]}: ...}}, or one of --{', --'.join(parts)}."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import typing
@@ -10,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import UserError
-from .explain import explain
+from ..errors import UserError, nearest
+from ..files import shown
+from .explain import KINDS, explain, of_names
 from .habits import HABITS
 
 SUMMARY = {
@@ -107,10 +109,13 @@ def make_parser(command: str, *kinds: Any) -> Any:
         def parse_args(self, args: Any = None, *others: Any, **more: Any) -> Any:
             if args and args[-1] == Made.WORD:
                 raise Made(self)
-            given = super().parse_args(args and spell(args, self), *others, **more)
+            try:
+                given = super().parse_args(args and spell(args, self), *others, **more)
+            except RecursionError:
+                raise UserError("The configuration holds itself. Expected names with values.") from None
+            options = options_of(self)
             for name, value in given.items():
-                if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                    raise UserError(f"The option {name} is {value}. Expected an integer of at most 63 bits.")
+                _require(name, value, options)
             HABITS.begin(given)
             return given
 
@@ -125,6 +130,32 @@ def make_parser(command: str, *kinds: Any) -> Any:
     for kind in kinds:
         add_fields(parser, kind)
     return parser
+
+
+def _require(name: str, value: Any, options: dict[str, Any]) -> None:
+    """Refuse a value that the option parser lets pass, most of which only a file of YAML can hold.
+
+    Raises:
+        UserError: says what was expected.
+    """
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UserError(f"The option {name} is {value}. Expected an integer of at most 63 bits.")
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"The option {name} is nan. Expected a number.")
+    if isinstance(value, str) and "\0" in value:
+        raise UserError(f"The option {name} is '{value}', which holds a zero byte. Expected text.")
+    if value == "" and getattr(options.get(name), "default", None) != "":  # such as of a variable that is not set
+        raise UserError(
+            f"{'The option ' if name in options else ''}{name} is empty. Expected a value, or the command without it."
+        )
+    if any(option.startswith(f"{name}.") for option in options):
+        raise UserError(f"The option {name} is {'null' if value is None else shown(value)}. {of_names(name, options)}")
+    action = options.get(name)  # of what is given by its place there is none
+    kind = getattr(action, "_typehint", type(None))
+    parts = typing.get_args(kind)
+    if value is None and getattr(action, "default", None) is not None and type(None) not in (kind, *parts):
+        expected = f"Expected {KINDS[kind.__name__]}." if kind.__name__ in KINDS else nearest("null", map(str, parts))
+        raise UserError(f"The option {name} is null. {expected}")
 
 
 def positional(nargs: str | None = None, default: Any = REQUIRED) -> Any:

@@ -52,7 +52,7 @@ def run(words: list[str]) -> int:
     add_reading(parser)
     given = parser.parse_args(words)
     out = destination(given.out, ".html")
-    steps = numbers(given.steps_list, "numbers of steps")
+    steps = numbers(given.steps_list, "numbers of steps", "10,50,250")
     if any(s != int(s) for s in steps):
         raise UserError(f"The numbers of steps are '{given.steps_list}'. Expected whole numbers.")
     from ..report import lab, sections

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import UserError
 from .common import Printing, add_sampling, is_main, open_model, require_outside_data_of, samples_of
 from .parser import make_parser, positional
 
@@ -43,6 +44,8 @@ def run(words: list[str]) -> int:
 
     target, model = Path(given.out), open_model(given)
     if given.image_size is not None:
+        if given.image_size < 1:
+            raise UserError(f"image_size is {given.image_size}. Expected a positive number of pixels.")
         size = (given.image_size, given.image_size)
         model = model.for_items((model.channels, *size), given.model, f"--image_size {given.image_size}")
     check_target(target, model.item_shape)

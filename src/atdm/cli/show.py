@@ -63,7 +63,7 @@ def run(words: list[str]) -> int:
 def _radius(given: Any) -> dict[str, Any]:
     from .. import plot
 
-    omegas = numbers(given.omegas, "omegas")
+    omegas = numbers(given.omegas, "omegas", "1,2,4")
     figure = plot.ray(TrainConfig(process=given.process).build_process(), omegas)
     return {"out": str(plot.save(figure, given.out)), "omegas": omegas, "process": given.process}
 

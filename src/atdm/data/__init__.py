@@ -168,6 +168,8 @@ def load(
     """
     if limit is not None and limit < 2:
         raise UserError(f"limit is {limit}. Expected at least 2 items, or none.")
+    if max_pixels < 1:
+        raise UserError(f"max_pixels is {max_pixels}. Expected a positive number of pixels.")
     if not -(2**63) <= seed < 2**63:
         raise UserError(f"seed is {seed}. Expected an integer of at most 63 bits.")
     framing = Framing(image_size, crop)

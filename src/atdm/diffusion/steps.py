@@ -44,6 +44,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.start_ratio is not None and not self.start_ratio > 0:
             raise UserError(f"start_ratio is {self.start_ratio}. Expected a noise level sigma_t/alpha_t > 0.")
+        if self.stop_ratio is not None and not self.stop_ratio >= 0:
+            raise UserError(f"stop_ratio is {self.stop_ratio}. Expected a noise level sigma_t/alpha_t >= 0.")
         if self.start_ratio is not None and self.stop_ratio is not None and self.start_ratio < self.stop_ratio:
             raise UserError(
                 f"Sampling begins at the noise level {self.start_ratio:g}, below {self.stop_ratio:g}, where it stops. "

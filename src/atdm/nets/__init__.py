@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import hub, memory, spec
 from ..errors import UserError, first_line
 from ..files import require_sealed
-from .unet import CelebA64, Cifar10, Digits, Tiny
+from .unet import MOST_LAYERS, CelebA64, Cifar10, Digits, Tiny
 
 
 def call(model: Callable[..., Any], x: Tensor, t: Tensor, **conditioning: Any) -> Tensor:
@@ -45,8 +45,11 @@ class Perceptron:
                 "The network 'mlp' needs vectors (d,) or images (channels, height, width); "
                 f"the items have shape {item_shape}."
             )
-        if self.width < 2 or self.depth < 1:
-            raise UserError(f"The MLP has width {self.width} and depth {self.depth}. Expected at least 2 and 1.")
+        if self.width < 2 or not 1 <= self.depth <= MOST_LAYERS:
+            raise UserError(
+                f"The MLP has width {self.width} and depth {self.depth}. "
+                f"Expected a width of at least 2 and a depth from 1 to {MOST_LAYERS}."
+            )
         if not 0 <= self.dropout < 1:
             raise UserError(f"The dropout of the network is {self.dropout}. Expected a number in [0, 1).")
 
@@ -143,7 +146,7 @@ def open_net(folder: Path, source: str | Path) -> nn.Module:
     except Exception as problem:  # diffusers, safetensors and the Hub client each raise their own
         reason = first_line(problem)
         raise UserError(
-            f"Cannot load a network from '{source}': {reason} "
+            f"Cannot load a network from '{source}': {reason}. "
             "Expected a diffusers pipeline or model folder with config.json and weights, or a Hub name."
         ) from problem
     broken = next(

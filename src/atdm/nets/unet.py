@@ -15,6 +15,8 @@ from ..errors import UserError
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
+MOST_LAYERS = 1000  # of one kind: more take minutes to be made only to be too large
+
 
 @dataclass(frozen=True)
 class UNet:
@@ -63,6 +65,8 @@ class UNet:
             )
         if min(self.channels, self.blocks, self.head_dim) < 1:
             raise UserError("channels, blocks and head_dim of a U-Net must be at least 1.")
+        if self.blocks > MOST_LAYERS:
+            raise UserError(f"The U-Net has {self.blocks} blocks in each level. Expected at most {MOST_LAYERS}.")
         if not 0 <= self.dropout < 1:
             raise UserError(f"The dropout of the network is {self.dropout}. Expected a number in [0, 1).")
         widths = [self.channels * m for m in multipliers]

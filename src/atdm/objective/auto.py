@@ -106,7 +106,7 @@ def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0)
     Raises:
         UserError: a weight that is not positive.
     """
-    if not k > 0:
+    if not 0 < k < math.inf:
         raise UserError(f"The k of objective auto is {k:g}. Expected a positive weight, such as {K:g}.")
     if len(x) < FEWEST:
         return {"name": "ddpm"}

@@ -153,7 +153,7 @@ def push(folder: Path, name: str, private: bool = False) -> str:
     except Exception as problem:  # the Hub's refusals, the HTTP client and the operating system each raise their own
         reason = first_line(problem)
         raise UserError(
-            f"Cannot push to '{name}': {reason} The folder {folder} is complete; 'hf upload {name} {folder}' sends it."
+            f"Cannot push to '{name}': {reason}. The folder {folder} is complete; 'hf upload {name} {folder}' sends it."
         ) from problem
     return str(address)
 
