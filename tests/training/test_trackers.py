@@ -80,13 +80,14 @@ def records(file):
 
 @pytest.mark.slow
 def test_wandb_goes_on_with_its_run_offline(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_CONSOLE", "off")
     monkeypatch.setenv("WANDB__SERVICE_WAIT", "300")  # seconds, on a busy machine
     log = stopped_and_resumed(tmp_path, "wandb")
+    wandb.teardown()  # its own process has written everything then
     (key,) = json.loads((tmp_path / trackers.IDS).read_text()).values()
     files = sorted(tmp_path.glob(f"wandb/offline-run-*/run-{key}.wandb"))
     assert files
