@@ -459,3 +459,27 @@ def test_a_damaged_parquet_file_is_named_or_left_out(tmp_path, damage):
     assert len(data.items) == 4
     assert data.broken == (str(tmp_path / "1.parquet"),)
     assert any("1.parquet" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("my photos.zip", "is a zip file. Expected a folder of images: unzip 'my photos.zip' -d 'my photos'"),
+        ("table.csv", "table.csv is a file. Expected a folder of images"),
+        ("photos/*.png", "Images are read from a folder without a pattern. Expected photos"),
+        ("s3://bucket/photos", "It is an address. Expected a folder or file of this machine"),
+        ("https://example.com/photos.zip", "It is an address."),
+        ("nothing/here", "Expected a folder of images, a parquet file, or a name."),
+        ("empty.npz", "empty.npz holds no item. Expected at least 2."),
+    ],
+)
+def test_what_people_name_instead_of_a_folder(tmp_path, monkeypatch, spec, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
+    for name in ("my photos.zip", "table.csv"):
+        (tmp_path / name).write_bytes(b"PK")
+    np.savez(tmp_path / "empty.npz", samples=np.zeros((0, 4)))
+    with pytest.raises(UserError) as refused:
+        load(spec)
+    assert sentence in str(refused.value)

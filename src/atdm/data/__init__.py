@@ -21,7 +21,7 @@ from .cache import read
 from .classes import NEEDED, Classes, without
 from .decode import Framing, Progress
 from .files import Files
-from .folders import TARS
+from .folders import TARS, elsewhere, no_data
 from .held_out import held_out_of, read_held_out
 from .items import Floats, Items, Pixels, every
 from .named import DATASETS, PATHS, Digits, Directory, Folder, Hub, Npz, Parquet, Webdataset
@@ -196,7 +196,7 @@ def _decoded(
     items, notes, broken = read(listing, framing, **how)
     if len(items) < 2:
         said = "".join(f" {note.rstrip('.')}." for note in (*notes, *listing.notes))
-        raise UserError(f"{spec} holds {len(items)} image.{said} Expected at least 2.")
+        raise UserError(f"{spec} holds {len(items) or 'no'} image.{said} Expected at least 2.")
     chosen = held_out_of(held_out, rest, limit, seed) if hold_out else None
     held, more = (None, ()) if not chosen else read_held_out(chosen, items, rest is None, framing, how)
     notes += more + listing.notes
@@ -223,7 +223,7 @@ def _streamed(
     found = sampled(shards, count, seed, framing, **how)
     items, notes, broken = found.read
     if len(items) < 2:
-        raise UserError(f"{spec} holds {len(items)} image. Expected at least 2.")
+        raise UserError(f"{spec} holds {len(items) or 'no'} image. Expected at least 2.")
     held = sampled(test, count, seed, framing, **how).read.pixels if test and hold_out else None
     said = f"{spec} is a stream of {shards.count} shards: {len(items):,} images of up to {LOOKED_AT} of them stand for the set."
     shape = tuple(items.item_shape)
@@ -286,11 +286,10 @@ def _source(spec: str) -> Any:
         if path.suffix in (".npz", ".npy"):
             return Npz(spec)
         if path.is_file():
-            raise UserError(f"{spec} is a file. Expected a folder of images, a .parquet, .tar, .npz or .npy file.")
+            raise no_data(path)
         if "/" in spec or "." in spec:
-            raise UserError(
-                f"There is no folder {spec}. Expected a folder of images, a parquet file, or a name. {nearest(spec, DATASETS)}"
-            )
+            named = f"Expected a folder of images, a parquet file, or a name. {nearest(spec, DATASETS)}"
+            raise UserError(f"There is no folder {spec}. {elsewhere(spec) or named}")
     return specs.build("data set", spec, DATASETS)
 
 
@@ -325,7 +324,7 @@ def _npz(source: Npz, spec: str, seed: int, image_size: int | None, limit: int |
     path = Path(source.path).expanduser()
     x, notes = arrays.read(path)
     if len(x) < 2:
-        raise UserError(f"{path} holds {len(x)} item. Expected at least 2.")
+        raise UserError(f"{path} holds {len(x) or 'no'} item. Expected at least 2.")
     if image_size is not None and [image_size] * 2 != list(x.shape[2:]):
         raise UserError(
             f"image_size is {image_size}, but {path} holds items of shape {list(x.shape[1:])}. Expected none."

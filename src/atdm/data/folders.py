@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections import Counter
 from collections.abc import Iterable
@@ -188,3 +189,21 @@ def from_folder(path: Path, tree: Tree) -> Listing:
         notes,
         labelled=lambda: of_folders(names, os.sep),
     )
+
+
+def no_data(path: Path) -> UserError:
+    """The error for a file that holds no data set."""
+    if path.suffix.lower() == ".zip":
+        command = f"unzip {shlex.quote(str(path))} -d {shlex.quote(str(path.with_suffix('')))}"
+        return UserError(f"{path} is a zip file. Expected a folder of images: {command}")
+    return UserError(f"{path} is a file. Expected a folder of images, a .parquet, .tar, .npz or .npy file.")
+
+
+def elsewhere(spec: str) -> str:
+    """What is expected in place of an address or a pattern that is no folder; of other paths an empty text."""
+    if "://" in spec:
+        return "It is an address. Expected a folder or file of this machine; of addresses those of .tar files are read, with streaming."
+    folder, _, pattern = spec.rpartition("/")
+    if folder and any(mark in pattern for mark in "*?[") and Path(folder).expanduser().is_dir():
+        return f"Images are read from a folder without a pattern. Expected {folder}"
+    return ""
