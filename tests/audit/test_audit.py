@@ -140,7 +140,7 @@ def test_vectors_of_many_dimensions_are_told_in_their_own_scale():
 
 def test_vectors_of_few_dimensions_have_no_noise_that_could_be_told():
     plane = load("plane:n=500").x
-    assert looked(plane).as_dict()["noise"] == {"share": None, "std": None, "told": False}
+    assert looked(plane).as_dict()["noise"] == {"share": None, "std": None, "measurable": False}
     with pytest.raises(UserError, match="cannot be distinguished from content"):
         noise_stds(plane)
 

@@ -55,7 +55,7 @@ def test_the_page_is_self_contained_and_has_every_section(page):
         "Samples",
         "Few steps",
         "Attack on the sampler",
-        "What speaks against the attack",
+        "Sanity checks of the attack",
         "Memorization",
         "Cost",
     ]
@@ -146,7 +146,7 @@ def test_a_stock_pipeline_goes_through_attack_evaluate_and_report(capsys, stock,
     assert "training_steps" not in told["cost"]["pipeline"]
     assert told["memorization"]["pipeline"]["held_out"] == 297
     assert told["damage"]["pipeline"][0]["budget"] == 0  # beside which damage is measured
-    assert "What pipeline learned from is not known" in (tmp_path / "page.html").read_text()
+    assert "The training data of pipeline are not known" in (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Sharing: an exported run in the hands of somebody who has diffusers and not atdm, its card, and the Hub."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -131,6 +132,8 @@ def test_the_card_tells_data_dirt_objective_and_numbers_with_their_origin(digits
         "tags": ["diffusers", "atdm", "adversarial-training", "robust_adv"],
     }
     assert (told["numbers"], told["numbers_left_out"]) == (2, 1)
+    assert body.count("| metric | value |") == 1
+    assert "made with |" not in body, "all numbers were made alike"
     assert "# digits-16\n" in body
     assert 'from_pretrained("somebody/digits-16")' in body
     assert "| noise_std | 0.1235 | lower |" in body
@@ -142,6 +145,18 @@ def test_the_card_tells_data_dirt_objective_and_numbers_with_their_origin(digits
     assert "gaussian:share=0.9,std=0.2" in body
     assert "of 50 items" in body
     assert f"robust_adv (radius {ObjectiveConfig.radius}" in body
+
+
+def test_a_number_of_another_sampler_says_so_in_the_one_table(digits, tmp_path):
+    row = {"metric": "noise_std", "value": 0.25, "sampler": "ddpm", "samples": 64, "reference_hash": "0" * 16}
+    row["checkpoint"] = weights_hash(load_pipeline(digits)[0])
+    (tmp_path / "numbers.json").write_text(json.dumps({"rows": [row, {**row, "value": 0.5, "sampler": "ddim"}]}))
+    share.export(digits, tmp_path / "shared", numbers=tmp_path / "numbers.json")
+    _, body = front_and_body(tmp_path / "shared")
+    assert body.count("| metric | value |") == 1
+    for value, sampler in (("0.25", "ddpm"), ("0.5", "ddim")):
+        assert re.search(rf"^\| noise_std \| {value} \|.*\| sampler {sampler} \|$", body, re.MULTILINE)
+    assert "All of them were made with: samples 64, reference hash 0000000000000000." in body
 
 
 @pytest.mark.parametrize(

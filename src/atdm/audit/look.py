@@ -117,13 +117,13 @@ class Audit:
 
     def _noise(self) -> dict[str, Any]:
         if self.estimate is None:
-            return {"share": None, "std": None, "told": False}
+            return {"share": None, "std": None, "measurable": False}
         noise, each = self.estimate.noise, self.noise_of_each
         alike = float(np.log(each[each > 0]).std()) < ALIKE if self._files_tell else noise.width == 0
         return {
             "share": self.noise_share,
             "std": self.noise_std,
-            "told": True,
+            "measurable": True,
             "alike": alike,
             "channels": "common" if self.estimate.common else "independent",
             "quantiles": _quantiles(each[each > 0]),

@@ -93,4 +93,6 @@ def _drop_output() -> None:
 def _overview() -> str:
     lines = ["usage: atdm COMMAND [options]", "", "Adversarial training for diffusion models.", "", "commands:"]
     lines += [f"  {name:<10}{what}" for name, what in SUMMARY.items()]
-    return "\n".join([*lines, "", "atdm COMMAND --help tells the options of a command; atdm --version the version."])
+    return "\n".join(
+        [*lines, "", "atdm COMMAND --help lists the options of a command; atdm --version prints the version."]
+    )

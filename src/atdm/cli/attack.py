@@ -34,19 +34,20 @@ class Options(Printing):
     """What is attacked, and how.
 
     Args:
-        model: run folder, or any diffusers pipeline together with --data.
-        data: the reference that samples are compared with; null: the run's data before corruption.
+        model: run folder; or any diffusers pipeline, together with --data.
+        data: data set to compare samples with; null: the run's data before corruption.
         attack: random, fgsm or pgd:steps=10,norm=l2,restarts=1.
-        goal: what the attack raises: denoised, prediction, target:item=0, distance, features.
-        budgets: radii at each attacked step, noise units.
-        through: step, or rest: through all steps that remain.
-        at: steps to attack: all, or 0,10,20 or 10-20; 0 is the first.
-        n: samples at each budget.
-        seeds: of the sampling and the attack, several, as 0,1,2, for the intervals.
-        batch_size: samples together.
+        goal: what the attack increases: movement of the denoised image (denoised) or of the predicted noise (prediction), closeness
+            to an item of the data (target:item=0), distance from the data (distance; features: in a feature space).
+        budgets: largest perturbations at each attacked step, in noise units.
+        through: what the attack looks at: step, the denoised image of the attacked step; rest, the sample after all further steps.
+        at: sampling steps to attack: all, or 0,10,20 or 10-20; 0 is the first.
+        n: samples to draw at each budget.
+        seeds: seeds of sampling and attack, such as 0,1,2; the intervals are over them.
+        batch_size: samples to draw together.
         features: feature space of the Frechet distance.
-        undefended: a plain model, to transfer the attack.
-        checks: doubt the attack (5 to 8 more runs).
+        undefended: a model of ordinary training, to test whether attacks transfer between the two.
+        checks: run the sanity checks for gradient masking (5 to 8 more attacks).
         out: folder for attack.json and the figures.
     """
 

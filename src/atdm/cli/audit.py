@@ -22,8 +22,8 @@ class Options(Printing):
 
     Args:
         data: folder, parquet, tar or .npz files, or the name of a data set, as in atdm train.
-        corrupt: corruption to add first, to see what the audit makes of it.
-        seed: of the corruption, and of the choice of --limit.
+        corrupt: known corruption to add first, to see what the audit finds of it.
+        seed: seed of the corruption and of the choice of --limit.
         out: folder for audit.json, recipe.yaml and sheet.png.
     """
 
@@ -81,7 +81,7 @@ def run(words: list[str]) -> int:
 
 def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     noise = result["noise"]
-    if not noise["told"]:
+    if not noise["measurable"]:
         noisy = "cannot be distinguished from content in such data (docs/audit.md)"
     elif noise["std"] is None:
         noisy = f"none of std {noise['smallest']:g} or more (typical level of content: {noise['clean_level']:.2g})"

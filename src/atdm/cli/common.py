@@ -40,8 +40,8 @@ class Printing:
     """What every command has.
 
     Args:
-        json: print JSON, and no progress.
-        quiet: print no progress: the result and what is wrong only.
+        json: print JSON and no progress.
+        quiet: print no progress, only the result and warnings.
         verbose: also print what the library logs, with the time.
         device: cpu or cuda; auto takes cuda where there is one.
     """
@@ -96,17 +96,26 @@ def add_sampling(parser: Any, steps: int, preserving: str = "ddim", late: bool =
         "--label",
         type=str | None,
         default=None,
-        help="the class, of a network that knows classes: its name or number, or all, each in turn; default: together",
+        help="class to draw, by name or number; all: each class in turn; null: without regard to class",
     )
     parser.add_argument(
-        "--guidance", type=float, default=1.0, help="scale of classifier-free guidance towards the class; 1: none"
+        "--guidance",
+        type=float,
+        default=1.0,
+        help="scale of classifier-free guidance towards the class; 1: no guidance",
     )
     if late:
         parser.add_argument(
-            "--start_ratio", type=float | None, default=None, help="begin at this sigma_t/alpha_t, from N(0, I)"
+            "--start_ratio",
+            type=float | None,
+            default=None,
+            help="begin at this noise level sigma_t/alpha_t, from N(0, I)",
         )
         parser.add_argument(
-            "--stop_ratio", type=float | None, default=None, help="stop at this sigma_t/alpha_t and return the denoised"
+            "--stop_ratio",
+            type=float | None,
+            default=None,
+            help="stop at this noise level sigma_t/alpha_t and return the denoised image",
         )
 
 

@@ -20,17 +20,17 @@ class Options(Printing):
 
     Args:
         results: files that atdm evaluate --out wrote, or run folders with a metrics.json.
-        unranked: list numbers that were made differently, with what differs, unranked.
-        train: instead of results: objectives joined by commas, such as ddpm,auto,auto:k=5, trained on the same noisy data with
-            the same compute; or all.
-        data: of --train: digits, plane, images, or subspace:IMAGES, which are projected onto a subspace; null: digits and plane.
-        corrupt: of --train: corruptions, such as gaussian:share=0.9,std=0.2 jpeg:quality=10; none given: those of the benchmark.
-        scale: of --train: smoke, cpu or paper.
-        seed: of --train: of data, training and sampling.
-        seeds: of --train: several, as 0,1,2; null: --seed alone.
-        store: of --train: a folder for what each training found, so that a comparison that was interrupted goes on and more
-            objectives or seeds join those that are there; atdm reproduce baselines has such a folder, OUT/baselines/jobs.
-        executor: of --train: where the trainings run: local, dask=tcp://HOST:PORT or slurm:partition=NAME; --store must then be on
+        unranked: also list numbers that were made differently, with what differs; they are not ranked.
+        train: train objectives and compare them, instead of results: such as ddpm,auto,auto:k=5, or all; on the same noisy data
+            with the same compute.
+        data: with --train: digits, plane, images, or subspace:IMAGES (projected onto a subspace); null: digits and plane.
+        corrupt: with --train: corruptions, such as gaussian:share=0.9,std=0.2 jpeg:quality=10; by default those of the benchmark.
+        scale: with --train: smoke, cpu or paper, as of atdm reproduce.
+        seed: with --train: seed of data, training and sampling.
+        seeds: with --train: several seeds, such as 0,1,2; null: --seed alone.
+        store: with --train: folder that keeps the outcome of each training: an interrupted comparison goes on, and objectives or
+            seeds can be added; atdm reproduce baselines has one, OUT/baselines/jobs.
+        executor: with --train: where the trainings run: local, dask=tcp://HOST:PORT or slurm:partition=NAME; --store must then be on
             a disk that all machines see.
         out: write the table to this .md file.
     """

@@ -17,10 +17,10 @@ class Options(Printing):
     """What is corrupted, and how.
 
     Args:
-        data: what to corrupt, as of atdm train.
-        corrupt: such as gaussian:share=0.9,std=0.2, or poison:model=RUN,share=0.5.
+        data: what to corrupt, named as for atdm train.
+        corrupt: corruption to add, such as gaussian:share=0.9,std=0.2 or poison:model=RUN,share=0.5.
         out: folder for samples.npz, a preview and truth.npz.
-        seed: of the corruption.
+        seed: seed of the corruption.
     """
 
     data: str = required()

@@ -15,10 +15,10 @@ class Options(Printing):
     """What is shown.
 
     Args:
-        out: folder of the report, its figures and its numbers.
-        seed: of data, training and sampling.
-        seeds: several, as 0,1,2; tables then give mean ± std; null: --seed alone.
-        quick: hardly any training, to see that everything works.
+        out: folder for the report, its figures and its numbers.
+        seed: seed of data, training and sampling.
+        seeds: several seeds, such as 0,1,2; tables then give mean ± std; null: --seed alone.
+        quick: train hardly at all, to see that everything works.
         thorough: add outliers, the ablations, a range of strengths and of stopping levels, and digits on a subspace.
     """
 

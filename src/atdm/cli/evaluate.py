@@ -31,17 +31,17 @@ class Options(Printing):
     """What is measured, and beside what.
 
     Args:
-        model: run folder, or any diffusers pipeline with --data.
-        samples: measure this .npz or folder of images instead.
-        reference: a trusted set, such as a folder of clean images; cleanest: the least noisy of the data, by audit; null: the
-            trusted images of the run, or its data before the corruption that atdm made, else as they are, which rank nothing.
-        data: what the model learned from; null: the run's data.
+        model: run folder; or any diffusers pipeline, together with --data.
+        samples: measure this .npz file or folder of images instead of a model.
+        reference: clean images to compare with, such as a folder; cleanest: the least noisy of the data, by audit; null: the trusted
+            images of the run, else its data before a corruption that atdm made, else as they are, which ranks nothing.
+        data: training data of the model; null: those of the run.
         n: samples to draw.
-        seed: of the sampling.
-        seeds: several, as 0,1,2, for the spread over them.
-        batch_size: samples together.
-        threads: CPU threads of the sampling; 0: as many as a batch is worth.
-        weights: ema or raw; null: ema, and those of a foreign pipeline.
+        seed: seed of the sampling.
+        seeds: several seeds, such as 0,1,2, for mean and standard deviation over them.
+        batch_size: samples to draw together.
+        threads: CPU threads of the sampling; 0: as many as speed it up.
+        weights: ema (averaged) or raw; null: ema, or what a pipeline has.
         features: feature spaces, joined by +, such as pixels+efficientnet-lite.
         out: write the rows to this .json file.
     """

@@ -18,10 +18,10 @@ class Options(Printing):
         run: run folder.
         out: new or empty folder for the pipeline and its card.
         weights: ema (averaged) or raw.
-        measured: what atdm evaluate --json printed; null: RUN/metrics.json.
-        license: identifier of the Hub's, such as apache-2.0.
-        push_to_hub: OWNER/NAME; needs a token (hf auth login).
-        private: a new model on the Hub is private.
+        measured: numbers for the card, a file that atdm evaluate --json printed; null: RUN/metrics.json.
+        license: licence, by the Hub's identifier, such as apache-2.0.
+        push_to_hub: also upload it to the Hub as OWNER/NAME; needs a token (hf auth login).
+        private: make a new model on the Hub private.
     """
 
     run: str = positional()

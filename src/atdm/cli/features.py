@@ -16,11 +16,11 @@ class Options(Printing):
     """What is learned from.
 
     Args:
-        data: clean images; their held-out part where there is one.
+        data: clean images to train on; of a data set with a held-out part, that part.
         steps: training steps.
-        batch_size: images in each.
-        seed: of the choice of --limit, the network and its training.
-        out: .safetensors file of the network.
+        batch_size: images in each step.
+        seed: seed of the network, its training and the choice of --limit.
+        out: .safetensors file for the network.
     """
 
     data: str = required()

@@ -21,17 +21,17 @@ SUMMARY = {
     "sample": "draw samples from a run or any diffusers pipeline",
     "export": "write a diffusers pipeline with a model card, and upload it to the Hub",
     "evaluate": "measure samples against a reference",
-    "compare": "put measured runs side by side, and rank what was made alike",
+    "compare": "compare measured runs, or train objectives and compare them",
     "features": "train a small feature network on clean images, for metrics offline",
-    "attack": "perturb the sampler's states where it hurts, and measure the damage",
-    "report": "one page over a set of models: grids, few steps, attacks, memorization, cost",
+    "attack": "attack the sampler of a model, and measure the damage",
+    "report": "write one page over a set of models: samples, quality, attacks, memorization, cost",
     "purify": "diffuse inputs to a noise level and denoise them back",
     "restore": "denoise a data set with the model trained on it, each item at its own noise level",
-    "audit": "look at a data set before training: noise, outliers, duplicates, a recipe",
+    "audit": "look for noise, outliers and duplicates before training, and propose a recipe",
     "corrupt": "write a corrupted data set and its truth",
-    "reproduce": "published results by name, and their counterparts here",
-    "demo": "the method on toys and digits, ending in a report",
-    "bench": "the cost of a training step, beside diffusers' own",
+    "reproduce": "run a published experiment, or one of atdm's own, by name",
+    "demo": "train on noisy toys and digits with and without atdm, and write a report",
+    "bench": "measure the cost of a training step, beside diffusers' own",
     "show": "draw the perturbation radius, or the curves and samples of a run",
 }
 EXAMPLES = {
@@ -124,7 +124,8 @@ def make_parser(command: str, *kinds: Any) -> Any:
 
         def format_help(self, *formatter: Any) -> str:
             lines = [f"  atdm {example}" for example in EXAMPLES[command]]
-            return "\n".join([super().format_help(*formatter).rstrip(), "", "examples:", *lines, ""])
+            text = super().format_help(*formatter).replace(" \b", "")  # jsonargparse's, for terminals alone
+            return "\n".join([text.rstrip(), "", "examples:", *lines, ""])
 
     parser = Parser(prog=f"atdm {command}", description=SUMMARY[command.split()[0]], allow_abbrev=False)
     for kind in kinds:

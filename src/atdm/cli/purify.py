@@ -18,10 +18,10 @@ class Options(Printing):
     Args:
         model: run folder, diffusers pipeline folder or Hub name.
         data: what to purify.
-        noise: level sigma_t/alpha_t to diffuse to, data units.
+        noise: noise level sigma_t/alpha_t to diffuse to, in data units.
         corrupt: corruption to add first, such as gaussian:share=1,std=0.2.
-        seed: of the corruption, and of the noise that inputs are diffused with.
-        batch_size: items together.
+        seed: seed of the corruption and of the noise added to the inputs.
+        batch_size: items to purify together.
         out: .png grid, .npz, or a folder of PNGs.
     """
 

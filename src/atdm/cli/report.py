@@ -17,17 +17,17 @@ class Options(Printing):
 
     Args:
         model: run folders, diffusers pipeline folders or Hub names.
-        reference: a trusted set to compare with.
-        data: what they learned from; null: the runs' own data.
-        label: the class, by name or number, or all, each in turn, of models that know classes; null: all together.
+        reference: clean data to compare with.
+        data: training data of the models; null: those of the runs.
+        label: class to draw, by name or number; all: each class in turn; null: without regard to class.
         n: samples of each model at each number of steps.
-        steps_list: numbers of sampling steps.
-        budgets: of the attack, noise units at each step.
-        attack: as of atdm attack.
-        attacked: samples of each model under attack.
-        attacked_steps: steps of the sampler under attack (ddim; euler of flows and EDM).
-        features: feature space of distances and near-duplicates.
-        seed: of the noise that all models start from.
+        steps_list: numbers of sampling steps to try.
+        budgets: largest perturbations of the attack at each step, in noise units.
+        attack: the attack, named as for atdm attack.
+        attacked: samples of each model to attack.
+        attacked_steps: sampling steps under attack, by ddim (flows and EDM: euler).
+        features: feature space for distances and near-duplicates.
+        seed: seed of the noise that all models start from.
         out: .html file.
         json: print the numbers as JSON.
     """

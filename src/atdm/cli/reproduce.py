@@ -17,16 +17,15 @@ class Options(Printing):
     """Which results.
 
     Args:
-        name: an experiment, or all; without it, they are listed.
+        name: an experiment, or all; without a name they are listed.
         scale: smoke: seconds, everything runs and nothing is learned; cpu: minutes to an hour on two cores; paper: larger
             networks and longer training, for a GPU.
-        out: each experiment writes to a folder in it, one for each --data, and keeps what each training found: an interrupted
-            run goes on, and more seeds join those that are there.
-        seed: of data, training and sampling.
-        seeds: several, as 0,1,2; tables then give mean ± std; null: --seed alone.
+        out: folder in which each experiment has its own, one for each --data; it keeps the outcome of each training: an
+            interrupted run goes on, and seeds can be added.
+        seed: seed of data, training and sampling.
+        seeds: several seeds, such as 0,1,2; tables then give mean ± std; null: --seed alone.
         data: image data set instead of the published one, for the experiments that take one.
-        pages: also write pages to this folder, of each result in --out: Markdown, JSON, small pictures, and an index; the
-            project keeps its own in results.
+        pages: also write a page of each result in --out to this folder: Markdown, JSON, small pictures, and an index.
         executor: where the trainings run: local, dask=tcp://HOST:PORT or slurm:partition=NAME; --out must then be on a disk that
             all machines see.
         json: print the numbers as JSON.

@@ -28,13 +28,13 @@ class Options(Printing):
     """What is restored, and with which model.
 
     Args:
-        data: what to restore, as of atdm train.
-        model: run folder, diffusers pipeline folder or Hub name; trained on these data.
+        data: what to restore, named as for atdm train.
+        model: run folder, diffusers pipeline folder or Hub name of a model that was trained on these data.
         out: new folder for the restored images, under the names they have.
-        corrupt: corruption to add first, such as gaussian:share=0.9,std=0.2, to see what restoring gains.
-        seed: of the corruption, and of the choice of --limit.
-        compare: with --corrupt, noisy images on which non-local means, wavelets and BM3D (if installed) are tried, too.
-        label: the class of all items, by name or number, of a model that knows classes.
+        corrupt: known corruption to add first, such as gaussian:share=0.9,std=0.2, to measure what restoring gains.
+        seed: seed of the corruption and of the choice of --limit.
+        compare: with --corrupt, number of noisy images on which to try non-local means, wavelets and BM3D (if installed) as well.
+        label: class of all items, by name or number, for a model of classes.
     """
 
     data: str = positional()

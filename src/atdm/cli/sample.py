@@ -17,11 +17,11 @@ class Options(Printing):
 
     Args:
         model: run folder, diffusers pipeline folder or Hub name.
-        n: how many.
-        image_size: of a network that is for images of any size.
-        seed: sample i depends on the seed and on i alone.
-        batch_size: samples together, of each process.
-        threads: CPU threads of the sampling; 0: as many as a batch is worth.
+        n: samples to draw.
+        image_size: side in pixels, for a network that takes images of any size.
+        seed: seed; sample i depends on it and on i alone.
+        batch_size: samples that each process draws together.
+        threads: CPU threads of the sampling; 0: as many as speed it up.
         out: .png grid, .npz, or a folder of PNGs.
         json: print JSON: the files, and how the samples were made.
     """

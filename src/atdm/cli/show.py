@@ -31,7 +31,7 @@ class Radius(Printing):
     """How far the state is perturbed.
 
     Args:
-        omegas: slopes of the ray, separated by commas.
+        omegas: values of omega, the exponent of the published radius, separated by commas.
         process: forward process, as of atdm train.
         out: .png or .svg.
     """

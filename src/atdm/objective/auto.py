@@ -218,7 +218,7 @@ def explain(found: Mapping[str, Any], items: int, seen: Seen | None = None) -> s
         return "objective auto: there are directions in which the data do not vary at all, so there is no corruption to remove: ddpm."
     return (
         f"objective auto: where the data vary least their std is {quiet:.3g}. robust_adv with gate {gate:g}, "
-        f"weight {found['weight']}, radius {found['radius']}, l2, in one of {found['every']} steps after {found['start']:.0%} of the "
+        f"weight {found['weight']}, radius {found['radius']}, l2, every {found['every']} steps after {found['start']:.0%} of the "
         f"training. If the corruption is noise, sampling with --stop_ratio {STOP * gate:.3g}, half the gate, reduces it further."
     )
 

@@ -41,7 +41,7 @@ class Objective(Loss):
         gate: perturb only where ``sigma_t / alpha_t < gate`` (data units); None perturbs everywhere.
         ascent: what the attack raises: how much the ``prediction`` moves (as published) or the ``residual`` of equivariance.
         detach_target: stop the gradient through the clean prediction in the target.
-        every: apply the regularizer in one of so many steps, with so many times the weight: on average the same loss. Which, the ``step`` of a
+        every: apply the regularizer every N steps, scaled by N: on average the same loss. Which, the ``step`` of a
             call decides, or its timesteps.
         seed: seeds the objective's own generator for beta and the start, used when a call brings no ``perturbation_generator``.
         start: share of the training that is plain denoising; calls then need ``step`` (from 0) and ``steps``.

@@ -52,7 +52,7 @@ def require_options(name: str, ascent: str, gate: float | None, every: int, atta
     if gate is not None and gate <= 0:
         raise UserError(f"The gate is {gate}. Expected a noise level sigma_t/alpha_t > 0, or none.")
     if every < 1:
-        raise UserError(f"every is {every}. Expected an integer >= 1: apply the regularizer in one of so many steps.")
+        raise UserError(f"every is {every}. Expected an integer >= 1: apply the regularizer every N steps.")
     if KINDS[name].adversarial and attack_steps < 1:
         raise UserError(
             f"{name} has {attack_steps} attack steps. Expected at least 1; "
@@ -65,7 +65,7 @@ def due(start: float, every: int, step: int | None, steps: int | None) -> bool |
 
     Args:
         start: share of the training before the regularizer is applied.
-        every: of so many steps one applies the regularizer.
+        every: the regularizer is applied every N steps.
 
     Raises:
         UserError: it cannot be known without the step.

@@ -64,12 +64,13 @@ def _line(cells: Iterable[Any]) -> str:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, paragraphs (separated by empty lines), tables, and figures with their captions."""
+    """A heading, paragraphs (separated by empty lines), tables, and figures with their captions; ``folded`` shows the tables on a click."""
 
     title: str
     text: str = ""
     figures: Sequence[tuple[str, Figure]] = ()
     tables: Sequence[Table] = ()
+    folded: bool = False
 
 
 class _Cell(NamedTuple):
@@ -118,6 +119,7 @@ def _prepare(number: int, section: Section) -> dict[str, Any]:
     return {
         "anchor": f"s{number}",
         "title": section.title,
+        "folded": section.folded,
         "paragraphs": _paragraphs(section.text),
         "figures": [
             {"caption": caption, "uri": data_uri(figure), "width": round(CSS_PIXELS * figure.get_figwidth())}

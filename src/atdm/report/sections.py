@@ -20,7 +20,7 @@ from .measures import against, measures, ranks
 from .page import Row, Section, Table, finite
 
 IMAGES, FEW_IMAGES, PAIRS = 36, 16, 6
-UNITS = {"parameters": 1e6, "flops_per_evaluation": 1e6, "flops_per_sample": 1e9, "flops_of_training": 1e12}
+UNITS = {"parameters": 1e6, "flops_per_sample": 1e9, "flops_of_training": 1e12}
 
 
 def run(todo: Sequence[Job], out: Path, progress: Progress) -> dict[str, Any]:
@@ -113,9 +113,9 @@ def _overview(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
         + " ".join(f"{names[k]}: {_decapitalized(metrics.metric(k).meaning)}" for k in kept)
     )
     text = (
-        "The most important numbers first, one line for each model; what they mean and how they came about is in the "
-        "sections below. An objective called ddpm is plain training; robust_adv is adversarial training, which perturbs the "
-        "network's input where it reacts most and asks for the right reaction."
+        "The most important numbers, one line for each model. The sections below explain them. An objective called ddpm is "
+        "ordinary training. robust_adv is adversarial training: it perturbs the network's input where its prediction changes "
+        "most, and trains it to change the prediction by exactly that perturbation. auto is robust_adv with constants chosen from the data."
     )
     table = Table(columns, lines, caption, best | {"moved by attack": "lower"}, {k: u for k, u in units.items() if u})
     return Section("In short", text, [], [table])
@@ -172,26 +172,30 @@ def _few_steps(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
     }
     figure = pictures.curve_panels(panels, "sampling steps", "", "xy")
     counts = outcomes[0].job.plan.steps
-    tables = [
-        Table(
-            ["model", "sampler", *(f"{count} steps" for count in counts)],
+    table = Table(
+        ["number", "model", "sampler", *(f"{count} steps" for count in counts)],
+        [
             [
-                [o.job.label, sampler, *(r.get(k) for r in o.rows if r["sampler"] == sampler)]
-                for o in outcomes
-                for sampler in o.job.samplers
-            ],
-            f"{metrics.label(k).replace('_', ' ')}, {outcomes[0].job.plan.n} samples: {_decapitalized(metrics.metric(k).meaning)}",
-        )
-        for k in kept
-    ]
+                metrics.label(k).replace("_", " "),
+                o.job.label,
+                sampler,
+                *(r.get(k) for r in o.rows if r["sampler"] == sampler),
+            ]
+            for k in kept
+            for o in outcomes
+            for sampler in o.job.samplers
+        ],
+        f"{outcomes[0].job.plan.n} samples each; the first table says what the numbers mean.",
+    )
     text = (
-        "Each step of the sampler is one pass through the network, so fewer steps mean cheaper samples. The curves show what "
-        "quality is left when the steps become few: a curve that stays flat to the left belongs to a model that can be "
-        "sampled cheaply."
+        "Each step of the sampler is one pass through the network, so fewer steps mean cheaper samples. The curves show the "
+        "quality by the number of steps. If a curve stays flat to the left, the model can be sampled cheaply."
     )
     if any("ddpm" in o.job.samplers for o in outcomes):
         text += " The ddpm sampler adds fresh noise at every step and ddim none."
-    return Section("Few steps", text, [("Quality against sampling steps; lower is better.", figure)], tables)
+    return Section(
+        "Few steps", text, [("Quality against sampling steps; lower is better.", figure)], [table], folded=True
+    )
 
 
 def _attack(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
@@ -203,9 +207,9 @@ def _attack(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
         f"{plan.attack_seeds} seeds and its 95 % interval. A budget of 0.01 moves each state by a hundredth of its own noise."
     )
     text = (
-        "An attacker who may nudge every intermediate state by a small amount, the budget, looks for the nudges that spoil "
-        "the sample most. The curves show the damage against the budget: the lower and flatter, the harder the model is to "
-        "perturbation."
+        "An attacker may perturb every intermediate state by a small amount, the budget, and searches for the perturbations "
+        "that change the sample most. The curves show the damage against the budget. The lower and flatter a curve, the more "
+        "robust the model."
     )
     if skipped := [o.job.label for o in outcomes if not o.damage]:
         text += f" Not attacked: {' and '.join(skipped)}, of latents; the attack works on pixels."
@@ -216,34 +220,29 @@ def _doubts(outcomes: Sequence[Outcome]) -> Section:
     cells = [[o.job.label, c.name, "ok" if c.ok else "DOUBT", c.says] for o in outcomes for c in o.checks]
     doubts = {o.job.label: sum(not c.ok for c in o.checks) for o in outcomes}
     text = (
-        "A weak attack looks like a robust model, so each attack is repeated with more and with less at its largest budget, "
-        "to see what speaks against believing its curve. A doubt is not a verdict: it says why a curve may be too "
-        "optimistic, or that a comparison rests on too little. "
+        "A weak attack looks like a robust model. So each attack is repeated at its largest budget with more and with less "
+        "effort, and these checks look for signs that it was too weak, as where a model hides its gradients. A doubt is not a verdict: it "
+        "says why a curve may be too optimistic, or that a comparison rests on too little. "
         + "; ".join(f"{_count(n, 'doubt')} on {label}" for label, n in doubts.items())
         + "."
     )
-    caption = f"The attack's checks of itself at budget {max(outcomes[0].job.plan.budgets):g}."
-    return Section(
-        "What speaks against the attack", text, [], [Table(["model", "check", "", "finding"], cells, caption)]
-    )
+    caption = f"Checks of the attack at budget {max(outcomes[0].job.plan.budgets):g}."
+    return Section("Sanity checks of the attack", text, [], [Table(["model", "check", "", "finding"], cells, caption)])
 
 
 def _memorization(outcomes: Sequence[Outcome]) -> Section:
     text = (
-        "A model may have learned its training data by heart. For each sample this looks for the most similar training "
-        "item; since two items of one kind are alike anyway, beside it stands the background, the same for items that were "
-        "held out of training. A near-duplicate is closer than 99 % of those: without memorization one in a hundred is."
+        "A model may have memorized its training data. For each sample, the most similar training item is searched. Any two "
+        "items of one kind are alike to some degree, so the same is done for items held out of training: this is the background. A "
+        "sample is a near-duplicate if it is closer than 99 % of the background. Without memorization one sample in a hundred is."
     )
     found = [(o, *o.copies) for o in outcomes if o.copies is not None]
     unknown = [o.job.label for o in outcomes if o.copies is not None and o.job.config is None]
     without = [o.job.label for o in outcomes if o.copies is None]
     if unknown:
-        text += f"\n\nWhat {' and '.join(unknown)} learned from is not known: it is compared with the reference."
+        text += f"\n\nThe training data of {' and '.join(unknown)} are not known, so the reference takes their place."
     if without:
-        text += (
-            f"\n\nNot judged: {' and '.join(without)}. It takes images, and items held out of the training data for the "
-            "background."
-        )
+        text += f"\n\nNot judged: {' and '.join(without)}. This needs images, and items held out of training."
     columns = {
         "near-duplicates": "near_duplicate_share",
         "background": "background_share",
@@ -271,7 +270,7 @@ def _memorization(outcomes: Sequence[Outcome]) -> Section:
         )
         for o, m, samples, training in found
     ]
-    return Section("Memorization", text, figures, tables)
+    return Section("Memorization", text, figures, tables, folded=True)
 
 
 def _cost(outcomes: Sequence[Outcome]) -> Section:
@@ -279,46 +278,35 @@ def _cost(outcomes: Sequence[Outcome]) -> Section:
         value = o.facts.get(key)
         return value / UNITS[key] if value is not None and key in UNITS else value
 
-    sampling = {
+    columns = {
         "parameters": "parameters",
-        "operations per step": "flops_per_evaluation",
         "operations per sample": "flops_per_sample",
         "seconds per sample": "seconds_per_sample",
     }
-    training = {
-        "steps": "training_steps",
-        "batch": "batch_size",
-        "passes over ddpm": "floor_over_ddpm",
-        "operations": "flops_of_training",
-        "seconds": "training_seconds",
-    }
-    units = {"parameters": "millions", "operations per step": "mega", "operations per sample": "giga"}
-    lines = [[o.job.label, o.facts["network"], *(of(o, k) for k in sampling.values())] for o in outcomes]
-    known = [o for o in outcomes if "objective" in o.facts]
-    tables = [
-        Table(
-            ["model", "network", *sampling],
-            lines,
-            f"Sampling with {outcomes[0].facts['sampling_steps']} steps. Operations are those of matrix products and "
-            "convolutions; seconds were measured here, where other work may have run beside.",
-            units=units,
-        )
-    ]
-    if known:
-        tables.append(
-            Table(
-                ["model", "objective", *training],
-                [[o.job.label, o.facts["objective"], *(of(o, k) for k in training.values())] for o in known],
-                "Training, from the runs' configurations and logs. Passes over ddpm: network passes of a training step "
-                "relative to plain training's.",
-                units={"operations": "tera"},
-            )
-        )
     text = (
-        "What the models cost: first to draw from, then to train where that is known. Adversarial training makes a step "
-        "dearer, because the attack and the perturbed pass go through the network again; sampling costs the same."
+        f"What a sample of {outcomes[0].facts['sampling_steps']} steps costs, and the training, where that is known. Sampling costs "
+        "the same after adversarial training as after ordinary training. A training step costs more, because the attack and "
+        "the perturbed pass go through the network again."
     )
-    return Section("Cost", text, [], tables)
+    caption = "Operations: those of matrix products and convolutions. Seconds: measured here, where other work may have run beside."
+    if any("objective" in o.facts for o in outcomes):
+        columns |= {
+            "objective": "objective",
+            "training steps": "training_steps",
+            "batch size": "batch_size",
+            "passes over ddpm": "floor_over_ddpm",
+            "training operations": "flops_of_training",
+            "training seconds": "training_seconds",
+        }
+        caption += " Passes over ddpm: network passes of a training step relative to ordinary training."
+    units = {"parameters": "millions", "operations per sample": "giga", "training operations": "tera"}
+    table = Table(
+        ["model", "network", *columns],
+        [[o.job.label, o.facts["network"], *(of(o, k) for k in columns.values())] for o in outcomes],
+        caption,
+        units={name: unit for name, unit in units.items() if name in columns},
+    )
+    return Section("Cost", text, [], [table], folded=True)
 
 
 def _provenance(outcomes: Sequence[Outcome]) -> Mapping[str, Any]:

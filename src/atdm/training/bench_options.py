@@ -17,16 +17,16 @@ class Options:
     """What is measured, and how.
 
     Args:
-        net: a network, such as digits or mlp:width=128.
-        shape: of an item, such as 3x16x16; None takes the usual one of the network.
+        net: network, such as digits or mlp:width=128.
+        shape: shape of an item, such as 3x16x16; null: the usual one of the network.
         batch_size: samples per step.
-        seconds: how long to measure, in all; the rounds adapt to it (one is always made).
+        seconds: how long to measure, in all; at least one round is made.
         precision: mixed precision.
-        channels_last, compile, gradient_checkpointing: as in training; compiling takes up to a minute of its own.
-        threads: CPU threads; 0: torch decides.
+        channels_last, compile, gradient_checkpointing: as of atdm train; compiling takes up to a minute more.
+        threads: CPU threads; 0: as many as torch takes.
         device: cpu or cuda; auto takes cuda where there is one.
-        gate: of ``auto``, which takes twice the noise that it finds: 0.4 for noise of std 0.2.
-        baselines: measure the baselines too; they take half of the time, so that the rounds are half as many.
+        gate: noise-level threshold with which to measure ``auto``: twice the noise of the data, 0.4 for std 0.2.
+        baselines: measure the baselines as well, in half of the time.
     """
 
     net: str = "digits"

@@ -93,7 +93,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What the regularizer does.
+    """The objective: which loss, and how its regularizer works.
 
     Args:
         name: auto (chosen from the data: ambient_blind, or robust_adv with gate and strength; auto:k=5: the latter, stronger),
@@ -104,15 +104,15 @@ class ObjectiveConfig:
             a least radius) or constant:r=1.
         weight: how much it counts: published:lam=0.3, over_radius:lam=0.3 (the bias inside the weight), over_variance:lam=0.3,
             relative:k=5 or constant:value=1.
-        norm: ball of the perturbation.
+        norm: norm that bounds the perturbation: the largest element (linf), or the root mean square (l2).
         steps: ascent steps of the attack (1: FGSM with random start, more: PGD).
         kappa: step length in radii; inf takes full steps (with l2: power iterations).
         gate: perturb only where sigma_t/alpha_t is below this noise level (data units); null: everywhere.
-        ascent: what the attack raises.
+        ascent: what the attack increases: how far the prediction moves, or the residual of the regularizer.
         detach_target: stop the gradient through the clean prediction in the target.
-        every: apply the regularizer in one of so many steps, with so many times the weight.
+        every: apply the regularizer every N steps, scaled by N.
         start: share of the training before the regularizer is applied, or before a baseline's own loss; 0.5 makes the first half ddpm's.
-        version: of the meaning of these options; before 2, which files did not say, the weight published was over_radius.
+        version: meaning of these options; in files without it the weight published was what over_radius is now.
     """
 
     name: str = "robust_adv"
@@ -197,32 +197,32 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, repr=False)  # that of Settings
 class TrainConfig(Settings, DataConfig):
-    """A training run: its data, how to optimize, and what is made of them.
+    """A training run: data, network, optimization, output.
 
     Args:
         out: run folder; training resumes when it holds a checkpoint of the same configuration.
-        epochs: train for so many passes over the data, instead of steps.
+        epochs: passes over the data, instead of steps.
         net: network, such as mlp:width=128, digits, tiny, cifar10 or celeba64; auto: mlp for vectors, tiny for images.
         init: start from this diffusers U-Net or pipeline (folder or Hub name) instead of a fresh network.
         vae: train on latents: encode the images once, after the corruption, by this frozen diffusers AutoencoderKL
             (folder or Hub name; of a pipeline its vae); samples are decoded. Null: on pixels.
         process: forward process: linear, cosine, flow or edm, with options such as cosine:prediction=v_prediction (epsilon,
             sample, v_prediction, score, flow or edm), flow:shift=3 or edm:sigma_data=0.5.
-        objective: what the regularizer does.
-        precision: mixed precision; bf16 is for processors with it, and training says where it is slower.
+        objective: which loss, and how its regularizer works.
+        precision: mixed precision; training warns where bf16 is slower.
         log_every: steps between log lines.
-        log_with: trackers beside log.jsonl: tensorboard, wandb, mlflow, several as in tensorboard+wandb, all (that are
-            installed) or none.
+        log_with: trackers beside log.jsonl: tensorboard, wandb, mlflow; several, such as tensorboard+wandb; all that are
+            installed (all); or none.
         save_every: steps between checkpoints.
         sample_every: steps between sample grids; 0: only at the end.
-        metrics: feature spaces to measure samples in when training ends, such as pixels+efficientnet-lite, written to
-            metrics.json (what is missing is said before training); none measures nothing.
-        metrics_samples: how many samples to draw for them.
-        clip_sample: clip the denoised image to [-1, 1] at every sampling step, as the pipeline then does; null: yes for
-            U-Nets on pixels, which need it while they are far from converged, but not of flow and edm, whose samplers cannot.
-        changed_data: go on with a run whose data are not those it began with; otherwise it is refused.
-        keep: how many checkpoints to keep.
-        threads: CPU threads; 0: as many as the work of a step is worth.
+        metrics: feature spaces in which to measure samples after training, such as pixels+efficientnet-lite, for metrics.json;
+            none: do not measure.
+        metrics_samples: samples to draw for --metrics.
+        clip_sample: clip the denoised image to [-1, 1] at every sampling step, here and in the exported pipeline; null: for U-Nets
+            on pixels, but not with flow and edm, whose samplers cannot.
+        changed_data: resume a run although its data have changed since it began.
+        keep: checkpoints to keep.
+        threads: CPU threads; 0: as many as speed up a step.
     """
 
     out: str = "runs/run"

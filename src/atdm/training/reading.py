@@ -16,19 +16,19 @@ class DataConfig:
         data: what to learn from: a toy (plane, mixture, moons, swiss_roll), digits, a folder of images, parquet or tar
             files, an .npz of atdm corrupt, hub:name=OWNER/NAME or torchvision:name=CIFAR10,root=PATH; streaming=true in a
             spec of webdataset, parquet or hub decodes images only when their turn comes.
-        trusted: clean images that you vouch for, 20 or more, named as data are, often a folder: they join the training data,
-            nothing corrupts them, and they are what samples are compared with.
+        trusted: 20 or more images that you know to be clean, such as a folder: they join the training data, are not corrupted,
+            and samples are compared with them.
         corrupt: corruption to add, such as gaussian:share=0.9,std=0.2 or outliers:share=0.1; '+' composes.
         corrupt_fresh: draw the corruption anew in every epoch; by default it is fixed to the item.
         image_size: resize and crop images to this many pixels (null: as they are).
         crop: center cuts the middle, random another window each time, none squeezes the whole image into the square.
-        limit: use so many items, of images a choice by seed; up to as many of the others are held out.
+        limit: largest number of items to use, of images chosen by seed; up to as many of the others are held out.
         skip_broken: count and skip unreadable images instead of stopping.
         cache: decode images once, into a file that is mapped; false keeps them in memory.
-        max_pixels: an image of more counts as broken.
+        max_pixels: an image of more pixels counts as broken.
         workers: processes that prepare batches ahead; 0: none; null: what the device and the data need.
         flip: mirror images at random.
-        class_labels: give the network the class of each image: the sub-folder, the column of labels of parquet or the Hub.
+        class_labels: give the network the class of each image: its sub-folder, or the label column of parquet or Hub data.
     """
 
     data: str = "digits"

@@ -21,11 +21,18 @@ from ..errors import UserError, first_line, unknown
 from ..files import atomic
 from ..metrics import metric, read_rows
 from ..nets import count_parameters
+from ..objective import KINDS
 from ..text import code, markdown, one_line, without_folders
 from . import checkpoint
 
 WEIGHTS = ("ema", "raw")
-NOT_PROVENANCE = ("metric", "value")
+# What is a number's own, and what all numbers of a card share, for they are of its weights.
+NOT_PROVENANCE = ("metric", "label", "value", "details", "model", "checkpoint", "weights", "features")
+NAMES = {
+    "last_ratio": "noise level of the last step",
+    "reference_kind": "kind of reference",
+    "stop_ratio": "stopped at noise level",
+}
 
 
 def export(
@@ -80,8 +87,8 @@ def export(
             item_shape=shape,
             made=_facts(run, config, model, step, weights),
             corruption=_corruption(run, config["corrupt"], is_streamed(config["data"])),
-            numbers=_groups(fitting),
-            regularized=config["objective"]["name"] != "ddpm",
+            numbers=_numbers(fitting),
+            regularized=_regularized(config),
             licence=_licence(licence),
             version=__version__,
         )
@@ -211,12 +218,25 @@ def _imported(net: object) -> str:
 
 
 def _lead(config: Mapping[str, Any], images: bool) -> str:
+    """What it is, for a reader who knows neither the method nor atdm."""
     name = config["objective"]["name"]
-    how = "without a regularizer (plain DDPM)" if name == "ddpm" else f"with the regularizer {code(name)}"
-    corruption = "" if config["corrupt"] == "none" else f", corrupted by {code(config['corrupt'])}"
+    corruption = "" if config["corrupt"] == "none" else f" with the corruption {code(config['corrupt'])} added"
     what = "images" if images else "vectors"
     kind = "latent diffusion" if config.get("vae") else "diffusion"
-    return f"A {kind} model of {what}, trained {how} on {code(_public(config['data']))}{corruption}."
+    lead = f"A {kind} model of {what}, trained on {code(_public(config['data']))}{corruption}. "
+    if name == "ddpm":
+        lead += "The training was that of an ordinary DDPM, without a regularizer."
+    elif _regularized(config):
+        lead += f"The training had a regularizer ({code(name)}) that is meant to keep noise of the training data out of the samples."
+    else:
+        lead += f"The training objective was {code(name)}."
+    return f"{lead} It was trained with atdm, a library for adversarial training of diffusion models."
+
+
+def _regularized(config: Mapping[str, Any]) -> bool:
+    """Whether the network was trained to ignore perturbations."""
+    name = config["objective"]["name"].partition(":")[0]
+    return name == "auto" or (name in KINDS and name != "ddpm")
 
 
 def _objective(options: Mapping[str, Any]) -> str:
@@ -274,26 +294,33 @@ def _rows(run: Path, numbers: Path | None) -> list[dict[str, Any]]:
     return read_rows(numbers or run)
 
 
-def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows that were made alike, with one line on how."""
-    groups: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
-        provenance = {k: v for k, v in row.items() if k not in NOT_PROVENANCE and v is not None}
-        made = ", ".join(
-            f"{markdown(k.replace('_', ' '))} {markdown(_shown(k, str(v)))}" for k, v in provenance.items()
-        )
-        value = "not finite" if row["value"] is None else f"{row['value']:.4g}"
-        groups.setdefault(made, []).append(
-            {"metric": markdown(without_folders(row["metric"])), "value": value, **_meaning(row["metric"])}
-        )
-    return [{"provenance": made, "rows": found} for made, found in groups.items()]
+def _numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The rows of the table, how all of them were made, and, where they were made differently, how each was."""
+    made = [{k: v for k, v in row.items() if k not in NOT_PROVENANCE and v is not None} for row in rows]
+    common = {k: v for k, v in (made[0] if made else {}).items() if all(other.get(k) == v for other in made)}
+    found = [
+        {
+            "metric": markdown(without_folders(row["metric"])),
+            "value": "not finite" if row["value"] is None else f"{row['value']:.4g}",
+            "own": _made({k: v for k, v in how.items() if k not in common}),
+            **_meaning(row["metric"]),
+        }
+        for row, how in zip(rows, made, strict=True)
+    ]
+    return {"rows": found, "common": _made(common), "differ": any(row["own"] for row in found)}
 
 
-def _shown(key: str, value: str) -> str:
+def _made(provenance: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{markdown(NAMES.get(k, k.replace('_', ' ')))} {markdown(_shown(k, v))}" for k, v in provenance.items()
+    )
+
+
+def _shown(key: str, value: Any) -> str:
     """A value of a row without the folders of this machine."""
-    if key in ("reference", "model"):
-        return _public(value, model=key == "model")
-    return without_folders(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return _public(str(value)) if key == "reference" else without_folders(str(value))
 
 
 def _meaning(name: str) -> dict[str, str]:

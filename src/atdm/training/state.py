@@ -159,7 +159,7 @@ class Step:
             chosen = terms.perturbed
             out |= {
                 "regularizer": (terms.weight * terms.regularizer).mean().item(),
-                "share_pushed": chosen.float().mean().item(),
+                "share_perturbed": chosen.float().mean().item(),
                 "share_at_radius": terms.at_radius[chosen].mean().item(),
                 "radius": terms.radius[chosen].mean().item(),
                 "delta_rms": terms.delta_rms[chosen].mean().item(),
