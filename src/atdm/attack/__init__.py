@@ -1,4 +1,4 @@
-"""Attacks on the sampling trajectory, what damage they do, and what speaks against believing them."""
+"""Attacks on the sampling trajectory, the damage they do, and sanity checks of them."""
 
 from .checks import Finding, check_seeds, doubt
 from .curve import PAIRED, Attacked, Victim, bootstrap, damage_curve, summarize

@@ -1,4 +1,4 @@
-"""What speaks against believing an attack: findings that are printed beside its number and stored with it.
+"""Sanity checks of an attack for gradient masking: findings that are printed beside its number and stored with it.
 
 After the checks of AutoAttack (Croce & Hein 2020) and the checklists of Carlini 2019 and Athalye 2018: a weak attack
 looks like a robust model.
@@ -25,7 +25,7 @@ WIDTH = 0.25  # half width of the interval over seeds, as a share of the mean
 
 @dataclass(frozen=True)
 class Finding:
-    """One doubt: its name, whether it is at rest, the number it rests on, and a sentence."""
+    """One check: its name, whether it raises no doubt, the number that it rests on, and a sentence."""
 
     name: str
     ok: bool
@@ -172,7 +172,7 @@ def check_seeds(values: Sequence[float], what: str = "damage") -> Finding:
 def doubt(
     victim: Victim, search: Search, budget: float, seed: int = 0, undefended: Victim | None = None
 ) -> list[Finding]:
-    """Attack once, then again with more and with less, and say what does not fit.
+    """The sanity checks: attack once, then again with more and with less effort, and say what does not fit.
 
     It costs about 5 times the attack (6 with ``undefended``).
 

@@ -1,4 +1,4 @@
-"""``atdm attack``: damage against budget of an attack on the sampling trajectory, with what speaks against it."""
+"""``atdm attack``: damage against budget of an attack on the sampling trajectory, with sanity checks."""
 
 from __future__ import annotations
 

@@ -41,8 +41,8 @@ class Objective(Loss):
         gate: perturb only where ``sigma_t / alpha_t < gate`` (data units); None perturbs everywhere.
         ascent: what the attack raises: how much the ``prediction`` moves (as published) or the ``residual`` of equivariance.
         detach_target: stop the gradient through the clean prediction in the target.
-        every: apply the regularizer every N steps, scaled by N: on average the same loss. Which, the ``step`` of a
-            call decides, or its timesteps.
+        every: apply the regularizer every N steps, scaled by N: on average the same loss. The ``step`` of a call
+            decides which steps, or its timesteps do.
         seed: seeds the objective's own generator for beta and the start, used when a call brings no ``perturbation_generator``.
         start: share of the training that is plain denoising; calls then need ``step`` (from 0) and ``steps``.
         note: what :meth:`auto` chose, in words.

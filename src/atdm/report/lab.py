@@ -268,7 +268,7 @@ def _qualities(
 
 
 def _attacked(job: Job, model: Model, dataset: Dataset, tell: Tell) -> tuple[list[dict[str, Any]], list[Finding]]:
-    """The damage curve, and what speaks against the attack at its largest budget."""
+    """The damage curve, and the sanity checks of the attack at its largest budget."""
     if model.latents is not None:  # the attack works on pixels
         return [], []
     plan, reference = job.plan, dataset.reference
