@@ -1,6 +1,7 @@
 """The command line as a person meets it."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -334,3 +335,11 @@ def test_readings_by_name(capsys, radius, weight):
     assert code == 0, err
     objective = json.loads(out)["config"]["objective"]
     assert (objective["radius"], objective["weight"], objective["version"]) == (radius, weight, 2)
+
+
+def test_the_drawing_backend_of_a_notebook_need_not_be_installed(tmp_path):
+    command = [sys.executable, "-m", "atdm", "show", "radius", "--omegas", "1", "--out", str(tmp_path / "ray.png")]
+    environment = os.environ | {"MPLBACKEND": "module://of_a_notebook.elsewhere"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ray.png").is_file()

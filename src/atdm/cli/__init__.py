@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
         if count > 1:
             sys.exit(launch.start(words, count))
     end_with_parent()
+    os.environ["MPLBACKEND"] = "agg"  # pictures go to files, and the backend of a notebook may not be installed here
     with contextlib.ExitStack() as stack:
         if not is_main():  # of many processes one speaks
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))

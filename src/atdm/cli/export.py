@@ -59,7 +59,7 @@ def run(words: list[str]) -> int:
     if result["numbers_left_out"]:
         print(f"{result['numbers_left_out']} numbers of other weights were left out of the card.")
     if not result["numbers"]:
-        print("The card holds no numbers: give those of atdm evaluate --json by --metrics.")
+        print("The card holds no numbers: give those of atdm evaluate --json by --measured.")
     if given.license == "unknown":
         print("The card states no licence: --license names one.")
     if address:
