@@ -167,7 +167,7 @@ LESS = {  # options that make a command of a page take seconds
     "evaluate": "--n 110 --sampling_steps 10",
     "attack": "--n 4 --sampling_steps 5 --seeds 0,1 --attack pgd:steps=2,norm=l2",
     "report": "--n 16 --steps_list 5 --attacked 4 --attacked_steps 5",
-    "purify": "--sampling_steps 10",
+    "purify": "--sampling_steps 20",
     "bench": "--seconds 2",
     "reproduce": "--scale smoke",
 }
