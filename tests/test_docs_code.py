@@ -168,6 +168,7 @@ LESS = {  # options that make a command of a page take seconds
     "attack": "--n 4 --sampling_steps 5 --seeds 0,1 --attack pgd:steps=2,norm=l2",
     "report": "--n 16 --steps_list 5 --attacked 4 --attacked_steps 5",
     "purify": "--sampling_steps 20",
+    "corrupt": "--limit 60",
     "bench": "--seconds 2",
     "reproduce": "--scale smoke",
 }
