@@ -323,7 +323,7 @@ def test_a_folder_of_images_and_a_foreign_pipeline(capsys, files, tmp_path):
         (["{plane}", "--seeds", "1,1"], "each once"),
         (["{plane}", "--weights", "eam"], "Expected ema or raw"),
         (["{plane}", "--out", "a.txt"], "NAME.json"),
-        (["{plane}", "--limit", "5"], "are for --data"),
+        (["{plane}", "--limit", "5"], "--limit is for --data"),
         (["{plane}", "--data", "digits"], "Expected the same shape"),
         (["{plane}", "--features", "pixel"], "Did you mean 'pixels'"),
         (["{plane}/model", "--weights", "raw", "--data", "plane"], "has no checkpoint"),

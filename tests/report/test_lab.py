@@ -161,7 +161,7 @@ def test_a_stock_pipeline_goes_through_attack_evaluate_and_report(capsys, stock,
         (["--data", "digits", "--attack", "pdg"], "Did you mean 'pgd'"),
         (["--data", "digits", "--n", "1"], "Expected 2 or more"),
         (["--data", "digits", "--out", "page.pdf"], "NAME.html"),
-        (["--limit", "5"], "are for --data"),
+        (["--limit", "5"], "--limit is for --data"),
         (["nowhere", "--data", "digits"], "There is no folder nowhere"),
     ],
 )
