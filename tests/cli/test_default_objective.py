@@ -106,6 +106,9 @@ def test_of_too_few_items_auto_makes_ddpm_and_says_so(capsys, tmp_path):
     assert code == 0, err
     assert "objective auto: ddpm, for 15 items are too few" in err
     assert json.loads((tmp_path / "run" / "objective.json").read_text())["name"] == "ddpm"
+    code, _, err = atdm(capsys, *words, "--steps", "4")  # without a schedule it can be made longer
+    assert code == 0, err
+    assert "Training goes on from step 2 of 4." in err
 
 
 def test_kept_outcomes_are_found_under_their_names():

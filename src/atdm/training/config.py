@@ -307,13 +307,16 @@ class TrainConfig(Settings, DataConfig):
         """The same for trackers: without groups, and null as text."""
         return {name: "null" if value is None else value for name, value in _flat(self.as_dict()).items()}
 
-    def require_same(self, stored: dict[str, Any], where: str) -> None:
+    def require_same(self, stored: dict[str, Any], where: str, start: float) -> None:
         """Refuse to resume a run that another configuration made.
+
+        Args:
+            start: of the objective of the run, of auto what it chose.
 
         Raises:
             UserError: names the first option that differs and both values.
         """
-        longer = self.decay == "constant" and self.objective.start == 0 and not self.objective.automatic
+        longer = self.decay == "constant" and self.objective.start == 0 and start == 0
         free = set(self.FREE) if longer else set(self.FREE) - {"steps", "epochs"}
         if self.epochs is not None and self.epochs == stored.get("epochs"):
             free.add("steps")  # which they became when the data were there

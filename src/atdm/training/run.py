@@ -155,7 +155,8 @@ def _require_folder(config: TrainConfig, folder: Path) -> None:
         raise UserError(f"{folder} is a file. Expected a run folder.")
     require_writable(folder)
     if (folder / "config.yaml").is_file():
-        config.require_same(checkpoint.read_config(folder), str(folder))
+        stored = checkpoint.read_config(folder)
+        config.require_same(stored, str(folder), float(checkpoint.read_objective(folder, stored).get("start", 0)))
 
 
 def _same(config: TrainConfig, parts: Parts, folder: Path) -> tuple[dict[str, Fingerprint | None], tuple[str, ...]]:
