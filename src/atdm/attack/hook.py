@@ -48,9 +48,10 @@ class StepPerturbation:
 class TrajectoryAttack:
     """A hook that attacks: give it to ``sample(..., hook=...)`` or ``trajectory``, with any sampler.
 
-    >>> attack = TrajectoryAttack(Search(steps=10), Denoised(), budget=0.3)
-    >>> attacked = sample(model, process, 64, (3, 32, 32), seed=0, hook=attack)
-    >>> clean = sample(model, process, 64, (3, 32, 32), seed=0)  # the same x_T and the same noise
+    Examples:
+        >>> attack = TrajectoryAttack(Search(steps=10), Denoised(), budget=0.3)
+        >>> attacked = sample(model, process, 64, (3, 32, 32), seed=0, hook=attack)
+        >>> clean = sample(model, process, 64, (3, 32, 32), seed=0)  # the same x_T and the same noise
 
     The sampler's own noise stays as it is, so that attacked and clean samples are comparable item by item. The attacker
     does not know the noise of the steps ahead: it averages over ``search.draws`` of its own. Its random starts are a

@@ -31,8 +31,9 @@ class Purifier(nn.Module):
     The model is put in evaluation mode for good. On the way back through the sampler every network evaluation is
     computed again (checkpointed), so memory is that of one.
 
-    >>> defended = nn.Sequential(Purifier(Model.from_pretrained("runs/digits"), noise=0.4), classifier)
-    >>> defended = nn.Sequential(Purifier(unet, process, noise=0.4), classifier)
+    Examples:
+        >>> defended = nn.Sequential(Purifier(Model.from_pretrained("runs/digits"), noise=0.4), classifier)
+        >>> defended = nn.Sequential(Purifier(unet, process, noise=0.4), classifier)
 
     Args:
         model: a :class:`~atdm.diffusion.model.Model`, or any ``net(x, t)`` together with its ``process``.

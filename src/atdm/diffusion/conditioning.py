@@ -26,8 +26,9 @@ def drop_conditioning(
 
     Drop before the objective is called: its clean and perturbed passes, and the attack, then see the same rows dropped.
 
-    >>> kept = drop_conditioning({"encoder_hidden_states": text}, {"encoder_hidden_states": empty}, 0.1, generator)
-    >>> loss = objective(unet, latents, **kept).loss.mean()
+    Examples:
+        >>> kept = drop_conditioning({"encoder_hidden_states": text}, {"encoder_hidden_states": empty}, 0.1, generator)
+        >>> loss = objective(unet, latents, **kept).loss.mean()
 
     Args:
         conditioning: by the network's keyword, tensors with one row per sample.

@@ -26,9 +26,10 @@ class Latents:
     The latents are ``scaling_factor (z - shift_factor)`` with both factors from the autoencoder's configuration: about
     unit variance, so radius and strength mean what they do for images. Nothing here trains the autoencoder.
 
-    >>> latents = Latents.load("stabilityai/sd-vae-ft-mse")
-    >>> loss = objective(unet, latents.encode(images, generator)).loss.mean()
-    >>> images = latents.decode(sample(unet, process, 16, latents.shape_of((3, 256, 256))))
+    Examples:
+        >>> latents = Latents.load("stabilityai/sd-vae-ft-mse")
+        >>> loss = objective(unet, latents.encode(images, generator)).loss.mean()
+        >>> images = latents.decode(sample(unet, process, 16, latents.shape_of((3, 256, 256))))
 
     Args:
         vae: a diffusers ``AutoencoderKL``; it is put in evaluation mode and its parameters are frozen.

@@ -31,8 +31,9 @@ from .steps import Sampling, asked
 class Model:
     """A network and what it needs to be one: of a run folder, of any pipeline of diffusers, or of your own.
 
-    >>> model = Model.from_pretrained("runs/digits")
-    >>> images = model.sample(16, steps=20, seed=0)
+    Examples:
+        >>> model = Model.from_pretrained("runs/digits")
+        >>> images = model.sample(16, steps=20, seed=0)
 
     Args:
         net: any ``net(x, t, **conditioning)``.

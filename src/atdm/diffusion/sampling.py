@@ -64,8 +64,9 @@ def trajectory(
 ) -> Iterator[Step]:
     """Sample a batch and yield every step; the last step's ``next`` is the sample.
 
-    >>> *_, last = trajectory(unet, process, (16, 3, 32, 32), generator=torch.Generator().manual_seed(0))
-    >>> images = last.next
+    Examples:
+        >>> *_, last = trajectory(unet, process, (16, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+        >>> images = last.next
 
     Args:
         model: any ``model(x, t, **conditioning)``; it is in evaluation mode until the iterator ends.
@@ -137,7 +138,8 @@ def sample(
 ) -> Float[Tensor, "n *item"]:
     """``n`` samples, on the CPU.
 
-    >>> images = sample(unet, process, 16, (3, 32, 32), sampler="ddpm", steps=250, seed=0)
+    Examples:
+        >>> images = sample(unet, process, 16, (3, 32, 32), sampler="ddpm", steps=250, seed=0)
 
     The noise of item i (x_T and that of every step) is a function of ``seed``, i and ``item_shape`` alone: see
     :func:`generators`. It depends neither on ``n`` nor on the batch size nor on the device: samples agree up to the
@@ -321,7 +323,8 @@ def generators(seed: int, blocks: Iterable[int]) -> list[torch.Generator]:
     They live on the CPU, so that every device sees the same noise. The sum is a seed of its own for each of the first
     million blocks; torch uses its last 32 bits.
 
-    >>> pipeline(batch_size=16, generator=generators(seed=0, blocks=range(16)))  # diffusers: the images of sample()
+    Examples:
+        >>> pipeline(batch_size=16, generator=generators(seed=0, blocks=range(16)))  # diffusers: the images of sample()
     """
     return [torch.Generator().manual_seed((SEEDS_APART * seed + block) % 2**32) for block in blocks]
 

@@ -1,6 +1,7 @@
 """How good samples are, as numbers that say how they were made.
 
->>> evaluate_samples(samples, reference, truth=toy)
+Examples:
+    >>> evaluate_samples(samples, reference, truth=toy)
 {'diverged_share': 0.0, 'off_support_rms': 0.05, ...}
 
 Measures against a known truth are in :mod:`.exact`, those of single images in :mod:`.image`, distances between sets of

@@ -28,8 +28,9 @@ from .terms import Draws, Loss, Terms, item_mean
 class Objective(Loss):
     """A training loss by one word: ``ddpm``, ``robust_rand``, ``robust_adv``, ``inv_rand`` or ``inv_adv``.
 
-    >>> objective = Objective("robust_adv", noise_scheduler)
-    >>> loss = objective(unet, x0).loss.mean()
+    Examples:
+        >>> objective = Objective("robust_adv", noise_scheduler)
+        >>> loss = objective(unet, x0).loss.mean()
 
     :meth:`auto` chooses from the training data.
 

@@ -39,7 +39,8 @@ def restore(
     ``D(alpha_t y, t)`` is the model's ``E[x_0 | y]``: no other estimate has a smaller squared error, and a draw from the
     posterior, which a reverse process makes, has twice as large a one.
 
-    >>> cleaned = restore(Model.from_pretrained("runs/photos"), images)
+    Examples:
+        >>> cleaned = restore(Model.from_pretrained("runs/photos"), images)
 
     Args:
         x: images in [-1, 1], where the restored ones are clipped to, or vectors.
