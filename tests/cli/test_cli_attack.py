@@ -53,7 +53,7 @@ def test_findings_are_printed_beside_the_numbers(capsys, stock, tmp_path):
         (["--goal", "prediction", "--through", "rest"], "sees the image"),
         (["--through", "steps"], "Did you mean 'step'"),
         (["--budgets", "0,x"], "Expected numbers separated by commas"),
-        (["--budgets=-1"], "budgets of 0 or more"),
+        (["--budgets=-1"], "budgets are [-1.0]. Expected 0 or more"),
         (["--at", "first"], "Expected all, or indices"),
         (["--data", "plane"], "Expected the same"),
         (["--seeds", "x"], "Expected integers"),

@@ -120,8 +120,8 @@ def test_vectors_far_from_the_scale_of_the_noise_are_warned_of(tmp_path, scale, 
         ({"samples": np.zeros((4, 3), [("a", "f4")])}, "Expected"),
         ({"samples": np.full((4, 3), np.inf)}, "not finite"),
         ({"samples": np.full((4, 3), 1e300)}, "not finite"),
-        ({"samples": np.zeros((0, 3))}, "0 item"),
-        ({"samples": np.zeros((0, 3, 8, 8))}, "0 item"),
+        ({"samples": np.zeros((0, 3))}, "no item"),
+        ({"samples": np.zeros((0, 3, 8, 8))}, "no item"),
     ],
 )
 def test_what_is_no_set_of_items_is_a_sentence(tmp_path, stored, words):

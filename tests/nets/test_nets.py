@@ -160,7 +160,7 @@ def test_call_takes_any_kind_of_output(wrap):
         ("mpl", (3,), "Unknown network 'mpl'. Did you mean 'mlp'"),
         ("mlp:widht=3", (3,), "no option 'widht'. Did you mean 'width'"),
         ("mlp:width=wide", (3,), "Expected an integer"),
-        ("mlp:width=1", (3,), "at least 2 and 1"),
+        ("mlp:width=1", (3,), "at least 2 and a depth from 1"),
         ("mlp:dropout=1", (3,), r"\[0, 1\)"),
         ("mlp", (3, 4), "shape"),
         ("tiny", (3,), "use the network 'mlp'"),

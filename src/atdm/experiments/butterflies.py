@@ -202,7 +202,7 @@ def _of(rows: Sequence[Row], condition: str, method: str, key: str = "off_suppor
 def _claims(of: Callable[..., float], condition: str, methods: Sequence[str]) -> Iterator[Claim]:
     """What is published of the methods under a condition."""
     plain = of("ddpm")
-    for method in [m for m in methods if m.startswith("robust_adv")]:
+    for method in [m for m in methods if m.startswith(("robust_adv", AUTO))]:
         share = 0.5 if condition == "noise 0.1" else 1.0
         yield at_most(
             f"{condition}: {method} has at most {share:g} times ddpm's reconstruction error",
