@@ -202,8 +202,8 @@ def explain(found: Mapping[str, Any], items: int, seen: Seen | None = None) -> s
     """
     if seen is not None:
         return (
-            f"objective auto: {EVIDENCE}, for Gaussian noise of std {seen.std:.2g} was found on {seen.share:.0%} of the images. They are used "
-            f"above their noise levels, the others everywhere. Sampling with --stop_ratio {seen.std:.2g}, the noise level, reduces "
+            f"objective auto: {EVIDENCE}, for Gaussian noise of std {seen.std:.2g} was found on {seen.share:.0%} of the images. These "
+            f"train above their noise levels, the others at all levels. Sampling with --stop_ratio {seen.std:.2g}, the noise level, reduces "
             f"noise further; auto:k={K:g} applies the regularizer instead."
         )
     if found["name"] == "omni":
