@@ -13,10 +13,8 @@ from typing import Any, TypeVar
 from .errors import UserError, nearest, unknown
 
 T = TypeVar("T")
-ENDLESS = (
-    "c",
-    "kappa",
-)  # options that may be infinite: pseudo_huber is a square then, a step of an attack goes all the way
+# Options that may be infinite: pseudo_huber is a square then, a step of an attack goes all the way.
+ENDLESS = ("c", "kappa")
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, str]]:

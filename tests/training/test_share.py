@@ -1,7 +1,9 @@
 """Sharing: an exported run in the hands of somebody who has diffusers and not atdm, its card, and the Hub."""
 
+import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -145,6 +147,19 @@ def test_the_card_tells_data_dirt_objective_and_numbers_with_their_origin(digits
     assert "gaussian:share=0.9,std=0.2" in body
     assert "of 50 items" in body
     assert f"robust_adv (radius {ObjectiveConfig.radius}" in body
+
+
+def test_the_card_of_auto_says_what_it_chose(plane, tmp_path):
+    """On noisy images auto need not regularize, and then the card warns of no regularizer."""
+    out = tmp_path / "run"
+    shutil.copytree(plane, out)
+    for name, words in (("robust_adv", "had a regularizer (`robust_adv`)"), ("ambient_blind:exchange=true", None)):
+        (out / "objective.json").write_text(json.dumps(dataclasses.asdict(ObjectiveConfig(name))))
+        share.export(out, tmp_path / name)
+        front, body = front_and_body(tmp_path / name)
+        assert (words or f"The training objective was `{name}`.") in body
+        assert ("What not to expect" in body) == (name == "robust_adv")
+        assert front["tags"][-1] == name.partition(":")[0]
 
 
 def test_a_number_of_another_sampler_says_so_in_the_one_table(digits, tmp_path):

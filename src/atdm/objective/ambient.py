@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from ..diffusion.process import PerItem, Process, States, Timesteps, per_item
 from ..errors import UserError
 from ..noise import Gauge
 from ..noise.filters import THIN
-from .terms import Baseline, Draws, LevelsFrom, Predict, Terms, follow, item_mean
+from .terms import Baseline, Draws, LevelsFrom, Predict, Terms, item_mean
 
 
 @dataclass(frozen=True)
@@ -44,25 +43,13 @@ class Ambient(Baseline):
     ) -> dict[str, Tensor]:
         return {"beta": 1 - torch.rand(shape[0], generator=generator, device=device)}
 
-    def __call__(
-        self,
-        model: Callable[..., Any],
-        x0: States,
-        *,
-        draws: Draws | None = None,
-        generator: torch.Generator | None = None,
-        levels: PerItem | None = None,
-        **conditioning: Any,
-    ) -> Terms:
-        draws, s = draws or self.draw(x0.shape, x0.device, generator), self.levels(x0, levels)
-        t, beta = draws.t.to(x0.device, non_blocking=True), draws.need("beta")
-        if self.exchange:
-            indices, t = exchanged(self.process, s, t, beta)
-            x0, s = x0[indices], s[indices]
-            conditioning = {name: follow(value, indices, len(t)) for name, value in conditioning.items()}
-        else:
-            t = above(self.process, s, t, beta)
-        return super().__call__(model, x0, draws=replace(draws, t=t), levels=s, **conditioning)
+    def placed(
+        self, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None
+    ) -> tuple[Tensor | None, Timesteps, PerItem | None]:
+        s, beta = self.levels(x0, levels), draws.need("beta")
+        return (
+            (*exchanged(self.process, s, t, beta), s) if self.exchange else (None, above(self.process, s, t, beta), s)
+        )
 
     def levels(self, x0: States, given: PerItem | None) -> PerItem:
         """The level of each item, above which it is used.

@@ -217,11 +217,20 @@ class Baseline(Loss):
         **conditioning: Any,
     ) -> Terms:
         draws = draws or self.draw(x0.shape, x0.device, generator)
+        items, t, levels = self.placed(x0, draws.t.to(x0.device, non_blocking=True), draws, levels)
+        if items is not None:
+            x0, levels, conditioning = (follow(value, items, len(t)) for value in (x0, levels, conditioning))
 
         def predict(x_t: Tensor, t: Tensor) -> Tensor:
             return predicted(model, x_t, self.process.time(t), **conditioning)
 
-        return self.terms(predict, x0, draws.t.to(x0.device, non_blocking=True), draws, levels)
+        return self.terms(predict, x0, t, draws, levels)
+
+    def placed(
+        self, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None
+    ) -> tuple[Tensor | None, Timesteps, PerItem | None]:
+        """Which items train (None: all, as they are), at which timesteps, and the levels of the items of the batch."""
+        return None, t, levels
 
     @abstractmethod
     def terms(self, predict: Predict, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:

@@ -115,7 +115,7 @@ def _overview(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
     text = (
         "The most important numbers, one line for each model. The sections below explain them. An objective called ddpm is "
         "ordinary training. robust_adv is adversarial training: it perturbs the network's input where its prediction changes "
-        "most, and trains it to change the prediction by exactly that perturbation. auto is robust_adv with constants chosen from the data."
+        "most, and trains it to change the prediction by exactly that perturbation. auto chooses an objective and its constants from the data."
     )
     table = Table(columns, lines, caption, best | {"moved by attack": "lower"}, {k: u for k, u in units.items() if u})
     return Section("In short", text, [], [table])

@@ -33,7 +33,10 @@ def choose(config: TrainConfig, source: Source, levels: Levels | None) -> tuple[
     gauged = config.objective.name == "auto" and by_trusted is None and config.vae is None
     seen = noise_seen(source) if gauged else None
     chosen = by_trusted or (auto.by_noise(seen, len(source)) if seen else None)
-    objective = config.objective.fitted(source.some(auto.ITEMS), source.hidden_std, chosen)
+    if chosen:
+        objective = ObjectiveConfig(**chosen)
+    else:
+        objective = config.objective.fitted(source.some(auto.ITEMS), source.hidden_std)
     why = [auto.explain(vars(objective), len(source), seen if chosen and not by_trusted else None)]
     if config.vae:
         why.append("It looked at the latents, where auto was not measured: train with --objective ddpm, too.")

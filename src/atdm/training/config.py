@@ -150,19 +150,18 @@ class ObjectiveConfig:
 
         return parse_spec(self.name)[0] == "auto"
 
-    def fitted(self, x: Any, hidden: float = 0.0, chosen: Mapping[str, Any] | None = None) -> ObjectiveConfig:
-        """These options, with ``auto`` replaced by what it chooses for training data ``x`` (:mod:`atdm.objective.auto`).
+    def fitted(self, x: Any, hidden: float = 0.0) -> ObjectiveConfig:
+        """These options, with ``auto`` replaced by the regularizer that suits training data ``x`` (:mod:`atdm.objective.auto`).
 
         Args:
             hidden: noise of ``x`` that only its files show (:attr:`atdm.data.source.Source.hidden_std`).
-            chosen: what single items, or trusted ones, make it choose; None: what the data as a whole do.
         """
         if not self.automatic:
             return self
         from ..objective.auto import constants
         from ..spec import build
 
-        return ObjectiveConfig(**chosen or build("objective", self.name, {"auto": constants}, x=x, hidden=hidden))
+        return ObjectiveConfig(**build("objective", self.name, {"auto": constants}, x=x, hidden=hidden))
 
     def build(self, process: Any, seed: int = 0) -> Any:
         """The objective for ``process``."""

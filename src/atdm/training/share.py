@@ -59,6 +59,7 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
     config = checkpoint.read_config(run)
+    config["objective"] = checkpoint.read_objective(run, config)  # of auto what it chose
     model: Any = Model.from_pretrained(run)
     process, shape = model.process, model.net_shape
     step = checkpoint.load_weights(run, model.net, "ema" if weights == "ema" else "model")
@@ -102,7 +103,7 @@ def _facts(run: Path, config: dict[str, Any], model: Any, step: int, weights: st
     facts = {
         "data": _public(config["data"]),
         "corruption added": config["corrupt"],
-        "objective": _objective(checkpoint.read_objective(run, config)),
+        "objective": _objective(config["objective"]),
         "network": f"{config['net']}, {count_parameters(model.net):,} parameters, items of shape {list(model.net_shape)}",
         "started from": config["init"] and _public(config["init"], model=True),
         "autoencoder": config.get("vae") and _public(config["vae"], model=True),
@@ -201,7 +202,7 @@ def _front(config: Mapping[str, Any], licence: str, stock: bool) -> str:
     front: dict[str, Any] = {"license": licence, "library_name": "diffusers"}
     if stock:
         front["pipeline_tag"] = "unconditional-image-generation"
-    front["tags"] = ["diffusers", "atdm", "adversarial-training", config["objective"]["name"]]
+    front["tags"] = ["diffusers", "atdm", "adversarial-training", config["objective"]["name"].partition(":")[0]]
     if config["data"].startswith("hub:"):
         front["datasets"] = [name for name in [_option(config["data"], "name")] if hub.is_name(name)]
     if config["init"] and hub.is_name(config["init"]) and not Path(config["init"]).exists():
@@ -235,8 +236,8 @@ def _lead(config: Mapping[str, Any], images: bool) -> str:
 
 def _regularized(config: Mapping[str, Any]) -> bool:
     """Whether the network was trained to ignore perturbations."""
-    name = config["objective"]["name"].partition(":")[0]
-    return name == "auto" or (name in KINDS and name != "ddpm")
+    name = config["objective"]["name"]
+    return name in KINDS and name != "ddpm"
 
 
 def _objective(options: Mapping[str, Any]) -> str:
