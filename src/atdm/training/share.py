@@ -63,8 +63,7 @@ def export(
     model: Any = Model.from_pretrained(run)
     process, shape = model.process, model.net_shape
     step = checkpoint.load_weights(run, model.net, "ema" if weights == "ema" else "model")
-    rows = _rows(run, numbers)
-    fitting = [row for row in rows if row.get("checkpoint") == model.hash]
+    fitting = [row for row in (rows := _rows(run, numbers)) if row.get("checkpoint") == model.hash]
     picture = _picture(run, step) if weights == "ema" else None
     with atomic(out) as scratch:
         model.write(scratch)
