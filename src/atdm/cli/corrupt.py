@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UserError
 from .common import Printing, add_reading, destination, reading, silent, tell_notes
 from .parser import make_parser, required
 from .progress import preparing, progress_bar
@@ -35,12 +34,11 @@ def run(words: list[str]) -> int:
     given = parser.parse_args(words)
     from ..attack.poison import parse_poison
     from ..data import load
-    from ..files import atomic
+    from ..files import atomic, require_empty
     from ..plot.samples import save_samples
 
     folder = destination(given.out)
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
+    require_empty(folder)
     how = {"seed": given.seed, **reading(given)}
     poisoner = parse_poison(given.corrupt)
     with progress_bar(silent(given)) as bar:

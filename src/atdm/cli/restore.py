@@ -53,12 +53,12 @@ def run(words: list[str]) -> int:
     from ..corruption import parse_corruption
     from ..data import load
     from ..data.source import Source
+    from ..files import require_empty
     from ..restoration import Restoration, gauge
     from ..restoration.write import write
 
     folder = destination(given.out)
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
+    require_empty(folder)
     require_outside(folder, given.data)
     if given.label == "all":
         raise UserError("The items to restore are not of all classes in turn. Expected one --label, or none.")

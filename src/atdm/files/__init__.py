@@ -3,7 +3,7 @@
 from .checksums import Damaged, Sums, load_tensors, require_sealed, save_tensors, seal, tensor_metadata
 from .locks import Hold
 from .reading import checked, kinds_of, misfit, read_json, read_lines, read_text, read_yaml, shown
-from .writing import TEMPORARY, atomic, cause, remove, require_writable, scratch_beside
+from .writing import TEMPORARY, atomic, cause, remove, require_empty, require_writable, scratch_beside
 
 __all__ = [
     "TEMPORARY",
@@ -21,6 +21,7 @@ __all__ = [
     "read_text",
     "read_yaml",
     "remove",
+    "require_empty",
     "require_sealed",
     "require_writable",
     "save_tensors",

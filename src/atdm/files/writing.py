@@ -109,6 +109,16 @@ def _take_place(scratch: Path, path: Path) -> None:
     remove(aside)
 
 
+def require_empty(folder: Path) -> None:
+    """Refuse a folder that holds something, and a file in its place.
+
+    Raises:
+        UserError: what it is.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
+
+
 def require_writable(path: Path) -> None:
     """Whether ``path``, a file or a folder, can be written: to be asked before the work whose results go there. Makes nothing.
 

@@ -18,7 +18,7 @@ from ..diffusion.latent import Latents
 from ..diffusion.model import Model
 from ..diffusion.schedulers import NATIVE
 from ..errors import UserError, first_line, unknown
-from ..files import atomic
+from ..files import atomic, require_empty
 from ..metrics import metric, read_rows
 from ..nets import count_parameters
 from ..objective import KINDS
@@ -56,14 +56,14 @@ def export(
     """
     if weights not in WEIGHTS:
         raise unknown("kind of weights", weights, WEIGHTS)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty. Expected a new or empty folder, so that nothing is overwritten.")
+    require_empty(out)
     config = checkpoint.read_config(run)
     config["objective"] = checkpoint.read_objective(run, config)  # of auto what it chose
     model: Any = Model.from_pretrained(run)
     process, shape = model.process, model.net_shape
     step = checkpoint.load_weights(run, model.net, "ema" if weights == "ema" else "model")
-    fitting = [row for row in (rows := _rows(run, numbers)) if row.get("checkpoint") == model.hash]
+    rows = _rows(run, numbers)
+    fitting = [row for row in rows if row.get("checkpoint") == model.hash]
     picture = _picture(run, step) if weights == "ema" else None
     with atomic(out) as scratch:
         model.write(scratch)
