@@ -1,9 +1,10 @@
 """Limits of the source: no module over 350 lines, no function over 60, no signature over 8 parameters, but for what is listed.
 
-No module imports itself round about, not even in a function or for type checkers only.
+No module imports itself round about, not even in a function or for type checkers only. A public class has a name of its own.
 """
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "atdm"
 LIMITS = {"module": 350, "function": 60, "signature": 8}
 # What is over a limit, and at most how far. load is public, and its parameters are the options of reading.
 OVER: dict[str, dict[str, int]] = {"module": {}, "function": {}, "signature": {"data/__init__.py:load": 10}}
+
+
+# Names that several classes may have, and why.
+SHARED = {"Options": "each command has its own"}
 
 
 def measured():
@@ -38,6 +43,17 @@ def test_only_what_is_listed_is_over_a_limit(limit):
     over = {name: size for name, size in measured()[limit].items() if size > LIMITS[limit]}
     listed = OVER[limit]
     assert not {name: size for name, size in over.items() if size > listed.get(name, 0)}, "split it"
+
+
+def test_a_class_name_means_one_thing():
+    places = defaultdict(list)
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(str(path.relative_to(SOURCE)))
+    twice = {name: found for name, found in places.items() if len(found) > 1}
+    assert twice.keys() - SHARED.keys() == set(), {name: twice[name] for name in twice.keys() - SHARED.keys()}
+    assert twice.keys() >= SHARED.keys(), "no longer shared"
 
 
 def test_no_imports_go_in_a_circle():

@@ -28,7 +28,7 @@ Progress = Callable[
 
 
 @runtime_checkable
-class Job(Protocol):
+class Task(Protocol):
     """What can be done by itself."""
 
     @property
@@ -42,7 +42,7 @@ def part(tell: Tell, begin: float, end: float) -> Tell:
     return lambda share: tell(begin + (end - begin) * share)
 
 
-J = TypeVar("J", bound=Job)
+J = TypeVar("J", bound=Task)
 R = TypeVar("R")
 
 

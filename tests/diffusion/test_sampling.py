@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from atdm.diffusion.process import Process
-from atdm.diffusion.sampling import Step, sample, sample_paths, sample_stops, trajectory
+from atdm.diffusion.sampling import SamplingStep, sample, sample_paths, sample_stops, trajectory
 from atdm.diffusion.schedulers import SAMPLERS, build_scheduler
 from atdm.diffusion.steps import Sampling
 from atdm.errors import UserError
@@ -305,7 +305,7 @@ def test_progress_counts_network_evaluations():
     heun = list(trajectory(Ideal(), LINEAR, (1, 2), generator=seeded(), sampler="heun", steps=5))
     assert [step.index for step in heun] == list(range(9))
     assert {step.count for step in heun} == {9}
-    assert isinstance(heun[0], Step)
+    assert isinstance(heun[0], SamplingStep)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from atdm.metrics import psnr, ssim
 from atdm.nets import build_net
 from atdm.restoration import Restoration, gauge, restore, timesteps_of
 from atdm.restoration.classical import denoised, denoisers
-from atdm.restoration.write import Truth, names_of, write
+from atdm.restoration.write import CleanReference, names_of, write
 from helpers import STDS, TURN, Gaussian, Ideal, S, atdm, seeded
 
 LINEAR = Process.linear()
@@ -210,7 +210,7 @@ def test_known_corruption_tells_what_was_gained_and_floats_stay_exact(capsys, ph
 
 def truth_of(source, compared):
     rows = torch.arange(len(source))
-    return Truth(source.items, source.levels(rows, torch.zeros_like(rows)), compared)
+    return CleanReference(source.items, source.levels(rows, torch.zeros_like(rows)), compared)
 
 
 @pytest.mark.parametrize(

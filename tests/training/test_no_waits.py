@@ -13,7 +13,7 @@ from atdm.objective.perturb import ConstantRadius, Perturbation, RelativeWeight
 from atdm.objective.terms import Draws
 from atdm.training.config import Settings
 from atdm.training.train import State
-from atdm.training.update import Part, Update
+from atdm.training.update import MicroBatch, Update
 
 SHAPE = (8, 1, 8, 8)
 LINEAR = Process.linear()
@@ -62,7 +62,7 @@ def step(loss, net):
     draws = elsewhere(draws)
     for replay in range(min(2, loss.replays)):
         draws = loss.next_draws(draws) if replay else draws
-        terms, norm = update(loss, [Part(torch.empty(SHAPE, device="meta"), draws, levels)], 0)
+        terms, norm = update(loss, [MicroBatch(torch.empty(SHAPE, device="meta"), slice(None), levels)], draws, 0)
         state.average(0.9)
     return terms, norm
 

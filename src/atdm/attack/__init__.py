@@ -2,7 +2,7 @@
 
 from .checks import Finding, check_seeds, doubt
 from .curve import PAIRED, Attacked, Victim, bootstrap, damage_curve, summarize
-from .goals import GOALS, Denoised, Distance, Features, Goal, Prediction, Target
+from .goals import GOALS, Denoised, Distance, FeatureDistance, Goal, Prediction, Target
 from .hook import Replay, StepPerturbation, TrajectoryAttack
 from .search import ATTACKS, Search, fgsm, random
 
@@ -13,7 +13,7 @@ __all__ = [
     "Attacked",
     "Denoised",
     "Distance",
-    "Features",
+    "FeatureDistance",
     "Finding",
     "Goal",
     "Prediction",

@@ -138,7 +138,7 @@ class Distance:
 
 
 @dataclass(frozen=True)
-class Features:
+class FeatureDistance:
     """Move the image away from the data: mean square distance to the nearest reference item in a feature space.
 
     Args:
@@ -154,7 +154,7 @@ class Features:
     sees: ClassVar[str] = "image"
     beside: ClassVar[str] = "none"
 
-    def fit(self, reference: Float[Tensor, "n *item"], truth: object | None) -> Features:
+    def fit(self, reference: Float[Tensor, "n *item"], truth: object | None) -> FeatureDistance:
         """The space and the features of the reference.
 
         Raises:
@@ -186,8 +186,8 @@ def _distance() -> Distance:
     return Distance()
 
 
-def _features(space: str = "pixels", most: int = 2000) -> Features:
-    return Features(space, most)
+def _features(space: str = "pixels", most: int = 2000) -> FeatureDistance:
+    return FeatureDistance(space, most)
 
 
 GOALS: dict[str, Callable[..., Goal]] = {

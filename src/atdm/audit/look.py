@@ -12,13 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.source import Source
-from ..noise import Estimate
+from ..noise import NoiseEstimate
 from ..noise.estimate import SAMPLE, PatchMeter, by_patches, spread, whole_estimate
 from ..noise.files import FileNoise
 from ..noise.mixture import SEEN
 from ..noise.pixels import replaced_share
 from .duplicates import Duplicates, image_duplicates, vector_duplicates
-from .outliers import ALONE, Outliers, image_outliers, shrink, vector_outliers
+from .outliers import ALONE, OutlierScores, image_outliers, shrink, vector_outliers
 
 CHUNK = 256
 ALIKE = 0.15  # std of the log of the noise std of items below which they are called noisy alike
@@ -45,10 +45,10 @@ class Audit:
 
     items: int
     item_shape: tuple[int, ...]
-    estimate: Estimate | None
+    estimate: NoiseEstimate | None
     files: FileNoise | None
     replaced: Float[np.ndarray, "n"]
-    outliers: Outliers
+    outliers: OutlierScores
     duplicates: Duplicates
     broken: tuple[str, ...]
     scale: float

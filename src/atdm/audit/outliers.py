@@ -22,7 +22,7 @@ EMPTY = 0.02  # content over noise, as powers, below which an image is noise alo
 
 
 @dataclass(frozen=True)
-class Outliers:
+class OutlierScores:
     """How unusual each item is.
 
     Args:
@@ -44,7 +44,9 @@ def shrink(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c s t"]:
     return nn.functional.adaptive_avg_pool2d(x, (min(SIDE, x.shape[2]), min(SIDE, x.shape[3])))
 
 
-def image_outliers(small: Float[Tensor, "n c s t"], noise: Float[np.ndarray, "n"], pooled: float = 1.0) -> Outliers:
+def image_outliers(
+    small: Float[Tensor, "n c s t"], noise: Float[np.ndarray, "n"], pooled: float = 1.0
+) -> OutlierScores:
     """Outliers among shrunk images.
 
     The joint distance is Mahalanobis' over the first principal components and the quantities below, with a robust
@@ -86,10 +88,10 @@ def image_outliers(small: Float[Tensor, "n c s t"], noise: Float[np.ndarray, "n"
         extreme = abs(single[i, most]) >= SINGLE
         side = "low" if single[i, most] < 0 else "high"
         why[int(i)] = ALONE if empty[i] else f"{side} {names[most]}" if extreme else "unusual layout"
-    return Outliers(score, why)
+    return OutlierScores(score, why)
 
 
-def vector_outliers(x: Float[Tensor, "n d"]) -> Outliers:
+def vector_outliers(x: Float[Tensor, "n d"]) -> OutlierScores:
     """Vectors far from their neighbours: distance to the tenth, against its median over all, whatever shape the data have."""
     from sklearn.neighbors import NearestNeighbors
 
@@ -99,7 +101,7 @@ def vector_outliers(x: Float[Tensor, "n d"]) -> Outliers:
     scale = np.median(distance[distance > 0]) if (distance > 0).any() else 1.0
     z = _standard(np.log(distance + 1e-3 * scale)[:, None])[:, 0]
     score = z / JOINT
-    return Outliers(score, {int(i): "far from others" for i in np.flatnonzero(score >= 1)})
+    return OutlierScores(score, {int(i): "far from others" for i in np.flatnonzero(score >= 1)})
 
 
 def _components(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:

@@ -99,12 +99,12 @@ def _truth(given: Any, source: Any) -> Any:
     import torch
 
     from ..restoration.classical import denoisers
-    from ..restoration.write import Truth
+    from ..restoration.write import CleanReference
 
     if given.compare:
         denoisers(source.item_shape)  # what is missing is said before the work
     indices = torch.arange(len(source))
-    return Truth(source.items, source.levels(indices, torch.zeros_like(indices)), given.compare)
+    return CleanReference(source.items, source.levels(indices, torch.zeros_like(indices)), given.compare)
 
 
 def _rows(result: dict[str, Any]) -> Iterator[dict[str, Any]]:

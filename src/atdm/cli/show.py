@@ -14,7 +14,7 @@ from .parser import make_parser, positional
 
 
 @dataclass(frozen=True)
-class Run(Printing):
+class RunOptions(Printing):
     """Curves of a run, above its samples.
 
     Args:
@@ -27,7 +27,7 @@ class Run(Printing):
 
 
 @dataclass(frozen=True)
-class Radius(Printing):
+class RadiusOptions(Printing):
     """How far the state is perturbed.
 
     Args:
@@ -48,7 +48,7 @@ def run(words: list[str]) -> int:
         return 0
     if what not in ("radius", "run"):
         raise UserError(f"Cannot show '{what}'. {nearest(what, ['radius', 'run'])}")
-    parser = make_parser(f"show {what}", Run if what == "run" else Radius)
+    parser = make_parser(f"show {what}", RunOptions if what == "run" else RadiusOptions)
     given = parser.parse_args(words[1:])
     result = _radius(given) if what == "radius" else _run(given)
     if given.json:

@@ -26,14 +26,14 @@ from ..noise import Gauge
 from .classes import Classes
 from .files import Files
 from .items import Floats, Items, every
-from .streaming import Batch, Stream
+from .streaming import IndexedBatch, Stream
 
 RESIDENT = 256 * 2**20  # bytes of items that are prepared once and kept in memory
 GAUGED = 4096  # items that a gauge of their noise is fitted to
 
 
 @runtime_checkable
-class Plan(Protocol):
+class ItemOrder(Protocol):
     """Which items a step trains on, and in which epoch each of them is."""
 
     def __getitem__(self, step: int) -> Tensor: ...
@@ -222,14 +222,14 @@ class _Steps(torch.utils.data.Dataset[Tensor]):
     """Batches by step: this process's rows of each."""
 
     source: Source
-    plan: Plan
+    order: ItemOrder
     mine: Tensor
 
     def __getitem__(self, step: int) -> Tensor:
-        return self.source.batch(self.plan[step][self.mine], self.plan.epochs(step)[self.mine])
+        return self.source.batch(self.order[step][self.mine], self.order.epochs(step)[self.mine])
 
 
-def feed(source: Source, plan: Plan, mine: Tensor, steps: range, workers: int, pin: bool) -> Iterator[Tensor]:
+def feed(source: Source, order: ItemOrder, mine: Tensor, steps: range, workers: int, pin: bool) -> Iterator[Tensor]:
     """The batch of each step, in order.
 
     Args:
@@ -240,7 +240,7 @@ def feed(source: Source, plan: Plan, mine: Tensor, steps: range, workers: int, p
     Raises:
         UserError: a worker died.
     """
-    batches = _Steps(replace(source, files=None, classes=None), plan, mine)  # workers only read items
+    batches = _Steps(replace(source, files=None, classes=None), order, mine)  # workers only read items
     if workers == 0:
         for step in steps:
             batch = batches[step]
@@ -271,15 +271,15 @@ def feed(source: Source, plan: Plan, mine: Tensor, steps: range, workers: int, p
         ahead._shutdown_workers()
 
 
-def indexed(batches: Iterator[Tensor], plan: Plan, mine: Tensor, steps: range) -> Iterator[Batch]:
+def indexed(batches: Iterator[Tensor], order: ItemOrder, mine: Tensor, steps: range) -> Iterator[IndexedBatch]:
     """The batches of :func:`feed`, each with what it holds."""
     for step, x in zip(steps, batches, strict=True):
-        yield Batch(x, plan[step][mine], plan.epochs(step)[mine])
+        yield IndexedBatch(x, order[step][mine], order.epochs(step)[mine])
 
 
 def flow(
     source: Source, size: int, process: int, processes: int, position: str | None, threads: int | None, pin: bool
-) -> Iterator[Batch]:
+) -> Iterator[IndexedBatch]:
     """Batches of a stream as training sees them, without end.
 
     Args:

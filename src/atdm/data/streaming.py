@@ -26,7 +26,7 @@ from .shards import Item, Place, Shards
 AHEAD = 2  # batches
 
 
-class Batch(NamedTuple):
+class IndexedBatch(NamedTuple):
     """Items of a step: as floats, images in [-1, 1]; their index in the set, of a stream their key; the epoch each is in; and
     where a stream goes on behind them."""
 
@@ -58,7 +58,7 @@ class Stream:
 
     def batches(
         self, seed: int, size: int, process: int, processes: int, position: str | None, threads: int | None
-    ) -> Iterator[Batch]:
+    ) -> Iterator[IndexedBatch]:
         """Batches without end, decoded ahead by threads.
 
         Args:
@@ -95,7 +95,9 @@ class Stream:
                 yield block[at], here._replace(taken=at + 1)
             taken = 0
 
-    def _batches(self, items: Iterator[tuple[Item, Place]], size: int, pool: ThreadPoolExecutor) -> Iterator[Batch]:
+    def _batches(
+        self, items: Iterator[tuple[Item, Place]], size: int, pool: ThreadPoolExecutor
+    ) -> Iterator[IndexedBatch]:
         while True:
             pixels: list[np.ndarray] = []
             found: list[tuple[Item, Place]] = []
@@ -111,7 +113,7 @@ class Stream:
                 last = some[-1][1]
             x = torch.from_numpy(np.stack(pixels)).float().div_(127.5).sub_(1)
             keys = torch.tensor([item.key for item, _ in found])
-            yield Batch(x, keys, torch.tensor([place.epoch for _, place in found]), last.text())
+            yield IndexedBatch(x, keys, torch.tensor([place.epoch for _, place in found]), last.text())
 
     def _decoded(self, item: Item) -> np.ndarray | None:
         """The pixels of an image; None where it cannot be read and is to be skipped."""

@@ -23,7 +23,7 @@ LEAST_SLOPE = 1e-3  # of d eps / d out: an output that says nothing about eps (a
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Parameterization:
     """One way to write a denoiser.
 
     Args:
@@ -61,11 +61,11 @@ def _v(alpha: Levels, sigma: Levels, data_std: float) -> tuple[Levels, Levels]:
     return -sigma / data_std, data_std * alpha
 
 
-PREDICTIONS: dict[str, Prediction] = {
-    "epsilon": Prediction(lambda alpha, sigma, _: (0 * alpha, 0 * alpha + 1)),
-    "sample": Prediction(lambda alpha, sigma, _: (0 * alpha + 1, 0 * alpha)),
-    "v_prediction": Prediction(_v),
-    "score": Prediction(lambda alpha, sigma, _: (0 * alpha, -1 / sigma), in_eps_units=True),
-    "flow": Prediction(lambda alpha, sigma, _: (0 * alpha - 1, 0 * alpha + 1)),
-    "edm": Prediction(lambda alpha, sigma, data_std: tuple(-part for part in _v(alpha, sigma, data_std))),  # type: ignore[arg-type,return-value]
+PREDICTIONS: dict[str, Parameterization] = {
+    "epsilon": Parameterization(lambda alpha, sigma, _: (0 * alpha, 0 * alpha + 1)),
+    "sample": Parameterization(lambda alpha, sigma, _: (0 * alpha + 1, 0 * alpha)),
+    "v_prediction": Parameterization(_v),
+    "score": Parameterization(lambda alpha, sigma, _: (0 * alpha, -1 / sigma), in_eps_units=True),
+    "flow": Parameterization(lambda alpha, sigma, _: (0 * alpha - 1, 0 * alpha + 1)),
+    "edm": Parameterization(lambda alpha, sigma, data_std: tuple(-part for part in _v(alpha, sigma, data_std))),  # type: ignore[arg-type,return-value]
 }

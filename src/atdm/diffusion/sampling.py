@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, unknown
 from .process import Process, States
-from .solver import Solver, Step
+from .solver import SamplingStep, Solver
 from .steps import Sampling, asked
 
 Hook = Callable[[int, int, Tensor], Tensor]
@@ -61,7 +61,7 @@ def trajectory(
     x_T: States | None = None,
     hook: Hook | None = None,
     **options: Any,
-) -> Iterator[Step]:
+) -> Iterator[SamplingStep]:
     """Sample a batch and yield every step; the last step's ``next`` is the sample.
 
     Examples:
@@ -175,7 +175,7 @@ def sample_paths(
     """
     last = 0
 
-    def kept(step: Step) -> Iterator[tuple[int, Tensor]]:
+    def kept(step: SamplingStep) -> Iterator[tuple[int, Tensor]]:
         nonlocal last
         last = step.index
         return ((slot, step.x) for slot, index in enumerate(keep) if index == step.index)
@@ -205,7 +205,7 @@ def sample_stops(
     """
     ratios = (process.sigmas / process.alphas).tolist()
 
-    def stopped(step: Step) -> Iterator[tuple[int, Tensor]]:
+    def stopped(step: SamplingStep) -> Iterator[tuple[int, Tensor]]:
         return ((s, step.denoised) for s, stop in enumerate(stops) if stop is not None and ratios[step.t] < stop)
 
     last = None if None in stops else min(stop for stop in stops if stop is not None)
@@ -272,7 +272,7 @@ def _collect(
     process: Process,
     batches: Batches,
     slots: int,
-    pick: Callable[[Step], Iterable[tuple[int, Tensor]]],
+    pick: Callable[[SamplingStep], Iterable[tuple[int, Tensor]]],
     *,
     conditioning: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,

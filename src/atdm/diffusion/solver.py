@@ -24,7 +24,7 @@ from .steps import Sampling
 
 
 @dataclass(frozen=True)
-class Step:
+class SamplingStep:
     """One network evaluation of a trajectory.
 
     Args:
@@ -32,8 +32,8 @@ class Step:
         count: evaluations of a trajectory that is not stopped early.
         t: the timestep.
         x: the state the network saw, after the hook.
-        next: the state after the step; of the last Step, the sample.
-        seen: what the network said, converted where it is asked for.
+        next: the state after the step; of the last step, the sample.
+        evaluation: what the network said, converted where it is asked for.
     """
 
     index: int
@@ -41,20 +41,20 @@ class Step:
     t: int
     x: States
     next: States
-    seen: Seen
+    evaluation: Evaluation
 
     @property
     def eps(self) -> States:
         """The noise the network predicted."""
-        return self.seen.eps
+        return self.evaluation.eps
 
     @property
     def denoised(self) -> States:
         """``D(x, t)``, clipped as the sampler clips it."""
-        return self.seen.denoised
+        return self.evaluation.denoised
 
 
-class Seen:
+class Evaluation:
     """An evaluation of the network, and what its output amounts to: most steps of most samplers need neither.
 
     Args:
@@ -166,7 +166,7 @@ class Solver:
             self.state, self.x = x / self._scale(), x
         else:
             self.state = x * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow matching has none
-            self.x = self._seen(self.state)
+            self.x = self._network_input(self.state)
 
     def move(self, x: States) -> None:
         """Go on from ``x``, in the coordinates the network sees, instead of the present state."""
@@ -192,10 +192,10 @@ class Solver:
         Args:
             checkpointed: on the way back compute the evaluation again, instead of keeping its intermediate values.
         """
-        seen = self._evaluate(x, checkpointed)
-        return seen.output, seen.eps, seen.raw
+        evaluation = self._evaluate(x, checkpointed)
+        return evaluation.output, evaluation.eps, evaluation.raw
 
-    def _evaluate(self, x: Tensor, checkpointed: bool) -> Seen:
+    def _evaluate(self, x: Tensor, checkpointed: bool) -> Evaluation:
         t = torch.tensor(self.t, device=self.device).expand(self.shape[0])
         times = self.process.time(t)
         if checkpointed and torch.is_grad_enabled() and x.requires_grad:
@@ -204,18 +204,18 @@ class Solver:
             )
         else:
             output = call(self.model, x, times, **self.conditioning)
-        return Seen(self.process, output, x, t, self._clipped)
+        return Evaluation(self.process, output, x, t, self._clipped)
 
-    def step(self, checkpointed: bool = False) -> Step:
+    def step(self, checkpointed: bool = False) -> SamplingStep:
         """Evaluate the network and go on to the next state."""
         x, t, index = self.x, self.t, self.index
-        seen = self._evaluate(x, checkpointed)
-        output = seen.output
+        evaluation = self._evaluate(x, checkpointed)
+        output = evaluation.output
         if self.expected is not self.process:
-            output = self.expected.target(seen.raw, seen.eps, seen.t)
+            output = self.expected.target(evaluation.raw, evaluation.eps, evaluation.t)
         count, stop = len(self.timesteps), self.sampling.stop_ratio
         if stop is not None and float(self.process.sigmas[t] / self.process.alphas[t]) < stop:
-            self.state = self.x = seen.denoised
+            self.state = self.x = evaluation.denoised
             self.timesteps, self.visits = self.timesteps[: index + 1], self.visits[: index + 1]
         else:
             # A scheduler draws from each generator the noise of one row: make a row of the items that share a generator.
@@ -228,8 +228,8 @@ class Solver:
             self.state = self.x = stepped.prev_sample.reshape(self.shape)
         self.index += 1
         if not self.done:
-            self.x = self._seen(self.state)
-        return Step(index, count, t, x, self.x, seen)
+            self.x = self._network_input(self.state)
+        return SamplingStep(index, count, t, x, self.x, evaluation)
 
     def finish(self, checkpointed: bool = True) -> States:
         """All the steps that are left; the sample."""
@@ -247,9 +247,9 @@ class Solver:
 
     def _scale(self) -> Tensor:
         """What the network's coordinates are of the scheduler's, at the present t."""
-        return self._seen(torch.ones((), device=self.device))
+        return self._network_input(torch.ones((), device=self.device))
 
-    def _seen(self, state: Tensor) -> Tensor:
+    def _network_input(self, state: Tensor) -> Tensor:
         """A state of the scheduler as the network sees it, at the present t."""
         if not hasattr(self.scheduler, "scale_model_input"):  # flow matching
             return state

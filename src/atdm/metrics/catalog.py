@@ -27,7 +27,7 @@ from .image import nearest_psnr, never_varying, never_varying_noise, noise_std
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class MetricInputs:
     """What a metric is computed from.
 
     Args:
@@ -68,30 +68,30 @@ class Metric:
         meaning: one sentence for reports and tables.
     """
 
-    function: Callable[[Seen], float | None] | None
+    function: Callable[[MetricInputs], float | None] | None
     better: Literal["lower", "higher", "one", "none"]
     unit: str
     meaning: str
 
 
-def _diverged(s: Seen) -> float:
+def _diverged(s: MetricInputs) -> float:
     return diverged_share(s.drawn, 10 * s.reference.abs().max().item())
 
 
-def _off_support(s: Seen) -> float | None:
+def _off_support(s: MetricInputs) -> float | None:
     return off_support_rms(s.samples, s.truth) if isinstance(s.truth, HasDistance | HasResidual) else None
 
 
-def _outliers(s: Seen) -> float | None:
+def _outliers(s: MetricInputs) -> float | None:
     known = isinstance(s.truth, HasDistance | HasResidual)
     return outlier_share(s.samples, s.truth, s.outlier_threshold) if known else None  # type: ignore[arg-type]
 
 
-def _spread(s: Seen) -> float | None:
+def _spread(s: MetricInputs) -> float | None:
     return spread_ratio(s.samples, s.truth, s.reference) if isinstance(s.truth, HasSpread) else None
 
 
-def _modes(s: Seen) -> float | None:
+def _modes(s: MetricInputs) -> float | None:
     return mode_mass_error(s.samples, s.truth) if isinstance(s.truth, HasModes) else None
 
 
@@ -99,7 +99,7 @@ def _noise(x: Tensor) -> float | None:
     return noise_std(x) if x.dim() == 4 and min(x.shape[2:]) >= 8 else None
 
 
-def _never_varying(s: Seen) -> float | None:
+def _never_varying(s: MetricInputs) -> float | None:
     known = s.images and bool(never_varying(s.reference).any())
     return never_varying_noise(s.samples, s.reference) if known else None
 

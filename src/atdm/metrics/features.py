@@ -133,7 +133,7 @@ class Features(Protocol):
 
 
 @dataclass(frozen=True)
-class Pixels:
+class PixelFeatures:
     """All values, flattened. Sees everything that two moments see; needs more images than values."""
 
     def fit(self, reference: Float[Tensor, "m *dims"]) -> FeatureSpace:
@@ -142,7 +142,7 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Pca:
+class PcaFeatures:
     """Coordinates along the reference's principal directions: layout and large strokes, from few images.
 
     Blind to what lies off these directions, most noise included. The distance does not depend on the basis chosen
@@ -171,7 +171,7 @@ class Pca:
 
 
 @dataclass(frozen=True)
-class Patches:
+class PatchFeatures:
     """Every patch of every image, pooled: noise and texture, from few images, as a patch has few values.
 
     Blind to where a patch sits, hence to layout.

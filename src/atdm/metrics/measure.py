@@ -13,20 +13,20 @@ from ..diffusion.model import Model
 from ..errors import UserError
 from ..spec import build
 from . import cache
-from .catalog import METRICS, Seen
+from .catalog import METRICS, MetricInputs
 from .distances import SPLITS, SUBSET, class_score, frechet_distance, frechet_extrapolated, kernel_distance, moments
 from .distances import neighbours as nearest_neighbours
 from .exact import HasScore, score_error
-from .features import Features, FeatureSpace, Patches, Pca, Pixels
+from .features import Features, FeatureSpace, PatchFeatures, PcaFeatures, PixelFeatures
 from .networks import DinoV2, EfficientNetLite, Inception, NetworkFeatures, Timm
 from .onnx_network import Onnx
 from .results import Score
 from .small import Small
 
 FEATURES: dict[str, Any] = {
-    "pixels": Pixels,
-    "pca": Pca,
-    "patches": Patches,
+    "pixels": PixelFeatures,
+    "pca": PcaFeatures,
+    "patches": PatchFeatures,
     "inception": Inception,
     "dinov2": DinoV2,
     "timm": Timm,
@@ -97,11 +97,11 @@ def measure(
     _check(samples, reference)
     samples, reference = samples.detach().float().cpu(), reference.detach().float().cpu()
     finite = samples[samples.flatten(1).isfinite().all(1)]
-    seen = Seen(samples, finite, reference, truth, seed, outlier_threshold)
+    inputs = MetricInputs(samples, finite, reference, truth, seed, outlier_threshold)
     names = list(METRICS) if len(finite) > 1 else ["diverged_share"]
-    found = {name: function(seen) for name in names if (function := METRICS[name].function) is not None}
+    found = {name: function(inputs) for name in names if (function := METRICS[name].function) is not None}
     scores = [Score(name, value) for name, value in found.items() if value is not None]
-    if seen.images and len(finite) > 1:
+    if inputs.images and len(finite) > 1:
         wanted = require(features) if isinstance(features, str) else features
         spaces = [wanted] if isinstance(wanted, Features) else wanted
         scores += [s for space in spaces for s in in_space(space.fit(reference), finite, reference, accelerator)]

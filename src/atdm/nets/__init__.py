@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import hub, memory, spec
 from ..errors import UserError, first_line
 from ..files import require_sealed
-from .unet import MOST_LAYERS, CelebA64, Cifar10, Digits, Tiny
+from .unet import MOST_LAYERS, CelebA64UNet, Cifar10UNet, DigitsUNet, TinyUNet
 
 
 def call(model: Callable[..., Any], x: Tensor, t: Tensor, **conditioning: Any) -> Tensor:
@@ -60,7 +60,13 @@ class Perceptron:
         return MLP(channels, size, self.width, self.depth, self.residual, self.dropout, self.skip, classes)
 
 
-NETS: dict[str, type] = {"mlp": Perceptron, "digits": Digits, "tiny": Tiny, "cifar10": Cifar10, "celeba64": CelebA64}
+NETS: dict[str, type] = {
+    "mlp": Perceptron,
+    "digits": DigitsUNet,
+    "tiny": TinyUNet,
+    "cifar10": Cifar10UNet,
+    "celeba64": CelebA64UNet,
+}
 
 
 def build_net(text: str, item_shape: tuple[int, ...], classes: int | None = None) -> nn.Module:

@@ -97,7 +97,7 @@ class UNet:
 
 
 @dataclass(frozen=True)
-class Digits(UNet):
+class DigitsUNet(UNet):
     """0.4 million parameters for 8x8 images."""
 
     channels: int = 24
@@ -108,7 +108,7 @@ class Digits(UNet):
 
 
 @dataclass(frozen=True)
-class Tiny(UNet):
+class TinyUNet(UNet):
     """0.6 million parameters for 16x16 and 32x32 images on a CPU."""
 
     channels: int = 24
@@ -119,7 +119,7 @@ class Tiny(UNet):
 
 
 @dataclass(frozen=True)
-class Cifar10(UNet):
+class Cifar10UNet(UNet):
     """The unconditional CIFAR-10 network of Improved DDPM: 3 blocks a level, attention at 16 and 8, dropout 0.3."""
 
     blocks: int = 3
@@ -127,7 +127,7 @@ class Cifar10(UNet):
 
 
 @dataclass(frozen=True)
-class CelebA64(UNet):
+class CelebA64UNet(UNet):
     """The 64x64 network of Improved DDPM: channel multipliers 1, 2, 3, 4, 3 blocks a level, attention at 16 and 8."""
 
     multipliers: str = "1-2-3-4"

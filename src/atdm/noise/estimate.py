@@ -25,7 +25,7 @@ SAMPLE = 512  # images that the filters are fitted to
 
 
 @dataclass(frozen=True)
-class Estimate:
+class NoiseEstimate:
     """The noise of a set.
 
     Args:
@@ -53,7 +53,7 @@ class Meter(ABC):
         """
 
     @abstractmethod
-    def judge(self, levels: Float[Tensor, "ways n"], use: Bool[np.ndarray, "n"]) -> Estimate:
+    def judge(self, levels: Float[Tensor, "ways n"], use: Bool[np.ndarray, "n"]) -> NoiseEstimate:
         """What the levels of a set say.
 
         Args:
@@ -83,7 +83,7 @@ class PatchMeter(Meter):
         gray = [probe.levels(x.mean(1, keepdim=True)) for probe in self.probes[1:]]
         return torch.stack([self.probes[0].levels(x), *gray])
 
-    def judge(self, levels: Float[Tensor, "probes n"], use: Bool[np.ndarray, "n"]) -> Estimate:
+    def judge(self, levels: Float[Tensor, "probes n"], use: Bool[np.ndarray, "n"]) -> NoiseEstimate:
         each = levels.double().cpu().numpy()
         found = [
             _law(row, probe.tau, USUAL[probe.filters.shape[1]], use)
@@ -115,7 +115,7 @@ class WholeMeter(Meter):
     def levels(self, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> Float[Tensor, "1 n"]:
         return self.thin.levels(x.flatten(1) / self.unit, indices)[None] * self.unit
 
-    def judge(self, levels: Float[Tensor, "1 n"], use: Bool[np.ndarray, "n"]) -> Estimate:
+    def judge(self, levels: Float[Tensor, "1 n"], use: Bool[np.ndarray, "n"]) -> NoiseEstimate:
         each = levels[0].double().cpu().numpy()
         return _estimate(_law(each / self.unit, self.thin.tau, THIN_USUAL, use).scaled(self.unit), False, each, use)
 
@@ -127,8 +127,8 @@ def _law(levels: Float[np.ndarray, "n"], tau: float, usual: float, use: Bool[np.
     )
 
 
-def _estimate(noise: Noise, common: bool, levels: Float[np.ndarray, "n"], use: Bool[np.ndarray, "n"]) -> Estimate:
-    return Estimate(noise, common, levels, np.where(use | ~use.any(), noise.stds(levels), 0.0))
+def _estimate(noise: Noise, common: bool, levels: Float[np.ndarray, "n"], use: Bool[np.ndarray, "n"]) -> NoiseEstimate:
+    return NoiseEstimate(noise, common, levels, np.where(use | ~use.any(), noise.stds(levels), 0.0))
 
 
 def by_patches(item_shape: Sequence[int]) -> bool:
@@ -136,7 +136,7 @@ def by_patches(item_shape: Sequence[int]) -> bool:
     return len(item_shape) == 3 and min(item_shape[1:]) >= LEAST
 
 
-def whole_estimate(x: Float[Tensor, "n *item"], use: Bool[np.ndarray, "n"] | None = None) -> Estimate | None:
+def whole_estimate(x: Float[Tensor, "n *item"], use: Bool[np.ndarray, "n"] | None = None) -> NoiseEstimate | None:
     """The noise of vectors, and of images too small for patches; None where it cannot be distinguished from content.
 
     Args:
@@ -192,7 +192,7 @@ class Gauge:
         return torch.from_numpy(found).float().to(x.device)
 
 
-def _look(x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"] | None = None) -> tuple[Gauge, Estimate]:
+def _look(x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"] | None = None) -> tuple[Gauge, NoiseEstimate]:
     indices = torch.arange(len(x)) if indices is None else indices
     patches = by_patches(x.shape[1:])
     meter: Meter | None = PatchMeter.fit(x[spread(len(x), SAMPLE)]) if patches else WholeMeter.fit(x, indices)
@@ -206,7 +206,7 @@ def _look(x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"] | None = None) 
     return Gauge(meter, found.noise, int(found.common)), found
 
 
-def estimate_noise(x: Float[Tensor, "n *item"]) -> Estimate:
+def estimate_noise(x: Float[Tensor, "n *item"]) -> NoiseEstimate:
     """The noise of a set that is in memory.
 
     Raises:

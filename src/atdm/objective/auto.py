@@ -124,23 +124,23 @@ def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0)
     }
 
 
-class Seen(NamedTuple):
+class NoiseFound(NamedTuple):
     """The Gaussian noise of images one by one: the share of them that is noisy, and its std there (root mean square)."""
 
     share: float
     std: float
 
     @classmethod
-    def of(cls, gauge: Gauge, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> Seen:
+    def of(cls, gauge: Gauge, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> NoiseFound:
         """Of items ``x`` with these indices in their set."""
         stds = gauge.stds(x, indices).double()
         noisy = stds > 0
         return cls(float(noisy.double().mean()), float(stds[noisy].square().mean().sqrt()) if noisy.any() else 0.0)
 
 
-def by_noise(seen: Seen, items: int) -> dict[str, Any] | None:
+def by_noise(noise: NoiseFound, items: int) -> dict[str, Any] | None:
     """The options of an objective for so many images with this noise: ``ambient_blind``; None where too few are noisy or clean."""
-    return {"name": EVIDENCE} if seen.share >= NOISY and (1 - seen.share) * items >= CLEAN else None
+    return {"name": EVIDENCE} if noise.share >= NOISY and (1 - noise.share) * items >= CLEAN else None
 
 
 def arguments(x: Float[Tensor, "n *item"], k: float = K, hidden: float = 0.0) -> dict[str, Any]:
@@ -171,11 +171,11 @@ def gauged(x: Float[Tensor, "n *item"], items: int) -> tuple[Gauge, str] | None:
         return None
     indices = torch.arange(len(x))
     gauge = Gauge.fit(x, indices)
-    seen = Seen.of(gauge, x, indices)
-    chosen = by_noise(seen, items)
+    noise = NoiseFound.of(gauge, x, indices)
+    chosen = by_noise(noise, items)
     if chosen is None:
         return None
-    note = explain(chosen, items, seen)
+    note = explain(chosen, items, noise)
     print(note)  # noqa: T201 (as arguments)
     return gauge, note
 
@@ -194,16 +194,16 @@ def by_levels(stds: Float[Tensor, "n"], noise: bool = False) -> dict[str, Any] |
     return None if noise else {"name": "omni"}
 
 
-def explain(found: Mapping[str, Any], items: int, seen: Seen | None = None) -> str:
+def explain(found: Mapping[str, Any], items: int, noise: NoiseFound | None = None) -> str:
     """What was chosen for so many items, as a sentence.
 
     Args:
-        seen: the noise by which it was chosen.
+        noise: by which it was chosen.
     """
-    if seen is not None:
+    if noise is not None:
         return (
-            f"objective auto: {EVIDENCE}, for Gaussian noise of std {seen.std:.2g} was found on {seen.share:.0%} of the images. These "
-            f"train above their noise levels, the others at all levels. Sampling with --stop_ratio {seen.std:.2g}, the noise level, reduces "
+            f"objective auto: {EVIDENCE}, for Gaussian noise of std {noise.std:.2g} was found on {noise.share:.0%} of the images. These "
+            f"train above their noise levels, the others at all levels. Sampling with --stop_ratio {noise.std:.2g}, the noise level, reduces "
             f"noise further; auto:k={K:g} applies the regularizer instead."
         )
     if found["name"] == "omni":

@@ -81,7 +81,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Job:
+class ModelJob:
     """One model.
 
     Args:
@@ -112,7 +112,7 @@ class Job:
 
 
 @dataclass
-class Outcome:
+class ModelOutcome:
     """What was found of one model.
 
     Args:
@@ -124,7 +124,7 @@ class Outcome:
         facts: parameters, operations, training and seconds.
     """
 
-    job: Job
+    job: ModelJob
     rows: list[Row]
     samples: dict[tuple[str, int], Tensor]
     damage: list[dict[str, Any]]
@@ -139,7 +139,7 @@ def jobs(
     data: str | None = None,
     reading: Mapping[str, Any] | None = None,
     trusted: bool = False,
-) -> list[Job]:
+) -> list[ModelJob]:
     """A job for each model, once it is known that all of them can be measured beside the same data.
 
     Args:
@@ -177,7 +177,7 @@ def jobs(
     plain = next((m for m, c in known.items() if c["objective"]["name"] == "ddpm"), None)
     labels = _labels(configs)
     return [
-        Job(
+        ModelJob(
             m, labels[m], plan, data, reading, samplers[m], configs[m], plain if m != plain else None, costs[m], trusted
         )
         for m in models
@@ -209,7 +209,7 @@ def _operations(model: Model) -> int:
     return flops(net, model.net_shape, **model.conditioning)
 
 
-def work(job: Job, tell: Tell) -> Outcome:
+def work(job: ModelJob, tell: Tell) -> ModelOutcome:
     """Everything about one model."""
     dataset = load(job.data, **job.reading)
     model = _opened(job.model, dataset.item_shape, job.plan.label)
@@ -217,7 +217,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     damage, checks = _attacked(job, model, dataset, part(tell, 0.5, 1))
     copies = _copies(job, drawn[job.samplers[0], max(job.plan.steps)])
     shown = {key: x[:64] if x.dim() == 4 else x for key, x in drawn.items()}
-    return Outcome(job, rows, shown, damage, checks, copies, _facts(job, model, seconds))
+    return ModelOutcome(job, rows, shown, damage, checks, copies, _facts(job, model, seconds))
 
 
 def _opened(source: str, shape: Sequence[int], label: str | None) -> Model:
@@ -230,7 +230,7 @@ def _opened(source: str, shape: Sequence[int], label: str | None) -> Model:
 
 
 def _qualities(
-    job: Job, model: Model, dataset: Dataset, tell: Tell
+    job: ModelJob, model: Model, dataset: Dataset, tell: Tell
 ) -> tuple[list[Row], dict[tuple[str, int], Tensor], float]:
     """Rows and samples by sampler and number of steps; and the seconds of a sample at the most steps."""
     plan, kind = job.plan, metrics.ReferenceSet
@@ -267,7 +267,7 @@ def _qualities(
     return rows, drawn, seconds
 
 
-def _attacked(job: Job, model: Model, dataset: Dataset, tell: Tell) -> tuple[list[dict[str, Any]], list[Finding]]:
+def _attacked(job: ModelJob, model: Model, dataset: Dataset, tell: Tell) -> tuple[list[dict[str, Any]], list[Finding]]:
     """The damage curve, and the sanity checks of the attack at its largest budget."""
     if model.latents is not None:  # the attack works on pixels
         return [], []
@@ -292,7 +292,7 @@ def _attacked(job: Job, model: Model, dataset: Dataset, tell: Tell) -> tuple[lis
     return summarize(rows), [*checks, check_seeds([r["damage"] for r in rows if r["budget"] == worst])]
 
 
-def _copies(job: Job, samples: Tensor) -> tuple[Memorization, Tensor, Tensor] | None:
+def _copies(job: ModelJob, samples: Tensor) -> tuple[Memorization, Tensor, Tensor] | None:
     """Nearest training images, as the model saw them; those held out are dirtied alike. None without a background."""
     config = job.config
     if config is None:
@@ -309,7 +309,7 @@ def _copies(job: Job, samples: Tensor) -> tuple[Memorization, Tensor, Tensor] | 
     return memorization(samples, training, held_out, job.plan.features), samples, training
 
 
-def _facts(job: Job, model: Model, seconds: float) -> dict[str, Any]:
+def _facts(job: ModelJob, model: Model, seconds: float) -> dict[str, Any]:
     """What the model is and what it costs; training is known of runs only."""
     net: Any = model.net
     steps, operations = max(job.plan.steps), _operations(model)

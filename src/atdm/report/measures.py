@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .. import metrics
-from .lab import Outcome
+from .lab import ModelOutcome
 from .page import Row
 
 NOTED = ("off_support_rms", "outlier_share", "spread_ratio", "mode_mass_error", "never_varying_noise", "noise_std")
@@ -19,13 +19,13 @@ def measures(rows: Sequence[Row]) -> list[str]:
     return [*exact, next((k for k in rows[0] if k.startswith("frechet_")), "sliced_wasserstein")]
 
 
-def ranks(outcomes: Sequence[Outcome], measure: str) -> bool:
+def ranks(outcomes: Sequence[ModelOutcome], measure: str) -> bool:
     """Whether a measure tells which model is better, by what the samples were compared with."""
     kinds = {row.get("reference_kind") for o in outcomes for row in o.rows}
     return metrics.metric(measure).better != "none" and all(metrics.may_rank(kind, measure) for kind in kinds)
 
 
-def against(outcomes: Sequence[Outcome]) -> str:
+def against(outcomes: Sequence[ModelOutcome]) -> str:
     """What the samples were compared with, and what it is worth."""
     rows = [row for o in outcomes for row in o.rows]
     doubted = next((r for r in rows if r.get("reference_kind") == metrics.TRAINING), None)

@@ -15,7 +15,7 @@ from ..data import load
 from ..plot import panels as pictures
 from ..pool import Progress, work_through
 from . import page as report
-from .lab import Job, Outcome, work
+from .lab import ModelJob, ModelOutcome, work
 from .measures import against, measures, ranks
 from .page import Row, Section, Table, finite
 
@@ -23,7 +23,7 @@ IMAGES, FEW_IMAGES, PAIRS = 36, 16, 6
 UNITS = {"parameters": 1e6, "flops_per_sample": 1e9, "flops_of_training": 1e12}
 
 
-def run(todo: Sequence[Job], out: Path, progress: Progress) -> dict[str, Any]:
+def run(todo: Sequence[ModelJob], out: Path, progress: Progress) -> dict[str, Any]:
     """Do the jobs and write the page ``out``; returns the numbers on it.
 
     Raises:
@@ -32,7 +32,7 @@ def run(todo: Sequence[Job], out: Path, progress: Progress) -> dict[str, Any]:
     return write(work_through(work, todo, progress), out)
 
 
-def write(outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
+def write(outcomes: Sequence[ModelOutcome], out: Path) -> dict[str, Any]:
     """Write the page, and return its numbers."""
     plan, first = outcomes[0].job.plan, outcomes[0].job
     reference = load(first.data, **first.reading).reference
@@ -71,24 +71,24 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}" + ("s" if n != 1 else "")
 
 
-def _row(outcome: Outcome) -> Row:
+def _row(outcome: ModelOutcome) -> Row:
     """The row of the first sampler at the most steps."""
     return max((r for r in outcome.rows if r["sampler"] == outcome.job.samplers[0]), key=lambda r: r["steps"])
 
 
-def _damage_at_worst(outcome: Outcome, measure: str) -> tuple[float, float] | None:
+def _damage_at_worst(outcome: ModelOutcome, measure: str) -> tuple[float, float] | None:
     """The mean, and half the width of its interval."""
     worst = max(outcome.job.plan.budgets)
     found = [r for r in outcome.damage if r["budget"] == worst and r["measure"] == measure]
     return (found[0]["mean"], (found[0]["high"] - found[0]["low"]) / 2) if found else None
 
 
-def _named(outcomes: Sequence[Outcome], index: int) -> str:
+def _named(outcomes: Sequence[ModelOutcome], index: int) -> str:
     """The first or second sampler of the models, in words."""
     return " or ".join(dict.fromkeys(o.job.samplers[index] for o in outcomes))
 
 
-def _overview(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
+def _overview(outcomes: Sequence[ModelOutcome], kept: Sequence[str]) -> Section:
     steps, worst = max(outcomes[0].job.plan.steps), max(outcomes[0].job.plan.budgets)
     copied = {o.job.label: o.copies[0].near_duplicate_share if o.copies else None for o in outcomes}
     lines = [
@@ -125,7 +125,7 @@ def _decapitalized(sentence: str) -> str:
     return sentence[0].lower() + sentence[1:]
 
 
-def _samples(outcomes: Sequence[Outcome], reference: Tensor) -> Section:
+def _samples(outcomes: Sequence[ModelOutcome], reference: Tensor) -> Section:
     plan = outcomes[0].job.plan
     steps = max(plan.steps)
     truth = load(outcomes[0].job.data, **outcomes[0].job.reading).truth
@@ -156,7 +156,7 @@ def _samples(outcomes: Sequence[Outcome], reference: Tensor) -> Section:
     return Section("Samples", text, figures)
 
 
-def _few_steps(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
+def _few_steps(outcomes: Sequence[ModelOutcome], kept: Sequence[str]) -> Section:
     shown = [*dict.fromkeys([kept[0], kept[-1]])]
     panels = {
         f"{metrics.label(k).replace('_', ' ')}, {sampler} sampler": {
@@ -198,7 +198,7 @@ def _few_steps(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
     )
 
 
-def _attack(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
+def _attack(outcomes: Sequence[ModelOutcome], kept: Sequence[str]) -> Section:
     plan = outcomes[0].job.plan
     wanted = list(dict.fromkeys(["moved_rms", kept[0], kept[-1]]))
     figure = plot.damage({o.job.label: o.damage for o in outcomes if o.damage}, wanted)
@@ -216,7 +216,7 @@ def _attack(outcomes: Sequence[Outcome], kept: Sequence[str]) -> Section:
     return Section("Attack on the sampler", text, [(caption, figure)])
 
 
-def _doubts(outcomes: Sequence[Outcome]) -> Section:
+def _doubts(outcomes: Sequence[ModelOutcome]) -> Section:
     cells = [[o.job.label, c.name, "ok" if c.ok else "DOUBT", c.says] for o in outcomes for c in o.checks]
     doubts = {o.job.label: sum(not c.ok for c in o.checks) for o in outcomes}
     text = (
@@ -230,7 +230,7 @@ def _doubts(outcomes: Sequence[Outcome]) -> Section:
     return Section("Sanity checks of the attack", text, [], [Table(["model", "check", "", "finding"], cells, caption)])
 
 
-def _memorization(outcomes: Sequence[Outcome]) -> Section:
+def _memorization(outcomes: Sequence[ModelOutcome]) -> Section:
     text = (
         "A model may have memorized its training data. For each sample, the most similar training item is searched. Any two "
         "items of one kind are alike to some degree, so the same is done for items held out of training: this is the background. A "
@@ -273,8 +273,8 @@ def _memorization(outcomes: Sequence[Outcome]) -> Section:
     return Section("Memorization", text, figures, tables, folded=True)
 
 
-def _cost(outcomes: Sequence[Outcome]) -> Section:
-    def of(o: Outcome, key: str) -> Any:
+def _cost(outcomes: Sequence[ModelOutcome]) -> Section:
+    def of(o: ModelOutcome, key: str) -> Any:
         value = o.facts.get(key)
         return value / UNITS[key] if value is not None and key in UNITS else value
 
@@ -309,7 +309,7 @@ def _cost(outcomes: Sequence[Outcome]) -> Section:
     return Section("Cost", text, [], [table], folded=True)
 
 
-def _provenance(outcomes: Sequence[Outcome]) -> Mapping[str, Any]:
+def _provenance(outcomes: Sequence[ModelOutcome]) -> Mapping[str, Any]:
     job, row = outcomes[0].job, outcomes[0].rows[0]
     return {
         "models": {o.job.label: f"{o.job.model}, weights {o.rows[0]['checkpoint']}" for o in outcomes},

@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Truth:
+class CleanReference:
     """What is known of a set that was made noisy here.
 
     Args:
@@ -72,7 +72,7 @@ def write(
     found: Restoration,
     files: Files | None,
     about: Mapping[str, Any],
-    truth: Truth | None = None,
+    truth: CleanReference | None = None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Write the restored set, and return what ``atdm-restore/restored.json`` in it holds.
@@ -100,7 +100,7 @@ def write(
 
 
 def _items(
-    scratch: Path, found: Restoration, names: Sequence[str] | None, truth: Truth | None, progress: Progress
+    scratch: Path, found: Restoration, names: Sequence[str] | None, truth: CleanReference | None, progress: Progress
 ) -> dict[str, Tensor]:
     """Write all items, a few at a time; PSNR and SSIM of each before and after, where the truth is known."""
     values: dict[str, list[Tensor]] = {}
@@ -163,7 +163,7 @@ def _median(stds: Float[np.ndarray, "n"]) -> float | None:
     return float(np.median(stds[stds > 0])) if (stds > 0).any() else None
 
 
-def _quality(found: Restoration, truth: Truth | None, values: Mapping[str, Tensor]) -> dict[str, Any]:
+def _quality(found: Restoration, truth: CleanReference | None, values: Mapping[str, Tensor]) -> dict[str, Any]:
     """Means over the items that are noisy, mistakes about the others, and other denoisers on some of the first."""
     if truth is None:
         return {}
@@ -180,7 +180,7 @@ def _quality(found: Restoration, truth: Truth | None, values: Mapping[str, Tenso
     return result
 
 
-def compare(found: Restoration, truth: Truth) -> list[dict[str, Any]]:
+def compare(found: Restoration, truth: CleanReference) -> list[dict[str, Any]]:
     """The model and other denoisers on the same noisy images, each given the same estimated noise.
 
     Raises:
@@ -206,7 +206,7 @@ def some(use: Tensor, count: int) -> Int[Tensor, "b"]:
     return indices if len(indices) <= count else indices[torch.linspace(0, len(indices) - 1, count).long()]
 
 
-def _sheet(found: Restoration, truth: Truth | None) -> plot.Figure:
+def _sheet(found: Restoration, truth: CleanReference | None) -> plot.Figure:
     """Restored items from the least to the most noisy: before, after, and what was taken away around mid-gray."""
     order = found.stds.argsort(stable=True)
     indices = order[some(found.stds[order] > 0, SHOWN)]

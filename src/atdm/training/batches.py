@@ -7,20 +7,20 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..data.items import Floats
 from ..data.source import Source, feed, flow, indexed, workers_for
-from ..data.streaming import Batch
+from ..data.streaming import IndexedBatch
 from ..diffusion.conditioning import drop_conditioning
 from ..errors import UserError
 from ..noise import Gauge
 from ..objective import Draws, Loss
 from .config import Settings
 from .state import State
+from .update import MicroBatch
 
 
 def generator_of(device: torch.device | str, *key: object) -> torch.Generator:
@@ -87,17 +87,8 @@ def gauge_of(source: Source) -> Gauge | None:
         return None
 
 
-class Micro(NamedTuple):
-    """A micro-batch before its randomness: its items, where they are in the batch, their noise levels, their classes."""
-
-    x0: Tensor
-    where: slice
-    levels: Tensor | None
-    conditioning: dict[str, Tensor]
-
-
 @dataclass(frozen=True)
-class Share:
+class RankShare:
     """Of each batch, that of process ``rank`` of ``world``: a piece of every micro-batch.
 
     Args:
@@ -113,7 +104,7 @@ class Share:
     gauge: Gauge | None
 
     @cached_property
-    def micro(self) -> int:
+    def micro_size(self) -> int:
         """Items of a micro-batch of one process.
 
         Raises:
@@ -130,10 +121,10 @@ class Share:
     @cached_property
     def mine(self) -> Tensor:
         """Which items of the batch."""
-        every = torch.arange(self.settings.batch_size).reshape(self.settings.accumulate, self.world, self.micro)
+        every = torch.arange(self.settings.batch_size).reshape(self.settings.accumulate, self.world, self.micro_size)
         return every[:, self.rank].flatten()
 
-    def batches(self, state: State, workers: int | None) -> Iterator[Batch]:
+    def batches(self, state: State, workers: int | None) -> Iterator[IndexedBatch]:
         """What this process takes in each step from that of ``state`` on.
 
         Args:
@@ -158,7 +149,7 @@ class Share:
             generator_of("cpu", seed, "timesteps", step) if device.type != "cpu" else None,
         )
 
-    def micros(self, loss: Loss, step: int, taken: Batch) -> list[Micro]:
+    def micro_batches(self, loss: Loss, step: int, taken: IndexedBatch) -> list[MicroBatch]:
         """The micro-batches of the items that this process took, on the device."""
         batch = taken.x.to(self.device, non_blocking=True)
         levels: list[Tensor | None] = [None] * self.settings.accumulate
@@ -166,13 +157,15 @@ class Share:
             levels = [
                 *self._levels(loss, batch, taken.indices, taken.epochs)
                 .to(self.device, non_blocking=True)
-                .split(self.micro)
+                .split(self.micro_size)
             ]
         found, labels = [], self._labels(step)
-        for i, (x0, items) in enumerate(zip(batch.split(self.micro), self.mine.split(self.micro), strict=True)):
-            begin = (i * self.world + self.rank) * self.micro
+        for i, (x0, items) in enumerate(
+            zip(batch.split(self.micro_size), self.mine.split(self.micro_size), strict=True)
+        ):
+            begin = (i * self.world + self.rank) * self.micro_size
             given = {name: values[items].to(self.device) for name, values in labels.items()}
-            found.append(Micro(x0, slice(begin, begin + self.micro), levels[i], given))
+            found.append(MicroBatch(x0, slice(begin, begin + self.micro_size), levels[i], given))
         return found
 
     def _levels(self, loss: Loss, batch: Tensor, indices: Tensor, epochs: Tensor) -> Tensor:

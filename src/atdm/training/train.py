@@ -18,11 +18,11 @@ from torch import Tensor
 from ..data.source import Source
 from ..errors import UserError
 from ..objective import Loss, Objective, Terms
-from .batches import Order, Share, gauge_of, seed_of, source_for
+from .batches import Order, RankShare, gauge_of, seed_of, source_for
 from .callbacks import Callback
 from .config import Settings
 from .state import State, Step
-from .update import Part, Update
+from .update import Update
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -67,7 +67,9 @@ def fit(
     first = max(settings.regularize_from, round(getattr(objective, "start", 0.0) * settings.steps))
     source = source_for(objective, data)
     gauge = gauge_of(source) if objective.levels_from == "items" else None
-    share = Share(source, settings, Order(len(source), settings.batch_size, settings.seed), device, world, rank, gauge)
+    share = RankShare(
+        source, settings, Order(len(source), settings.batch_size, settings.seed), device, world, rank, gauge
+    )
     batches = share.batches(state, workers)
     clock = time.perf_counter()
     while state.step < settings.steps:
@@ -76,11 +78,10 @@ def fit(
         for group in state.optimizer.param_groups:
             group["lr"] = settings.lr_at(step)
         taken = next(batches)
-        micros, draws = share.micros(loss_of, step, taken), share.draws(loss_of, step)
+        micro_batches, draws = share.micro_batches(loss_of, step, taken), share.draws(loss_of, step)
         for replay in range(loss_of.replays):
             draws = loss_of.next_draws(draws) if replay else draws
-            parts = [Part(m.x0, draws[m.where], m.levels, m.conditioning) for m in micros]
-            terms, norm = update(loss_of, parts, seed_of(settings.seed, "dropout", step, rank) + replay)
+            terms, norm = update(loss_of, micro_batches, draws, seed_of(settings.seed, "dropout", step, rank) + replay)
             state.average(settings.ema_at(step))
         state.step += 1
         state.places = {} if taken.position is None else {rank: taken.position}

@@ -77,7 +77,7 @@ def of_run(run: Path, config: Mapping[str, Any]) -> Dataset | None:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _FirstEpoch:
     """The items of a source as of epoch 0, by index."""
 
     source: Source
@@ -116,9 +116,10 @@ def levels_of(source: Source, run: Path | None, progress: Progress | None = None
                 "Expected the data that the run began with, or another --out."
             )
         return found
-    seen = source.prepared()
+    prepared = source.prepared()
     indices = torch.arange(others, len(source))
-    return least_levels(_Seen(seen, others), seen.batch(indices, torch.zeros_like(indices)), source.seed, progress)
+    trusted = prepared.batch(indices, torch.zeros_like(indices))
+    return least_levels(_FirstEpoch(prepared, others), trusted, source.seed, progress)
 
 
 def only_noise(source: Source, found: Levels) -> bool:

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Part(NamedTuple):
-    """A micro-batch: items as training sees them, their randomness, their noise levels for a loss that needs them, and
-    what the network is given beside them."""
+class MicroBatch(NamedTuple):
+    """A part of the batch: its items, where they are in the batch, their noise levels for a loss that needs them, and what the
+    network is given beside them."""
 
     x0: Tensor
-    draws: Draws
+    where: slice
     levels: Tensor | None = None
     conditioning: Mapping[str, Any] = MappingProxyType({})
 
@@ -60,17 +60,19 @@ class Update:
         if compiled:
             accelerator.unwrap_model(model).compile()
 
-    def __call__(self, loss_of: Loss, parts: Sequence[Part], seed: int) -> tuple[Terms, Tensor]:
+    def __call__(
+        self, loss_of: Loss, micro_batches: Sequence[MicroBatch], draws: Draws, seed: int
+    ) -> tuple[Terms, Tensor]:
         """Make one step from micro-batches.
 
         Args:
-            parts: the micro-batches.
+            draws: the randomness of the whole batch.
             seed: of what the network itself draws (dropout).
 
         Returns:
             The terms of the last micro-batch, and the norm of the gradient before clipping.
         """
-        terms = self._gradients(loss_of, parts, seed)
+        terms = self._gradients(loss_of, micro_batches, draws, seed)
         self.scaler.unscale_(self.optimizer)
         norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.limit))
         self.scaler.step(self.optimizer)
@@ -78,11 +80,11 @@ class Update:
         self._clear()
         return terms, norm
 
-    def _gradients(self, loss_of: Loss, parts: Sequence[Part], seed: int) -> Terms:
+    def _gradients(self, loss_of: Loss, micro_batches: Sequence[MicroBatch], draws: Draws, seed: int) -> Terms:
         if not self.compiled:
-            return self._backward(loss_of, parts, seed)
+            return self._backward(loss_of, micro_batches, draws, seed)
         try:
-            return self._backward(loss_of, parts, seed)
+            return self._backward(loss_of, micro_batches, draws, seed)
         except Exception as problem:  # compilers fail in many ways, and some only when a new shape comes
             warnings.warn(
                 f"torch.compile cannot compile this network here ({first_line(problem)[:200]}); training goes on without it.",
@@ -91,15 +93,15 @@ class Update:
             self.compiled = False
             self.accelerator.unwrap_model(self.model)._compiled_call_impl = None  # Module.compile has no public inverse
             self._clear()
-            return self._backward(loss_of, parts, seed)
+            return self._backward(loss_of, micro_batches, draws, seed)
 
-    def _backward(self, loss_of: Loss, parts: Sequence[Part], seed: int) -> Terms:
+    def _backward(self, loss_of: Loss, micro_batches: Sequence[MicroBatch], draws: Draws, seed: int) -> Terms:
         seed_all(seed, self.accelerator.device)
-        for index, (x0, draws, levels, conditioning) in enumerate(parts):
-            last = index == len(parts) - 1
+        for index, (x0, where, levels, conditioning) in enumerate(micro_batches):
+            last = index == len(micro_batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                terms = loss_of(self.model, x0, draws=draws, levels=levels, **conditioning)
-                self.scaler.scale(terms.loss.mean() / len(parts)).backward()
+                terms = loss_of(self.model, x0, draws=draws[where], levels=levels, **conditioning)
+                self.scaler.scale(terms.loss.mean() / len(micro_batches)).backward()
         return terms
 
     def _clear(self) -> None:
