@@ -3,13 +3,11 @@
 import json
 import math
 
-import numpy as np
 import pytest
-import torch
 
 from atdm.cli import main
 from atdm.errors import UserError
-from atdm.metrics import Provenance, Result, Score, compare, over_seeds, read_rows, read_samples
+from atdm.metrics import Provenance, Result, Score, compare, over_seeds, read_rows
 from atdm.metrics.results import ALIKE
 
 
@@ -157,22 +155,6 @@ def test_files_without_rows_are_refused(tmp_path, content, sentence):
 def test_a_run_that_was_not_measured_says_how(tmp_path):
     with pytest.raises(UserError, match=f"atdm evaluate {tmp_path} --out {tmp_path}/metrics.json"):
         read_rows(tmp_path)
-
-
-def test_samples_come_as_floats_or_as_bytes(tmp_path, generator):
-    images = torch.randint(0, 256, (5, 3, 8, 8), generator=generator).to(torch.uint8)
-    floats = images.float() / 127.5 - 1
-    np.savez(tmp_path / "ours.npz", samples=floats.numpy(), other=np.zeros(2))
-    np.savez(tmp_path / "theirs.npz", arr_0=images.permute(0, 2, 3, 1).numpy())
-    np.savez(tmp_path / "first.npz", arr_0=images.numpy())
-    for name in ("ours", "theirs", "first"):
-        assert torch.equal(read_samples(tmp_path / f"{name}.npz"), floats)
-    np.savez(tmp_path / "two.npz", a=np.zeros(2), b=np.zeros(2))
-    np.savez(tmp_path / "ints.npz", samples=np.zeros((4, 2), dtype=int))
-    np.savez(tmp_path / "object.npz", samples=np.array([{}], dtype=object))
-    for name in ("two", "ints", "object", "nowhere"):
-        with pytest.raises(UserError, match="Expected"):
-            read_samples(tmp_path / f"{name}.npz")
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------

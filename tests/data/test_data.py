@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from atdm.corruption import CORRUPTIONS, Truth, corrupt, corrupt_item, describe_corruption, parse_corruption, truth_of
+from atdm.corruption import CORRUPTIONS, Truth, corrupt, corrupt_items, describe_corruption, parse_corruption, truth_of
 from atdm.data import load
 from atdm.data.subspace import Subspace
 from atdm.data.toy import TOYS, GaussianMixture, Moons, Plane
@@ -107,9 +107,9 @@ def test_every_corruption_is_pure_per_item_and_keeps_its_truth(name):
     assert torch.equal(dirty, corrupt(IMAGES, spec, seed=7)[0])
     assert not torch.equal(dirty, corrupt(IMAGES, spec, seed=8)[0])
     for index in (0, 13, 63):
-        alone, hits = corrupt_item(IMAGES[index], parse_corruption(spec), 7, index)
-        assert torch.equal(alone, dirty[index])
-        assert (hits[0] is not None) == truth.corrupted[index]
+        alone = IMAGES[index : index + 1].clone()
+        corrupt_items(alone, parse_corruption(spec), 7, [index], [0])
+        assert torch.equal(alone[0], dirty[index])
     changed = (dirty != IMAGES).flatten(1).any(1).numpy()
     assert np.array_equal(changed, truth.corrupted)
     assert 15 < changed.sum() < 49
@@ -154,12 +154,13 @@ def test_a_stream_is_that_of_its_own_generator():
     """One generator is moved from item to item; each must be where a fresh one would start, also after odd draws."""
     x = torch.zeros(3, 5)
     for index in (0, 2, 1):
-        dirty, _ = corrupt_item(x[index], parse_corruption("gaussian:std=1"), -4, index, epoch=index)
+        dirty = x[index : index + 1].clone()
+        corrupt_items(dirty, parse_corruption("gaussian:std=1"), -4, [index], [index])
         rng = np.random.Generator(
             np.random.Philox(counter=[0, 0, 0, index], key=np.array([2**64 - 4, index * 64], np.uint64))
         )
         rng.random()
-        assert np.array_equal(dirty.numpy(), rng.standard_normal(5, dtype=np.float32))
+        assert np.array_equal(dirty[0].numpy(), rng.standard_normal(5, dtype=np.float32))
 
 
 def test_missing_coordinates_of_vectors_are_zero():

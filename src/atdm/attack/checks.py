@@ -32,6 +32,11 @@ class Finding:
     value: float | None
     says: str
 
+    @classmethod
+    def judged(cls, name: str, ok: bool, value: float, says: str, doubt: str) -> Finding:
+        """A sentence that ends with what there is to ``doubt``, where there is something."""
+        return cls(name, ok, value, says + ("." if ok else doubt))
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON, where a value that is not finite becomes null."""
         value = self.value if self.value is not None and math.isfinite(self.value) else None
@@ -41,17 +46,13 @@ class Finding:
 def check_gradient(perturbations: Iterable[StepPerturbation]) -> Finding:
     """The gradient is not zero: a network that hides it is not robust for that."""
     worst = max((one.idle for one in perturbations), default=0.0)
-    return Finding(
+    return Finding.judged(
         "gradient",
         worst <= IDLE,
         worst,
-        f"At the worst step {worst:.1%} of the items had no gradient"
-        + (
-            "."
-            if worst <= IDLE
-            else ": the attack was blind there. A movement has none at delta = 0 (start at random); a masked gradient calls "
-            "for a transferred attack."
-        ),
+        f"At the worst step {worst:.1%} of the items had no gradient",
+        ": the attack was blind there. A movement has none at delta = 0 (start at random); a masked gradient calls "
+        "for a transferred attack.",
     )
 
 
@@ -63,16 +64,12 @@ def check_budget(perturbations: Sequence[StepPerturbation]) -> list[Finding]:
         Finding(
             "budget respected", excess <= 1.001, excess, f"The largest perturbation was {excess:.4f} of the budget."
         ),
-        Finding(
+        Finding.judged(
             "budget used",
             used >= USED,
             used,
-            f"{used:.0%} of the budget's constraint binds"
-            + (
-                "."
-                if used >= USED
-                else ": most of the budget was left unused, so the damage at this budget is understated."
-            ),
+            f"{used:.0%} of the budget's constraint binds",
+            ": most of the budget was left unused, so the damage at this budget is understated.",
         ),
     ]
 
@@ -80,75 +77,70 @@ def check_budget(perturbations: Sequence[StepPerturbation]) -> list[Finding]:
 def check_expectation(perturbations: Iterable[StepPerturbation], search: Search) -> Finding:
     """Through stochastic steps the gradient is an average over their noise."""
     drew = any(one.drew for one in perturbations)
-    ok = not drew or search.draws > 1
-    return Finding(
+    many = search.draws > 1
+    return Finding.judged(
         "expectation",
-        ok,
+        not drew or many,
         float(search.draws),
-        "The steps ahead drew no noise."
-        if not drew
-        else f"Gradients through the noise ahead were averaged over {search.draws} draw{'s' if search.draws > 1 else ''}"
-        + ("." if ok else ": the attack followed one draw that does not come back. Give it draws=4 or more."),
+        f"Gradients through the noise ahead were averaged over {search.draws} draw{'s' if many else ''}"
+        if drew
+        else "The steps ahead drew no noise",
+        ": the attack followed one draw that does not come back. Give it draws=4 or more.",
     )
 
 
 def check_stronger(name: str, damage: float, stronger: float) -> Finding:
     """A larger search must not do less."""
-    ok = stronger >= damage - LOST * abs(damage)
-    return Finding(
+    return Finding.judged(
         f"{name} not weaker",
-        ok,
+        stronger >= damage - LOST * abs(damage),
         _ratio(stronger, damage),
-        f"Twice the {name}: {_times(stronger, damage)} the damage"
-        + ("." if ok else ". The search is lost: its damage says little about the model."),
+        f"Twice the {name}: {_times(stronger, damage)} the damage",
+        ". The search is lost: its damage says little about the model.",
     )
 
 
 def check_converged(damage: float, stronger: float) -> Finding:
     """A larger search must not do much more."""
-    ok = stronger <= damage + GAINED * abs(damage)
-    return Finding(
+    return Finding.judged(
         "converged",
-        ok,
+        stronger <= damage + GAINED * abs(damage),
         _ratio(stronger, damage),
-        f"Twice the steps: {_times(stronger, damage)} the damage"
-        + ("." if ok else ". The attack has not converged: its damage is a lower bound that more steps will raise."),
+        f"Twice the steps: {_times(stronger, damage)} the damage",
+        ". The attack has not converged: its damage is a lower bound that more steps will raise.",
     )
 
 
 def check_random(damage: float, random: float) -> Finding:
     """Random perturbations of the same budget must do less."""
-    ok = random < damage
-    return Finding(
+    return Finding.judged(
         "random not stronger",
-        ok,
+        random < damage,
         _ratio(random, damage),
-        f"Random perturbations of this budget: {_times(random, damage)} the damage"
-        + ("." if ok else ". The gradients mislead the attack (masked?), or its goal is not what the damage measures."),
+        f"Random perturbations of this budget: {_times(random, damage)} the damage",
+        ". The gradients mislead the attack (masked?), or its goal is not what the damage measures.",
     )
 
 
 def check_transfer_in(damage: float, transferred: float) -> Finding:
     """Perturbations found on the undefended model must not hurt the defended one more than its own."""
-    ok = transferred <= damage + LOST * abs(damage)
-    return Finding(
+    return Finding.judged(
         "transfer from undefended not stronger",
-        ok,
+        transferred <= damage + LOST * abs(damage),
         _ratio(transferred, damage),
-        f"Perturbations found on the undefended model do {_times(transferred, damage)} the damage of those found on this one"
-        + ("." if ok else ". Its gradients hide what hurts it: report the transferred damage."),
+        f"Perturbations found on the undefended model do {_times(transferred, damage)} the damage of those found on this one",
+        ". Its gradients hide what hurts it: report the transferred damage.",
     )
 
 
 def check_transfer_out(transferred: float, random: float) -> Finding:
     """Perturbations found on the defended model should hurt the undefended one more than random ones."""
-    ok = transferred > random
-    return Finding(
+    return Finding.judged(
         "transfer to undefended",
-        ok,
+        transferred > random,
         _ratio(transferred, random),
-        f"On the undefended model the perturbations found here do {_times(transferred, random)} the damage of random ones"
-        + ("." if ok else ". They are no better than noise: the attack on the defended model may have failed."),
+        f"On the undefended model the perturbations found here do {_times(transferred, random)} the damage of random ones",
+        ". They are no better than noise: the attack on the defended model may have failed.",
     )
 
 
@@ -157,15 +149,12 @@ def check_seeds(values: Sequence[float], what: str = "damage") -> Finding:
     mean = sum(values) / len(values)
     low, high = bootstrap(values)
     half = _ratio((high - low) / 2, abs(mean))
-    ok = len(values) >= 3 and half <= WIDTH
-    return Finding(
+    return Finding.judged(
         "seeds",
-        ok,
+        len(values) >= 3 and half <= WIDTH,
         half,
-        f"The {what} over {len(values)} seed{'s' if len(values) > 1 else ''} is {mean:.4g}, 95 % interval [{low:.4g}, {high:.4g}]"
-        + (
-            "." if ok else f": too few for a claim. Expected 3 or more, and a half width below {WIDTH:.0%} of the mean."
-        ),
+        f"The {what} over {len(values)} seed{'s' if len(values) > 1 else ''} is {mean:.4g}, 95 % interval [{low:.4g}, {high:.4g}]",
+        f": too few for a claim. Expected 3 or more, and a half width below {WIDTH:.0%} of the mean.",
     )
 
 

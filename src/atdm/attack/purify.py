@@ -222,18 +222,6 @@ def correct(
     return torch.stack(right).double().mean(0).cpu()
 
 
-def accuracy(
-    classifier: nn.Module,
-    x: Float[Tensor, "n *dims"],
-    y: Int[Tensor, "n"],
-    purifier: Purifier | None = None,
-    draws: int = 1,
-    seed: int = 0,
-) -> float:
-    """The mean of :func:`correct`: the share of right answers."""
-    return correct(classifier, x, y, purifier, draws, seed).mean().item()
-
-
 def adversaries(
     classifier: nn.Module,
     purifier: Purifier,
@@ -324,11 +312,10 @@ def doubt_purifier(values: Mapping[str, float], slack: float = 0.02) -> Finding:
         slack: accuracy by which they may be weaker, for the purifier's noise.
     """
     unaware, aware = (min(v for k, v in values.items() if k.endswith(end)) for end in ("_unaware", "_adaptive"))
-    ok = aware <= unaware + slack
-    return Finding(
+    return Finding.judged(
         "aware attack not weaker",
-        ok,
+        aware <= unaware + slack,
         aware - unaware,
-        f"Accuracy behind the purifier is {aware:.1%} under attacks that know it and {unaware:.1%} under attacks that do not"
-        + ("." if ok else ": the purifier hides its gradients, and even the lower number overstates it."),
+        f"Accuracy behind the purifier is {aware:.1%} under attacks that know it and {unaware:.1%} under attacks that do not",
+        ": the purifier hides its gradients, and even the lower number overstates it.",
     )

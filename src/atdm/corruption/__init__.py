@@ -3,7 +3,6 @@
 from .apply import (
     PLACES,
     corrupt,
-    corrupt_item,
     corrupt_items,
     describe_corruption,
     item_generator,
@@ -21,7 +20,6 @@ __all__ = [
     "Gaussian",
     "Truth",
     "corrupt",
-    "corrupt_item",
     "corrupt_items",
     "describe_corruption",
     "item_generator",

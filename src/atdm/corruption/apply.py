@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -74,36 +73,22 @@ def item_generator(seed: int, index: int, part: int, epoch: int = 0) -> np.rando
     return _generators.at(seed, index, part, epoch)
 
 
-def corrupt_item(
-    x: Float[Tensor, "*item"], parts: tuple[Corruption, ...], seed: int, index: int, epoch: int = 0
-) -> tuple[Float[Tensor, "*item"], list[dict[str, Any] | None]]:
-    """Item ``index`` of a data set as training sees it, and what each part drew for it (None: untouched).
-
-    Args:
-        epoch: corruption that is fresh in every epoch counts them; fixed corruption is that of epoch 0.
-    """
-    out, hits = _damaged(x.numpy(), parts, seed, index, epoch)
-    untouched = all(hit is None for hit in hits)
-    return (x if untouched else torch.from_numpy(np.ascontiguousarray(out))), hits
-
-
 def corrupt_items(
     x: Float[Tensor, "b *item"], parts: tuple[Corruption, ...], seed: int, indices: list[int], epochs: list[int]
 ) -> None:
-    """:func:`corrupt_item` of many rows, in place: ``x[row]`` is item ``indices[row]`` as of epoch ``epochs[row]``."""
+    """Items of a data set as training sees them, in place: ``x[row]`` is item ``indices[row]`` as of epoch ``epochs[row]``.
+
+    Args:
+        epochs: corruption that is fresh in every epoch counts them; fixed corruption is that of epoch 0.
+    """
     items = x.numpy()
     for row, index, epoch in zip(items, indices, epochs, strict=True):
-        row[...] = _damaged(row, parts, seed, index, epoch)[0]
-
-
-def _damaged(x: Any, parts: tuple[Corruption, ...], seed: int, index: int, epoch: int) -> tuple[Any, list[Any]]:
-    hits: list[dict[str, Any] | None] = []
-    for number, part in enumerate(parts):
-        rng = item_generator(seed, index, number, epoch)
-        hits.append(drawn := part.draw(x.shape, rng) if rng.random() < part.share else None)
-        if drawn is not None:
-            x = part.damage(x, drawn, rng)
-    return x, hits
+        damaged = row
+        for number, part in enumerate(parts):
+            rng = item_generator(seed, index, number, epoch)
+            if rng.random() < part.share:
+                damaged = part.damage(damaged, part.draw(damaged.shape, rng), rng)
+        row[...] = damaged
 
 
 def require_shape(parts: tuple[Corruption, ...], shape: tuple[int, ...]) -> None:

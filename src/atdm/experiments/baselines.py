@@ -25,8 +25,8 @@ from ..spec import parse_spec
 from ..training.config import ObjectiveConfig
 from . import SUBSPACE, butterflies, by_scale, digits, plane
 from .runner.findings import Claim, Findings, Outcome
-from .runner.jobs import AUTO, DDPM, Job, ddpm_job, grid, open_held_out, prepare, published, samples_at_stops, train
-from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.jobs import AUTO, DDPM, Job, ddpm_job, grid, open_held_out, prepare, published, train
+from .runner.rows import mean_over_seeds, number, rows_at_stops, table_of, values_of
 
 SHARES, STDS = (0.3, 0.6, 0.9, 1.0), (0.05, 0.1, 0.2)
 STANDARD = (0.9, 0.2)  # where the shares and the stds cross
@@ -165,12 +165,8 @@ def work(job: Job, tell: Tell) -> Outcome:
         stops |= {f"ddpm{STOPPED}by auto": max(GATE * quiet_std(trained.corrupted), 1e-6)}
     elif job.config.objective.automatic:
         stops |= {f"{job.label}{HALF}": max(STOP * (config.objective.gate or 0.0), 1e-6)}
-    rows = []
-    drawn = samples_at_stops(trained, part(tell, 0.8, 1), [*stops.values()])
-    for (label, stop), samples in zip(stops.items(), drawn, strict=True):
-        values = evaluate(trained, samples) | {"cost": cost, "benchmark": job.options["benchmark"]}
-        rows.append(row(trained, samples, values, stop_ratio=stop) | {"method": label})
-    return Outcome(job, rows)
+    more = {"cost": cost, "benchmark": job.options["benchmark"]}
+    return Outcome(job, rows_at_stops(trained, part(tell, 0.8, 1), stops, more)[0])
 
 
 def keys(rows: Sequence[Row]) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from ..pool import Tell, part
 from ..report import Row
 from ..training.config import ObjectiveConfig
 from . import BUTTERFLIES, by_scale
-from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
+from .runner.findings import Claim, Findings, Outcome, at_most, beside_training, first_seed
 from .runner.jobs import AUTO, DDPM, Job, Trained, ddpm_job, grid, open_held_out, prepare, published, samples_of, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
@@ -150,8 +150,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     for condition in values_of(rows, "condition"):
         chosen = [o for o in shown if o.job.condition == condition]
         short = condition.replace(" ", "-")
-        strips = {"clean": chosen[0].tensors["clean"], "training data": chosen[0].tensors["corrupted"]}
-        strips |= {o.job.label: o.tensors["samples"] for o in chosen}
+        strips = {"clean": chosen[0].tensors["clean"]} | beside_training(chosen)
         figures[f"strips-{short}"] = (
             f"{condition}: clean photos, what training saw, samples.",
             plot.image_grids(strips, columns=4),

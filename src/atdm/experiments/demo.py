@@ -31,10 +31,9 @@ from .runner.jobs import (
     paths,
     published,
     recommended,
-    samples_at_stops,
     train,
 )
-from .runner.rows import evaluate, mean_over_seeds, row, table_of, values_of
+from .runner.rows import mean_over_seeds, rows_at_stops, table_of, values_of
 
 NOISE = plane.NOISE[0]
 CONDITIONS = dict([plane.NOISE, plane.CLEAN])
@@ -101,11 +100,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     if job.label == "ddpm":
         stops[EARLY] = max(GATE * quiet_std(trained.corrupted), 1e-6)
         stops |= {f"ddpm, stopped at {stop:g}": stop for stop in job.options["stops"]}
-    drawn = dict(zip(stops, samples_at_stops(trained, part(tell, 0.8, 0.9), [*stops.values()]), strict=True))
-    rows = []
-    for label, samples in drawn.items():
-        values = evaluate(trained, samples) | {"set": job.options["set"]}
-        rows.append(row(trained, samples, values, stop_ratio=stops[label]) | {"method": label})
+    rows, drawn = rows_at_stops(trained, part(tell, 0.8, 0.9), stops, {"set": job.options["set"]})
     few = 36 if trained.dataset.kind == "image" else 2000
     tensors = {"samples": {label: x[:few] for label, x in drawn.items()}, "corrupted": trained.corrupted[:few]}
     if job.options["set"] == PLANE:

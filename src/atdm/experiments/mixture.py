@@ -18,7 +18,7 @@ from ..pool import Tell, part
 from ..report import Row
 from ..training.config import ObjectiveConfig
 from . import by_scale
-from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.findings import Claim, Findings, Outcome, beside_training, first_seed
 from .runner.jobs import DDPM, RECOMMENDED, Job, ddpm_job, grid, published, recommended, samples_of, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
@@ -140,8 +140,10 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     for condition in values_of(rows, "condition"):
         chosen = [o for o in shown if o.job.condition == condition]
         short = {GAUSSIAN[0]: "gaussian", BALANCED[0]: "balanced", OUTLIERS[0]: "outliers"}[condition]
-        clouds = {"training data": chosen[0].tensors["corrupted"]} | {o.job.label: o.tensors["samples"] for o in chosen}
-        figures[f"samples-{short}"] = (f"{condition}: training data and samples.", pictures.points2d(clouds))
+        figures[f"samples-{short}"] = (
+            f"{condition}: training data and samples.",
+            pictures.points2d(beside_training(chosen)),
+        )
         claims += _claims(partial(of, condition), condition, [o.job.label for o in chosen])
     columns = {
         "modes kept": "modes_kept",

@@ -9,7 +9,7 @@ from .. import plot
 from ..pool import Tell, part
 from ..report import Row
 from . import by_scale, digits, plane
-from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.findings import Claim, Findings, Outcome, beside_training, first_seed
 from .runner.jobs import DDPM, RECOMMENDED, Job, grid, published, recommended, samples_of, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
@@ -107,8 +107,10 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         "spread": ("Spread in the plane.", plot.bars(points, "spread_ratio", ("method",))),
     }
     last = [o for o in shown if o.job.condition == values_of(images, "condition")[-1]]
-    pictures = {"training data": last[0].tensors["corrupted"]} | {o.job.label: o.tensors["samples"] for o in last}
-    figures["samples"] = (f"{last[0].job.condition}: training data and samples.", plot.image_grids(pictures, columns=6))
+    figures["samples"] = (
+        f"{last[0].job.condition}: training data and samples.",
+        plot.image_grids(beside_training(last), columns=6),
+    )
     return Findings(LEAD, claims, rows, figures, tables, notes)
 
 

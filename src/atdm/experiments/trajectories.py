@@ -12,7 +12,7 @@ from ..metrics import diverged_share
 from ..pool import Tell, part
 from ..report import Row
 from . import plane
-from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
+from .runner.findings import Claim, Findings, Outcome, at_most, beside_training, first_seed
 from .runner.jobs import RECOMMENDED, Job, grid, paths, train
 from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
@@ -58,10 +58,9 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     figures = {}
     for condition in values_of(rows, "condition"):
         chosen, short = [o for o in shown if o.job.condition == condition], plane.short(condition)
-        clouds = {"training data": chosen[0].tensors["corrupted"]} | {o.job.label: o.tensors["samples"] for o in chosen}
         figures[f"samples-{short}"] = (
             f"Training data with {condition}, and samples, coloured by their distance from the true plane.",
-            plot.points3d(clouds, truth),
+            plot.points3d(beside_training(chosen), truth),
         )
         figures[f"trajectories-{short}"] = (
             f"{condition}: a cut across the plane. The last part of reverse trajectories of the DDIM sampler, from noise level 1.2 (grey) on.",

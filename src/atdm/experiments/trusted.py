@@ -19,8 +19,8 @@ from ..training.config import ObjectiveConfig
 from . import by_scale, digits, plane
 from .baselines import keys, words
 from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
-from .runner.jobs import DDPM, Job, grid, open_held_out, prepare, samples_at_stops, train
-from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.jobs import DDPM, Job, grid, open_held_out, prepare, train
+from .runner.rows import mean_over_seeds, number, rows_at_stops, table_of, values_of
 
 ONLY, BEST = "ddpm, trusted items only", "ddpm, best early stop"
 STOPS = (0.1, 0.2, 0.3, 0.5)  # noise levels at which the sampling of ddpm is also stopped
@@ -98,11 +98,8 @@ def work(job: Job, tell: Tell) -> Outcome:
         more |= {"level_seconds": found.seconds, "always": float((found.stds == 0).double().mean())}
         if bool(touched.any()) and not bool(touched.all()):
             more["level_auc"] = auc(found.stds, touched)
-    rows = []
-    drawn = samples_at_stops(trained, part(tell, 0.8, 1), [*stops.values()])
-    for (label, stop), samples in zip(stops.items(), drawn, strict=True):
-        rows.append(row(trained, samples, evaluate(trained, samples) | more, stop_ratio=stop) | {"method": label})
-    return Outcome(job, rows, {"samples": drawn[0][:16]})
+    rows, drawn = rows_at_stops(trained, part(tell, 0.8, 1), stops, more)
+    return Outcome(job, rows, {"samples": drawn[job.label][:16]})
 
 
 def auc(scores: Tensor, label: Tensor) -> float:

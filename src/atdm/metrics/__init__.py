@@ -47,7 +47,6 @@ from .results import (
     may_rank,
     over_seeds,
     read_rows,
-    read_samples,
 )
 from .small import small_file
 
@@ -95,7 +94,6 @@ __all__ = [
     "over_seeds",
     "psnr",
     "read_rows",
-    "read_samples",
     "require",
     "residual_noise_std",
     "score_error",

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from ..data import arrays
 from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..files import misfit, read_json, shown
@@ -280,13 +279,3 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(f"Cannot read {file}: it has no rows. Expected {expected}.")
     return rows
-
-
-def read_samples(path: Path) -> Shaped[Tensor, "n *item"]:
-    """Samples from a file of arrays (:func:`atdm.data.arrays.read`), images in [-1, 1].
-
-    Raises:
-        UserError: no such file, or no samples in it.
-    """
-    x = torch.from_numpy(arrays.read(path).x)
-    return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x

@@ -79,7 +79,7 @@ def curves(
         axis.plot(x, y, label=text.figure(name), color=palette[name], marker=marker, markersize=4, linewidth=1.6)
     dress(axis, x_label, y_label, title, log)
     if len(series) > 1:
-        figure.legend(loc="outside right upper", fontsize=9, frameon=False, labelcolor=INK)
+        legend(figure, loc="outside right upper")
     return figure
 
 
@@ -107,7 +107,7 @@ def scatter_tradeoff(
     dress(axis, x_label, y_label, title, log)
     axis.margins(0.1)
     _annotate(axis, points, palette)
-    figure.legend(loc="outside right upper", fontsize=9, frameon=False, labelcolor=INK)
+    legend(figure, loc="outside right upper")
     return figure
 
 

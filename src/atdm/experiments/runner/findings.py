@@ -112,6 +112,11 @@ def first_seed(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return [o for o in outcomes if o.job.seed == outcomes[0].job.seed]
 
 
+def beside_training(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Panels: what training saw, then the samples of each method."""
+    return {"training data": outcomes[0].tensors["corrupted"]} | {o.job.label: o.tensors["samples"] for o in outcomes}
+
+
 def write(found: Findings, title: str, out: Path) -> None:
     """Write figures, ``numbers.json``, ``paragraph.md`` and ``report.html``, whose heading is ``title``."""
     for name, (_, figure) in found.figures.items():

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ... import metrics, report
 from ...nets import weights_hash
+from ...pool import Tell
 from ...report import Row
-from .jobs import Trained, sampling_of
+from .jobs import Trained, samples_at_stops, sampling_of
 
 
 def row(trained: Trained, drawn: Tensor | None, values: Mapping[str, Any], /, **about: Any) -> Row:
@@ -58,6 +59,22 @@ def evaluate(trained: Trained, samples: Tensor) -> Row:
     if hasattr(truth, "spread") and len(finite) > 1:
         values["spread"] = truth.spread(finite)
     return values
+
+
+def rows_at_stops(
+    trained: Trained, tell: Tell, stops: Mapping[str, float | None], more: Row
+) -> tuple[list[Row], dict[str, Tensor]]:
+    """A row for each method of ``stops``, whose sampling stops at a noise level (None: at the end), and its samples.
+
+    Args:
+        more: what else the rows say.
+    """
+    drawn = dict(zip(stops, samples_at_stops(trained, tell, [*stops.values()]), strict=True))
+    rows = [
+        row(trained, x, evaluate(trained, x) | more, stop_ratio=stops[label]) | {"method": label}
+        for label, x in drawn.items()
+    ]
+    return rows, drawn
 
 
 def number(value: float) -> str:
