@@ -18,7 +18,7 @@ from PIL import Image
 from atdm.corruption import parse_corruption
 from atdm.data import load, streaming
 from atdm.data.named import Parquet, Webdataset
-from atdm.data.shards import Place, open_shards
+from atdm.data.shards import Position, open_shards
 from atdm.data.source import Source, flow
 from atdm.errors import UserError
 from atdm.nets import build_net
@@ -73,10 +73,10 @@ def opened(spec):
     return open_shards(kind(path=given["path"], column=given.get("column"), streaming=True))[0]
 
 
-def blocks(shards, epochs, process=0, processes=1, seed=3, place=None):
+def blocks(shards, epochs, process=0, processes=1, seed=3, position=None):
     """Every block of so many epochs: its place, and the keys of its items."""
     found = []
-    for here, block in shards.blocks(seed, 10, place or Place(), process, processes):
+    for here, block in shards.blocks(seed, 10, position or Position(), process, processes):
         if here.epoch == epochs:
             return found
         found.append((here, [item.key for item in block]))
@@ -112,8 +112,8 @@ def test_reading_goes_on_from_any_block_and_then_from_any_block_again(spec):
     for process, processes in ((0, 1), (1, 2), (6, 8)):
         whole = blocks(shards, 2, process, processes)
         for at in range(0, len(whole), 3):
-            there = Place.read(whole[at][0].text())
-            assert blocks(shards, 2, process, processes, place=there) == whole[at:]
+            there = Position.read(whole[at][0].text())
+            assert blocks(shards, 2, process, processes, position=there) == whole[at:]
 
 
 def taken(source, count, position=None, process=0, processes=1):
@@ -269,7 +269,7 @@ def test_training_goes_on_to_the_bit(spec):
     found = trained(source, later, 16)
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[name], whole[name]) for name in whole)
-    later.places |= {1: later.places[0]}
+    later.positions |= {1: later.positions[0]}
     with pytest.raises(UserError, match="saved by 2 processes that share a stream, and now there are 1"):
         trained(source, later, 17)
 

@@ -112,6 +112,26 @@ def test_guidance_extrapolates_and_samples_the_shifted_mean():
         assert x[:500].std() == pytest.approx(s, rel=0.12)
 
 
+def test_samples_get_their_own_rows_also_of_dictionaries():
+    """``added_cond_kwargs`` of diffusers hold tensors by name, whose rows go with their samples as others do."""
+    n, count = 5, []
+
+    def model(x, t, label, added_cond_kwargs, scale):
+        count.append(len(x))
+        assert torch.equal(added_cond_kwargs["text_embeds"][:, 0], label)
+        assert added_cond_kwargs["size"] == scale == (8, 8)
+        return 0 * x + label[:, None, None, None]
+
+    label = torch.arange(n).float()
+    conditioning = {
+        "label": label,
+        "added_cond_kwargs": {"text_embeds": label[:, None], "size": (8, 8)},
+        "scale": (8, 8),
+    }
+    sample(model, PROCESS, n, (1, 2, 2), steps=2, batch_size=2, conditioning=conditioning)
+    assert count == [2, 2, 2, 2, 1, 1]
+
+
 def test_mistakes_are_sentences():
     label = {"class_labels": torch.arange(4)}
     null = {"class_labels": torch.tensor(9)}

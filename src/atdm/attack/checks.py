@@ -144,7 +144,7 @@ def check_transfer_out(transferred: float, random: float) -> Finding:
     )
 
 
-def check_seeds(values: Sequence[float], what: str = "damage") -> Finding:
+def check_seeds(values: Sequence[float]) -> Finding:
     """The seeds are enough for the claim."""
     mean = sum(values) / len(values)
     low, high = bootstrap(values)
@@ -153,7 +153,7 @@ def check_seeds(values: Sequence[float], what: str = "damage") -> Finding:
         "seeds",
         len(values) >= 3 and half <= WIDTH,
         half,
-        f"The {what} over {len(values)} seed{'s' if len(values) > 1 else ''} is {mean:.4g}, 95 % interval [{low:.4g}, {high:.4g}]",
+        f"The damage over {len(values)} seed{'s' if len(values) > 1 else ''} is {mean:.4g}, 95 % interval [{low:.4g}, {high:.4g}]",
         f": too few for a claim. Expected 3 or more, and a half width below {WIDTH:.0%} of the mean.",
     )
 

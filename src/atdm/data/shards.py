@@ -39,7 +39,7 @@ class Item(NamedTuple):
     content: bytes | None
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where a process goes on: the epoch, the block, how many of its images were taken, and each open shard."""
 
     epoch: int = 0
@@ -56,7 +56,7 @@ class Place(NamedTuple):
         return json.dumps(self)
 
     @classmethod
-    def read(cls, text: str) -> Place:
+    def read(cls, text: str) -> Position:
         """From :meth:`text`."""
         found = dict(zip(cls._fields, json.loads(text), strict=True))
         return cls(**found | {"open": tuple((at, read) for at, read in found["open"])})
@@ -84,14 +84,14 @@ class Shards:
         return int(self.table.num_shards)
 
     def blocks(
-        self, seed: int, size: int, place: Place, process: int = 0, processes: int = 1, in_turn: int = IN_TURN
-    ) -> Iterator[tuple[Place, list[Item]]]:
-        """Blocks of shuffled items, epoch after epoch, each with the place that it begins at.
+        self, seed: int, size: int, position: Position, process: int = 0, processes: int = 1, in_turn: int = IN_TURN
+    ) -> Iterator[tuple[Position, list[Item]]]:
+        """Blocks of shuffled items, epoch after epoch, each with the position that it begins at.
 
         Args:
             seed: of the order.
             size: items of a block, the last of an epoch may have fewer.
-            place: where to begin; the first block is a whole one, whatever was taken of it.
+            position: where to begin; the first block is a whole one, whatever was taken of it.
             process, processes: of how many this is which. Each has its own shards, or of fewer shards than processes its own items.
             in_turn: how many shards fill a block in turn.
 
@@ -99,26 +99,26 @@ class Shards:
             UserError: a shard cannot be read, or there is no item.
         """
         while True:
-            order = _random(seed, place.epoch).permutation(self.count)
+            order = _random(seed, position.epoch).permutation(self.count)
             mine = order[process::processes] if self.count >= processes else order
             part = (process, processes) if self.count < processes else (0, 1)
-            readers = _Readers(self, [int(shard) for shard in mine], part, place, in_turn)
-            block, empty = place.block, place.block == 0
-            here = readers.place(place.epoch, block)
+            readers = _Readers(self, [int(shard) for shard in mine], part, position, in_turn)
+            block, empty = position.block, position.block == 0
+            here = readers.position(position.epoch, block)
             while items := readers.take(size):
-                chosen = _random(seed, place.epoch, block + 1).permutation(len(items))
+                chosen = _random(seed, position.epoch, block + 1).permutation(len(items))
                 yield here, [items[i] for i in chosen]
                 block, empty = block + 1, False
-                here = readers.place(place.epoch, block)
+                here = readers.position(position.epoch, block)
             if empty:
                 raise UserError(
                     f"{self.where} holds no image for process {process + 1} of {processes}. Expected at least one for each."
                 )
-            place = Place(place.epoch + 1)
+            position = Position(position.epoch + 1)
 
     def sample(self, count: int, seed: int) -> list[Item]:
         """The first items of a few shards chosen by ``seed``, so many in all."""
-        _, items = next(self.blocks(seed, count, Place(), in_turn=LOOKED_AT))
+        _, items = next(self.blocks(seed, count, Position(), in_turn=LOOKED_AT))
         return items
 
 
@@ -144,17 +144,19 @@ class _Reader:
 class _Readers:
     """The open shards of an epoch."""
 
-    def __init__(self, shards: Shards, order: list[int], part: tuple[int, int], place: Place, in_turn: int) -> None:
+    def __init__(
+        self, shards: Shards, order: list[int], part: tuple[int, int], position: Position, in_turn: int
+    ) -> None:
         self.shards, self.order, self.part = shards, order, part
-        self.begun, self.turn = place.begun, place.turn
-        self.open = [self._reader(at, read) for at, read in place.open]
-        if not place.begun:
+        self.begun, self.turn = position.begun, position.turn
+        self.open = [self._reader(at, read) for at, read in position.open]
+        if not position.begun:
             while len(self.open) < in_turn and self._next(len(self.open)):
                 pass
 
-    def place(self, epoch: int, block: int) -> Place:
+    def position(self, epoch: int, block: int) -> Position:
         """Where the next item is."""
-        return Place(epoch, block, 0, self.begun, self.turn, tuple((each.at, each.read) for each in self.open))
+        return Position(epoch, block, 0, self.begun, self.turn, tuple((each.at, each.read) for each in self.open))
 
     def take(self, count: int) -> list[Item]:
         """So many items, of the open shards in turn; fewer at the end of the epoch."""

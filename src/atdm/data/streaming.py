@@ -21,7 +21,7 @@ from .cache import Read, read
 from .decode import Framing, Progress
 from .listing import Listing, key_of
 from .pixels import UnknownScale, decode, formats, why
-from .shards import Item, Place, Shards
+from .shards import Item, Position, Shards
 
 AHEAD = 2  # batches
 
@@ -71,13 +71,13 @@ class Stream:
         Raises:
             UserError: a shard or an image cannot be read, or is of another shape.
         """
-        place = Place.read(position) if position else Place()
+        start = Position.read(position) if position else Position()
         with (
             _limit(self.max_pixels),
             ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool,
             ThreadPoolExecutor(1) as reader,
         ):
-            made = self._batches(self._items(seed, place, process, processes), size, pool)
+            made = self._batches(self._items(seed, start, process, processes), size, pool)
             waiting = deque(reader.submit(next, made) for _ in range(AHEAD))
             try:
                 while True:
@@ -87,33 +87,33 @@ class Stream:
             finally:
                 reader.shutdown(wait=True, cancel_futures=True)
 
-    def _items(self, seed: int, place: Place, process: int, processes: int) -> Iterator[tuple[Item, Place]]:
-        """Items, each with the place behind it."""
-        taken = place.taken
-        for here, block in self.shards.blocks(seed, self.buffer, place, process, processes):
+    def _items(self, seed: int, position: Position, process: int, processes: int) -> Iterator[tuple[Item, Position]]:
+        """Items, each with the position behind it."""
+        taken = position.taken
+        for here, block in self.shards.blocks(seed, self.buffer, position, process, processes):
             for at in range(taken, len(block)):
                 yield block[at], here._replace(taken=at + 1)
             taken = 0
 
     def _batches(
-        self, items: Iterator[tuple[Item, Place]], size: int, pool: ThreadPoolExecutor
+        self, items: Iterator[tuple[Item, Position]], size: int, pool: ThreadPoolExecutor
     ) -> Iterator[IndexedBatch]:
         while True:
             pixels: list[np.ndarray] = []
-            found: list[tuple[Item, Place]] = []
+            found: list[tuple[Item, Position]] = []
             broken = 0
             while len(found) < size:
                 some = [next(items) for _ in range(size - len(found))]
-                for (item, place), result in zip(some, pool.map(self._decoded, [i for i, _ in some]), strict=True):
+                for (item, position), result in zip(some, pool.map(self._decoded, [i for i, _ in some]), strict=True):
                     if isinstance(result, np.ndarray):
                         pixels.append(result)
-                        found.append((item, place))
+                        found.append((item, position))
                     elif (broken := broken + 1) > 1000 + 10 * size:
                         raise UserError(f"Of {broken:,} images of {self.shards.where} none could be read.")
                 last = some[-1][1]
             x = torch.from_numpy(np.stack(pixels)).float().div_(127.5).sub_(1)
             keys = torch.tensor([item.key for item, _ in found])
-            yield IndexedBatch(x, keys, torch.tensor([place.epoch for _, place in found]), last.text())
+            yield IndexedBatch(x, keys, torch.tensor([position.epoch for _, position in found]), last.text())
 
     def _decoded(self, item: Item) -> np.ndarray | None:
         """The pixels of an image; None where it cannot be read and is to be skipped."""

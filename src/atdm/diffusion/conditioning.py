@@ -65,6 +65,15 @@ def in_turn(value: Tensor, count: int) -> Tensor:
     return value[torch.arange(count, device=value.device) % len(value)]
 
 
+def of_items(value: Any, items: Tensor | slice, count: int) -> Any:
+    """The conditioning of these ``items`` of ``count``; anything without one row per item is passed on as it is."""
+    if isinstance(value, Tensor) and value.dim() > 0 and len(value) == count:
+        return value[items.to(value.device) if isinstance(items, Tensor) else items]
+    if isinstance(value, dict):
+        return {k: of_items(v, items, count) for k, v in value.items()}
+    return value
+
+
 class Guided(nn.Module):
     """A conditional network with guidance: ``out(null) + scale (out(c) - out(null))``, for :func:`atdm.diffusion.sampling.sample`.
 

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError, unknown
+from .conditioning import of_items
 from .process import Process, States
 from .solver import SamplingStep, Solver
 from .steps import Sampling, asked
@@ -148,7 +149,7 @@ def sample(
     Args:
         sampling: how; its fields can be given by name as well.
         options: ``seed``, ``batch_size`` and ``accelerator`` of :class:`Batches`; ``hook`` and ``device`` of
-            :func:`trajectory`; ``conditioning``, passed to the model, whose tensors with ``n`` rows are cut into batches;
+            :func:`trajectory`; ``conditioning``, passed to the model, whose tensors with ``n`` rows, also in dictionaries, are cut into batches;
             ``progress``, called with (network evaluations done, all of them) after every step.
     """
     return sample_paths(model, process, n, item_shape, sampling, keep=(), **options)[-1]
@@ -290,9 +291,7 @@ def _collect(
             process,
             (len(indices), *batches.item_shape),
             generator=generators(batches.seed, blocks),
-            conditioning=None
-            if conditioning is None
-            else {k: _of_items(v, indices, n) for k, v in conditioning.items()},
+            conditioning=of_items(conditioning, indices, n),
             **options,
         )
         written = [False] * slots
@@ -327,12 +326,6 @@ def generators(seed: int, blocks: Iterable[int]) -> list[torch.Generator]:
         >>> pipeline(batch_size=16, generator=generators(seed=0, blocks=range(16)))  # diffusers: the images of sample()
     """
     return [torch.Generator().manual_seed((SEEDS_APART * seed + block) % 2**32) for block in blocks]
-
-
-def _of_items(value: Any, indices: Tensor, n: int) -> Any:
-    if isinstance(value, Tensor) and value.dim() > 0 and len(value) == n:
-        return value[indices.to(value.device)]
-    return value
 
 
 def _device(model: Callable[..., Any], device: torch.device | str | None) -> torch.device:

@@ -157,7 +157,8 @@ def score_errors(model: Model, truth: object, seed: int = 0) -> list[Score]:
         return model.score(x.to(model.device), t.to(model.device)).cpu()
 
     timesteps = [round(q * (process.steps - 1)) for q in SCORE_QUANTILES]
-    errors = score_error(score_fn, truth, process, timesteps, generator=_seeded(seed)).tolist()
+    generator = torch.Generator().manual_seed(seed)
+    errors = score_error(score_fn, truth, process, timesteps, generator=generator).tolist()
     mean = Score("score_error", sum(errors) / len(errors), settings=f"mean over t = {timesteps}")
     return [mean, *(Score(f"score_error_t{t}", error) for t, error in zip(timesteps, errors, strict=True))]
 
@@ -176,7 +177,3 @@ def _check(samples: Tensor, reference: Tensor) -> None:
         )
     if not reference.isfinite().all():
         raise UserError("The reference holds values that are not finite. Expected numbers.")
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

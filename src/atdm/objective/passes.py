@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..diffusion.conditioning import of_items
 from ..diffusion.process import Process, States, Timesteps
 from ..nets.passes import RandomState, frozen, known_random, remember_random
-from .terms import counted, follow, predicted
+from .terms import counted, predicted
 
 Indices = Int[Tensor, "perturbed"] | slice
 Moves = Callable[[Tensor], Tensor]  # delta -> eps(x + sigma delta) - eps(x), with frozen weights
@@ -72,7 +73,7 @@ class Passes:
 
     def output(self, model: Callable[..., Any], x: Tensor, indices: Indices = slice(None)) -> Tensor:
         """The output of ``model`` at states ``x`` that belong to these ``indices``."""
-        conditioning = {k: follow(v, indices, len(self.t)) for k, v in self.conditioning.items()}
+        conditioning = of_items(self.conditioning, indices, len(self.t))
         return predicted(model, x, self.process.time(self.t)[indices], **conditioning)
 
     def perturbed(

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from ..diffusion.conditioning import of_items
 from ..diffusion.process import PerItem, Process, States, Timesteps
 from ..errors import UserError
 from ..nets import call
@@ -219,7 +220,7 @@ class Baseline(Loss):
         draws = draws or self.draw(x0.shape, x0.device, generator)
         items, t, levels = self.placed(x0, draws.t.to(x0.device, non_blocking=True), draws, levels)
         if items is not None:
-            x0, levels, conditioning = (follow(value, items, len(t)) for value in (x0, levels, conditioning))
+            x0, levels, conditioning = (of_items(value, items, len(t)) for value in (x0, levels, conditioning))
 
         def predict(x_t: Tensor, t: Tensor) -> Tensor:
             return predicted(model, x_t, self.process.time(t), **conditioning)
@@ -270,15 +271,6 @@ def predicted(model: Callable[..., Any], x: Tensor, time: Tensor, **conditioning
             f"The network turns {list(x.shape)} into {list(output.shape)}. Expected an output of the same shape.{hint}"
         )
     return output if output.dtype == torch.float64 else output.float()
-
-
-def follow(value: Any, items: Tensor | slice, batch: int) -> Any:
-    """The conditioning of these ``items`` of a batch; anything without one row per item is passed on as it is."""
-    if isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch:
-        return value[items]
-    if isinstance(value, dict):
-        return {k: follow(v, items, batch) for k, v in value.items()}
-    return value
 
 
 def item_mean(values: States) -> PerItem:

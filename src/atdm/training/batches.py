@@ -132,7 +132,7 @@ class RankShare:
         """
         source, mine, pin = self.source, self.mine, self.device.type == "cuda"
         if source.stream is not None:
-            position = state.place_of(self.rank, self.world)
+            position = state.position_of(self.rank, self.world)
             return flow(source, len(mine), self.rank, self.world, position, workers or None, pin)
         steps = range(state.step, self.settings.steps)
         workers = workers_for(source, self.device, self.world) if workers is None else workers

@@ -89,8 +89,8 @@ def train(
             checkpoint.set_aside(folder, state.step)
         # Closed before the folder is given up: what is being written is then whole.
         with (
-            _logging(tracking if main else None, parts.config, state.step, callbacks) as heard,
-            closing(_work(config, parts, state, spaces, accelerator, stop, tell, heard)) as steps,
+            _logging(tracking if main else None, parts.config, state.step, callbacks) as listeners,
+            closing(_work(config, parts, state, spaces, accelerator, stop, tell, listeners)) as steps,
         ):
             for step in steps:
                 hold.beat()
@@ -208,7 +208,7 @@ def _steps(
             each.on_save(step, path)
 
     writer, saved = checkpoint.Writer(folder, config.keep, written), state.step
-    heard = any(type(each).on_save is not Callback.on_save for each in callbacks)  # who hears of it does so in its step
+    waits = any(type(each).on_save is not Callback.on_save for each in callbacks)  # they hear of it in its step
 
     def save(whole: bool) -> int:
         if saved < state.step:
@@ -217,7 +217,7 @@ def _steps(
                 writer.save(state)
             elif config.shard:
                 state.tensors(keep=False)
-        if whole or heard:
+        if whole or waits:
             writer.wait()
         return state.step
 
@@ -227,8 +227,9 @@ def _steps(
     try:
         if main and draws(state.step) and not grid_file(folder, state.step).is_file():
             save_grid(folder, parts, state, accelerator.device, stop, callbacks)  # killed before it was drawn
-        ears = [each for each in callbacks if type(each).on_step is not Callback.on_step]  # as many in every process
-        for step in fit(parts.objective, state, parts.source, parts.config, accelerator, config.workers, ears):
+        # As many in every process.
+        stepwise = [each for each in callbacks if type(each).on_step is not Callback.on_step]
+        for step in fit(parts.objective, state, parts.source, parts.config, accelerator, config.workers, stepwise):
             last = step.index == config.steps
             if main and (step.index % config.log_every == 0 or last):
                 scalars = step.summary()

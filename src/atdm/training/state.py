@@ -28,7 +28,7 @@ class State:
     ema: nn.Module
     optimizer: torch.optim.AdamW
     step: int = 0  # optimizer steps done
-    places: dict[int, str] = field(default_factory=dict)  # of a stream, where each process goes on
+    positions: dict[int, str] = field(default_factory=dict)  # of a stream, where each process goes on
 
     @classmethod
     def create(cls, model: nn.Module, settings: Settings) -> State:
@@ -60,8 +60,8 @@ class State:
         names: dict[Tensor, str] = {p: n for n, p in self.model.named_parameters()}
         for parameter, values in self.optimizer.state.items():
             named |= {f"optimizer.{key}.{names[parameter]}": v for key, v in values.items()}
-        for process, place in self.places.items():
-            named[f"stream.{process}"] = torch.frombuffer(bytearray(place.encode()), dtype=torch.uint8)
+        for process, position in self.positions.items():
+            named[f"stream.{process}"] = torch.frombuffer(bytearray(position.encode()), dtype=torch.uint8)
         found = ((name, whole(value)) for name, value in named.items())
         return {name: value for name, value in found if keep}
 
@@ -75,23 +75,23 @@ class State:
 
     def gather(self, accelerator: Accelerator) -> None:
         """Learn from all processes where they are in a stream; all call it at once."""
-        if self.places and accelerator.num_processes > 1:
+        if self.positions and accelerator.num_processes > 1:
             from accelerate.utils import gather_object
 
-            self.places = dict(gather_object([*self.places.items()]))
+            self.positions = dict(gather_object([*self.positions.items()]))
 
-    def place_of(self, process: int, processes: int) -> str | None:
+    def position_of(self, process: int, processes: int) -> str | None:
         """Where a process goes on in a stream; None: at the beginning.
 
         Raises:
             UserError: the state is that of another number of processes.
         """
-        if self.step and len(self.places) != processes:
+        if self.step and len(self.positions) != processes:
             raise UserError(
-                f"The run was saved by {len(self.places)} processes that share a stream, and now there are {processes}. "
-                f"Expected {len(self.places)}, or another --out."
+                f"The run was saved by {len(self.positions)} processes that share a stream, and now there are {processes}. "
+                f"Expected {len(self.positions)}, or another --out."
             )
-        return self.places.get(process)
+        return self.positions.get(process)
 
     def restore(self, named: dict[str, Tensor], step: int) -> None:
         """Take over the tensors of :meth:`tensors`, saved after ``step`` optimizer steps."""
@@ -108,8 +108,8 @@ class State:
                     else torch.empty_like(parameter, requires_grad=False).copy_(split_like(v, parameter))
                     for key, v in saved.items()
                 }
-        places = {k.removeprefix("stream."): v for k, v in named.items() if k.startswith("stream.")}
-        self.places = {int(k): bytes(v.tolist()).decode() for k, v in places.items()}
+        positions = {k.removeprefix("stream."): v for k, v in named.items() if k.startswith("stream.")}
+        self.positions = {int(k): bytes(v.tolist()).decode() for k, v in positions.items()}
         self.step = step
 
     @torch.no_grad()

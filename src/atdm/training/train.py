@@ -84,20 +84,20 @@ def fit(
             terms, norm = update(loss_of, micro_batches, draws, seed_of(settings.seed, "dropout", step, rank) + replay)
             state.average(settings.ema_at(step))
         state.step += 1
-        state.places = {} if taken.position is None else {rank: taken.position}
+        state.positions = {} if taken.position is None else {rank: taken.position}
         if device.type == "cpu" or state.step % CHECK_EVERY == 0 or state.step == settings.steps:
             # fp16 scales its steps down when a gradient overflows; only a loss that does is lost.
             _require_finite(norm if accelerator.scaler is None else terms.loss.mean(), state.step)
         seconds = time.perf_counter() - clock
         lr, size, T = settings.lr_at(step), settings.batch_size, objective.process.steps
         made = Step(state.step, _detach(terms), norm, lr, size, seconds, state, T, settings.steps)
-        yield (made := _heard(made, callbacks, accelerator))
+        yield (made := _after_callbacks(made, callbacks, accelerator))
         if made.stop:
             return
         clock = time.perf_counter()
 
 
-def _heard(made: Step, callbacks: Sequence[Callback], accelerator: Any) -> Step:
+def _after_callbacks(made: Step, callbacks: Sequence[Callback], accelerator: Any) -> Step:
     """The step after all callbacks, of which every process has as many, heard of it."""
     if not callbacks:
         return made
