@@ -73,6 +73,20 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
     return UserError(f"Unknown {kind} '{name}'. {nearest(name, valid)}")
 
 
+def require_utf8(name: str, value: str) -> None:
+    """Refuse the name of a file that is no text: weights are not read from there, and what is written down is not read back.
+
+    Raises:
+        UserError: names the option.
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise UserError(
+            f"{name} is '{value}', which is no text in UTF-8. Expected another name, such as that of a link to it (ln -s)."
+        )
+
+
 def first_line(problem: BaseException) -> str:
-    """What a problem of another library says, in a line without its full stop."""
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(".")
+    """What a problem of another library says, in a line without its full stop, and without the places of things in memory."""
+    line = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+    line = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", line)
+    return re.sub(r"<[^<>]*\b0x[0-9a-f]+>", "it", line).removesuffix(", but expected one of:").rstrip(".:")

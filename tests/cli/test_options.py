@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import sys
 import typing
 import warnings
 
@@ -111,6 +112,22 @@ def test_quiet_keeps_warnings(capsys, monkeypatch):
     monkeypatch.setattr(show, "_radius", lambda given: warnings.warn("mind this", stacklevel=1) or {"out": "x"})
     with pytest.warns(UserWarning, match="mind this"):
         assert atdm(capsys, "show", "radius", "--quiet")[0] == 0
+
+
+def test_a_warning_is_a_sentence_without_code(capsys, monkeypatch):
+    from atdm.cli import show
+
+    text = "mind \x1b[31mthis"
+    monkeypatch.setattr(show, "_radius", lambda given: warnings.warn(text, stacklevel=1) or {"out": "x"})
+    before = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, kind, *where, **_: sys.stderr.write(
+            warnings.formatwarning(message, kind, *where)
+        )
+        code, _, err = atdm(capsys, "show", "radius", "--quiet")
+    assert (code, err) == (0, "mind \\x1b[31mthis\n")
+    assert warnings.formatwarning is before
 
 
 def test_the_library_logs_and_does_not_print():

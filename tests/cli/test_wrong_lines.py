@@ -327,6 +327,19 @@ SENTENCES = [
         )
     ),
     (["evaluate", ""], "model is empty."),
+    *(
+        (
+            [*words, "x\udcff"],
+            f"{name} is 'x\\udcff', which is no text in UTF-8. Expected another name, such as that of a link",
+        )
+        for words, name in (
+            (["train", "--out"], "The option out"),
+            (["train", "--data"], "The option data"),
+            (["audit"], "data"),
+            (["report", "{run}"], "model"),
+            (["sample", "{run}", "--out"], "The option out"),
+        )
+    ),
     (["train", "--config="], "Expected a configuration in YAML"),
     (["train", "--config", "[1]"], "Expected a configuration in YAML"),
     (["train", "--objective.version", "1"], "The option objective.version is '1'. Valid: 2."),

@@ -234,6 +234,119 @@ def test_a_pipeline_of_another_kind_is_told(index, message, tmp_path):
         Model.from_pretrained(tmp_path)
 
 
+SKIP = {
+    "down_block_types": ("SkipDownBlock2D", "SkipDownBlock2D"),
+    "up_block_types": ("SkipUpBlock2D", "SkipUpBlock2D"),
+    "block_out_channels": (32, 32),
+}
+LEARNED = {"time_embedding_type": "learned", "num_train_timesteps": 10}
+# What is written into the folder of a pipeline; and what is said of it.
+BROKEN_PIPELINES = {
+    "odd sides": (
+        {"sample_size": 7},
+        None,
+        "images are 7x7 (sample_size), and it can run only on sides divisible by 2",
+    ),
+    "blocks for RGB": (SKIP, None, "cannot run: Given groups=1"),
+    "few times": (LEARNED, None, "cannot run at the time 999 of its process: index out of range"),
+    **{
+        f"sample_size {value!r}": ({}, ("unet/config.json", {"sample_size": value}), f"has the sample_size {value!r}.")
+        for value in (0, -8, 8.0, True, "8", [8], [8, 8, 8])
+    },
+    "norm_eps": ({}, ("unet/config.json", {"norm_eps": None}), "cannot run: group_norm(): argument 'eps'"),
+    "classes": (
+        {},
+        ("unet/config.json", {"num_class_embeds": 3}),
+        "lack class_embedding.weight, which its config.json",
+    ),
+    "depth": (
+        {},
+        ("unet/config.json", {"block_out_channels": [8, 16]}),
+        "Expected a diffusers pipeline or model folder",
+    ),
+    **{
+        f"{option} {value!r}": ({}, ("scheduler/scheduler_config.json", {option: value}), message)
+        for option, value, message in (
+            *(
+                ("num_train_timesteps", n, f"has {n} timesteps. Expected from 1 to 1,000,000.")
+                for n in (0, -1, None, "x", 1.5, 10**9)
+            ),
+            ("trained_betas", [], "have the shape [0]. Expected one number for each timestep."),
+            ("trained_betas", "x", "does not open: new(): invalid data type 'str'."),
+            ("trained_betas", [0.1, -3.0], "are not finite. Expected betas from 0 to 1."),
+            ("beta_end", float("nan"), "are not finite. Expected betas from 0 to 1."),
+            ("beta_end", -1, "are not finite. Expected betas from 0 to 1."),
+            ("beta_start", None, "does not open: linspace() received an invalid combination of arguments"),
+            ("beta_schedule", "x", "x is not implemented for DDPMScheduler."),
+            ("prediction_type", None, "Unknown prediction 'None'."),
+            ("prediction_type", "flow_prediction", "DDPMScheduler follows a flow."),
+            ("clip_sample_range", "x", "cannot be used: bad operand type"),
+        )
+    },
+    "thresholding": (
+        {},
+        ("scheduler/scheduler_config.json", {"thresholding": True, "dynamic_thresholding_ratio": 7}),
+        "cannot be used: quantile() q must be in the range",
+    ),
+    "no scheduler": (
+        {},
+        ("model_index.json", {"scheduler": []}),
+        "has the scheduler [], which diffusers does not have",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_PIPELINES)
+def test_a_pipeline_that_opens_but_cannot_run_is_a_sentence(kind, tmp_path, capsys):
+    options, written, message = BROKEN_PIPELINES[kind]
+    p = pipeline(tmp_path / "p", **options)
+    if written is not None:
+        file, values = written
+        (p / file).write_text(json.dumps(json.loads((p / file).read_text()) | values))
+    words = ["sample", str(p), "--n", "2", "--sampling_steps", "2", "--out", str(tmp_path / "x.npz")]
+    code, _, err = command(capsys, *words)
+    assert code == 2
+    assert message in err
+    assert not re.search(r"<class|0x|Warning|low_cpu_mem_usage", err)
+    assert [line[:6] for line in err.splitlines()] == ["atdm: "]
+    assert not (tmp_path / "x.npz").exists()
+
+
+def test_a_run_cannot_begin_from_a_network_of_fewer_times(tmp_path, capsys):
+    p = pipeline(tmp_path / "p", **LEARNED)
+    words = ["train", "--data", "digits", "--objective", "ddpm", "--init", str(p), "--steps", "1"]
+    code, _, err = command(capsys, *words, "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert "cannot run at the time 999 of its process" in err
+
+
+def test_weights_in_other_files_are_read_and_what_does_not_fit_is_said(tmp_path, capsys):
+    p = pipeline(tmp_path / "p")
+    drawn = Model.from_pretrained(p).sample(2, steps=2)
+    file = p / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    file.rename(file.with_suffix(".fp16.safetensors"))
+    assert torch.equal(Model.from_pretrained(p).sample(2, steps=2), drawn)
+    file.with_suffix(".fp16.safetensors").unlink()
+    torch.save(weights, file.with_suffix(".bin"))
+    words = ["sample", str(p), "--n", "2", "--sampling_steps", "2", "--quiet", "--out", str(tmp_path / "x.npz")]
+    assert command(capsys, *words) == (0, f"2 samples are in {tmp_path}/x.npz.\n", "")
+    UNet2DModel.from_pretrained(p, subfolder="unet").save_pretrained(p / "unet", max_shard_size="4KB")
+    file.with_suffix(".bin").unlink()
+    assert not file.exists()
+    assert torch.equal(Model.from_pretrained(p).sample(2, steps=2), drawn)
+    save_file(weights | {"more": torch.zeros(1)}, file, {"format": "pt"})
+    for shard in (p / "unet").glob("*-of-*"):
+        shard.unlink()
+    (p / "unet" / "diffusion_pytorch_model.safetensors.index.json").unlink()
+    with pytest.warns(UserWarning, match=f"The weights of '{p}' hold more, for which its config.json has no place"):
+        assert torch.equal(Model.from_pretrained(p).sample(2, steps=2), drawn)
+    weights.pop("conv_in.weight")
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"lack conv_in\.weight, which its config\.json asks for"):
+        Model.from_pretrained(p)
+
+
 def test_weights_that_are_not_finite_are_refused(tmp_path, capsys):
     p = pipeline(tmp_path / "p")
     file = p / "unet" / "diffusion_pytorch_model.safetensors"

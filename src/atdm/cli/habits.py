@@ -1,16 +1,17 @@
-"""What every command does alike before its work: the device, and what the library logs."""
+"""What every command does alike before its work: the device, and how logs and warnings are shown."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from ..errors import UserError
-from ..text import Plain
+from ..text import Plain, plain
 
 LIBRARY = logging.getLogger("atdm")
 HIDDEN = "CUDA_VISIBLE_DEVICES"
@@ -29,6 +30,8 @@ class Habits:
             UserError: the device is not there, or the options contradict each other.
         """
         self.end()
+        self.undo.append(partial(setattr, warnings, "formatwarning", warnings.formatwarning))
+        warnings.formatwarning = _sentence
         if given.get("quiet") and given.get("verbose"):
             raise UserError("Got --quiet and --verbose. Expected one of them.")
         if given.get("verbose"):
@@ -50,6 +53,11 @@ class Habits:
         """Undo it."""
         while self.undo:
             self.undo.pop()()
+
+
+def _sentence(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning without the line of code that it comes from."""
+    return f"{plain(str(message))}\n"
 
 
 def _hide(value: str | None) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, require_utf8
 from ..files import shown
 from .explain import KINDS, explain, of_names
 from .habits import HABITS
@@ -145,6 +145,9 @@ def _require(name: str, value: Any, options: dict[str, Any]) -> None:
         raise UserError(f"The option {name} is nan. Expected a number.")
     if isinstance(value, str) and "\0" in value:
         raise UserError(f"The option {name} is '{value}', which holds a zero byte. Expected text.")
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str):
+            require_utf8(f"The option {name}" if name in options else name, text)
     if value == "" and getattr(options.get(name), "default", None) != "":  # such as of a variable that is not set
         raise UserError(
             f"{'The option ' if name in options else ''}{name} is empty. Expected a value, or the command without it."

@@ -117,7 +117,7 @@ def why(problem: Exception, max_pixels: int = MAX_PIXELS) -> str:
         return problem.strerror
     if isinstance(problem, MemoryError):
         return "it needs more memory than there is"
-    return re.sub(r"<[^<>]*0x[0-9a-f]+>", "it", first_line(problem))
+    return first_line(problem)
 
 
 def extent(content: Any) -> tuple[float, float] | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .. import hub
 from ..errors import UserError, first_line
 from ..files import read_json
+from ..nets.checks import quiet
+from .process import MOST_STEPS
 
 CLASSES = "classes.json"  # beside model_index.json: the names of the classes, by label
 
@@ -60,34 +61,26 @@ def scheduler_of(pipeline: Path, index: Mapping[str, Any], source: str | Path) -
 
     Args:
         source: what sentences call the pipeline.
+
+    Raises:
+        UserError: it is of another kind, or its options are no scheduler's.
     """
     import diffusers
 
     entry = index["scheduler"]
-    name = entry[-1] if isinstance(entry, list) else entry
+    name = entry[-1] if isinstance(entry, list) and entry else entry
     kind = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not hasattr(kind, "set_timesteps"):
         raise UserError(
             f"{source} has the scheduler {name}, which diffusers does not have. Expected one of its own, such as DDPMScheduler."
         )
+    subfolder = "scheduler" if (pipeline / "scheduler").is_dir() else None
+    config = read_json(pipeline / (subfolder or "") / "scheduler_config.json", {}, "what diffusers writes")
+    steps = config.get("num_train_timesteps", 1000)
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
+        raise UserError(f"The scheduler of {source} has {steps} timesteps. Expected from 1 to {MOST_STEPS:,}.")
     try:
-        with _quiet():
-            return kind.from_pretrained(pipeline, subfolder="scheduler" if (pipeline / "scheduler").is_dir() else None)  # type: ignore[union-attr]
+        with quiet():
+            return kind.from_pretrained(pipeline, subfolder=subfolder)  # type: ignore[union-attr]
     except Exception as problem:  # diffusers raises what its constructors do
-        raise UserError(f"The scheduler of {source} does not open: {first_line(problem)}") from problem
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without diffusers' warning that the network of a ``DDPMPipeline`` is a class of ours, and without its bars."""
-    from diffusers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+        raise UserError(f"The scheduler of {source} does not open: {first_line(problem)}.") from problem

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..files import atomic, require_sealed, seal
 from ..nets import call, class_conditioning, fits, item_shape, open_net, weights_hash
+from ..nets.checks import halvings, try_out
 from .conditioning import Guided, in_turn
 from .folder import CLASSES, class_names, index_of, pipeline_folder, scheduler_of
 from .latent import Latents
@@ -96,9 +97,9 @@ class Model:
         names = class_names(folder)
         conditioning = class_conditioning(net, source, label, names)
         scheduler = scheduler_of(folder, index, source)
-        process = Process.from_scheduler(scheduler)
-        require_signal(process)
-        clip = bool(scheduler.config.get("clip_sample", process.family == "vp"))
+        process, clip = _process_of(scheduler, source)
+        if isinstance(getattr(net, "time_proj", None), nn.Embedding):  # of the times that it learned
+            try_out(net, source, process.time(torch.tensor([process.steps - 1])))
         latents = Latents.load(folder) if latent else None
         model = cls(net.eval(), process, clip, latents, conditioning=conditioning, classes=names)
         if label is not None:
@@ -142,6 +143,11 @@ class Model:
             raise UserError(
                 "The network does not say how large its images are (sample_size is null). Expected a size: --image_size 32, "
                 "or from Python dataclasses.replace(model, shape=(3, 32, 32))."
+            )
+        if not fits(self.net, shape):
+            raise UserError(
+                f"The network's images are {shape[-1]}x{shape[-2]} (sample_size), and it can run only on sides divisible by "
+                f"{halvings(config)}. Expected the sample_size that it was trained with."
             )
         return shape
 
@@ -279,6 +285,23 @@ class Model:
         if self.latents is not None:
             return "LDMPipeline"
         return "ConsistencyModelPipeline" if self.process.family == "edm" or self.classes else "DDPMPipeline"
+
+
+def _process_of(scheduler: Any, source: str | Path) -> tuple[Process, bool]:
+    """The process of a pipeline's scheduler, and whether it clips; a step is taken to see that it can follow its options."""
+    try:
+        process = Process.from_scheduler(scheduler)
+        require_signal(process)
+        clip = bool(scheduler.config.get("clip_sample", process.family == "vp"))
+        how = Sampling(steps=1).resolved(process, clip)
+        sample(lambda x, t: torch.zeros_like(x), process, 1, (1, 2, 2), how)
+    except UserError as problem:
+        raise UserError(f"The scheduler of {source} cannot be used. {problem.sentence}") from problem
+    except Exception as problem:  # torch and diffusers each raise their own
+        raise UserError(
+            f"The scheduler of {source} cannot be used: {first_line(problem)}. Expected options that diffusers can follow."
+        ) from problem
+    return process, clip
 
 
 def load_pipeline(folder: Path | str, *, latent: bool = False) -> tuple[nn.Module, Process, bool]:

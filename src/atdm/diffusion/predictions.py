@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import UserError
+
 Levels = Float[Tensor, "T"]
 
 SMALLEST = 1e-12  # of alpha_t and of det_t: at alpha_t = 0 the quotients below are limits
@@ -69,3 +71,22 @@ PREDICTIONS: dict[str, Parameterization] = {
     "flow": Parameterization(lambda alpha, sigma, _: (0 * alpha - 1, 0 * alpha + 1)),
     "edm": Parameterization(lambda alpha, sigma, data_std: tuple(-part for part in _v(alpha, sigma, data_std))),  # type: ignore[arg-type,return-value]
 }
+
+
+def require_levels(alpha: Levels, sigma: Levels) -> None:
+    """Refuse tables that are those of no process.
+
+    Args:
+        alpha, sigma: the factors on the data and on the noise.
+
+    Raises:
+        UserError: they are no list of timesteps, not finite, or less noisy later on.
+    """
+    if alpha.dim() != 1 or not len(alpha):
+        raise UserError(
+            f"The tables of the process have the shape {list(alpha.shape)}. Expected one number for each timestep."
+        )
+    if not bool((alpha.isfinite() & sigma.isfinite()).all()):
+        raise UserError("The tables of the process are not finite. Expected betas from 0 to 1.")
+    if not bool(((sigma[1:] / alpha[1:]) >= (sigma[:-1] / alpha[:-1])).all()):
+        raise UserError("The noise-to-signal ratio sigma_t/alpha_t decreases with t. Expected one that grows.")

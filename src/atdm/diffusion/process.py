@@ -16,13 +16,14 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ..errors import UserError, unknown
-from .predictions import PREDICTIONS
+from .predictions import PREDICTIONS, require_levels
 
 # Shapes: items, states or noise; a number for each item; the timestep of each item.
 States = Float[Tensor, "batch *dims"]
 PerItem = Float[Tensor, "batch"]
 Timesteps = Int[Tensor, "batch"]
 FAMILIES = ("vp", "flow", "edm")
+MOST_STEPS = 1_000_000  # more make tables that take minutes
 TABLES = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
 KNOWN = ("linear", "scaled_linear", "squaredcos_cap_v2")  # schedules that each scheduler of diffusers knows
 CLIPPING = ("clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value", "set_alpha_to_one")
@@ -59,8 +60,7 @@ class Process:
             raise unknown("prediction", self.prediction, PREDICTIONS)
         if self.family not in FAMILIES:
             raise unknown("family of processes", self.family, FAMILIES)
-        if not bool(((self.sigmas[1:] / self.alphas[1:]) >= (self.sigmas[:-1] / self.alphas[:-1])).all()):
-            raise UserError("The noise-to-signal ratio sigma_t/alpha_t decreases with t. Expected one that grows.")
+        require_levels(self.alphas, self.sigmas)
 
     def __repr__(self) -> str:
         low, high = (self.sigmas / self.alphas)[[0, -1]].tolist()
@@ -190,7 +190,7 @@ class Process:
                 raise UserError(f"{type(scheduler).__name__} inverts its levels. Expected invert_sigmas=False.")
             schedule = {k: config[k] for k in keys if k != "clip_sample"}
             return cls._from_sigmas(fresh.sigmas.double().flip(0), config.get("prediction_type", "flow"), schedule)
-        if "sigma_data" in config:
+        if "sigma_data" in config and "sigma_schedule" in config:
             if config.get("sigma_schedule") != "karras" or "rho" not in config:
                 raise UserError(
                     f"{type(scheduler).__name__} has the sigma_schedule '{config.get('sigma_schedule')}'. Expected 'karras'."
@@ -198,10 +198,10 @@ class Process:
             expected = {"epsilon": "edm"}.get(config["prediction_type"], config["prediction_type"])
             options = {k: config[k] for k in ("sigma_min", "sigma_max", "rho", "sigma_data")}
             return cls.edm(config["num_train_timesteps"], **options, prediction=expected)
-        abar = getattr(scheduler, "alphas_cumprod", None)
-        if abar is None:
+        flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+        if (abar := getattr(scheduler, "alphas_cumprod", None)) is None or flow:
             raise UserError(
-                f"{type(scheduler).__name__} has no alphas_cumprod. Expected a scheduler that is variance preserving "
+                f"{type(scheduler).__name__} {'follows a flow' if flow else 'has no alphas_cumprod'}. Expected one that is variance preserving "
                 "such as DDPMScheduler, for flow matching such as FlowMatchEulerDiscreteScheduler, or EDMEulerScheduler."
             )
         if config.get("rescale_betas_zero_snr"):
@@ -211,7 +211,7 @@ class Process:
             schedule["trained_betas"] = scheduler.betas.tolist()
         if (kind := str(config.get("variance_type", ""))).startswith("fixed"):  # learned ones are not sampled from
             schedule["variance_type"] = kind.replace("large_log", "large")  # of the log diffusers takes the root
-        return cls._from_abar(abar.double(), config.get("prediction_type", "epsilon"), schedule)
+        return cls._from_abar(abar.double(), str(config.get("prediction_type", "epsilon")), schedule)
 
     @classmethod
     def _from_betas(cls, betas: Tensor, prediction: str, schedule: dict[str, Any]) -> Process:
@@ -345,5 +345,5 @@ def per_item(values: Shaped[Tensor, "batch"], like: States) -> Tensor:
 
 
 def _require_steps(steps: int) -> None:
-    if steps < 1:
-        raise UserError(f"The process has {steps} timesteps. Expected at least 1.")
+    if not 1 <= steps <= MOST_STEPS:
+        raise UserError(f"The process has {steps} timesteps. Expected at least 1, at most {MOST_STEPS:,}.")

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import UserError
@@ -144,7 +145,8 @@ def set_timesteps(scheduler: Any, process: Process, steps: int, strided: bool) -
 
 def _set_sigmas(scheduler: Any, process: Process, steps: int) -> list[int]:
     shifts = {"mu": 0.0} if scheduler.config.get("use_dynamic_shifting") else {}
-    scheduler.set_timesteps(steps, **shifts)
+    with np.errstate(all="ignore"):  # of levels that are replaced below
+        scheduler.set_timesteps(steps, **shifts)
     timesteps = torch.linspace(process.steps - 1, 0, steps, dtype=torch.float64).round().long()
     sigmas = process.sigmas[timesteps] if process.family == "flow" else process.ratio(timesteps)
     repeats = torch.tensor([1, *[scheduler.order] * (steps - 1)])  # Heun comes back to all levels but the first

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import hub, memory, spec
 from ..errors import UserError, first_line
 from ..files import require_sealed
+from .checks import halvings, quiet, require_size, require_weights, try_out, variant
 from .unet import MOST_LAYERS, CelebA64UNet, Cifar10UNet, DigitsUNet, TinyUNet
 
 
@@ -89,12 +90,18 @@ def build_net(text: str, item_shape: tuple[int, ...], classes: int | None = None
     return maker(tuple(item_shape))
 
 
-def load_net(source: str | Path, item_shape: tuple[int, ...] | None = None, classes: int | None = None) -> nn.Module:
+def load_net(
+    source: str | Path,
+    item_shape: tuple[int, ...] | None = None,
+    classes: int | None = None,
+    time: Tensor | None = None,
+) -> nn.Module:
     """An existing network: from a run folder, a diffusers pipeline folder, a model folder or a Hub name.
 
     Args:
         item_shape: if given, the shape of the items the network must fit.
         classes: how many class labels it must know; None: none.
+        time: if given, a time ``[1]`` that it must take.
 
     Raises:
         UserError: nothing is there, it cannot be read, or it does not fit ``item_shape``.
@@ -120,6 +127,8 @@ def load_net(source: str | Path, item_shape: tuple[int, ...] | None = None, clas
         )
     if item_shape is not None:
         _require_shape(net, item_shape, source)
+    if time is not None:
+        try_out(net, source, time)
     return net
 
 
@@ -139,28 +148,28 @@ def open_net(folder: Path, source: str | Path) -> nn.Module:
         source: what sentences call it.
 
     Raises:
-        UserError: it cannot be read, is of another kind, or its weights are not finite.
+        UserError: it cannot be read or run, is of another kind, or its weights are not whole or not finite.
     """
     from .mlp import MLP
 
     subfolder = "unet" if (folder / "unet" / "config.json").is_file() else None
     try:
         kind = class_of(MLP.load_config(folder, subfolder=subfolder).get("_class_name"), source)
-        net: nn.Module = kind.from_pretrained(folder, subfolder=subfolder)
+        with quiet():
+            how = {"subfolder": subfolder, "variant": variant(folder / (subfolder or ""))}
+            net, loaded = kind.from_pretrained(folder, **how, output_loading_info=True)
     except UserError:
         raise
     except Exception as problem:  # diffusers, safetensors and the Hub client each raise their own
-        reason = first_line(problem)
+        reason = first_line(problem).partition(". If you want")[0]  # of what only Python code can do
         raise UserError(
             f"Cannot load a network from '{source}': {reason}. "
             "Expected a diffusers pipeline or model folder with config.json and weights, or a Hub name."
         ) from problem
-    broken = next(
-        (k for k, v in net.state_dict().items() if v.is_floating_point() and not bool(v.isfinite().all())), None
-    )
-    if broken:
-        raise UserError(f"The weights of '{source}' are not finite ({broken}). Expected a model that did not diverge.")
+    require_weights(net, source, loaded)
+    require_size(net, source)
     _keep_mean(net, source)
+    try_out(net, source)
     return net
 
 
@@ -260,8 +269,9 @@ def fits(net: nn.Module, shape: Sequence[int]) -> bool:
     config: Any = net.config
     if "block_out_channels" not in config:
         return tuple(shape) == item_shape(net)
-    halvings = 2 ** (len(config["block_out_channels"]) - 1)
-    return len(shape) == 3 and shape[0] == config["in_channels"] and not any(side % halvings for side in shape[1:])
+    return (
+        len(shape) == 3 and shape[0] == config["in_channels"] and not any(side % halvings(config) for side in shape[1:])
+    )
 
 
 def item_shape(net: nn.Module) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..errors import UserError, unknown
+from ..errors import UserError, require_utf8, unknown
 from ..memory import require_threads
 from ..text import changed
 from .reading import DataConfig
@@ -248,6 +248,7 @@ class TrainConfig(Settings, DataConfig):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", os.path.expanduser(self.out))
+        require_utf8("out", self.out)
         Settings.__post_init__(self)
         DataConfig.__post_init__(self)
         least = {"log_every": 1, "save_every": 1, "sample_every": 0, "metrics_samples": 2, "keep": 1}

@@ -116,7 +116,8 @@ def build(
     name = config.net if config.net != "auto" else ("mlp" if dataset.kind == "vector" else "tiny")
     labels = None if source.classes is None else len(source.classes.names) + 1  # the last: no class
     shape = source.item_shape
-    net = load_net(config.init, shape, labels) if config.init else build_net(name, shape, labels)
+    last = process.time(torch.tensor([process.steps - 1]))
+    net = load_net(config.init, shape, labels, last) if config.init else build_net(name, shape, labels)
     bounded = dataset.kind == "image" and latents is None
     clips = objective.process.family == "vp" and bounded and is_unet(net)
     clip = clips if config.clip_sample is None else config.clip_sample
