@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.covariance import MinCovDet
 from torch import nn
 
-from atdm.audit import audit, outliers
+from atdm.audit import audit, outliers, sheet
 from atdm.audit.duplicates import ALIKE, image_duplicates
 from atdm.audit.outliers import image_outliers, shrink
 from atdm.audit.recipe import recommend
@@ -402,3 +402,14 @@ def test_what_no_objective_mends_is_told(photos):
     _, reasons = recommend(TrainConfig(), looked(dirty), False)
     assert any("replaced pixels" in line for line in reasons)
     assert any("near duplicates" in line for line in reasons)
+
+
+def test_images_of_the_sheet_are_square_and_stand_one_below_the_other():
+    x = {i: torch.zeros(3, 16, 16) for i in range(20)}
+    figure = sheet.images([("noisiest", [(i, "#") for i in range(20)]), ("outliers", []), ("broken", [(0, "#")])], x)
+    wide, high = figure.get_size_inches()
+    boxes = [axis.get_position() for axis in figure.axes]
+    assert all(box.width * wide == pytest.approx(box.height * high, rel=1e-6) for box in boxes)
+    assert all(box.y0 >= 0 and box.y1 <= 1 for box in boxes)
+    assert boxes[0].y0 > boxes[12].y1 > boxes[12].y0 > boxes[20].y1
+    assert (boxes[0].y0 - boxes[12].y1) * high < 0.5 * boxes[0].height * high  # a word, and no gap

@@ -27,23 +27,23 @@ def images(rows: Sequence[Row], x: dict[int, Float[Tensor, "c h w"]]) -> Figure:
         x: the images that the rows name.
     """
     heights = [1.25 * math.ceil(len(items) / ACROSS) or 0.5 for _, items in rows]
-    height = (sum(heights) + 0.45 * len(rows)) * INCH
-    figure = Figure(figsize=(ACROSS * INCH, height), facecolor="white")
+    whole = (sum(heights) + 0.45 * len(rows)) * INCH
+    figure = Figure(figsize=(ACROSS * INCH, whole), facecolor="white")
     top = 0.0
     for (title, items), height in zip(rows, heights, strict=True):
-        figure.text(0.01, 1 - (top + 0.3) * INCH / height, text.figure(title), fontsize=10, weight="bold", va="center")
+        figure.text(0.01, 1 - (top + 0.3) * INCH / whole, text.figure(title), fontsize=10, weight="bold", va="center")
         top += 0.45
         if not items:
-            figure.text(0.02, 1 - (top + 0.3) * INCH / height, "none", fontsize=9, va="center")
+            figure.text(0.02, 1 - (top + 0.3) * INCH / whole, "none", fontsize=9, va="center")
         for at, (index, word) in enumerate(items):
             left, line = at % ACROSS, at // ACROSS
-            bottom = 1 - (top + 1.25 * line + 0.97) * INCH / height
-            axis = figure.add_axes((left / ACROSS + 0.003, bottom, 0.92 / ACROSS, 0.92 * INCH / height))
+            bottom = 1 - (top + 1.25 * line + 0.97) * INCH / whole
+            axis = figure.add_axes((left / ACROSS + 0.003, bottom, 0.92 / ACROSS, 0.92 * INCH / whole))
             picture = to_uint8(x[index]).permute(1, 2, 0).numpy()
             axis.imshow(picture if picture.shape[2] == 3 else picture[:, :, 0], cmap="gray", vmin=0, vmax=255)
             axis.set_axis_off()
             figure.text(
-                (left + 0.48) / ACROSS, bottom - 0.02 * INCH / height, word, fontsize=6.5, ha="center", va="top"
+                (left + 0.48) / ACROSS, bottom - 0.02 * INCH / whole, word, fontsize=6.5, ha="center", va="top"
             )
         top += height
     return figure
