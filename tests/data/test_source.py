@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from atdm.corruption import CORRUPTIONS, corrupt, parse_corruption
 from atdm.data import source
 from atdm.data.items import Floats, Pixels
-from atdm.data.source import Source, dice, feed
+from atdm.data.source import Source, feed, hashed_uniform
 from atdm.diffusion.process import Process
 from atdm.errors import UserError
 from atdm.nets import build_net
@@ -89,12 +89,16 @@ def test_a_random_crop_is_a_window_of_the_dirty_image():
 def test_dice_are_uniform_and_independent():
     n = 20_000
     indices, zeros = torch.arange(n), torch.zeros(n, dtype=torch.long)
-    base = dice(0, "flip", indices, zeros)
+    base = hashed_uniform(0, "flip", indices, zeros)
     assert np.histogram(base, 10, (0, 1))[0] / n == pytest.approx(np.full(10, 0.1), abs=0.01)
-    others = [dice(0, "flip", indices, zeros + 1), dice(1, "flip", indices, zeros), dice(0, "top", indices, zeros)]
+    others = [
+        hashed_uniform(0, "flip", indices, zeros + 1),
+        hashed_uniform(1, "flip", indices, zeros),
+        hashed_uniform(0, "top", indices, zeros),
+    ]
     for other in (*others, np.roll(base, 1)):
         assert abs(np.corrcoef(base, other)[0, 1]) < 0.03
-    assert dice(-1, "flip", indices[:4], zeros[:4]).shape == (4,), "any seed will do"
+    assert hashed_uniform(-1, "flip", indices[:4], zeros[:4]).shape == (4,), "any seed will do"
 
 
 @pytest.mark.parametrize("workers", [1, 2])

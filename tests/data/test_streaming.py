@@ -19,7 +19,7 @@ from atdm.corruption import parse_corruption
 from atdm.data import load, streaming
 from atdm.data.named import Parquet, Webdataset
 from atdm.data.shards import Position, open_shards
-from atdm.data.source import Source, flow
+from atdm.data.source import Source, stream_batches
 from atdm.errors import UserError
 from atdm.nets import build_net
 from atdm.objective import Objective
@@ -117,7 +117,7 @@ def test_reading_goes_on_from_any_block_and_then_from_any_block_again(spec):
 
 
 def taken(source, count, position=None, process=0, processes=1):
-    batches = flow(source, 4, process, processes, position, 1, False)
+    batches = stream_batches(source, 4, process, processes, position, 1, False)
     found = [next(batches) for _ in range(count)]
     batches.close()
     return found

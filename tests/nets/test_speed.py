@@ -54,12 +54,12 @@ def test_threads_that_were_asked_for_are_taken(cores):
 
 def test_a_training_says_how_many_threads_it_takes_and_gives_the_others_back(cores, tmp_path):
     told = []
-    for _ in train(TrainConfig(**MLP, out=str(tmp_path / "few")), tell=told.append):
+    for _ in train(TrainConfig(**MLP, out=str(tmp_path / "few")), notify=told.append):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 8
     assert [note for note in told if note.startswith("1 of 8 threads: ")]
     told.clear()
-    for _ in train(TrainConfig(**MLP, out=str(tmp_path / "asked"), threads=4), tell=told.append):
+    for _ in train(TrainConfig(**MLP, out=str(tmp_path / "asked"), threads=4), notify=told.append):
         assert torch.get_num_threads() == 4
     assert not [note for note in told if "threads" in note]
 

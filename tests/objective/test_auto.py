@@ -149,7 +149,7 @@ def test_on_clean_data_auto_is_ddpm_to_the_bit(tmp_path):
 def test_a_run_tells_and_stores_what_auto_chose_and_resumes(tmp_path):
     dirty = config(tmp_path, objective=ObjectiveConfig("auto"), corrupt="gaussian:share=0.9,std=0.2")
     told: list[str] = []
-    whole = weights(train(dirty, tell=told.append))
+    whole = weights(train(dirty, notify=told.append))
     note = next(note for note in told if "objective auto" in note)
     stored = json.loads((tmp_path / "run" / "objective.json").read_text())
     assert stored["name"] == "robust_adv"

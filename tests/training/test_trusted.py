@@ -56,7 +56,7 @@ def test_trusted_items_follow_the_others_and_nothing_corrupts_them(prepared, fre
     assert torch.equal(batch[own], plain.batch(rows[own], when[own]))
     assert batch[own].std() == pytest.approx(0.2, rel=0.2)
     assert torch.allclose(source.levels(rows, when), torch.tensor([0, 0.2, 0, 0.2, 0.2]))
-    assert source.vouched(rows).tolist() == [True, False, True, False, False]
+    assert source.is_trusted(rows).tolist() == [True, False, True, False, False]
 
 
 def test_a_configuration_with_trusted_images_trains_on_both(clean):

@@ -110,11 +110,11 @@ def run(words: list[str]) -> int:
             total = config.steps if config.epochs is None else None
             task = bar.add_task(config.objective.name, total=total, note="")
 
-            def tell(text: str) -> None:
+            def notify(text: str) -> None:
                 if is_main():
                     note(bar, text)
 
-            for last in runs.train(config, STOP, tell, preparing(bar)):
+            for last in runs.train(config, STOP, notify, preparing(bar)):
                 STOP.wait(last.index < last.steps)
                 bar.update(task, completed=last.index, total=last.steps)
                 if last.index % 10 == 0:  # reading the loss waits for the device

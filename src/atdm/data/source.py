@@ -106,27 +106,27 @@ class Source:
 
     def batch(self, indices: Int[Tensor, "b"], epochs: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
         """These items as training sees them in these epochs."""
-        return self.seen(self.items[indices], self.named(indices), epochs)
+        return self.transformed(self.items[indices], self.keys_of(indices), epochs)
 
-    def named(self, indices: Int[Tensor, "b"]) -> Int[Tensor, "b"]:
+    def keys_of(self, indices: Int[Tensor, "b"]) -> Int[Tensor, "b"]:
         """What chance goes by for these items: the keys of those of a sample, else the indices themselves."""
         return indices if self.keys is None else self.keys[indices]
 
-    def seen(self, x: Tensor, indices: Int[Tensor, "b"], epochs: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
+    def transformed(self, x: Tensor, indices: Int[Tensor, "b"], epochs: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
         """Clean items as training sees them in these epochs; of a stream ``indices`` are keys. Changes ``x``."""
         if self.corruption:
-            when, untrusted = epochs if self.fresh else torch.zeros_like(epochs), ~self.vouched(indices)
+            when, untrusted = epochs if self.fresh else torch.zeros_like(epochs), ~self.is_trusted(indices)
             touched = x[untrusted]
             corrupt_items(touched, self.corruption, self.seed, indices[untrusted].tolist(), when[untrusted].tolist())
             x[untrusted] = touched
         if self.window is not None:
             x = self._windows(x, indices, epochs)
         if self.flip:
-            coins = torch.from_numpy(dice(self.seed, "flip", indices, epochs) < 0.5)
+            coins = torch.from_numpy(hashed_uniform(self.seed, "flip", indices, epochs) < 0.5)
             x = torch.where(coins.reshape(-1, 1, 1, 1), x.flip(-1), x)
         return x
 
-    def vouched(self, indices: Int[Tensor, "b"]) -> Bool[Tensor, "b"]:
+    def is_trusted(self, indices: Int[Tensor, "b"]) -> Bool[Tensor, "b"]:
         """Which of these items are trusted."""
         return indices >= len(self) - self.trusted if self.trusted else torch.zeros_like(indices, dtype=torch.bool)
 
@@ -134,13 +134,13 @@ class Source:
         """Standard deviation of the Gaussian noise in these items of :meth:`batch`; of a stream ``indices`` are keys."""
         when = epochs if self.fresh else torch.zeros_like(epochs)
         drawn = drawn_levels(self.corruption, self.seed, indices.tolist(), when.tolist())
-        drawn[self.vouched(indices)] = 0
+        drawn[self.is_trusted(indices)] = 0
         return drawn if self.std is None else torch.hypot(drawn, self.std[indices])
 
     def _windows(self, x: Tensor, indices: Tensor, epochs: Tensor) -> Tensor:
         cuts = []
         for name, side in zip(("top", "left"), x.shape[2:], strict=True):
-            drawn = dice(self.seed, name, indices, epochs) * (side - self.item_shape[1] + 1)
+            drawn = hashed_uniform(self.seed, name, indices, epochs) * (side - self.item_shape[1] + 1)
             cuts.append(torch.from_numpy(drawn.astype(np.int64))[:, None] + torch.arange(self.item_shape[1]))
         lines, columns = cuts
         each = torch.arange(len(x))[:, None, None]
@@ -152,9 +152,9 @@ class Source:
 
     def some(self, count: int) -> Float[Tensor, "b *item"]:
         """So many items of epoch 0 drawn at random, or all: what a look at the data is taken from."""
-        return self.looked_at(count)[0]
+        return self.some_indexed(count)[0]
 
-    def looked_at(self, count: int) -> tuple[Float[Tensor, "b *item"], Int[Tensor, "b"]]:
+    def some_indexed(self, count: int) -> tuple[Float[Tensor, "b *item"], Int[Tensor, "b"]]:
         """The items of :meth:`some`, and their indices."""
         chosen = self._chosen(count)
         return self.batch(chosen, torch.zeros_like(chosen)), chosen
@@ -165,7 +165,7 @@ class Source:
         Raises:
             UserError: there is no telling noise from content in such data.
         """
-        gauge = Gauge.fit(self.some(GAUGED), self.named(self._chosen(GAUGED)))
+        gauge = Gauge.fit(self.some(GAUGED), self.keys_of(self._chosen(GAUGED)))
         if self.files is None or self.stream is not None:
             return gauge
         return replace(gauge, files=self.files.noise().with_clean(self.trusted), changed=self.changed)
@@ -206,7 +206,9 @@ class Source:
         return replace(self, items=Floats(x))
 
 
-def dice(seed: int, purpose: str, indices: Int[Tensor, "b"], epochs: Int[Tensor, "b"]) -> Float[np.ndarray, "b"]:
+def hashed_uniform(
+    seed: int, purpose: str, indices: Int[Tensor, "b"], epochs: Int[Tensor, "b"]
+) -> Float[np.ndarray, "b"]:
     """Uniform numbers in [0, 1), each a function of its (seed, purpose, index, epoch): splitmix64 (Steele 2014) as a hash."""
     z = np.full(len(indices), (seed ^ int.from_bytes(purpose.encode(), "little")) & (2**64 - 1), np.uint64)
     for word in (indices.numpy().astype(np.uint64), epochs.numpy().astype(np.uint64)):
@@ -277,7 +279,7 @@ def indexed(batches: Iterator[Tensor], order: ItemOrder, mine: Tensor, steps: ra
         yield IndexedBatch(x, order[step][mine], order.epochs(step)[mine])
 
 
-def flow(
+def stream_batches(
     source: Source, size: int, process: int, processes: int, position: str | None, threads: int | None, pin: bool
 ) -> Iterator[IndexedBatch]:
     """Batches of a stream as training sees them, without end.
@@ -292,7 +294,7 @@ def flow(
     if source.stream is None:
         raise UserError("The source is no stream. Expected data with streaming=true.")
     for batch in source.stream.batches(source.seed, size, process, processes, position, threads):
-        x = source.seen(batch.x, batch.indices, batch.epochs)
+        x = source.transformed(batch.x, batch.indices, batch.epochs)
         yield batch._replace(x=x.pin_memory() if pin else x)
 
 

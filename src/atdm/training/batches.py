@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.items import Floats
-from ..data.source import Source, feed, flow, indexed, workers_for
+from ..data.source import Source, feed, indexed, stream_batches, workers_for
 from ..data.streaming import IndexedBatch
 from ..diffusion.conditioning import drop_conditioning
 from ..errors import UserError
@@ -133,7 +133,7 @@ class RankShare:
         source, mine, pin = self.source, self.mine, self.device.type == "cuda"
         if source.stream is not None:
             position = state.position_of(self.rank, self.world)
-            return flow(source, len(mine), self.rank, self.world, position, workers or None, pin)
+            return stream_batches(source, len(mine), self.rank, self.world, position, workers or None, pin)
         steps = range(state.step, self.settings.steps)
         workers = workers_for(source, self.device, self.world) if workers is None else workers
         return indexed(feed(source, self.order, mine, steps, workers, pin), self.order, mine, steps)
@@ -149,34 +149,32 @@ class RankShare:
             generator_of("cpu", seed, "timesteps", step) if device.type != "cpu" else None,
         )
 
-    def micro_batches(self, loss: Loss, step: int, taken: IndexedBatch) -> list[MicroBatch]:
+    def micro_batches(self, loss: Loss, step: int, batch: IndexedBatch) -> list[MicroBatch]:
         """The micro-batches of the items that this process took, on the device."""
-        batch = taken.x.to(self.device, non_blocking=True)
+        x = batch.x.to(self.device, non_blocking=True)
         levels: list[Tensor | None] = [None] * self.settings.accumulate
         if loss.levels_from is not None:
             levels = [
-                *self._levels(loss, batch, taken.indices, taken.epochs)
+                *self._levels(loss, x, batch.indices, batch.epochs)
                 .to(self.device, non_blocking=True)
                 .split(self.micro_size)
             ]
         found, labels = [], self._labels(step)
-        for i, (x0, items) in enumerate(
-            zip(batch.split(self.micro_size), self.mine.split(self.micro_size), strict=True)
-        ):
+        for i, (x0, items) in enumerate(zip(x.split(self.micro_size), self.mine.split(self.micro_size), strict=True)):
             begin = (i * self.world + self.rank) * self.micro_size
             given = {name: values[items].to(self.device) for name, values in labels.items()}
             found.append(MicroBatch(x0, slice(begin, begin + self.micro_size), levels[i], given))
         return found
 
-    def _levels(self, loss: Loss, batch: Tensor, indices: Tensor, epochs: Tensor) -> Tensor:
+    def _levels(self, loss: Loss, x: Tensor, indices: Tensor, epochs: Tensor) -> Tensor:
         """The noise levels of the items, from where the loss wants them."""
         source = self.source
         if loss.levels_from == "truth":
             return source.levels(indices, epochs)
         if loss.levels_from == "trusted" and source.least is not None:
             return source.least[indices]
-        found = self.gauge.stds(batch, indices) if self.gauge else torch.zeros(len(batch))
-        return found.masked_fill(source.vouched(indices).to(found.device), 0)
+        found = self.gauge.stds(x, indices) if self.gauge else torch.zeros(len(x))
+        return found.masked_fill(source.is_trusted(indices).to(found.device), 0)
 
     def _labels(self, step: int) -> dict[str, Tensor]:
         """What the network is given of the whole batch: the classes, some of them withheld for guidance."""

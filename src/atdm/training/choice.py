@@ -47,5 +47,5 @@ def noise_of(source: Source) -> auto.NoiseFound | None:
     """The Gaussian noise of the images of a source; None where only files show it, or items are no images that show any."""
     if not by_patches(source.item_shape) or source.hidden_std > 0:
         return None
-    x, indices = source.looked_at(GAUGED)
+    x, indices = source.some_indexed(GAUGED)
     return auto.NoiseFound.of(source.gauge(), x, indices)

@@ -110,8 +110,8 @@ def build(
     objective.require_items(source.item_shape)
     size = 8.0 * config.batch_size * math.prod(source.item_shape)  # noise and a perturbation for each item
     memory.require(size, f"A batch of {config.batch_size:,} items", "Expected a smaller batch_size.")
-    named = source.named(torch.arange(len(source) - source.trusted)).tolist()
-    truth = truth_of(config.corrupt, named, tuple(dataset.items.item_shape), config.seed)
+    keys = source.keys_of(torch.arange(len(source) - source.trusted)).tolist()
+    truth = truth_of(config.corrupt, keys, tuple(dataset.items.item_shape), config.seed)
     torch.manual_seed(config.seed)
     name = config.net if config.net != "auto" else ("mlp" if dataset.kind == "vector" else "tiny")
     labels = None if source.classes is None else len(source.classes.names) + 1  # the last: no class

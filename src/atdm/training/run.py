@@ -39,7 +39,7 @@ LOG = logging.getLogger(__name__)
 def train(
     config: TrainConfig,
     stop: Callable[[], bool] = lambda: False,
-    tell: Callable[[str], None] = lambda note: None,
+    notify: Callable[[str], None] = lambda note: None,
     progress: Callable[[int, int], None] | None = None,
     parts: Parts | None = None,
     callbacks: Sequence[Callback] = (),
@@ -48,7 +48,7 @@ def train(
 
     Args:
         stop: asked after each step, and while a grid of samples is drawn.
-        tell: called with what was converted or skipped on reading the data, and with what of the run was damaged.
+        notify: called with what was converted or skipped on reading the data, and with what of the run was damaged.
         progress: called while images are decoded, with how many are done and of how many.
         parts: of :func:`~atdm.training.parts.build`, where they are there already.
         callbacks: called with each step, and with what is logged, drawn and saved.
@@ -71,7 +71,7 @@ def train(
         parts = parts or build(config, progress)
         data, changed = _same(config, parts, folder)
         for note in (*parts.notes, *changed):
-            tell(note)
+            notify(note)
         config = config.over(len(parts.source))
         require_shardable(parts.config, parts.objective, accelerator)
         # Of a sharded network there stays a whole one, on the CPU, to be exported.
@@ -83,14 +83,14 @@ def train(
             _begin(config, folder, parts, data)
         accelerator.wait_for_everyone()
         parts = with_latents_kept(parts, folder, accelerator.device, progress)
-        _restore(folder, state, config.steps, tell)
+        _restore(folder, state, config.steps, notify)
         accelerator.wait_for_everyone()
         if main:
             checkpoint.set_aside(folder, state.step)
         # Closed before the folder is given up: what is being written is then whole.
         with (
             _logging(tracking if main else None, parts.config, state.step, callbacks) as listeners,
-            closing(_work(config, parts, state, spaces, accelerator, stop, tell, listeners)) as steps,
+            closing(_work(config, parts, state, spaces, accelerator, stop, notify, listeners)) as steps,
         ):
             for step in steps:
                 hold.beat()
@@ -104,24 +104,24 @@ def _work(
     spaces: list[metrics.Features],
     accelerator: Accelerator,
     stop: Callable[[], bool],
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
     callbacks: Sequence[Callback],
 ) -> Generator[Step, None, None]:
     """The steps that are left and what follows them, with as many threads as they are worth."""
     each = config.batch_size // (config.accumulate * accelerator.num_processes)
     with worth(parts.net, tuple(parts.source.item_shape), each, config.threads) as note:
         for sentence in filter(None, (note, _precision(config, parts.net, accelerator.device))):
-            tell(sentence)
+            notify(sentence)
         yield from _steps(config, parts, state, accelerator, stop, callbacks)
         if state.step == config.steps and not anyone(accelerator, stop()):
-            _finish(config, parts, state, spaces, accelerator, tell, callbacks)
+            _finish(config, parts, state, spaces, accelerator, notify, callbacks)
 
 
-def _restore(folder: Path, state: State, steps: int, tell: Callable[[str], None]) -> None:
+def _restore(folder: Path, state: State, steps: int, notify: Callable[[str], None]) -> None:
     for note in checkpoint.restore(folder, state):
-        tell(note)
+        notify(note)
     if state.step:
-        tell(f"Training goes on from step {state.step} of {steps}.")
+        notify(f"Training goes on from step {state.step} of {steps}.")
 
 
 @contextmanager
@@ -259,7 +259,7 @@ def _finish(
     state: State,
     spaces: list[metrics.Features],
     accelerator: Accelerator,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
     callbacks: Sequence[Callback],
 ) -> None:
     """What follows the last step: the pipeline, a grid of samples, and numbers, with a warning where they rank nothing."""
@@ -267,23 +267,23 @@ def _finish(
     trained = {k: whole(v) for k, v in state.ema.state_dict().items()} if config.shard else {}
     if main and config.shard:
         parts.net.load_state_dict(trained)
-        tell(f"Exporting the whole model to {folder / 'model'}; atdm sample draws from it.")
+        notify(f"Exporting the whole model to {folder / 'model'}; atdm sample draws from it.")
         parts.model(parts.net).save_pretrained(folder / "model")
         LOG.info("exported %s", folder / "model")
     elif main:
         state.ema.eval()
-        tell(f"Exporting the model to {folder / 'model'} and drawing samples.")
+        notify(f"Exporting the model to {folder / 'model'} and drawing samples.")
         parts.model(state.ema).save_pretrained(folder / "model")
         LOG.info("exported %s", folder / "model")
         save_grid(folder, parts, state, accelerator.device, lambda: False, callbacks)
     if config.metrics != "none":
-        tell(f"Drawing and measuring {config.metrics_samples} samples.")
+        notify(f"Drawing and measuring {config.metrics_samples} samples.")
         kind = metrics.ReferenceSet
         corrupted = config.corrupt != "none"
         against = kind.trusted(parts.trusted) if parts.trusted else kind.of(parts.dataset, corrupted)
         rows = _measure(config, parts, state, spaces, accelerator, against)
         if against.warning:
-            tell(against.warning)
+            notify(against.warning)
         if main:
             with atomic(folder / "metrics.json") as scratch:
                 scratch.write_text(json.dumps({"rows": rows, "summary": metrics.over_seeds(rows)}, indent=1))

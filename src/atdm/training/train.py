@@ -77,14 +77,14 @@ def fit(
         loss_of = objective if step >= first else plain
         for group in state.optimizer.param_groups:
             group["lr"] = settings.lr_at(step)
-        taken = next(batches)
-        micro_batches, draws = share.micro_batches(loss_of, step, taken), share.draws(loss_of, step)
+        batch = next(batches)
+        micro_batches, draws = share.micro_batches(loss_of, step, batch), share.draws(loss_of, step)
         for replay in range(loss_of.replays):
             draws = loss_of.next_draws(draws) if replay else draws
             terms, norm = update(loss_of, micro_batches, draws, seed_of(settings.seed, "dropout", step, rank) + replay)
             state.average(settings.ema_at(step))
         state.step += 1
-        state.positions = {} if taken.position is None else {rank: taken.position}
+        state.positions = {} if batch.position is None else {rank: batch.position}
         if device.type == "cpu" or state.step % CHECK_EVERY == 0 or state.step == settings.steps:
             # fp16 scales its steps down when a gradient overflows; only a loss that does is lost.
             _require_finite(norm if accelerator.scaler is None else terms.loss.mean(), state.step)

@@ -129,7 +129,7 @@ def only_noise(source: Source, found: Levels) -> bool:
         source: the items, the trusted ones last.
         found: their levels.
     """
-    x, chosen = source.looked_at(GAUGED)
+    x, chosen = source.some_indexed(GAUGED)
     try:
         noisy = source.gauge().stds(x, chosen) > 0
     except UserError:  # noise cannot be distinguished from content in such data
