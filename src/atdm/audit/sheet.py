@@ -42,9 +42,7 @@ def images(rows: Sequence[Row], x: dict[int, Float[Tensor, "c h w"]]) -> Figure:
             picture = to_uint8(x[index]).permute(1, 2, 0).numpy()
             axis.imshow(picture if picture.shape[2] == 3 else picture[:, :, 0], cmap="gray", vmin=0, vmax=255)
             axis.set_axis_off()
-            figure.text(
-                (left + 0.48) / ACROSS, bottom - 0.02 * INCH / whole, word, fontsize=6.5, ha="center", va="top"
-            )
+            figure.text((left + 0.48) / ACROSS, bottom - 0.02 * INCH / whole, word, fontsize=6.5, ha="center", va="top")
         top += height
     return figure
 
