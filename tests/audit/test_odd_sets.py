@@ -1,6 +1,7 @@
 """Audits of sets that were once too odd: names that are formulas, images of a pixel, sets of two, a set beside its own results."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -92,6 +93,28 @@ def test_a_set_beside_its_own_results_stays_what_it_is(capsys, tmp_path, monkeyp
         assert atdm(capsys, *words)[0] == 0, words
     code, _, err = atdm(capsys, "train", *train)
     assert code == 0, err
+
+
+def test_results_do_not_go_into_the_folder_of_the_images_itself(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(fill(tmp_path / "photos", 20))
+    os.symlink(tmp_path / "photos", tmp_path / "alias")
+    train = ["train", "--net", "mlp:width=8", "--steps", "2", "--batch_size", "4", "--threads", "1"]
+    before = sorted(os.listdir())
+    for words in (
+        [*train, "--data", ".", "--out", "."],
+        [*train, "--data", "folder:../photos/", "--out", str(tmp_path / "alias")],
+        [*train, "--data", "plane:n=40", "--trusted", "../alias", "--out", "../photos"],
+    ):
+        code, _, err = atdm(capsys, *words)
+        assert code == 2, words
+        assert "is the folder of the images of" in err, words
+    assert sorted(os.listdir()) == before
+    assert atdm(capsys, *train, "--data", ".", "--out", "../run")[0] == 0
+    attack = ["attack", "../run", "--n", "2", "--sampling_steps", "2", "--seeds", "1", "--checks", "false"]
+    code, _, err = atdm(capsys, *attack, "--budgets", "0", "--out", ".")
+    assert code == 2
+    assert "is the folder of the images of" in err
+    assert sorted(os.listdir()) == before
 
 
 def test_a_home_is_a_home(capsys, tmp_path, monkeypatch):

@@ -355,6 +355,30 @@ SENTENCES = [
     (["evaluate", "{run}", "--stop_ratio", "-1"], "stop_ratio is -1.0. Expected a noise level sigma_t/alpha_t >= 0."),
     (["evaluate", "{run}", "--limit", "5"], "--limit is for --data; a run's"),
     (["attack", "{run}", "--budgets", "-1"], "The budgets are [-1.0]. Expected 0 or more."),
+    *(
+        (
+            ["attack", "{run}", "--sampling_steps", "5", "--at", at],
+            f"The steps to attack are '{at}'{of}. Expected all, or indices",
+        )
+        for at, of in (
+            ("-1", ""),
+            ("1e1", ""),
+            ("\u0663", ""),
+            ("9" * 19, ""),
+            ("3-1", ", of 10 from 0 on"),
+            ("0-99999999999", ", of 10 from 0 on"),
+            ("5", ", of 5 from 0 on"),
+        )
+    ),
+    *(
+        (
+            [*words, "--seeds", seeds],
+            f"The seeds are '{seeds}'. Expected integers of at most 63 bits separated by commas",
+        )
+        for words in (["attack", "{run}"], ["evaluate", "{run}"])
+        for seeds in ("0..3", "0,", str(2**63), "1.0")
+    ),
+    (["evaluate", "{run}", "--seeds", "0,-0"], "Expected each once"),
     (["attack", "{run}", "--n", "1"], "n is 1. Expected 2 or more samples."),
     (["report", "{run}", "--steps_list", "x"], "Expected numbers separated by commas, such as 10,50,250."),
     (["show", "radius", "--omegas", "x"], "Expected numbers separated by commas, such as 1,2,4."),

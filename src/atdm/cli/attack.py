@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,7 @@ def run(words: list[str]) -> int:
     add_sampling(parser, 50)
     given = parser.parse_args(words)
     budgets = numbers(given.budgets, "budgets")
-    at = _steps(given.at)
+    _steps(given.at, 2 * given.sampling_steps)  # no sampler evaluates the network more often
     seeds = seeds_of(given)
     if given.n < 2:
         raise UserError(f"n is {given.n}. Expected 2 or more samples.")
@@ -81,17 +82,19 @@ def run(words: list[str]) -> int:
         raise UserError(f"The budgets are {budgets}. Expected 0 or more.")
     out = destination(given.out)
     from ..attack import ATTACKS, GOALS, TrajectoryAttack, check_seeds, damage_curve, doubt, summarize
+    from ..data.folders import require_apart
     from ..spec import build
 
     search = build("attack", given.attack, ATTACKS)
     goal = build("goal of an attack", given.goal, GOALS)
     TrajectoryAttack(search, goal, 0.0, through=given.through)  # a combination that cannot work is refused at once
     dataset, data = clean_data(given)
+    require_apart(out, data)
     reference = dataset.reference
     goal = goal.fit(reference, dataset.truth)
     require_memory(given.n, reference.shape[1:])
-    victim = _victim(given, given.model, goal, at, reference)
-    other = _victim(given, given.undefended, goal, at, reference) if given.undefended else None
+    victim = _victim(given, given.model, goal, reference)
+    other = _victim(given, given.undefended, goal, reference) if given.undefended else None
     rows, shown, findings = [], {}, []
     worst = max(budgets)
     with progress_bar(silent(given)) as bar:
@@ -145,24 +148,36 @@ def _provenance(
     }
 
 
-def _steps(text: str) -> set[int] | None:
-    """``all``, or indices and ranges of them."""
+def _steps(text: str, count: int) -> set[int] | None:
+    """``all``, or indices and ranges of them.
+
+    Args:
+        count: of the evaluations of the network; heun makes two a step.
+
+    Raises:
+        UserError: they are something else, or there is no such step.
+    """
     if text == "all":
         return None
+    such = "Expected all, or indices such as 0,10,20 or 10-20"
     chosen: set[int] = set()
     for word in text.split(","):
         first, dash, last = word.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise UserError(f"The steps to attack are '{text}'. Expected all, or indices such as 0,10,20 or 10-20.")
-        chosen |= set(range(int(first), int(last if dash else first) + 1))
+        if not re.fullmatch("[0-9]{1,18}", first) or (dash and not re.fullmatch("[0-9]{1,18}", last)):
+            raise UserError(f"The steps to attack are '{text}'. {such}.")
+        steps = range(int(first), int(last if dash else first) + 1)
+        if not steps or steps[-1] >= count:
+            raise UserError(f"The steps to attack are '{text}', of {count} from 0 on. {such}.")
+        chosen |= {*steps}
     return chosen
 
 
-def _victim(given: Any, source: str, goal: Any, at: set[int] | None, reference: Any) -> Victim:
+def _victim(given: Any, source: str, goal: Any, reference: Any) -> Victim:
     from ..attack import Victim
 
     model = open_model(given, True, source).for_items(tuple(reference.shape[1:]), source, "the reference")
     sampling = model.sampling(sampling_of(given))
+    at = _steps(given.at, len(sampling.scheduler_for(model.process)[1]))
     return Victim(model, goal, given.n, at, given.through, sampling, given.batch_size)
 
 

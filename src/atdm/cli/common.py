@@ -177,9 +177,11 @@ def seeds_of(given: Any) -> list[int]:
         return [given.seed]
     try:
         seeds = [int(word) for word in given.seeds.split(",")]
+        if any(not -(2**63) <= seed < 2**63 for seed in seeds):
+            raise ValueError("more than 63 bits")
     except ValueError:
         raise UserError(
-            f"The seeds are '{given.seeds}'. Expected integers separated by commas, such as 0,1,2."
+            f"The seeds are '{given.seeds}'. Expected integers of at most 63 bits separated by commas, such as 0,1,2."
         ) from None
     if len(set(seeds)) < len(seeds):
         raise UserError(f"The seeds are '{given.seeds}'. Expected each once: the same seed gives the same samples.")

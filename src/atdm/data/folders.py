@@ -66,6 +66,21 @@ def search(path: Path) -> Tree:
     return _Search(path).run()
 
 
+def require_apart(out: Path, spec: str | None) -> None:
+    """Refuse results in the folder of the images themselves, which would then be one that atdm wrote; below it they are left out.
+
+    Args:
+        out: the folder of the results.
+        spec: of the data set; None: there is none.
+
+    Raises:
+        UserError: they are the same folder.
+    """
+    folder = Path((spec or "").removeprefix("folder:")).expanduser()
+    if spec and folder.is_dir() and out.resolve() == folder.resolve():
+        raise UserError(f"{out} is the folder of the images of {spec}. Expected another one for the results.")
+
+
 def _writer_of(names: Iterable[str]) -> str | None:
     """The command that wrote a folder with these names in it."""
     names = {*names}

@@ -166,7 +166,9 @@ def write(run: Path, tensors: dict[str, Tensor], step: int, keep: int) -> Path:
     """
     broken = next((k for k, v in tensors.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
     if broken:
-        raise UserError(f"{broken} is not finite at step {step}; not saved, the last good checkpoint is kept.")
+        raise UserError(
+            f"{broken} is not finite at step {step}; not saved, the last good checkpoint is kept. Expected a smaller lr."
+        )
     target = run / "checkpoints" / f"{STEP}{step:08d}"
     with atomic(target) as scratch:
         scratch.mkdir()

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .. import metrics
+from ..data.folders import require_apart
 from ..diffusion.steps import Sampling
 from ..errors import UserError
 from ..files import Hold, atomic, require_writable
@@ -153,6 +154,8 @@ def _precision(config: TrainConfig, net: nn.Module, device: torch.device) -> str
 def _require_folder(config: TrainConfig, folder: Path) -> None:
     if folder.is_file():
         raise UserError(f"{folder} is a file. Expected a run folder.")
+    for spec in (config.data, config.trusted):
+        require_apart(folder, spec)
     require_writable(folder)
     if (folder / "config.yaml").is_file():
         stored = checkpoint.read_config(folder)
