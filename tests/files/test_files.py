@@ -26,6 +26,7 @@ from atdm.files import (
     read_lines,
     read_yaml,
     require_sealed,
+    require_writable,
     save_tensors,
     seal,
 )
@@ -326,3 +327,13 @@ def test_disks_without_locks(tmp_path, monkeypatch, owner, age, held):
                 hold.take()
     finally:
         process.kill()
+
+
+def test_a_link_to_nothing_is_no_place_to_write_to(tmp_path):
+    (tmp_path / "run").symlink_to("elsewhere")
+    (tmp_path / "loop").symlink_to("loop")
+    for path, link in (("run", "elsewhere"), ("run/below/x.json", "elsewhere"), ("loop", "loop")):
+        with pytest.raises(UserError, match=f"is a link to {link}, which is not there. Expected a link to what is"):
+            require_writable(tmp_path / path)
+    (tmp_path / "elsewhere").mkdir()
+    require_writable(tmp_path / "run")

@@ -128,6 +128,10 @@ def require_writable(path: Path) -> None:
     folder = path.absolute()
     try:
         while not folder.exists():
+            if folder.is_symlink():
+                raise UserError(
+                    f"{folder} is a link to {os.readlink(folder)}, which is not there. Expected a link to what is, or another name."
+                )
             folder = folder.parent
         with tempfile.TemporaryFile(dir=folder.parent if folder == path.absolute() and folder.is_file() else folder):
             pass
