@@ -206,6 +206,14 @@ def test_a_png_with_damaged_metadata_is_a_whole_image(damaged):
     assert np.asarray(image).ravel().tolist() == ROW
 
 
+@pytest.mark.parametrize("body", [b"", b"\0", b"\0\1\2"])
+def test_a_png_with_damaged_transparency_is_read_without_it(body):
+    with settings(MAX_PIXELS):
+        image, notes = decode(png(8, 2, ROW, (b"tRNS", body)))
+    assert np.asarray(image).ravel().tolist() == ROW
+    assert notes == ["read without its transparency, which is damaged"]
+
+
 def test_a_wrong_checksum_of_metadata_is_no_damage_and_one_of_pixels_is():
     good = png(8, 2, ROW, (b"tEXt", b"a\0b"))
     at = good.index(b"tEXt") + 5

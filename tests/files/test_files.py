@@ -337,3 +337,13 @@ def test_a_link_to_nothing_is_no_place_to_write_to(tmp_path):
             require_writable(tmp_path / path)
     (tmp_path / "elsewhere").mkdir()
     require_writable(tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_lock_that_is_no_file_is_a_sentence(tmp_path, kind):
+    if kind == "pipe":
+        os.mkfifo(tmp_path / ".lock")
+    else:
+        (tmp_path / ".lock").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"\.lock is a pipe or a device. Expected a file, or none: remove it"):
+        Hold(tmp_path, "The folder", "another").take()

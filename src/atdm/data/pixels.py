@@ -91,16 +91,14 @@ def decode(content: Any, top: float | None = None) -> tuple[Image, list[str]]:
     except UnknownScale:
         raise
     except Exception:
-        if (bare := _without_metadata(content)) in (None, content):
-            raise
-        try:
-            image, notes = _converted(_opened(bare or b""), top)
-        except UnknownScale:
-            raise
-        except Exception:  # then the first problem says more
-            pass
-        else:
-            return image, ["read without its metadata, which are damaged", *notes]
+        for bare, note in _without_metadata(content):
+            try:
+                image, notes = _converted(_opened(bare), top)
+            except UnknownScale:
+                raise
+            except Exception:  # then the first problem says more
+                continue
+            return image, [note, *notes]
         raise
 
 
@@ -153,28 +151,33 @@ def _opened(content: bytes) -> Image:
     return Image.open(io.BytesIO(content), formats=formats())
 
 
-def _without_metadata(content: bytes) -> bytes | None:
-    """A PNG or JPEG without what says nothing on its pixels; None for other formats, or where its parts cannot be found."""
+def _without_metadata(content: bytes) -> list[tuple[bytes, str]]:
+    """A PNG or JPEG without what says nothing on its pixels, then also without its transparency; and what is to be said of each.
+
+    Nothing for other formats, or where the parts cannot be found.
+    """
+    bare: list[tuple[bytes, str]] = []
     try:
         if content.startswith(b"\x89PNG\r\n\x1a\n"):
-            return _bare_png(content)
+            bare.append((_bare_png(content, b"tRNS"), "read without its metadata, which are damaged"))
+            bare.append((_bare_png(content), "read without its transparency, which is damaged"))
         if content.startswith(b"\xff\xd8"):
-            return _bare_jpeg(content)
+            bare.append((_bare_jpeg(content), "read without its metadata, which are damaged"))
     except (struct.error, IndexError):
         pass
-    return None
+    return [(each, note) for each, note in bare if each != content]
 
 
-def _bare_png(content: bytes) -> bytes:
-    """The critical chunks and the transparency."""
-    kept, at = [content[:8]], 8
+def _bare_png(content: bytes, *kept: bytes) -> bytes:
+    """The critical chunks, and those of the names to be ``kept``."""
+    parts, at = [content[:8]], 8
     while at + 12 <= len(content):
         (length,) = struct.unpack_from(">I", content, at)
         name = content[at + 4 : at + 8]
-        if name[:1].isupper() or name == b"tRNS":
-            kept.append(content[at : at + 12 + length])
+        if name[:1].isupper() or name in kept:
+            parts.append(content[at : at + 12 + length])
         at += 12 + length
-    return b"".join(kept)
+    return b"".join(parts)
 
 
 def _bare_jpeg(content: bytes) -> bytes:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import socket
+import stat
 import time
 from pathlib import Path
 from types import TracebackType
@@ -56,6 +57,8 @@ class Hold:
                 f"Cannot write {self.path} ({problem.strerror}). Expected a place to write to."
             ) from problem
         try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise UserError(f"{self.path} is a pipe or a device. Expected a file, or none: remove it.")
             locked = _lock(file)
             if locked is False or (locked is None and self._alive()):
                 raise self._taken(self._owner())
