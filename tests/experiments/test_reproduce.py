@@ -156,6 +156,10 @@ def test_results_of_other_data_have_a_folder_of_their_own(data, folder):
     assert folder_of("baselines", data) == folder
 
 
+def test_the_published_data_of_an_experiment_are_named_once():
+    assert folder_of("butterflies", "data/butterflies") == folder_of("butterflies", None) == "butterflies"
+
+
 def numbers_of(name="baselines"):
     made = {"experiment": name, "scale": "cpu", "seeds": [0], "data": None, "jobs": 1, "cpu seconds of all jobs": 1.0}
     made |= {"device": "cpu", "atdm": "0", "torch": "2"}

@@ -125,7 +125,7 @@ def entry(name: str) -> Entry:
 
 def folder_of(name: str, data: str | None) -> str:
     """What the folder with its results is called: those of other data have one of their own."""
-    return name if data is None else f"{name}-{label_of(data)}"
+    return name if data is None or label_of(data) == name else f"{name}-{label_of(data)}"
 
 
 def label_of(data: str) -> str:

@@ -185,6 +185,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         columns,
         "Off the subspace: per orthogonal coordinate, so that noise of std s reads s. PSNR: median, to the own projection.",
     )
+    figures = dict(sorted(figures.items(), key=lambda named: "noise" not in named[0]))  # a page shows the first few
     first = shown[0]
     lead = (
         f"Photos ({first.rows[0]['reference']}): on the subspace the reconstruction error is exact, the distance to it. "

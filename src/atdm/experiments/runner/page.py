@@ -106,7 +106,7 @@ def _results(folder: Path) -> dict[str, dict[str, Any]]:
         if name in SHOWN and file.parent.name == folder_of(name, data):
             found[file.parent.name] = {
                 "experiment": name,
-                "heading": name if data is None else f"{name}, {label_of(data)}",
+                "heading": name if file.parent.name == name else f"{name}, {label_of(data)}",
                 "summary": SHOWN[name].summary,
                 "command": _command(name, numbers["provenance"]),
                 "made": _made(numbers["provenance"]),
