@@ -1,4 +1,4 @@
-"""Every self-check of an attack is at rest on an honest attack, and fires on one that deserves it."""
+"""Every sanity check passes on an honest attack, and fails on one that deserves it."""
 
 import dataclasses
 

@@ -96,7 +96,7 @@ def check_stronger(name: str, damage: float, stronger: float) -> Finding:
         stronger >= damage - LOST * abs(damage),
         _ratio(stronger, damage),
         f"Twice the {name}: {_times(stronger, damage)} the damage",
-        ". The search is lost: its damage says little about the model.",
+        ". A larger search should not do less: the damage says little about the model.",
     )
 
 

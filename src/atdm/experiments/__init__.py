@@ -83,7 +83,7 @@ EXPERIMENTS: dict[str, Entry] = {
     ),
     "attack": Entry(
         "attacks",
-        "attacks on the sampling trajectory: damage against budget, and what speaks against it; --data: images, at 16x16",
+        "attacks on the sampling trajectory: damage against budget, with sanity checks; --data: images, at 16x16",
         "the plane and digits",
     ),
     "purification": Entry(

@@ -119,7 +119,7 @@ class ModelOutcome:
         rows: one per sampler and number of steps.
         samples: of each sampler, by name and number of steps: the first ones, for pictures.
         damage: rows of :func:`atdm.attack.summarize`.
-        checks: what speaks for and against the attack.
+        checks: sanity checks of the attack.
         copies: nearest training items, with the samples and the training items; None where they cannot be judged.
         facts: parameters, operations, training and seconds.
     """
