@@ -270,7 +270,8 @@ def test_the_python_of_a_large_page_runs(page, bench, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
-def test_tutorials_run_and_say_what_is_stored_in_them(notebook, tmp_path):
+def test_tutorials_run_and_say_what_is_stored_in_them(notebook, tmp_path, monkeypatch):
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # commands that ran in this process set it
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     book = nbformat.read(notebook, as_version=4)
     nbclient.NotebookClient(book, timeout=1800, resources={"metadata": {"path": str(tmp_path)}}).execute()
