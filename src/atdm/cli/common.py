@@ -212,8 +212,10 @@ def require_outside(out: Path, data: str) -> None:
     Raises:
         UserError: ``out`` is in the folder that ``data`` names.
     """
-    folder = Path(data.removeprefix("folder:")).expanduser()
-    if out.suffix != ".npz" and folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+    from ..data.folders import folder_in
+
+    folder = folder_in(data)
+    if out.suffix != ".npz" and folder and out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{out} is in {folder}, and would be read as data there. Expected another place.")
 
 

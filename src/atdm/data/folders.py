@@ -66,6 +66,12 @@ def search(path: Path) -> Tree:
     return _Search(path).run()
 
 
+def folder_in(spec: str | None) -> Path | None:
+    """The folder of images that the spec of a data set names; None: another kind of data, or none."""
+    folder = Path((spec or "").removeprefix("folder:")).expanduser()
+    return folder if spec and folder.is_dir() else None
+
+
 def require_apart(out: Path, spec: str | None) -> None:
     """Refuse results in the folder of the images themselves, which would then be one that atdm wrote; below it they are left out.
 
@@ -76,8 +82,8 @@ def require_apart(out: Path, spec: str | None) -> None:
     Raises:
         UserError: they are the same folder.
     """
-    folder = Path((spec or "").removeprefix("folder:")).expanduser()
-    if spec and folder.is_dir() and out.resolve() == folder.resolve():
+    folder = folder_in(spec)
+    if folder and out.resolve() == folder.resolve():
         raise UserError(f"{out} is the folder of the images of {spec}. Expected another one for the results.")
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import UserError, first_line
 from ..files import atomic, require_sealed, seal
 from ..nets import call, class_conditioning, fits, item_shape, open_net, weights_hash
-from ..nets.checks import halvings, try_out
+from ..nets.checks import halvings
 from .conditioning import Guided, in_turn
 from .folder import CLASSES, class_names, index_of, pipeline_folder, scheduler_of
 from .latent import Latents
@@ -93,13 +93,10 @@ class Model:
                 "evaluate, show, report and export take latent ones."
             )
         require_sealed(folder)
-        net = open_net(folder, source)
+        process, clip = _process_of(scheduler_of(folder, index, source), source)
+        net = open_net(folder, source, process.time(torch.tensor([process.steps - 1])))
         names = class_names(folder)
         conditioning = class_conditioning(net, source, label, names)
-        scheduler = scheduler_of(folder, index, source)
-        process, clip = _process_of(scheduler, source)
-        if isinstance(getattr(net, "time_proj", None), nn.Embedding):  # of the times that it learned
-            try_out(net, source, process.time(torch.tensor([process.steps - 1])))
         latents = Latents.load(folder) if latent else None
         model = cls(net.eval(), process, clip, latents, conditioning=conditioning, classes=names)
         if label is not None:

@@ -117,7 +117,7 @@ def load_net(
     if (folder / "model" / "model_index.json").is_file():  # a run folder of ours
         folder = folder / "model"
     require_sealed(folder)
-    net = open_net(folder, source)
+    net = open_net(folder, source, time)
     if classes is None:
         class_conditioning(net, source)
     elif net.config.get("num_class_embeds") != classes:  # type: ignore[union-attr,operator]
@@ -127,8 +127,6 @@ def load_net(
         )
     if item_shape is not None:
         _require_shape(net, item_shape, source)
-    if time is not None:
-        try_out(net, source, time)
     return net
 
 
@@ -139,13 +137,14 @@ def _require_shape(net: nn.Module, shape: tuple[int, ...], source: str | Path) -
         )
 
 
-def open_net(folder: Path, source: str | Path) -> nn.Module:
+def open_net(folder: Path, source: str | Path, time: Tensor | None = None) -> nn.Module:
     """The network of a diffusers pipeline or model folder, as one of as many outputs as inputs.
 
     Of a network with learned variances it is the half that predicts the mean (Nichol & Dhariwal 2021, eq. 15).
 
     Args:
         source: what sentences call it.
+        time: ``[1]``, at which it must run; None: 0.
 
     Raises:
         UserError: it cannot be read or run, is of another kind, or its weights are not whole or not finite.
@@ -169,7 +168,7 @@ def open_net(folder: Path, source: str | Path) -> nn.Module:
     require_weights(net, source, loaded)
     require_size(net, source)
     _keep_mean(net, source)
-    try_out(net, source)
+    try_out(net, source, time)
     return net
 
 

@@ -111,7 +111,8 @@ def try_out(net: nn.Module, source: object, time: Tensor | None = None) -> None:
     try:
         net(torch.zeros(1, config["in_channels"], side, side), torch.zeros(1).long() if time is None else time, **given)
     except Exception as problem:  # torch and diffusers each raise their own
-        when = "" if time is None else f" at the time {float(time):g} of its process"
+        learned = isinstance(getattr(net, "time_proj", None), nn.Embedding)  # the times that it takes
+        when = f" at the time {float(time):g} of its process" if learned and time is not None else ""
         raise UserError(
             f"The network of '{source}' cannot run{when}: {first_line(problem)}. Expected one that diffusers can run."
         ) from problem
