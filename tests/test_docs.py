@@ -65,9 +65,10 @@ def test_the_index_of_results_is_of_all_pages_and_every_picture_is_shown():
 
 
 @pytest.mark.parametrize("name", ["paper", "comparison"])
-def test_pages_over_results_are_short_and_link_to_them(name):
+def test_pages_over_results_are_short_have_one_table_and_link_to_them(name):
     text = text_of(ROOT / "docs" / f"{name}.md")
     assert len(text.splitlines()) <= 120
+    assert len(re.findall(r"^\|---", text, re.MULTILINE)) == 1
     linked = set(re.findall(r"\.\./results/([\w.-]+)\.md", text))
     assert len(linked) >= 6
     assert linked <= {"README", *(file.stem for file in RESULTS)}
