@@ -77,11 +77,11 @@ def test_a_figure_draws_any_name(name):
     from atdm import plot
 
     figure = plot.image_grids({name: torch.zeros(2, 1, 4, 4)})
-    assert plot.data_uri(figure, 20).startswith("data:")
+    assert plot.data_uri(figure).startswith("data:")
     figure = plot.damage(
         {name: [{"measure": "damage", "budget": 0.0, "mean": 1.0, "low": 1.0, "high": 1.0}]}, ["damage"], name
     )
-    assert plot.data_uri(figure, 20).startswith("data:")
+    assert plot.data_uri(figure).startswith("data:")
 
 
 def test_a_plain_stream_writes_the_same_characters_and_no_others(capsys):

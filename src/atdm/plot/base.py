@@ -132,15 +132,16 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def data_uri(figure: Figure, dpi: int = DPI) -> str:
-    """The figure as a PNG inside a ``data:`` address, for pages without other files."""
-    return "data:image/png;base64," + base64.b64encode(_bytes(figure, "png", dpi)).decode()
+def data_uri(figure: Figure | Path) -> str:
+    """The figure, or the PNG file of one, inside a ``data:`` address, for pages without other files."""
+    png = figure.read_bytes() if isinstance(figure, Path) else _bytes(figure, "png")
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _bytes(figure: Figure, kind: str, dpi: int = DPI) -> bytes:
+def _bytes(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
     # The same figure gives the same bytes: no date, and identifiers that are not random.
     with matplotlib.rc_context({"svg.hashsalt": "atdm"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name in another script
-        figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else {"Software": None})
+        figure.savefig(buffer, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else {"Software": None})
     return buffer.getvalue()

@@ -85,12 +85,14 @@ def render(
     sections: Sequence[Section],
     provenance: Mapping[str, Any],
     path: str | Path,
+    drawn: Mapping[Figure, Path] | None = None,
 ) -> Path:
     """Write the page to ``path``; it appears whole or not at all.
 
     Args:
         lead: what was found, in a paragraph or two.
         provenance: how it was made; nested mappings become dotted names.
+        drawn: the PNG files of figures that need not be drawn again.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -106,7 +108,7 @@ def render(
     page = environment.from_string(template).render(
         title=title,
         lead=_paragraphs(lead),
-        sections=[_prepare(i, section) for i, section in enumerate(sections, 1)],
+        sections=[_prepare(i, section, drawn or {}) for i, section in enumerate(sections, 1)],
         provenance=_flatten(provenance),
     )
     with atomic(path) as scratch:
@@ -114,7 +116,7 @@ def render(
     return path
 
 
-def _prepare(number: int, section: Section) -> dict[str, Any]:
+def _prepare(number: int, section: Section, drawn: Mapping[Figure, Path]) -> dict[str, Any]:
     """What the template needs of a section."""
     return {
         "anchor": f"s{number}",
@@ -122,7 +124,11 @@ def _prepare(number: int, section: Section) -> dict[str, Any]:
         "folded": section.folded,
         "paragraphs": _paragraphs(section.text),
         "figures": [
-            {"caption": caption, "uri": data_uri(figure), "width": round(CSS_PIXELS * figure.get_figwidth())}
+            {
+                "caption": caption,
+                "uri": data_uri(drawn.get(figure, figure)),
+                "width": round(CSS_PIXELS * figure.get_figwidth()),
+            }
             for caption, figure in section.figures
         ],
         "tables": [

@@ -119,9 +119,9 @@ def beside_training(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 def write(found: Findings, title: str, out: Path) -> None:
     """Write figures, ``numbers.json``, ``paragraph.md`` and ``report.html``, whose heading is ``title``."""
+    drawn = {figure: plot.save(figure, out / f"{name}.png") for name, (_, figure) in found.figures.items()}
     for name, (_, figure) in found.figures.items():
-        for kind in ("png", "svg"):
-            plot.save(figure, out / f"{name}.{kind}")
+        plot.save(figure, out / f"{name}.svg")
     for file, text in (("numbers.json", json.dumps(found.numbers(), indent=1)), ("paragraph.md", found.paragraph())):
         with atomic(out / file) as scratch:
             scratch.write_text(text, encoding="utf-8")
@@ -132,4 +132,5 @@ def write(found: Findings, title: str, out: Path) -> None:
     )
     comparison = report.Section("Comparison", "\n\n".join(found.notes), [], [judged] if found.claims else [])
     plain = [report.Section("Figures", "", [*found.figures.values()]), report.Section("Numbers", "", [], found.tables)]
-    report.render(title, found.lead, [comparison, *(found.sections or plain)], found.provenance, out / "report.html")
+    sections = [comparison, *(found.sections or plain)]
+    report.render(title, found.lead, sections, found.provenance, out / "report.html", drawn)
