@@ -17,6 +17,15 @@ def test_every_command_has_two_examples():
     assert {len(set(examples)) for examples in parsers.EXAMPLES.values()} == {2}
 
 
+@pytest.mark.parametrize("words", [[], ["show"]])
+def test_help_over_commands_ends_with_two_examples_of_them(words, capsys):
+    code, out, _ = atdm(capsys, *words, "--help")
+    assert code == 0
+    known = {f"  atdm {example}" for examples in parsers.EXAMPLES.values() for example in examples}
+    assert set(out.splitlines()[-2:]) <= known
+    assert out.splitlines()[-3] == "examples:"
+
+
 @pytest.mark.parametrize("command", parsers.EXAMPLES)
 def test_examples_are_taken_and_every_option_has_a_sentence_and_its_default(command, monkeypatch):
     for example in parsers.EXAMPLES[command]:

@@ -12,7 +12,7 @@ from ..text import Plain, plain
 from .common import SKIPPING, is_main
 from .faults import explain
 from .habits import HABITS
-from .parser import SUMMARY
+from .parser import EXAMPLES, SUMMARY, with_examples
 from .signals import STOP, end_with_parent
 
 
@@ -94,6 +94,5 @@ def _drop_output() -> None:
 def _overview() -> str:
     lines = ["usage: atdm COMMAND [options]", "", "Adversarial training for diffusion models.", "", "commands:"]
     lines += [f"  {name:<10}{what}" for name, what in SUMMARY.items()]
-    return "\n".join(
-        [*lines, "", "atdm COMMAND --help lists the options of a command; atdm --version prints the version."]
-    )
+    lines += ["", "atdm COMMAND --help lists the options of a command; atdm --version prints the version."]
+    return with_examples("\n".join(lines), [EXAMPLES["audit"][0], EXAMPLES["train"][0]]).rstrip()

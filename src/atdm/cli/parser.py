@@ -88,6 +88,11 @@ EXAMPLES = {
 }
 
 
+def with_examples(text: str, examples: Sequence[str]) -> str:
+    """The text of a ``--help``, which ends with commands to copy."""
+    return "\n".join([text.rstrip(), "", "examples:", *(f"  atdm {example}" for example in examples), ""])
+
+
 REQUIRED: Any = object()
 
 
@@ -123,9 +128,8 @@ def make_parser(command: str, *kinds: Any) -> Any:
             raise UserError(explain(message, options_of(self), self.prog))
 
         def format_help(self, *formatter: Any) -> str:
-            lines = [f"  atdm {example}" for example in EXAMPLES[command]]
             text = super().format_help(*formatter).replace(" \b", "")  # jsonargparse's, for terminals alone
-            return "\n".join([text.rstrip(), "", "examples:", *lines, ""])
+            return with_examples(text, EXAMPLES[command])
 
     parser = Parser(prog=f"atdm {command}", description=SUMMARY[command.split()[0]], allow_abbrev=False)
     for kind in kinds:

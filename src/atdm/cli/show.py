@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import UserError, nearest
 from ..training.config import TrainConfig
 from .common import Printing, numbers, require_outside_data_of
-from .parser import make_parser, positional
+from .parser import EXAMPLES, make_parser, positional, with_examples
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class RadiusOptions(Printing):
 def run(words: list[str]) -> int:
     what = words[0] if words else ""
     if what in ("-h", "--help"):
-        print("usage: atdm show radius [options]\n       atdm show run RUN [options]\n\nEach has a --help of its own.")
+        usage = "usage: atdm show radius [options]\n       atdm show run RUN [options]\n\nEach has a --help of its own."
+        print(with_examples(usage, [EXAMPLES["show radius"][0], EXAMPLES["show run"][0]]).rstrip())
         return 0
     if what not in ("radius", "run"):
         raise UserError(f"Cannot show '{what}'. {nearest(what, ['radius', 'run'])}")
