@@ -117,13 +117,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     table = table_of(
         rows,
         {"training data": "condition", "sweep": "sweep", "value": "value"},
-        {
-            "residual noise": left,
-            "Frechet": frechet,
-            "sliced W2": "sliced_wasserstein",
-            "step cost": "cost",
-            "training (s)": "seconds",
-        },
+        {"residual noise": left, "Frechet": frechet, "sliced W2": "sliced_wasserstein", "step cost": "cost"},
         f"Digits, noise of std 0.2 on 90 %. omega and floor at lambda {STRONG:g}; k, radius and gate about the recommended "
         f"setting (gate {base['gate']:g}, k {base['k']:g}, r {base['r']:.3g}).",
     )
