@@ -1,8 +1,19 @@
 """Somebody else's text where text has a meaning: it is shown, and does nothing."""
 
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
 
 from atdm import text
+from helpers import atdm
 
 HOSTILE = [
     "\x1b[31mred\x1b[0m",
@@ -110,3 +121,103 @@ def test_a_long_path_keeps_its_name():
     assert text.short(path) == f"/photos/{'a' * 29}...{'a' * 27}/holiday.yaml"
     assert len(text.short(path)) == 80
     assert text.short(path, 300) == path
+
+
+RAW = "\x1b[31mX\n# H <script>|"
+TRAIN = ["train", "--net", "mlp:width=8", "--steps", "1", "--batch_size", "4", "--threads", "1", "--out", "run"]
+
+
+def _picture(i):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _table(name, columns, about=None):
+    pq.write_table(pa.table(columns).replace_schema_metadata(about), name)
+
+
+def _pipeline(file, key, value):
+    net = {"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1, "sample_size": 8}
+    net |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2, "_class_name": "UNet2DModel"}
+    index = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
+    files = {"model_index.json": index, "unet/config.json": net, "scheduler/scheduler_config.json": {}}
+    files[file][key] = value
+    for name, content in files.items():
+        Path("p", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("p", name).write_text(json.dumps(content))
+    save_file({"weight": np.zeros(1)}, "p/unet/diffusion_pytorch_model.safetensors")
+
+
+IMAGES = [{"bytes": _picture(i), "path": f"{RAW}{i}.png"} for i in range(4)]
+FEATURES = '{"info": {"features": {"image": {"_type": "X\\u001b[31m"}}}}'
+TARRED = {f"{i}{RAW.replace('/', '')}.png": _picture(i) for i in range(3)}
+NAMED = {
+    "a column": (lambda: _table("x.parquet", {RAW: ["x"]}), [*TRAIN, "--data", "x.parquet"]),
+    "two columns": (
+        lambda: _table("x.parquet", {f"a{RAW}": IMAGES, f"b{RAW}": IMAGES}),
+        [*TRAIN, "--data", "x.parquet"],
+    ),
+    "no classes": (
+        lambda: _table("x.parquet", {f"a{RAW}": IMAGES}),
+        [*TRAIN, "--data=x.parquet", "--class_labels=true"],
+    ),
+    "metadata": (
+        lambda: _table("x.parquet", {"image": IMAGES}, {"huggingface": FEATURES}),
+        [*TRAIN, "--data", "x.parquet"],
+    ),
+    "a tar's member": (lambda: _tar("x.tar", {**TARRED, f"{RAW}.png": b"no"}), [*TRAIN, "--data", "x.tar"]),
+    "a tar": (lambda: Path(f"x{RAW[:6]}.tar").write_bytes(b"no"), [*TRAIN, "--data", f"x{RAW[:6]}.tar"]),
+    "keys of arrays": (
+        lambda: np.savez("x.npz", **{f"a{RAW}": np.zeros((9, 3)), f"b{RAW}": np.zeros((9, 3))}),
+        [*TRAIN, "--data", "x.npz"],
+    ),
+    "a data set of the Hub": (lambda: None, [*TRAIN, "--data", f"hub:name=o{RAW[:6]}/x"]),
+    "a model of the Hub": (lambda: None, ["sample", f"o{RAW[:6]}/x"]),
+    "a scheduler": (lambda: _pipeline("model_index.json", "scheduler", ["diffusers", RAW]), ["sample", "p"]),
+    "its betas": (lambda: _pipeline("scheduler/scheduler_config.json", "beta_schedule", RAW), ["sample", "p"]),
+    "its prediction": (lambda: _pipeline("scheduler/scheduler_config.json", "prediction_type", RAW), ["sample", "p"]),
+    "a network": (lambda: _pipeline("unet/config.json", "_class_name", RAW), ["sample", "p"]),
+    "its blocks": (lambda: _pipeline("unet/config.json", "down_block_types", [RAW, "DownBlock2D"]), ["sample", "p"]),
+    "its activation": (lambda: _pipeline("unet/config.json", "act_fn", RAW), ["sample", "p"]),
+}
+
+
+def _tar(name, members):
+    with tarfile.open(name, "w") as file:
+        for member, content in members.items():
+            about = tarfile.TarInfo(member)
+            about.size = len(content)
+            file.addfile(about, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("what", NAMED)
+def test_names_within_files_reach_the_terminal_as_text(what, tmp_path, monkeypatch, capsys):
+    make, words = NAMED[what]
+    monkeypatch.chdir(tmp_path)
+    make()
+    code, out, err = atdm(capsys, *words)
+    assert code == 2
+    assert "\\x1b[31m" in out + err
+    assert text.CONTROL.search(out + err) is None
+    assert sum(line.startswith("atdm: ") for line in err.splitlines()) == 1
+
+
+def test_names_of_classes_reach_files_as_text(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in (RAW, f"b{RAW}"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(6):
+            (tmp_path / "photos" / name / f"{i}.png").write_bytes(_picture(i))
+    code, _, err = atdm(capsys, *TRAIN, "--data", "photos", "--class_labels", "true", "--net", "tiny")
+    assert code == 0, err
+    code, out, err = atdm(
+        capsys, "sample", "run", "--label", RAW, "--sampling_steps", "2", "--n", "1", "--out", "x.png"
+    )
+    assert (code, text.CONTROL.search(out + err)) == (0, None)
+    assert atdm(capsys, "export", "run", "--out", "shared")[0] == 0
+    written = [f.read_text() for f in tmp_path.rglob("*") if f.suffix in (".json", ".jsonl", ".yaml", ".md")]
+    assert len(written) > 6
+    for content in written:
+        assert text.CONTROL.search(content) is None
+        assert "\n# H" not in content

@@ -5,12 +5,16 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import jsonargparse
 import pytest
+import torch
 
+from atdm.cli.common import destination
 from atdm.cli.parser import SUMMARY, make_parser
 from atdm.errors import UserError
+from atdm.plot.samples import save_samples
 from helpers import atdm, parsed
 
 
@@ -208,6 +212,53 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(words, capsys, t
     assert "Cannot write" in err
     assert "Not a directory" in err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_run_or_a_pipeline_owns_is_not_overwritten(capsys, tmp_path, monkeypatch):
+    """Before any work: nothing is opened, so that the files may be empty. What is no part of them may be overwritten."""
+    monkeypatch.chdir(tmp_path)
+    owned = {
+        "run": "config.yaml truth.npz log.jsonl metrics.json objective.json checkpoints/step-1/state.json "
+        "checkpoints/step-1/state.safetensors model/unet/config.json samples/step-1.png data.npz",
+        "pipe": "model_index.json unet/config.json unet/weights.safetensors README.md grid.png",
+        "noisy": "samples.npz truth.npz",
+        "audit": "audit.json recipe.yaml",
+        "demo": "summary.json report.html",
+        "page": "numbers.json paragraph.md",
+    }
+    for folder, names in owned.items():
+        for name in (*names.split(), "curves.png", "mine.json"):
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    (tmp_path / "link.json").symlink_to(tmp_path / "run" / "metrics.json")
+    before = {file: file.read_text() for file in tmp_path.rglob("*") if file.is_file()}
+    commands = {
+        ".json": ["evaluate", "--samples", "x.npz", "--data", "plane"],
+        ".html": ["report", "run"],
+        ".md": ["compare", "--train", "ddpm"],
+        ".npz": ["sample", "runs/not-there"],
+        ".safetensors": ["features", "--data", "digits"],
+        ".png": ["show", "run", "run"],
+    }
+    aimed = [f"{folder}/{name}" for folder, names in owned.items() for name in names.split()]
+    for aim in (
+        *aimed,
+        "./run/../run/metrics.json",
+        "link/objective.json",
+        "link.json",
+        str(tmp_path / "run/metrics.json"),
+    ):
+        if (words := commands.get(Path(aim).suffix)) and not aim.endswith(".npz"):
+            code, out, err = atdm(capsys, *words, "--out", aim)
+            assert (code, out) == (2, ""), (aim, err)
+            assert "so that it is not overwritten" in " ".join(err.split()), (aim, err)
+    for aim in ("run/truth.npz", "noisy/samples.npz", "run/samples/step-1.png"):
+        with pytest.raises(UserError, match="so that it is not overwritten"):
+            save_samples(torch.zeros(1, 1, 8, 8), aim)
+    assert {file: file.read_text() for file in tmp_path.rglob("*") if file.is_file()} == before
+    for free in ("run/mine.json", "new/metrics.json", "audit/mine.json"):
+        assert destination(free, ".json") == Path(free)
 
 
 @pytest.mark.parametrize(("data", "shape"), [("digits", (1, 8, 8)), ("plane:n=60", (3,))])

@@ -6,6 +6,8 @@ import tarfile
 import tracemalloc
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -82,6 +84,38 @@ def test_a_changed_folder_is_decoded_again(cache, folder, decoded):
     (folder / "4.png").rename(folder / "5.png")
     load(str(folder))
     assert len(decoded) == 15
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet"])
+def test_another_file_of_the_same_size_and_time_is_decoded(cache, tmp_path, kind):
+    """As archives with one time for all files leave them: images without compression are of one size."""
+
+    def write(place, seed):
+        place.mkdir()
+        images = [encoded(photo(seed + i), "BMP") for i in range(3)]
+        if kind == "folder":
+            for i, content in enumerate(images):
+                (place / f"{i}.bmp").write_bytes(content)
+        elif kind == "tar":
+            with tarfile.open(place / "a.tar", "w") as file:
+                for i, content in enumerate(images):
+                    about = tarfile.TarInfo(f"{i}.bmp")
+                    about.size = len(content)
+                    file.addfile(about, io.BytesIO(content))
+        else:
+            table = pa.table({"image": pa.array(images)})
+            pq.write_table(table, place / "a.parquet", compression="none", use_dictionary=False)
+        for file in place.iterdir():
+            os.utime(file, (1e9, 1e9))
+        return sum(file.stat().st_size for file in place.iterdir())
+
+    sizes = {write(tmp_path / "data", 0), write(tmp_path / "new", 5)}
+    before = load(str(tmp_path / "data")).x
+    for file in (tmp_path / "new").iterdir():
+        file.replace(tmp_path / "data" / file.name)
+    after = load(str(tmp_path / "data")).x
+    assert len(sizes) == 1
+    assert not torch.equal(before, after)
 
 
 def test_without_a_cache_the_pixels_are_the_same_and_nothing_is_written(cache, folder):

@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -33,6 +34,10 @@ SMALL = {
     "up_block_types": ("UpBlock2D", "UpBlock2D"),
     "layers_per_block": 1,
 }
+NOT_FOLLOWED = (
+    "which atdm's samplers do not follow: they space their steps evenly from the last timestep. From Python, sampler= takes "
+    "the scheduler as it is."
+)
 BEFORE = Path(__file__).parent.parent / "data" / "before_redesign"
 
 
@@ -459,6 +464,44 @@ def test_the_logarithm_of_a_large_variance_is_that_variance(tmp_path):
         drawn.append(model.sample(2, sampler="ddpm", steps=10))
     assert torch.equal(*drawn)
     assert drawn[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("DDPMScheduler", {"timestep_spacing": "trailing", "clip_sample_range": 2.0, "variance_type": "learned"}, ""),
+        ("DDIMScheduler", {"set_alpha_to_one": False, "rescale_betas_zero_snr": False}, ""),
+        ("DDIMScheduler", {"steps_offset": 1}, "steps_offset"),
+        ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}, "skip_prk_steps, steps_offset"),
+        ("EulerDiscreteScheduler", {"use_karras_sigmas": True}, "use_karras_sigmas"),
+        ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}, "interpolation_type"),
+        ("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}, "final_sigmas_type"),
+        ("HeunDiscreteScheduler", {"use_exponential_sigmas": True}, "use_exponential_sigmas"),
+        ("LMSDiscreteScheduler", {"use_beta_sigmas": True}, "use_beta_sigmas"),
+        ("DPMSolverMultistepScheduler", {"solver_order": 3, "euler_at_final": True}, "solver_order, euler_at_final"),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "algorithm_type"),
+        ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True, "thresholding": True}, "use_lu_lambdas"),
+        ("DPMSolverSinglestepScheduler", {"lower_order_final": True}, "lower_order_final"),
+        ("UniPCMultistepScheduler", {"solver_type": "bh1", "predict_x0": False}, "predict_x0, solver_type"),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "stochastic_sampling": True}, ""),
+        ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, "use_dynamic_shifting"),
+        ("FlowMatchEulerDiscreteScheduler", {"shift_terminal": 0.1}, "shift_terminal"),
+        ("EDMEulerScheduler", {"sigma_min": 0.01, "final_sigmas_type": "sigma_min"}, "final_sigmas_type"),
+        ("EDMDPMSolverMultistepScheduler", {"thresholding": True, "rho": 5.0}, "thresholding"),
+    ],
+)
+def test_what_is_not_followed_of_a_scheduler_is_said(kind, options, said, tmp_path, recwarn):
+    scheduler = getattr(diffusers, kind)(**options)
+    model = Model.from_pretrained(pipeline(tmp_path, scheduler))
+    found = [str(w.message) for w in recwarn if "which atdm's samplers" in str(w.message)]
+    assert found == ([f"The scheduler of {tmp_path} has {said}, {NOT_FOLLOWED}"] if said else [])
+    assert model.clip_sample == scheduler.config.get("clip_sample", False)  # those without the word do not clip
+
+
+def test_the_pndm_sampler_ends_as_the_pipeline_says(tmp_path):
+    for last in (False, True):
+        model = Model.from_pretrained(pipeline(tmp_path / str(last), diffusers.PNDMScheduler(set_alpha_to_one=last)))
+        assert build_scheduler("pndm", model.process).config.set_alpha_to_one == last
 
 
 def test_options_of_clipping_change_the_samples(tmp_path):

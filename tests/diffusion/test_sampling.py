@@ -3,6 +3,7 @@
 import inspect
 import itertools
 
+import diffusers
 import pytest
 import torch
 from torch import nn
@@ -219,6 +220,83 @@ def test_a_scheduler_of_diffusers_can_be_given():
     ours = sample(Ideal(), LINEAR, 4, (2,), sampler="ddim", steps=20)
     assert torch.allclose(sample(Ideal(), LINEAR, 4, (2,), sampler=scheduler, steps=20), ours, atol=1e-6)
     assert scheduler.num_inference_steps is None  # the given one is not touched
+
+
+SPACED = [{"timestep_spacing": spacing} for spacing in ("trailing", "leading")]
+SIGMAS = [{f"use_{name}_sigmas": True} for name in ("karras", "exponential", "beta")]
+GIVEN = {
+    "DDIMScheduler": [*SPACED, {"timestep_spacing": "leading", "steps_offset": 1}, {"set_alpha_to_one": False}],
+    "DDPMScheduler": [*SPACED, {"variance_type": "fixed_large"}, {"timestep_spacing": "linspace"}],
+    "PNDMScheduler": [*SPACED, {"skip_prk_steps": True}, {"set_alpha_to_one": True}],
+    "DPMSolverMultistepScheduler": [
+        *SIGMAS,
+        {"use_lu_lambdas": True},
+        {"solver_order": 1},
+        {"solver_order": 3, "lower_order_final": False},
+        {"solver_type": "heun", "euler_at_final": True},
+        {"algorithm_type": "sde-dpmsolver++"},
+        {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+        {"lambda_min_clipped": -3.0, "timestep_spacing": "leading", "steps_offset": 1},
+    ],
+    "DPMSolverSinglestepScheduler": [*SIGMAS, {"solver_order": 3}, {"lower_order_final": True}],
+    "UniPCMultistepScheduler": [*SIGMAS, {"solver_order": 3}, {"disable_corrector": [0, 1]}],
+    "DEISMultistepScheduler": [*SIGMAS, {"solver_order": 3}, {"lower_order_final": False}],
+    "SASolverScheduler": [*SIGMAS, {"predictor_order": 1}],
+    "EulerDiscreteScheduler": [*SPACED, *SIGMAS, {"timestep_spacing": "trailing", "interpolation_type": "log_linear"}],
+    "HeunDiscreteScheduler": [{**LINEAR.schedule, **o} for o in (*SPACED, *SIGMAS)],
+    "LMSDiscreteScheduler": [*SPACED, *SIGMAS],
+    "KDPM2DiscreteScheduler": [LINEAR.schedule],
+    "FlowMatchEulerDiscreteScheduler": [{}, *SIGMAS, {"use_dynamic_shifting": True}, {"shift_terminal": 0.1}],
+    "FlowMatchHeunDiscreteScheduler": [{}],
+    "FlowMatchLCMScheduler": [{}, *SIGMAS, {"scale_factors": [0.5, 1.0]}],
+    "EDMEulerScheduler": [{}, {"final_sigmas_type": "sigma_min"}, {"rho": 5.0}],
+    "EDMDPMSolverMultistepScheduler": [
+        {"solver_order": 3},
+        {"solver_type": "heun", "euler_at_final": True},
+        {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "sigma_min"},
+        {"thresholding": True},
+    ],
+    "RePaintScheduler": [{}],
+    "CogVideoXDPMScheduler": [{}],
+}
+BETWEEN = {"EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"}  # keep timesteps fractional
+
+
+def refused(name, options):
+    """How the sentence begins, of a scheduler that atdm does not take."""
+    spaced = [
+        o for o in options if o.endswith("_sigmas") or o in ("use_dynamic_shifting", "shift_terminal", "scale_factors")
+    ]
+    if name.startswith("FlowMatch") and spaced:
+        return f"{name} has {spaced[0]}, which goes between"
+    if name == "KDPM2DiscreteScheduler" or (name in BETWEEN and spaced):
+        return f"{name} goes through fractional timesteps"
+    return f"{name} cannot be used" if name in ("RePaintScheduler", "CogVideoXDPMScheduler") else ""
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, options) for name in GIVEN for options in GIVEN[name]])
+def test_a_given_scheduler_is_followed_or_refused(name, options):
+    """The samples are those of diffusers' own loop over it; 28 steps of flows and EDM are entries of the table."""
+    scheduler = getattr(diffusers, name)(**options)
+    process = Process.from_scheduler(scheduler)
+    torch.manual_seed(0)
+    net, generator, steps = build_net("mlp:width=16", (1, 2, 2)).eval(), seeded(1), 20 if process.family == "vp" else 28
+    how = {"sampler": scheduler, "steps": steps}
+    if sentence := refused(name, options):
+        with pytest.raises(UserError, match=sentence):
+            list(trajectory(net, process, (3, 1, 2, 2), generator=generator, **how))
+        return
+    before = torch.get_rng_state()
+    ours = last(trajectory(net, process, (3, 1, 2, 2), generator=seeded(1), **how)).next
+    assert torch.equal(torch.get_rng_state(), before)
+    scheduler.set_timesteps(steps)
+    x = torch.randn(3, 1, 2, 2, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
+    noise = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(net(scale(x, t), t).sample, t, x, **noise).prev_sample
+    torch.testing.assert_close(ours, x, rtol=2e-3, atol=2e-3 if process.family != "vp" else 1e-4)
 
 
 def test_modes_gradients_and_errors_leave_the_model_as_it_was():

@@ -1,10 +1,13 @@
 """Trusted images: they join the training data as they are, and are what samples of the run are compared with."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from atdm.corruption import parse_corruption
 from atdm.data import load
@@ -39,6 +42,17 @@ def clean(tmp_path_factory):
     path = tmp_path_factory.mktemp("clean") / "clean.npz"
     np.savez(path, samples=load("digits").test[:25].numpy())
     return str(path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """24 small pictures of noise."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(24):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
 
 
 @pytest.mark.parametrize("prepared", [False, True])
@@ -109,6 +123,39 @@ def test_trusted_images_that_cannot_be_used_are_refused_in_a_sentence(tmp_path):
     for name, sentence in (("few", "holds 19 trusted images. Expected 20 or more"), ("large", "Expected one shape")):
         with pytest.raises(UserError, match=sentence):
             build(TrainConfig(data="digits", trusted=str(tmp_path / f"{name}.npz")))
+
+
+def test_trusted_images_are_apart_from_the_data(photos, tmp_path, monkeypatch):
+    """By what is in them, whatever they are called; fewer data than trusted images are found among them, too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(photos)
+    shutil.copytree(photos, tmp_path / "copy")
+    for name in (str(photos), f"{photos}/", f"{photos}/../{photos.name}/.", os.path.relpath(photos), "./link", "copy"):
+        for limit in (None, 10):
+            with pytest.raises(UserError, match=r"are all among the trusted images .* Expected trusted images apart"):
+                build(TrainConfig(data=str(photos), trusted=name, limit=limit, image_size=8, net="mlp:width=16"))
+    with pytest.raises(UserError, match="are all among the trusted images digits"):
+        build(TrainConfig(data="digits", trusted="digits", limit=40, net="mlp:width=16"))
+    for old in sorted((tmp_path / "copy").iterdir())[:4]:
+        old.unlink()
+    assert build(TrainConfig(data=str(photos), trusted="copy", image_size=8, net="mlp:width=16")).source.trusted == 20
+
+
+def test_noisy_training_data_are_no_trusted_reference(photos, tmp_path, capsys):
+    """Whoever calls them so: the numbers are said to rank nothing."""
+    run = str(tmp_path / "run")
+    assert atdm(capsys, "train", "--data", str(photos), "--image_size", "8", "--out", run, *SHORT)[0] == 0
+    (tmp_path / "link").symlink_to(photos)
+    others = tmp_path / "others"
+    others.mkdir()
+    for i in range(20):
+        Image.fromarray(np.full((8, 8, 3), 10 * i, "uint8")).save(others / f"{i}.png")
+    for reference, kind in (("link", "training data"), ("others", "trusted set")):
+        words = ["--reference", str(tmp_path / reference), "--n", "8", "--sampling_steps", "3", "--json"]
+        code, out, err = atdm(capsys, "evaluate", run, *words)
+        assert code == 0, err
+        assert {r["reference_kind"] for r in json.loads(out)["rows"]} == {kind}
+        assert ("rank nothing" in err) == (kind == "training data")
 
 
 def test_ambient_knows_that_trusted_items_are_clean(clean):

@@ -195,13 +195,17 @@ def destination(out: str, ending: str = "") -> Path:
         ending: of the file, such as ``.json``; without one it is a folder.
 
     Raises:
-        UserError: another ending, a folder in place of a file or a file in place of a folder, or a place not to be written to.
+        UserError: another ending, a folder in place of a file or a file in place of a folder, a file of a run or a pipeline,
+            or a place not to be written to.
     """
+    from ..data.folders import require_own
+
     path = Path(out).expanduser()
     if ending and (path.suffix != ending or path.is_dir()):
         raise UserError(f"Cannot write to '{out}'. Expected NAME{ending}.")
     if not ending and path.is_file():
         raise UserError(f"{out} is a file. Expected a folder.")
+    require_own(path)
     require_writable(path)
     return path
 

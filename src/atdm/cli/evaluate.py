@@ -138,7 +138,7 @@ def _compared_with(given: Any) -> tuple[Any, Any]:
     from ..data import load
     from ..training.checkpoint import read_config
     from ..training.config import DataConfig
-    from ..training.trusted import of_run
+    from ..training.trusted import of_run, reference_for
 
     config = Path(given.model or "") / "config.yaml"
     stored = read_config(config.parent) if given.model and config.is_file() else {}
@@ -161,7 +161,7 @@ def _compared_with(given: Any) -> tuple[Any, Any]:
             options["crop"] = "center"
         dataset = load(given.reference, **options, hold_out=False)
         tell_notes(dataset.notes)
-        found = metrics.ReferenceSet.trusted(dataset)
+        found = reference_for(config.parent, stored, dataset)
     tell_notes([found.warning] if found.warning and is_main() else [])
     return found, dataset.truth
 

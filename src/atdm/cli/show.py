@@ -63,7 +63,9 @@ def run(words: list[str]) -> int:
 
 def _radius(given: Any) -> dict[str, Any]:
     from .. import plot
+    from ..data.folders import require_own
 
+    require_own(Path(given.out))
     omegas = numbers(given.omegas, "omegas", "1,2,4")
     figure = plot.ray(TrainConfig(process=given.process).build_process(), omegas)
     return {"out": str(plot.save(figure, given.out)), "omegas": omegas, "process": given.process}
@@ -74,10 +76,12 @@ def _run(given: Any) -> dict[str, Any]:
     from PIL import Image
 
     from .. import plot
+    from ..data.folders import require_own
     from ..training.log import read_log
 
     folder = Path(given.run)
     out = Path(given.out or folder / "curves.png")
+    require_own(out)
     require_outside_data_of(given.run, out)
     log = read_log(folder)
     pictures = sorted((folder / "samples").glob("step-*.png"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import stat
@@ -26,6 +27,10 @@ WRITERS = {
     ("model_index.json",): "export",
     ("restored.json",): "restore",
 }
+# What atdm train writes into its folder.
+RUN = {"config.yaml", "data.npz", "levels.safetensors", "log.jsonl", "metrics.json", "objective.json", "trackers.json"}
+RUN |= {"truth.npz", "trusted.npz", "checkpoints", "model", "samples"}
+DEEPEST = 4  # folders from a file of a run or pipeline up to it
 PATIENCE = 20_000  # folders and other files, beyond ten for each image, after which a search gives up
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")  # the compressed are refused
 LISTED = ".png, .jpg, .gif, .webp, .tif and whatever else Pillow reads"
@@ -85,6 +90,24 @@ def require_apart(out: Path, spec: str | None) -> None:
     folder = folder_in(spec)
     if folder and out.resolve() == folder.resolve():
         raise UserError(f"{out} is the folder of the images of {spec}. Expected another one for the results.")
+
+
+def require_own(out: Path) -> None:
+    """Refuse to write over a file of a run, of a pipeline, or of what another command wrote into its folder.
+
+    Raises:
+        UserError: ``out`` is one.
+    """
+    file = out.resolve()
+    for folder in [*file.parents][:DEEPEST] if file.is_file() else ():
+        with contextlib.suppress(OSError):  # a folder that may not be listed
+            command = _writer_of(os.listdir(folder))
+            marks = {name for names, writer in WRITERS.items() if writer == command for name in names}
+            if command == "export" or file.relative_to(folder).parts[0] in (RUN if command == "train" else marks):
+                what = {"train": "run", "export": "pipeline"}.get(command or "", f"results of atdm {command} in")
+                raise UserError(
+                    f"{out} is a file of the {what} {folder}. Expected another name, so that it is not overwritten."
+                )
 
 
 def _writer_of(names: Iterable[str]) -> str | None:

@@ -100,8 +100,9 @@ def from_parquet(
     def table(part: list[str]) -> Listing:
         for file in part:
             require_file(file)
+        key = key_of("parquet", *map(stamp, part))
         try:
-            rows = _rows(part)
+            rows = _rows(part, key)
         except Exception as problem:  # datasets raises its own and pyarrow's
             bad = [file for file in part if not _whole(file)] if skip_broken else []
             if not bad or len(bad) == len(part):
@@ -114,16 +115,17 @@ def from_parquet(
             notes = (*left_out("damaged parquet files", bad), *kept.notes)
             return replace(kept, notes=notes, broken=tuple(bad))
         where = pattern if len(part) > 1 else part[0]
-        return _from_table(rows, column, where, key_of("parquet", *map(stamp, part)), label)
+        return _from_table(rows, column, where, key, label)
 
     return of_one_set(_noted(table(train), notes), table(test) if test else None)
 
 
-def _rows(files: list[str]) -> Any:
+def _rows(files: list[str], key: str) -> Any:
+    """The rows, by a ``key`` of the files: what datasets prepares of them it finds again by their time alone."""
     import datasets
 
     with quietly():
-        return datasets.load_dataset("parquet", data_files=[glob.escape(file) for file in files], split="train")
+        return datasets.load_dataset("parquet", key[:16], data_files=[*map(glob.escape, files)], split="train")
 
 
 def _whole(file: str) -> bool:

@@ -112,13 +112,13 @@ def key_of(*facts: object) -> str:
     return hashlib.sha256(repr(facts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def stamp(file: str) -> tuple[str, int, int]:
-    """What changes when a file changes: its place, size and time; zeros where it cannot be reached."""
+def stamp(file: str) -> tuple[str, int, int, int]:
+    """What changes when a file changes: its place, size and times, of which nobody sets the second; zeros where it cannot be reached."""
     try:
         status = os.stat(file)
-        return os.path.realpath(file), status.st_size, status.st_mtime_ns
+        return os.path.realpath(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns
     except OSError:
-        return file, 0, 0
+        return file, 0, 0, 0
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -24,7 +25,7 @@ from .folder import CLASSES, class_names, index_of, pipeline_folder, scheduler_o
 from .latent import Latents
 from .process import Process, States
 from .sampling import sample
-from .schedulers import pipeline_scheduler, require_signal
+from .schedulers import own_ways, pipeline_scheduler, require_signal
 from .steps import Sampling, asked
 
 
@@ -289,7 +290,7 @@ def _process_of(scheduler: Any, source: str | Path) -> tuple[Process, bool]:
     try:
         process = Process.from_scheduler(scheduler)
         require_signal(process)
-        clip = bool(scheduler.config.get("clip_sample", process.family == "vp"))
+        clip = bool(scheduler.config.get("clip_sample", False))
         how = Sampling(steps=1).resolved(process, clip)
         sample(lambda x, t: torch.zeros_like(x), process, 1, (1, 2, 2), how)
     except UserError as problem:
@@ -298,6 +299,12 @@ def _process_of(scheduler: Any, source: str | Path) -> tuple[Process, bool]:
         raise UserError(
             f"The scheduler of {source} cannot be used: {first_line(problem)}. Expected options that diffusers can follow."
         ) from problem
+    if apart := own_ways(scheduler, process.family):
+        warnings.warn(
+            f"The scheduler of {source} has {', '.join(apart)}, which atdm's samplers do not follow: they space their steps "
+            "evenly from the last timestep. From Python, sampler= takes the scheduler as it is.",
+            stacklevel=3,
+        )
     return process, clip
 
 

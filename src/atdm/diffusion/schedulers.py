@@ -10,13 +10,27 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import UserError, unknown
-from .process import Process
+from .process import CLIPPING, TABLES, Process
 
 NATIVE = {
     "vp": ("epsilon", "sample", "v_prediction"),
     "flow": ("flow",),
     "edm": ("edm", "v_prediction"),
 }  # predictions that diffusers' schedulers of the family take
+
+FOLLOWED: dict[str, tuple[str, ...]] = {
+    "vp": (
+        *TABLES,
+        *CLIPPING,
+        "clip_sample",
+        "num_train_timesteps",
+        "prediction_type",
+        "timestep_spacing",
+        "variance_type",
+    ),
+    "flow": ("num_train_timesteps", "shift", "stochastic_sampling"),
+    "edm": ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho", "num_train_timesteps", "prediction_type"),
+}  # what atdm takes from a pipeline's scheduler, or says of all of them: the spacing
 
 
 class Sampler(NamedTuple):
@@ -131,8 +145,8 @@ def build_scheduler(name: str, process: Process, clip_sample: bool = False) -> A
     kind = getattr(unrespaced if hasattr(unrespaced, sampler.scheduler) else diffusers, sampler.scheduler)
     config = {
         "timestep_spacing": "trailing",
-        **_predicting(process, expected).scheduler_config(clip_sample),
         **sampler.options,
+        **_predicting(process, expected).scheduler_config(clip_sample),
     }
     accepted = inspect.signature(kind.__init__).parameters
     scheduler = kind(**{key: value for key, value in config.items() if key in accepted})
@@ -140,13 +154,29 @@ def build_scheduler(name: str, process: Process, clip_sample: bool = False) -> A
     return scheduler
 
 
+def own_ways(scheduler: Any, family: str) -> list[str]:
+    """The options of a diffusers ``scheduler``, other than its class has them, that atdm's own samplers do not follow.
+
+    They say how it spaces its steps and solves them, such as ``use_karras_sigmas`` and ``solver_order``.
+    """
+    accepted = inspect.signature(type(scheduler).__init__).parameters
+    config = scheduler.config
+    return [n for n in accepted if n in config and n not in FOLLOWED[family] and config[n] != accepted[n].default]
+
+
 def adopt(scheduler: Any, process: Process) -> Any:
     """A fresh copy of a diffusers ``scheduler``, for ``process``.
 
     Raises:
-        UserError: it has other tables, or expects another prediction than the network's, for which it has a word.
+        UserError: it has other tables, or expects another prediction than the network's, for which it has a word; or it
+            is of a flow and spaces its steps by more than its shift.
     """
     check_process(scheduler, process)
+    if process.family == "flow" and (apart := own_ways(scheduler, "flow")):
+        raise UserError(
+            f"{type(scheduler).__name__} has {', '.join(apart)}, which goes between the timesteps of the process. "
+            "Expected one that only shifts its levels (shift)."
+        )
     copied = type(scheduler).from_config(scheduler.config)
     expected = Process.from_scheduler(scheduler).prediction
     if expected not in NATIVE[process.family]:  # written into the scheduler of a pipeline by atdm

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .process import Process
 from .schedulers import adopt, build_scheduler, default_sampler, strided
 
@@ -78,8 +78,26 @@ class Sampling:
         if isinstance(sampling.sampler, str):
             scheduler = build_scheduler(sampling.sampler, process, bool(sampling.clip_sample))
             return scheduler, set_timesteps(scheduler, process, self.steps, strided(sampling.sampler, process))
-        scheduler = adopt(sampling.sampler, process)
-        return scheduler, set_timesteps(scheduler, process, self.steps, False)
+        return self._given(process)
+
+    def _given(self, process: Process) -> tuple[Any, list[int]]:
+        """:meth:`scheduler_for` of a scheduler of diffusers, of which a copy takes a step to see that it can."""
+        try:
+            scheduler, tried = (adopt(self.sampler, process) for _ in range(2))
+            timesteps = set_timesteps(scheduler, process, self.steps, False)
+            set_timesteps(tried, process, self.steps, False)
+            with torch.random.fork_rng(devices=[]):
+                if hasattr(tried, "scale_model_input"):
+                    tried.scale_model_input(torch.zeros(1, 1, 2, 2), tried.timesteps[0])
+                tried.step(torch.zeros(1, 1, 2, 2), tried.timesteps[0], torch.zeros(1, 1, 2, 2))
+        except UserError:
+            raise
+        except Exception as problem:  # diffusers raises what each class does
+            raise UserError(
+                f"{type(self.sampler).__name__} cannot be used as a sampler: {first_line(problem)}. Expected a scheduler of "
+                "diffusers whose step takes the network's output, the timestep and the state."
+            ) from problem
+        return scheduler, timesteps
 
     def last_ratio(self, process: Process) -> float:
         """``sigma_t/alpha_t`` where the network is evaluated last.
@@ -128,8 +146,8 @@ def set_timesteps(scheduler: Any, process: Process, steps: int, strided: bool) -
     timesteps = scheduler.timesteps
     if not torch.equal(timesteps, timesteps.round()):
         raise UserError(
-            f"{type(scheduler).__name__} goes through fractional timesteps. Expected whole ones, "
-            'as with timestep_spacing="trailing".'
+            f"{type(scheduler).__name__} goes through fractional timesteps. Expected whole ones, as with "
+            'timestep_spacing="trailing" and no Karras or like spacing; DPMSolverMultistepScheduler rounds them.'
         )
     signal = float(process.alphas[int(timesteps[0])])
     if signal > max(MAX_SIGNAL_AT_START, float(process.alphas[-1])):

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ..data.folders import require_own
 from ..data.items import to_uint8
 from ..errors import UserError
 from ..files import atomic, require_writable
@@ -65,6 +66,7 @@ def check_target(path: Path, item_shape: tuple[int, ...]) -> None:
         raise UserError(f"'{path}' is already there. Expected a new name or an empty folder.")
     if path.suffix and path.is_dir():
         raise UserError(f"'{path}' is a folder. Expected the name of a file.")
+    require_own(path)
     require_writable(path)
 
 

@@ -33,7 +33,7 @@ from ..spec import build
 from ..training.checkpoint import read_config, read_objective
 from ..training.config import ObjectiveConfig, TrainConfig
 from ..training.log import read_log, training_seconds
-from ..training.trusted import reference_of
+from ..training.trusted import reference_for, reference_of
 from .page import Row
 
 SECOND = {"vp": "ddim", "flow": "heun", "edm": "dpm-solver++"}  # the sampler beside that of atdm sample
@@ -233,9 +233,9 @@ def _qualities(
     job: ModelJob, model: Model, dataset: Dataset, tell: Tell
 ) -> tuple[list[Row], dict[tuple[str, int], Tensor], float]:
     """Rows and samples by sampler and number of steps; and the seconds of a sample at the most steps."""
-    plan, kind = job.plan, metrics.ReferenceSet
-    corrupted = job.config is not None and job.config["corrupt"] != "none"
-    against = kind.trusted(dataset) if job.trusted else kind.of(dataset, corrupted)
+    plan, config = job.plan, job.config or {}
+    known = metrics.ReferenceSet.of(dataset, config.get("corrupt", "none") != "none") if not job.trusted else None
+    against = known or reference_for(Path(job.model), config, dataset)
     reference = against.items
     compared: dict[str, Any] = {**against.as_dict(), "model": job.model, "checkpoint": model.hash}
     compared["conditioned_on"] = model.conditioned_on

@@ -30,7 +30,7 @@ from ..noise import Levels
 from ..objective import Loss, Objective
 from .choice import choose, trusted_levels
 from .config import ObjectiveConfig, TrainConfig
-from .trusted import NEEDED, open_trusted, require_enough
+from .trusted import NEEDED, open_trusted, require_enough, require_untrusted
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ def _source(config: TrainConfig, dataset: Dataset, trusted: Dataset | None, std:
                 f"The trusted images {trusted.spec} are of shape {list(trusted.items.item_shape)}, and the data "
                 f"{dataset.spec} of {list(items.item_shape)}. Expected one shape, such as with --image_size."
             )
+        require_untrusted(dataset, trusted)
         items, count = Joined(items, trusted.items), len(trusted.items)
         std = None if std is None else torch.cat([std, std.new_zeros(count)])
     return Source(

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..data import Dataset, load
 from ..data.decode import Progress
+from ..data.items import every
 from ..data.source import GAUGED, Source
 from ..errors import UserError
-from ..files import atomic, load_tensors, save_tensors, tensor_metadata
+from ..files import Sums, atomic, load_tensors, save_tensors, tensor_metadata
+from ..metrics.reference import ReferenceSet
 from ..noise import Levels, least_levels
 from .config import TrainConfig
 from .fingerprint import Fingerprint
@@ -56,6 +59,42 @@ def require_enough(found: Dataset) -> Dataset:
             f"{found.spec} holds {len(found.items)} trusted images. Expected {LEAST} or more, better a few hundred."
         )
     return found
+
+
+def require_untrusted(data: Dataset, found: Dataset) -> None:
+    """Refuse trusted images that hold all the data, under whatever name: nothing is left that nobody vouches for.
+
+    Raises:
+        UserError: they do.
+    """
+    if len(data.items) <= len(found.items) and _share_among(_sums(data), _sums(found)) == 1:
+        raise UserError(
+            f"The data {data.spec} are all among the trusted images {found.spec}. Expected trusted images apart from those "
+            "that nobody vouches for: a folder of their own, outside the data."
+        )
+
+
+def reference_for(run: Path, config: Mapping[str, Any], dataset: Dataset) -> ReferenceSet:
+    """What samples are compared with, where a person vouches for ``dataset``: the noisy data of the run itself stay such.
+
+    Args:
+        run, config: of the model; an empty configuration where it is no run.
+    """
+    before = Fingerprint.load(run) if config.get("corrupt") == "none" else None
+    classes = dataset.classes if config.get("class_labels") and dataset.labelled is not None else None
+    now = None if before is None else Fingerprint.of(dataset, classes)
+    if before is not None and now is not None and _share_among(before.sums, now.sums) > 0.5:
+        return ReferenceSet.of(dataset, corrupted=False)
+    return ReferenceSet.trusted(dataset)
+
+
+def _sums(dataset: Dataset) -> np.ndarray:
+    found = Fingerprint.of(dataset)
+    return Sums.of(every(dataset.items).numpy()).values if found is None else found.sums
+
+
+def _share_among(items: np.ndarray, others: np.ndarray) -> float:
+    return float(np.isin(items, others).mean())
 
 
 def of_run(run: Path, config: Mapping[str, Any]) -> Dataset | None:
