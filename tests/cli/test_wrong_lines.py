@@ -302,6 +302,8 @@ SENTENCES = [
     (["train", "--data", "plane:n=40", "--process", "linear:steps=10"], "more than 20 steps, or a smaller beta_end"),
     (["attack", "x", "--budgets", "0,9e99"], "Expected numbers separated by commas"),
     (["train", "--stepz", "3"], "Unknown option 'stepz'. Did you mean 'steps'"),
+    (["report", "x", "--attack.budgets", "0"], "Unknown option 'attack.budgets'. Did you mean 'budgets'"),
+    (["train", "--objective.weigth=3"], "Unknown option 'objective.weigth'. Did you mean 'objective.weight'"),
     *(
         ([command, "x", "--steps", "5"], "Unknown option 'steps'. Did you mean 'sampling_steps'")
         for command in ("sample", "evaluate", "attack", "purify")

@@ -227,6 +227,8 @@ def spell(words: list[str], parser: Any) -> list[str]:
     for index, word in enumerate(words):
         option, equals, value = word.partition("=")
         name, action = known.get(option[2:].replace("-", "_"), ("", None))
+        if option.startswith("--") and "." in option and not name:  # jsonargparse would make it a part of a value
+            parser.error(f"Unrecognized arguments: {option}")
         if not option.startswith("--") or not name:
             spelled.append(_value(word, before))
             before = None
