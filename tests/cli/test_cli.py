@@ -9,12 +9,10 @@ from pathlib import Path
 
 import jsonargparse
 import pytest
-import torch
 
 from atdm.cli.common import destination
 from atdm.cli.parser import SUMMARY, make_parser
 from atdm.errors import UserError
-from atdm.plot.samples import save_samples
 from helpers import atdm, parsed
 
 
@@ -249,13 +247,14 @@ def test_what_a_run_or_a_pipeline_owns_is_not_overwritten(capsys, tmp_path, monk
         "link.json",
         str(tmp_path / "run/metrics.json"),
     ):
-        if (words := commands.get(Path(aim).suffix)) and not aim.endswith(".npz"):
+        if words := commands.get(Path(aim).suffix):
             code, out, err = atdm(capsys, *words, "--out", aim)
             assert (code, out) == (2, ""), (aim, err)
             assert "so that it is not overwritten" in " ".join(err.split()), (aim, err)
-    for aim in ("run/truth.npz", "noisy/samples.npz", "run/samples/step-1.png"):
-        with pytest.raises(UserError, match="so that it is not overwritten"):
-            save_samples(torch.zeros(1, 1, 8, 8), aim)
+    for words in (["sample", "none"], ["purify", "none", "--data", "digits", "--noise", "1"]):
+        code, _, err = atdm(capsys, *words, "--out", "run/samples/step-1.png")
+        assert code == 2
+        assert "so that it is not overwritten" in " ".join(err.split()), err
     assert {file: file.read_text() for file in tmp_path.rglob("*") if file.is_file()} == before
     for free in ("run/mine.json", "new/metrics.json", "audit/mine.json"):
         assert destination(free, ".json") == Path(free)

@@ -357,6 +357,7 @@ NOISY = Source(
     ),
     std=LEVELS,
     least=LEVELS,
+    trusted=8,
 )
 
 

@@ -17,7 +17,7 @@ from atdm.diffusion.process import Process
 from atdm.errors import UserError
 from atdm.metrics import psnr, ssim
 from atdm.nets import build_net
-from atdm.restoration import Restoration, gauge, restore, timesteps_of
+from atdm.restoration import Restoration, gauge, restore
 from atdm.restoration.classical import denoised, denoisers
 from atdm.restoration.write import CleanReference, names_of, write
 from helpers import STDS, TURN, Gaussian, Ideal, S, atdm, seeded
@@ -34,15 +34,6 @@ PROCESSES = {
 
 
 # --- one evaluation -----------------------------------------------------------------------------------------------------
-def test_the_timestep_is_the_nearest():
-    t = timesteps_of(LINEAR, torch.tensor([0.0, 0.1, 0.2, 1e9]))
-    ratios = LINEAR.ratio(torch.arange(LINEAR.steps))
-    assert t[0] == 0
-    assert t[-1] == LINEAR.steps - 1
-    for std, at in zip((0.1, 0.2), t[1:3], strict=True):
-        assert (ratios[at] - std).abs() == (ratios - std).abs().min()
-
-
 @pytest.mark.parametrize("name", PROCESSES)
 def test_of_gaussian_data_it_is_the_wiener_estimate_in_every_parameterization(name):
     process = PROCESSES[name]

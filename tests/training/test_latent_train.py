@@ -192,7 +192,7 @@ def test_diffusers_opens_it_by_itself(trained):
         (["--image_size", "15"], "divides sides by 2; the images have 15x15 pixels"),
         (["--data", "digits"], "takes images of 3 channels; these have 1"),
         (["--data", "plane"], "The autoencoder is for images"),
-        (["--objective.name", "sure"], "knows the noise of pixels"),
+        (["--objective.name", "sure"], "works by the noise of pixels"),
     ],
 )
 def test_mistakes_are_sentences_and_exit_2(capsys, photos, vae, tmp_path, monkeypatch, more, sentence):

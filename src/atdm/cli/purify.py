@@ -42,17 +42,20 @@ def run(words: list[str]) -> int:
     from ..attack.purify import Purifier, purify
     from ..corruption import corrupt
     from ..data import load
+    from ..data.folders import require_own
     from ..diffusion.model import require_finite
     from ..plot.samples import check_target, save_samples
 
     if given.label == "all":
         raise UserError("The items to purify are not of all classes in turn. Expected one --label, or none.")
+    out = Path(given.out).expanduser()
+    require_own(out)
     dataset = load(given.data, seed=given.seed, **reading(given), hold_out=False)
     dataset.require_whole("atdm purify")
     tell_notes(dataset.notes)
     x, _ = corrupt(dataset.x, given.corrupt, given.seed)
     model = open_model(given, pixels=True).for_items(dataset.item_shape, given.model, given.data)
-    check_target(out := Path(given.out).expanduser(), dataset.item_shape)
+    check_target(out, dataset.item_shape)
     require_outside(out, given.data)
     purifier = Purifier(model, noise=given.noise, sampling=sampling_of(given))
     made = purify(purifier, x, seed=given.seed, batch_size=given.batch_size)

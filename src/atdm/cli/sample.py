@@ -39,10 +39,13 @@ def run(words: list[str]) -> int:
     parser = make_parser("sample", Options)
     add_sampling(parser, 250, "ddpm")
     given = parser.parse_args(words)
+    from ..data.folders import require_own
     from ..diffusion.model import require_finite
     from ..plot.samples import check_target, save_samples
 
-    target, model = Path(given.out), open_model(given)
+    target = Path(given.out)
+    require_own(target)
+    model = open_model(given)
     if given.image_size is not None:
         if given.image_size < 1:
             raise UserError(f"image_size is {given.image_size}. Expected a positive number of pixels.")

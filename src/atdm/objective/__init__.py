@@ -7,6 +7,7 @@ from .free import Free
 from .huber import PseudoHuber
 from .input_perturbation import InputPerturbation
 from .kinds import ASCENTS, KINDS
+from .sfbd import Sfbd
 from .sure import Sure
 from .terms import Baseline, Draws, Loss, Terms
 
@@ -27,6 +28,7 @@ __all__ = [
     "Objective",
     "Omni",
     "PseudoHuber",
+    "Sfbd",
     "Sure",
     "Terms",
 ]

@@ -6,6 +6,7 @@ from .ambient import Ambient, AmbientBlind, Omni
 from .free import Free
 from .huber import PseudoHuber
 from .input_perturbation import InputPerturbation
+from .sfbd import Sfbd
 from .sure import Sure
 from .terms import Baseline
 
@@ -15,6 +16,7 @@ BASELINES: dict[str, type[Baseline]] = {
     "ambient": Ambient,
     "ambient_blind": AmbientBlind,
     "omni": Omni,
+    "sfbd": Sfbd,
     "sure": Sure,
     "free": Free,
 }

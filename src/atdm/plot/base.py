@@ -36,6 +36,7 @@ COLOURS: dict[str, str] = {
     "ambient": "#117733",
     "ambient_blind": "#6b8e23",
     "omni": "#a03050",
+    "sfbd": "#2a9d8f",
     "sure": "#5b7083",
     "free": "#c2185b",
 }

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ..data.folders import require_own
 from ..data.items import to_uint8
 from ..errors import UserError
 from ..files import atomic, require_writable
@@ -66,7 +65,6 @@ def check_target(path: Path, item_shape: tuple[int, ...]) -> None:
         raise UserError(f"'{path}' is already there. Expected a new name or an empty folder.")
     if path.suffix and path.is_dir():
         raise UserError(f"'{path}' is a folder. Expected the name of a file.")
-    require_own(path)
     require_writable(path)
 
 

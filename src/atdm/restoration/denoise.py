@@ -10,19 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.source import Source
+from ..diffusion.backward import timesteps_of
 from ..diffusion.model import Model, require_finite
-from ..diffusion.process import Process, per_item
+from ..diffusion.process import per_item
 from ..diffusion.sampling import evaluating
 from ..errors import UserError
 from ..noise import noise_stds
 
 BATCH = 256
-
-
-def timesteps_of(process: Process, stds: Float[Tensor, "n"]) -> Int[Tensor, "n"]:
-    """The timesteps at which ``sigma_t / alpha_t`` is nearest to each noise std (data units)."""
-    ratios = process.ratio(torch.arange(process.steps)).double()
-    return (ratios[:, None] - stds.double().cpu()).abs().argmin(0)
 
 
 @torch.no_grad()

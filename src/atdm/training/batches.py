@@ -17,9 +17,10 @@ from ..data.streaming import IndexedBatch
 from ..diffusion.conditioning import drop_conditioning
 from ..errors import UserError
 from ..noise import Gauge
-from ..objective import Draws, Loss
+from ..objective import Draws, Loss, Sfbd
 from .config import Settings
 from .state import State
+from .trusted import NEEDED
 from .update import MicroBatch
 
 
@@ -35,10 +36,14 @@ def seed_of(*key: object) -> int:
 
 
 class Order:
-    """The order of the data: every item once per epoch, shuffled anew each epoch, addressed by step."""
+    """The order of the data: every item once per epoch, shuffled anew each epoch, addressed by step.
 
-    def __init__(self, items: int, batch_size: int, seed: int) -> None:
-        self.items, self.batch_size, self.seed = items, batch_size, seed
+    Args:
+        start: index of the first of the items.
+    """
+
+    def __init__(self, items: int, batch_size: int, seed: int, start: int = 0) -> None:
+        self.items, self.batch_size, self.seed, self.start = items, batch_size, seed, start
         self._epochs: dict[int, Tensor] = {}
 
     def __getitem__(self, step: int) -> Tensor:
@@ -54,7 +59,7 @@ class Order:
         return (step * self.batch_size + torch.arange(self.batch_size)) // self.items
 
     def _permutation(self, epoch: int) -> Tensor:
-        return torch.randperm(self.items, generator=generator_of("cpu", self.seed, "order", epoch))
+        return self.start + torch.randperm(self.items, generator=generator_of("cpu", self.seed, "order", epoch))
 
 
 def source_for(objective: Loss, data: Source | Tensor) -> Source:
@@ -69,13 +74,29 @@ def source_for(objective: Loss, data: Source | Tensor) -> Source:
             "Expected Source(Floats(data), std=levels)."
         )
     source = (data if isinstance(data, Source) else Source(Floats(data))).prepared()
+    require_items(objective, source)
+    return source
+
+
+def require_items(objective: Loss, source: Source) -> None:
+    """Refuse items that the loss cannot learn from (:class:`~atdm.errors.UserError`)."""
     if objective.levels_from == "trusted" and source.least is None:
         raise UserError(
             "omni needs the level from which on each item is as good as a trusted one. Expected trusted images (--trusted "
             "FOLDER), or Source(items, least=atdm.noise.least_levels(items, trusted).stds)."
         )
+    if isinstance(objective, Sfbd):
+        if not source.trusted:
+            raise UserError(NEEDED["sfbd"])
+        if source.fresh and source.corruption:
+            raise UserError(
+                "sfbd denoises each item once in a round, and corrupt_fresh draws its corruption anew. Expected one of them."
+            )
+        if source.window is not None:
+            raise UserError(
+                "sfbd denoises whole images, and crop random cuts windows. Expected a crop of center or none."
+            )
     objective.require_items(source.item_shape)
-    return source
 
 
 def gauge_of(source: Source) -> Gauge | None:
@@ -155,7 +176,7 @@ class RankShare:
         levels: list[Tensor | None] = [None] * self.settings.accumulate
         if loss.levels_from is not None:
             levels = [
-                *self._levels(loss, x, batch.indices, batch.epochs)
+                *self.levels(loss, x, batch.indices, batch.epochs)
                 .to(self.device, non_blocking=True)
                 .split(self.micro_size)
             ]
@@ -166,7 +187,7 @@ class RankShare:
             found.append(MicroBatch(x0, slice(begin, begin + self.micro_size), levels[i], given))
         return found
 
-    def _levels(self, loss: Loss, x: Tensor, indices: Tensor, epochs: Tensor) -> Tensor:
+    def levels(self, loss: Loss, x: Tensor, indices: Tensor, epochs: Tensor) -> Tensor:
         """The noise levels of the items, from where the loss wants them."""
         source = self.source
         if loss.levels_from == "truth":

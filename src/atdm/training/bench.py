@@ -150,7 +150,7 @@ def _loops(options: Options, objectives: dict[str, Loss], device: torch.device) 
     data = torch.randn(8 * options.batch_size, *shape, generator=torch.Generator().manual_seed(0))
     switches = {name: getattr(options, name) for name in ("channels_last", "compile", "gradient_checkpointing")}
     levels = torch.full((len(data),), 0.2)
-    source = Source(Floats(data), std=levels, least=levels)
+    source = Source(Floats(data), std=levels, least=levels, trusted=options.batch_size)
     settings = Settings(steps=10**9, batch_size=options.batch_size, lr=1e-4, **switches)
 
     def fresh() -> State:

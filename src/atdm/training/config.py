@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ..errors import UserError, require_utf8, unknown
 from ..memory import require_threads
+from ..spec import build, parse_spec
 from ..text import changed
 from .reading import DataConfig
 from .versions import RENAMED, in_todays_words
@@ -99,7 +100,7 @@ class ObjectiveConfig:
         name: auto (chosen from the data: ambient_blind, or robust_adv with gate and strength; auto:k=5: the latter, stronger),
             robust_adv (as published), ddpm, robust_rand, inv_rand or inv_adv; or a baseline with its constants, which like auto takes
             none of the options below: input_perturbation:gamma=0.1, pseudo_huber:c=0.1, ambient, ambient_blind:exchange=true, omni
-            (by --trusted), sure, free:radius=0.1.
+            and sfbd:pretrain=0.5,rounds=2 (by --trusted), sure, free:radius=0.1.
         radius: how far to perturb, in noise units: published:omega=2,floor=8/255,beta=uniform,beta_min=0, floored (its bias as
             a least radius) or constant:r=1.
         weight: how much it counts: published:lam=0.3, over_radius:lam=0.3 (the bias inside the weight), over_variance:lam=0.3,
@@ -146,9 +147,12 @@ class ObjectiveConfig:
     @property
     def automatic(self) -> bool:
         """Whether the data are to choose."""
-        from ..spec import parse_spec
-
         return parse_spec(self.name)[0] == "auto"
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether the data change from round to round."""
+        return parse_spec(self.name)[0] == "sfbd"
 
     def fitted(self, x: Any, hidden: float = 0.0) -> ObjectiveConfig:
         """These options, with ``auto`` replaced by the regularizer that suits training data ``x`` (:mod:`atdm.objective.auto`).
@@ -159,7 +163,6 @@ class ObjectiveConfig:
         if not self.automatic:
             return self
         from ..objective.auto import constants
-        from ..spec import build
 
         return ObjectiveConfig(**build("objective", self.name, {"auto": constants}, x=x, hidden=hidden))
 
@@ -167,7 +170,6 @@ class ObjectiveConfig:
         """The objective for ``process``."""
         from ..objective import KINDS, OBJECTIVES, Objective
         from ..objective.perturb import RADII, WEIGHTS, Perturbation
-        from ..spec import build, parse_spec
 
         name, options = parse_spec(self.name)
         if self.automatic:
@@ -251,8 +253,7 @@ class TrainConfig(Settings, DataConfig):
         require_utf8("out", self.out)
         Settings.__post_init__(self)
         DataConfig.__post_init__(self)
-        least = {"log_every": 1, "save_every": 1, "sample_every": 0, "metrics_samples": 2, "keep": 1}
-        for name, low in least.items():
+        for name, low in {"log_every": 1, "save_every": 1, "sample_every": 0, "metrics_samples": 2, "keep": 1}.items():
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
         require_threads(self.threads)
@@ -281,8 +282,7 @@ class TrainConfig(Settings, DataConfig):
     # What may differ between a run folder and the command that resumes it: nothing that changes the weights.
     FREE = (
         *("out", "log_every", "log_with", "save_every", "sample_every", "metrics", "metrics_samples"),
-        *("clip_sample", "changed_data"),
-        *("keep", "threads", "shard", "steps", "epochs", "cache", "workers"),
+        *("clip_sample", "changed_data", "keep", "threads", "shard", "steps", "epochs", "cache", "workers"),
     )
     # What says how the data are read, for whoever reads them again.
     READING = ("seed", "image_size", "crop", "limit", "skip_broken", "cache", "max_pixels")
@@ -294,7 +294,6 @@ class TrainConfig(Settings, DataConfig):
     def build_process(self) -> Any:
         """The forward process."""
         from ..diffusion.process import PROCESSES
-        from ..spec import build
 
         return build("process", self.process, PROCESSES)
 
@@ -316,7 +315,7 @@ class TrainConfig(Settings, DataConfig):
         Raises:
             UserError: names the first option that differs and both values.
         """
-        longer = self.decay == "constant" and self.objective.start == 0 and start == 0
+        longer = self.decay == "constant" and self.objective.start == start == 0 and not self.objective.in_rounds
         free = set(self.FREE) if longer else set(self.FREE) - {"steps", "epochs"}
         if self.epochs is not None and self.epochs == stored.get("epochs"):
             free.add("steps")  # which they became when the data were there
@@ -337,8 +336,9 @@ class TrainConfig(Settings, DataConfig):
         """Why a run cannot be made longer."""
         if self.decay != "constant":
             return "The learning rate falls to 0 at the end, so a longer run has another one at every step."
+        what, they = ("rounds", "them") if self.objective.in_rounds else ("regularizer", "it")
         return (
-            f"{self.objective.name} begins its regularizer at a share of the steps, so a longer run begins it later; "
+            f"{self.objective.name} begins its {what} at a share of the steps, so a longer run begins {they} later; "
             "--init with the model of a run goes on from its weights."
         )
 

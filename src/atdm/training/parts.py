@@ -27,7 +27,9 @@ from ..errors import UserError
 from ..files import atomic
 from ..nets import build_net, count_parameters, flops, is_unet, load_net, weights_hash
 from ..noise import Levels
-from ..objective import Loss, Objective
+from ..objective import Loss, Objective, Sfbd
+from ..spec import parse_spec
+from .batches import require_items
 from .choice import choose, trusted_levels
 from .config import ObjectiveConfig, TrainConfig
 from .trusted import NEEDED, open_trusted, require_enough, require_untrusted
@@ -83,13 +85,7 @@ def build(
     process, automatic = config.build_process(), config.objective.automatic
     # Until the data are there to choose by, auto is ddpm.
     objective = (ObjectiveConfig("ddpm") if automatic else config.objective).build(process, config.seed)
-    if config.vae and objective.levels_from == "truth":
-        raise UserError(
-            f"The objective {config.objective.name} knows the noise of pixels, and the autoencoder makes something else "
-            "of it. Expected an objective that needs no noise levels, or no vae."
-        )
-    if objective.levels_from == "trusted" and config.trusted is None and trusted is None:
-        raise UserError(NEEDED)
+    _require_able(config, objective, trusted)
     latents = Latents.load(config.vae) if config.vae else None
     dataset = dataset or load(config.data, **config.reading(), progress=progress)
     trusted = require_enough(trusted) if trusted else open_trusted(config.as_dict(), progress)
@@ -107,7 +103,7 @@ def build(
         chosen, why = choose(config, source, levels)
         config, found = dataclasses.replace(config, objective=chosen), [*found, *why]
         objective = config.objective.build(process, config.seed)
-    objective.require_items(source.item_shape)
+    require_items(objective, source)
     size = 8.0 * config.batch_size * math.prod(source.item_shape)  # noise and a perturbation for each item
     memory.require(size, f"A batch of {config.batch_size:,} items", "Expected a smaller batch_size.")
     keys = source.keys_of(torch.arange(len(source) - source.trusted)).tolist()
@@ -123,6 +119,27 @@ def build(
     clip = clips if config.clip_sample is None else config.clip_sample
     notes = (*dataset.notes, *_said(trusted), *found)
     return Parts(config, dataset, trusted, source, truth, net, objective, latents, clip, notes, levels)
+
+
+def _require_able(config: TrainConfig, objective: Loss, trusted: Dataset | None) -> None:
+    """Refuse an objective that cannot learn from such a configuration, before its data are read.
+
+    Raises:
+        UserError: says what it needs.
+    """
+    name, rounds = parse_spec(config.objective.name)[0], isinstance(objective, Sfbd)
+    if config.vae and (objective.levels_from == "truth" or rounds):
+        raise UserError(
+            f"The objective {config.objective.name} works by the noise of pixels, and the autoencoder makes something else "
+            "of it. Expected an objective that needs no noise levels, or no vae."
+        )
+    if name in NEEDED and config.trusted is None and trusted is None:
+        raise UserError(NEEDED[name])
+    if rounds and config.objective.start > 0:
+        raise UserError(
+            f"sfbd begins on trusted images alone, and start is {config.objective.start:g}. Expected --objective "
+            f"sfbd:pretrain={config.objective.start:g}, or no start."
+        )
 
 
 def _source(config: TrainConfig, dataset: Dataset, trusted: Dataset | None, std: Tensor | None) -> Source:

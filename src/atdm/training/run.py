@@ -168,7 +168,7 @@ def _same(config: TrainConfig, parts: Parts, folder: Path) -> tuple[dict[str, Fi
     Raises:
         UserError: they are not those that the run began with.
     """
-    kept = parts.latents is not None or parts.levels is not None
+    kept = parts.latents is not None or parts.levels is not None or parts.config.objective.in_rounds
     classes = parts.dataset.classes if config.class_labels else None
     data, changed = require_same_data(parts.dataset, folder, config.changed_data, kept, classes=classes)
     clean = parts.trusted

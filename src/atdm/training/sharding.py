@@ -42,6 +42,7 @@ def require_shardable(config: TrainConfig, objective: Loss, accelerator: Acceler
         "compile": config.compile,
         "sample_every": config.sample_every > 0,
         "metrics": config.metrics != "none",
+        "sfbd": config.objective.in_rounds,
     }
     for name in (name for name, is_set in asked.items() if is_set):
         raise UserError(f"shard and {name} do not go together. Expected one of them.")

@@ -29,6 +29,7 @@ class State:
     optimizer: torch.optim.AdamW
     step: int = 0  # optimizer steps done
     positions: dict[int, str] = field(default_factory=dict)  # of a stream, where each process goes on
+    denoised: Tensor | None = None  # of a loss in rounds, the noisy items as its round sees them
 
     @classmethod
     def create(cls, model: nn.Module, settings: Settings) -> State:
@@ -62,6 +63,8 @@ class State:
             named |= {f"optimizer.{key}.{names[parameter]}": v for key, v in values.items()}
         for process, position in self.positions.items():
             named[f"stream.{process}"] = torch.frombuffer(bytearray(position.encode()), dtype=torch.uint8)
+        if self.denoised is not None:
+            named["denoised"] = self.denoised
         found = ((name, whole(value)) for name, value in named.items())
         return {name: value for name, value in found if keep}
 
@@ -110,7 +113,7 @@ class State:
                 }
         positions = {k.removeprefix("stream."): v for k, v in named.items() if k.startswith("stream.")}
         self.positions = {int(k): bytes(v.tolist()).decode() for k, v in positions.items()}
-        self.step = step
+        self.step, self.denoised = step, named.get("denoised")
 
     @torch.no_grad()
     def average(self, decay: float) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..data.source import Source
 from ..errors import UserError
 from ..objective import Loss, Objective, Terms
+from . import rounds
 from .batches import Order, RankShare, gauge_of, seed_of, source_for
 from .callbacks import Callback
 from .config import Settings
@@ -70,14 +71,14 @@ def fit(
     share = RankShare(
         source, settings, Order(len(source), settings.batch_size, settings.seed), device, world, rank, gauge
     )
-    batches = share.batches(state, workers)
+    batches = rounds.batches(share, objective, state, workers, accelerator)
     clock = time.perf_counter()
     while state.step < settings.steps:
         step = state.step
         loss_of = objective if step >= first else plain
         for group in state.optimizer.param_groups:
             group["lr"] = settings.lr_at(step)
-        batch = next(batches)
+        share, batch = next(batches)
         micro_batches, draws = share.micro_batches(loss_of, step, batch), share.draws(loss_of, step)
         for replay in range(loss_of.replays):
             draws = loss_of.next_draws(draws) if replay else draws

@@ -25,7 +25,10 @@ from .fingerprint import Fingerprint
 LEAST = 20  # images: fewer say nothing of a distribution
 FILE = "trusted.npz"  # of a run folder: their fingerprint
 LEVELS = "levels.safetensors"  # likewise: from which noise level on each other item is as good as they are
-NEEDED = "omni learns from trusted images which others are as good. Expected --trusted FOLDER, 20 or more clean images."
+NEEDED = {
+    "omni": "omni learns from trusted images which others are as good. Expected --trusted FOLDER, 20 or more clean images.",
+    "sfbd": "sfbd begins on trusted images alone. Expected --trusted FOLDER, 20 or more clean images.",
+}
 
 
 def reading(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def levels_of(source: Source, run: Path | None, progress: Progress | None = None
         UserError: the source has no trusted items, or draws its corruption anew, or the run keeps levels of other items.
     """
     if not source.trusted:
-        raise UserError(NEEDED)
+        raise UserError(NEEDED["omni"])
     if source.fresh and source.corruption:
         raise UserError(
             "omni finds one level for each item, and corrupt_fresh draws its corruption anew. Expected one of them."
