@@ -17,6 +17,7 @@ from atdm.errors import UserError
 from atdm.files import Sums
 from atdm.training import checkpoint, run
 from atdm.training.config import ObjectiveConfig, TrainConfig
+from atdm.training.fingerprint import Fingerprint
 from helpers import atdm
 
 OPTIONS = {"data": "plane:n=300", "corrupt": "outliers:share=0.1", "net": "mlp:width=16,depth=1", "batch_size": 16}
@@ -320,7 +321,7 @@ def test_a_wish_to_stop_during_a_grid_saves_the_step_and_the_grid_is_drawn_later
 
 
 def pictures(folder, count, begin=0):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for i in range(begin, begin + count):
         pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i:02d}.png")
@@ -391,6 +392,20 @@ def test_data_that_changed_since_the_run_began(tmp_path, capsys, change):
     assert "without that file" in err
     (tmp_path / "run" / "data.npz").unlink()
     assert atdm(capsys, *words, "--steps=10")[0] == 0, "a run of an earlier version keeps none"
+
+
+def test_a_class_that_has_another_name_since_the_run_began(tmp_path, capsys):
+    for name in "ab":
+        pictures(tmp_path / "photos" / name, 3)
+    words = ["train", f"--data={tmp_path}/photos", "--class_labels=true", "--net=tiny:channels=8,multipliers=1"]
+    words += ["--batch_size=4", "--objective.name=ddpm", f"--out={tmp_path}/run"]
+    assert atdm(capsys, *words, "--steps=2")[0] == 0
+    assert atdm(capsys, *words, "--steps=3")[0] == 0, "the same data"
+    (tmp_path / "photos" / "b").rename(tmp_path / "photos" / "c")
+    code, _, err = atdm(capsys, *words, "--steps=4")
+    assert (code, "their class b is called c." in err) == (2, True), err
+    assert atdm(capsys, *words, "--steps=4", "--changed_data=true")[0] == 0
+    assert Fingerprint.load(tmp_path / "run").classes == ("a", "c")
 
 
 def test_latents_are_checked(tmp_path):

@@ -77,7 +77,8 @@ def test_a_configuration_with_trusted_images_trains_on_both(clean):
     parts = build(TrainConfig(data="digits", limit=40, corrupt=NOISE, trusted=clean, net="mlp:width=16"))
     assert (len(parts.source), parts.source.trusted, parts.truth.touched.shape[1]) == (65, 25, 40)
     assert torch.equal(parts.source.first(65)[40:], load(clean).x)
-    assert any("25 items" in note and "join the training data" in note for note in parts.notes)
+    (note,) = (note for note in parts.notes if "25 items" in note and "join the training data" in note)
+    assert "among the data" not in note
 
 
 def test_training_and_evaluation_compare_with_the_trusted_images(capsys, tmp_path, clean):
@@ -138,7 +139,9 @@ def test_trusted_images_are_apart_from_the_data(photos, tmp_path, monkeypatch):
         build(TrainConfig(data="digits", trusted="digits", limit=40, net="mlp:width=16"))
     for old in sorted((tmp_path / "copy").iterdir())[:4]:
         old.unlink()
-    assert build(TrainConfig(data=str(photos), trusted="copy", image_size=8, net="mlp:width=16")).source.trusted == 20
+    parts = build(TrainConfig(data=str(photos), trusted="copy", image_size=8, net="mlp:width=16"))
+    assert parts.source.trusted == 20
+    assert any("20 of them are among the data as well" in note for note in parts.notes)
 
 
 def test_noisy_training_data_are_no_trusted_reference(photos, tmp_path, capsys):

@@ -24,6 +24,7 @@ class Fingerprint:
 
     sums: np.ndarray
     item_shape: tuple[int, ...]
+    classes: tuple[str, ...] = ()  # their names, where the network is given them
 
     @classmethod
     def of(cls, dataset: Dataset, classes: Classes | None = None) -> Fingerprint | None:
@@ -40,7 +41,7 @@ class Fingerprint:
             return None
         if classes is not None:
             sums = sums ^ (classes.of.numpy() * MIX % 2**32).astype("<u4")
-        return cls(sums, tuple(dataset.items.item_shape))
+        return cls(sums, tuple(dataset.items.item_shape), () if classes is None else classes.names)
 
     @classmethod
     def load(cls, run: Path, file: str = FILE) -> Fingerprint | None:
@@ -57,7 +58,8 @@ class Fingerprint:
             return None
         try:
             with np.load(path, allow_pickle=False) as found:
-                return cls(found["crc32"].astype("<u4"), tuple(map(int, found["item_shape"])))
+                names = tuple(map(str, found["classes"])) if "classes" in found else ()
+                return cls(found["crc32"].astype("<u4"), tuple(map(int, found["item_shape"])), names)
         except Exception as problem:  # zipfile, zlib and numpy each raise their own
             raise UserError(
                 f"Cannot read {path}: {first_line(problem)}. Expected what atdm train wrote; without that file the data are "
@@ -67,14 +69,20 @@ class Fingerprint:
     def save(self, run: Path, file: str = FILE) -> None:
         """Keep it in a run folder."""
         with atomic(run / file) as scratch:
-            np.savez(scratch, crc32=self.sums, item_shape=np.array(self.item_shape))
+            np.savez(
+                scratch,
+                crc32=self.sums,
+                item_shape=np.array(self.item_shape),
+                classes=np.array(self.classes, dtype=str),
+            )
 
     def differs(self, now: Fingerprint) -> str | None:
         """What is different of data whose fingerprint is ``now``; None: nothing."""
         if self.item_shape != now.item_shape:
             return f"their items were of shape {list(self.item_shape)} and are of {list(now.item_shape)}"
         if np.array_equal(self.sums, now.sums):
-            return None
+            pairs = zip(self.classes, now.classes, strict=False)
+            return next((f"their class {was} is called {name}" for was, name in pairs if was != name), None)
         before, after = Counter(self.sums.tolist()), Counter(now.sums.tolist())
         gone, new = (before - after).total(), (after - before).total()
         if not gone and not new:

@@ -32,7 +32,7 @@ from ..spec import parse_spec
 from .batches import require_items
 from .choice import choose, trusted_levels
 from .config import ObjectiveConfig, TrainConfig
-from .trusted import NEEDED, open_trusted, require_enough, require_untrusted
+from .trusted import NEEDED, open_trusted, require_enough, said_of
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def build(
     dataset = dataset or load(config.data, **config.reading(), progress=progress)
     trusted = require_enough(trusted) if trusted else open_trusted(config.as_dict(), progress)
     _require_for_stream(config, dataset, trusted)
+    said = said_of(dataset, trusted) if trusted else ()
     std = _stored_levels(dataset) if objective.levels_from == "truth" else None
     source = _source(config, dataset, trusted, std)
     if latents is not None:
@@ -117,7 +118,7 @@ def build(
     bounded = dataset.kind == "image" and latents is None
     clips = objective.process.family == "vp" and bounded and is_unet(net)
     clip = clips if config.clip_sample is None else config.clip_sample
-    notes = (*dataset.notes, *_said(trusted), *found)
+    notes = (*dataset.notes, *said, *found)
     return Parts(config, dataset, trusted, source, truth, net, objective, latents, clip, notes, levels)
 
 
@@ -155,7 +156,6 @@ def _source(config: TrainConfig, dataset: Dataset, trusted: Dataset | None, std:
                 f"The trusted images {trusted.spec} are of shape {list(trusted.items.item_shape)}, and the data "
                 f"{dataset.spec} of {list(items.item_shape)}. Expected one shape, such as with --image_size."
             )
-        require_untrusted(dataset, trusted)
         items, count = Joined(items, trusted.items), len(trusted.items)
         std = None if std is None else torch.cat([std, std.new_zeros(count)])
     return Source(
@@ -211,17 +211,6 @@ def _classes(dataset: Dataset, trusted: Dataset | None) -> Classes:
     except UserError:  # in no sub-folders
         of = torch.full((len(trusted.items),), none)
     return Classes(torch.cat([classes.of, of]), classes.names)
-
-
-def _said(trusted: Dataset | None) -> tuple[str, ...]:
-    """What is to be said of trusted items."""
-    if trusted is None:
-        return ()
-    return (
-        *trusted.notes,
-        f"Trusted: {len(trusted.items):,} items of {trusted.spec} join the training data, and samples are compared with them. "
-        "What repeats them comes close to them, so keep others apart for a last word (--reference FOLDER).",
-    )
 
 
 def _encoded(source: Source, latents: Latents, folder: Path) -> Items:

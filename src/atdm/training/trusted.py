@@ -64,17 +64,24 @@ def require_enough(found: Dataset) -> Dataset:
     return found
 
 
-def require_untrusted(data: Dataset, found: Dataset) -> None:
-    """Refuse trusted images that hold all the data, under whatever name: nothing is left that nobody vouches for.
+def said_of(data: Dataset, found: Dataset) -> tuple[str, ...]:
+    """What is to be said of trusted images beside the data.
 
     Raises:
-        UserError: they do.
+        UserError: they hold all the data, under whatever name: nothing is left that nobody vouches for.
     """
-    if len(data.items) <= len(found.items) and _share_among(_sums(data), _sums(found)) == 1:
+    shared = _among(_sums(found), _sums(data)).sum()
+    if shared and len(data.items) <= len(found.items) and _among(_sums(data), _sums(found)).all():
         raise UserError(
             f"The data {data.spec} are all among the trusted images {found.spec}. Expected trusted images apart from those "
             "that nobody vouches for: a folder of their own, outside the data."
         )
+    twice = f" {shared:,} of them are among the data as well and are used twice, once as untrusted." if shared else ""
+    return (
+        *found.notes,
+        f"Trusted: {len(found.items):,} items of {found.spec} join the training data, and samples are compared with them.{twice} "
+        "What repeats them comes close to them, so keep others apart for a last word (--reference FOLDER).",
+    )
 
 
 def reference_for(run: Path, config: Mapping[str, Any], dataset: Dataset) -> ReferenceSet:
@@ -86,7 +93,7 @@ def reference_for(run: Path, config: Mapping[str, Any], dataset: Dataset) -> Ref
     before = Fingerprint.load(run) if config.get("corrupt") == "none" else None
     classes = dataset.classes if config.get("class_labels") and dataset.labelled is not None else None
     now = None if before is None else Fingerprint.of(dataset, classes)
-    if before is not None and now is not None and _share_among(before.sums, now.sums) > 0.5:
+    if before is not None and now is not None and _among(before.sums, now.sums).mean() > 0.5:
         return ReferenceSet.of(dataset, corrupted=False)
     return ReferenceSet.trusted(dataset)
 
@@ -96,8 +103,8 @@ def _sums(dataset: Dataset) -> np.ndarray:
     return Sums.of(every(dataset.items).numpy()).values if found is None else found.sums
 
 
-def _share_among(items: np.ndarray, others: np.ndarray) -> float:
-    return float(np.isin(items, others).mean())
+def _among(items: np.ndarray, others: np.ndarray) -> np.ndarray:
+    return np.isin(items, others)
 
 
 def of_run(run: Path, config: Mapping[str, Any]) -> Dataset | None:
