@@ -112,19 +112,21 @@ def test_a_killed_run_is_the_one_that_never_stopped(warm, tmp_path, photos, name
     whole = contents(tmp_path / "0")
     assert contents(tmp_path / "1") == whole
     dice = random.Random(name)
-    killed = 0
-    for kill in range(KILLS):
+    kill = 0
+    while kill < KILLS:
         out = tmp_path / f"killed-{kill}"
         [victim] = warm.begin([*words, f"--out={out}"])
         time.sleep(dice.uniform(0.02, 0.95) * seconds)
         with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
-        killed += warm.end()[0] == [-signal.SIGKILL]
+        if warm.end()[0] == [-signal.SIGKILL]:
+            kill += 1
+        else:  # the machine is less busy than it was, and the run had ended
+            seconds *= 0.8
         code, err = warm([*words, f"--out={out}"])
         assert code == 0, err
         require_same(out, whole, kill)
         shutil.rmtree(out)
-    assert killed > KILLS / 2
 
 
 SHORT = [
