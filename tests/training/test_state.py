@@ -109,6 +109,13 @@ def test_a_damaged_newest_checkpoint_is_never_all_that_is_kept(whole, copy):
     assert same(weights(train(copy, 8)), weights(whole))
 
 
+def test_a_checkpoint_that_a_kill_kept_from_being_dropped_is_dropped_on_resume(copy):
+    """The kill came after the last checkpoint was written and before the oldest one was removed."""
+    shutil.copytree(copy / "checkpoints" / "step-00000004", copy / "checkpoints" / "step-00000002")
+    train(copy, 8)
+    assert {path.name for path in (copy / "checkpoints").iterdir()} == {"step-00000004", "step-00000008"}
+
+
 def test_without_any_good_checkpoint_it_is_a_sentence(copy, capsys):
     for step in ("step-00000004", "step-00000008"):
         flip(copy / "checkpoints" / step / "state.safetensors", 0.7)

@@ -174,9 +174,13 @@ def write(run: Path, tensors: dict[str, Tensor], step: int, keep: int) -> Path:
         scratch.mkdir()
         save_tensors(tensors, scratch / TENSORS)
         (scratch / "state.json").write_text(json.dumps({"step": step, "torch": torch.__version__}))
+    _drop(run, keep)
+    return target
+
+
+def _drop(run: Path, keep: int) -> None:
     for old in _all(run)[:-keep]:
         remove(old)
-    return target
 
 
 def restore(run: Path, state: State) -> list[str]:
@@ -202,13 +206,18 @@ def restore(run: Path, state: State) -> list[str]:
     return []
 
 
-def set_aside(run: Path, step: int) -> None:
-    """Rename checkpoints beyond ``step``, which could not be read, so that none of them counts as the newest."""
+def tidy(run: Path, step: int, keep: int) -> None:
+    """Bring the checkpoints of a run that goes on from ``step`` into order.
+
+    Those beyond it, which could not be read, are renamed, so that none of them counts as the newest. Of the others the newest
+    ``keep`` stay: a process may have been killed before it dropped an older one.
+    """
     for checkpoint in _all(run):
         if int(checkpoint.name.removeprefix(STEP)) > step:
             aside = checkpoint.with_name(DAMAGED + checkpoint.name.removeprefix(STEP))
             remove(aside)
             os.replace(checkpoint, aside)
+    _drop(run, keep)
 
 
 def load(checkpoint: Path, state: State) -> None:

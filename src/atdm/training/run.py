@@ -87,7 +87,7 @@ def train(
         _restore(folder, state, config.steps, notify)
         accelerator.wait_for_everyone()
         if main:
-            checkpoint.set_aside(folder, state.step)
+            checkpoint.tidy(folder, state.step, config.keep)
         # Closed before the folder is given up: what is being written is then whole.
         with (
             _logging(tracking if main else None, parts.config, state.step, callbacks) as listeners,
