@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,9 @@ def test_noise_is_found_in_every_format_and_none_in_clean_files(tmp_path, name, 
     clean = audit(opened(tmp_path / "clean", size))
     assert clean.noise_share < 0.01  # not of the files: natively, PNGs are judged as items are
     assert not clean.files.stds.any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a mean over no item
+        assert clean.as_dict()["noise"]["share"] == clean.noise_share
     if size:
         assert found.noise_std == pytest.approx(left(tmp_path, size, hit), rel=0.15)
 

@@ -119,14 +119,15 @@ class Audit:
         if self.estimate is None:
             return {"share": None, "std": None, "measurable": False}
         noise, each = self.estimate.noise, self.noise_of_each
-        alike = float(np.log(each[each > 0]).std()) < ALIKE if self._files_tell else noise.width == 0
+        found = each[each > 0]
+        alike = len(found) > 0 and float(np.log(found).std()) < ALIKE if self._files_tell else noise.width == 0
         return {
             "share": self.noise_share,
             "std": self.noise_std,
             "measurable": True,
             "alike": alike,
             "channels": "common" if self.estimate.common else "independent",
-            "quantiles": _quantiles(each[each > 0]),
+            "quantiles": _quantiles(found),
             "level_quantiles": _quantiles(self.estimate.levels),
             "clean_level": noise.content,
             "smallest": SEEN,
