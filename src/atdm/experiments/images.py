@@ -24,7 +24,7 @@ from ..training.config import ObjectiveConfig, TrainConfig
 from ..training.recipes import recipe
 from . import by_scale
 from .runner.findings import Claim, Findings, Outcome, at_most
-from .runner.jobs import DDPM, Job, prepare, published, samples_at_stops, train
+from .runner.jobs import DDPM, Job, prepare, published, samples_at_stops, samples_of, train
 from .runner.rows import mean_over_seeds, number, row, table_of, values_of
 
 SETS = {"cifar10": "CIFAR-10", "celeba": "CelebA", "bedroom": "bedrooms", "imagenet64": "ImageNet-64"}
@@ -134,7 +134,8 @@ def smoke() -> TrainConfig:
 def work(job: Job, tell: Tell) -> Outcome:
     """Train or go on, sample once, and measure the samples and what stopping earlier would have returned.
 
-    Beside the feature spaces of the job stands one that is trained on the held-out images of the set.
+    Beside the feature spaces of the job stands one that is trained on the held-out images of the set. ``also`` among the
+    options of the job: another sampler and number of steps, of which there is a row, too.
     """
     parts = prepare(job)
     reference = parts.dataset.reference
@@ -157,6 +158,11 @@ def work(job: Job, tell: Tell) -> Outcome:
         label = job.label if stop is None else f"{job.label}, stopped at {stop:g}"
         rows.append(row(trained, x, values, stop_ratio=stop) | {"method": label})
         tell(0.9 + 0.1 * (turn + 1) / len(drawn))
+    if also := job.options.get("also"):
+        x = samples_of(trained, **also)
+        rows.append(
+            row(trained, x, measured(x, spaces[:2]), **also) | {"method": f"{job.label}, {also['steps']} steps"}
+        )
     if job.label == "ddpm" and job.condition == "clean":
         x = parts.dataset.x
         some = torch.randperm(len(x), generator=torch.Generator().manual_seed(job.seed))[: job.samples]
