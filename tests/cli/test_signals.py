@@ -1,10 +1,12 @@
 """What ends a command from outside: signals in every phase, lost parents and readers, and what is then said."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -284,6 +286,25 @@ def test_what_the_machine_refuses_is_a_sentence(monkeypatch, capsys, problem, se
     import re
 
     assert re.search(sentence, err)
+
+
+def test_a_disk_that_is_full_is_no_traceback_of_the_thread_that_writes_to_it(monkeypatch):
+    """Of TensorBoard's: what it raises is said where it is called. Other threads keep their tracebacks."""
+
+    class Writer(threading.Thread):
+        def run(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    for module, lines in (("tensorboard.summary.writer.event_file_writer", 0), ("elsewhere", 1)):
+        Writer.__module__ = module
+        heard = []
+        monkeypatch.setattr(threading, "excepthook", heard.append)
+        with faults.quiet_writers():
+            writer = Writer()
+            writer.start()
+            writer.join()
+        assert len(heard) == lines
+        assert threading.excepthook == heard.append
 
 
 @pytest.mark.parametrize(

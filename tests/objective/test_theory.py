@@ -171,6 +171,20 @@ def test_what_fewer_steps_do_under_each_protocol(protocol):
             assert frechet(drawn, clean).item() == pytest.approx(expected[place], rel=0.05, abs=0.05)
 
 
+# ddpm, robust_rand and robust_adv as published, noise of std 0.2 on 90 % of the items, by the number of respaced steps.
+NOISY = {1000: (31.6, 15.8, 10.8), 300: (27.5, 17.1, 13.6), 100: (20.4, 16.6, 18.2), 50: (15.6, 16.3, 23.2)}
+
+
+def test_on_noisy_data_the_published_order_needs_many_sampling_steps():
+    """The weight is largest at the lowest noise levels, which few steps do not visit; and few steps remove noise by themselves."""
+    clean, every = power_law(), torch.arange(1000)
+    for place, kind in enumerate(("ddpm", "robust_rand", "robust_adv")):
+        lambda_c = shrinkage(Objective(kind, LINEAR), every)
+        for count, expected in NOISY.items():
+            drawn = sampled_variance(LINEAR, clean + 0.9 * 0.2**2, lambda_c, Sampling("ddpm", count))
+            assert frechet(drawn, clean).item() == pytest.approx(expected[place], rel=0.02, abs=0.05)
+
+
 # Squared Frechet distance to clean data: clean, noise of std 0.1 and of 0.2 on 90 % of the items.
 TABLE = {
     (None, "ddpm"): (0.05, 3.1, 31.6),

@@ -10,7 +10,7 @@ import sys
 from ..errors import UserError, nearest
 from ..text import Plain, plain
 from .common import SKIPPING, is_main
-from .faults import explain
+from .faults import explain, quiet_writers
 from .habits import HABITS
 from .parser import EXAMPLES, SUMMARY, with_examples
 from .signals import STOP, end_with_parent
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not is_main():  # of many processes one speaks
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         stack.enter_context(contextlib.redirect_stdout(Plain(sys.stdout)))
+        stack.enter_context(quiet_writers())
         stack.enter_context(STOP.listening())
         stack.callback(HABITS.end)
         code = _run(words)

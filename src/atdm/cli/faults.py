@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import threading
+from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
 
 from ..errors import first_line, missing
 from ..files.writing import REASONS
@@ -40,6 +43,22 @@ def explain(problem: Exception) -> str | None:
         if any(words in low for words in LOST) or type(problem).__name__.startswith("Dist"):
             return "Another process of this run is gone. What was saved before is still there; the same command goes on from it."
     return None
+
+
+@contextmanager
+def quiet_writers() -> Iterator[None]:
+    """No traceback of TensorBoard's writer, a thread: what stops it is raised again where it is called, and said there."""
+    usual = threading.excepthook
+
+    def hook(stopped: threading.ExceptHookArgs) -> None:
+        if not type(stopped.thread).__module__.startswith("tensorboard."):
+            usual(stopped)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = usual
 
 
 def _system(problem: OSError) -> str:
