@@ -13,7 +13,7 @@ from .common import SKIPPING, is_main
 from .faults import explain, quiet_writers
 from .habits import HABITS
 from .parser import EXAMPLES, SUMMARY, with_examples
-from .signals import STOP, end_with_parent
+from .signals import STOP, end_with_parent, part
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,6 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
         stack.enter_context(STOP.listening())
         stack.callback(HABITS.end)
         code = _run(words)
+        if code == 0:
+            part()
     sys.exit(code)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -88,6 +89,13 @@ def end_with_parent() -> None:
     started = os.environ.get(PARENT) or (str(os.getppid()) if "TORCHELASTIC_RUN_ID" in os.environ else "")
     if started:
         threading.Thread(target=_watch, args=(int(started),), daemon=True).start()
+
+
+def part() -> None:
+    """Part from the other processes of a run that is done: their connections have threads, which may abort a process at its exit."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _watch(parent: int) -> None:
