@@ -205,7 +205,10 @@ def test_kills_of_one_of_two_processes(warm, tmp_path):
         assert "Traceback" not in err, err
         assert codes[1 - lost] in (0, 2), (codes, err)  # 0: it had ended
         assert codes[1 - lost] == 0 or "Another process of this run is gone" in err
-        told += codes[1 - lost] == 2
+        if codes[1 - lost] == 2:
+            told += 1
+        else:  # the machine is less busy than it was, and the run had ended
+            seconds *= 0.8
         begin(out)
         codes, err = warm.end()
         assert codes == [0, 0], (kill, err)
