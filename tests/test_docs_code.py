@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -272,6 +274,7 @@ def test_the_python_of_a_large_page_runs(page, bench, tmp_path):
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
 def test_tutorials_run_and_say_what_is_stored_in_them(notebook, tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)  # commands that ran in this process set it
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # its cells call atdm
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     book = nbformat.read(notebook, as_version=4)
     nbclient.NotebookClient(book, timeout=1800, resources={"metadata": {"path": str(tmp_path)}}).execute()
