@@ -13,7 +13,7 @@ from .common import SKIPPING, is_main
 from .faults import explain, quiet_writers
 from .habits import HABITS
 from .parser import EXAMPLES, SUMMARY, with_examples
-from .signals import STOP, end_with_parent, part
+from .signals import STOP, end_group, end_with_parent
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         stack.callback(HABITS.end)
         code = _run(words)
         if code == 0:
-            part()
+            end_group()
     sys.exit(code)
 
 

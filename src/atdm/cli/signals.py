@@ -91,8 +91,8 @@ def end_with_parent() -> None:
         threading.Thread(target=_watch, args=(int(started),), daemon=True).start()
 
 
-def part() -> None:
-    """Part from the other processes of a run that is done: their connections have threads, which may abort a process at its exit."""
+def end_group() -> None:
+    """Close the process group of a run that is done: the threads of its connections may abort a process at its exit."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
