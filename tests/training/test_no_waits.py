@@ -75,6 +75,18 @@ def test_a_step_waits_for_no_device(name, net):
     assert {v.device.type for v in [norm, *vars(terms).values()]} == {"meta"}
 
 
+@pytest.mark.parametrize("name", ["robust_adv", "auto"])
+def test_nor_do_rows_without_autocast(name):
+    net = build_net("mlp:width=16", SHAPE[1:])
+    net._original_forward = net.forward  # as accelerate prepares a network for mixed precision
+    net.forward = net.forward
+    seen = []
+    handle = net.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    step(LOSSES[name], net)
+    handle.remove()
+    assert len(seen) > (3 if name == "robust_adv" else 2)
+
+
 class Reads(torch.nn.Module):
     """A network whose pass needs a value, or a shape that depends on values."""
 

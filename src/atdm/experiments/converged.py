@@ -52,6 +52,10 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
                 "objective": objective,
                 "seed": seed,
             }
+            if "robust" in label:
+                options["precision"] = (
+                    "no"  # bf16 rounds away how far the published perturbation moves a state of little noise
+                )
             todo.append(
                 Job(
                     config=dataclasses.replace(base, corrupt=images.CONDITIONS[images.STANDARD], **options),

@@ -160,6 +160,14 @@ def arguments(x: Float[Tensor, "n *item"], k: float = K, hidden: float = 0.0) ->
     }
 
 
+def chosen(images: Any, k: float | None, seed: int) -> tuple[Gauge, str] | dict[str, Any]:
+    """What :func:`gauged` finds for training data, if ``k`` is None and it finds something; else :func:`arguments`."""
+    items, hidden = items_of(images, seed), hidden_std(images)
+    if k is None and hidden == 0 and (found := gauged(items, count_of(images, items))):
+        return found
+    return arguments(items, K if k is None else k, hidden)
+
+
 def gauged(x: Float[Tensor, "n *item"], items: int) -> tuple[Gauge, str] | None:
     """What tells the noise of images one by one, and why it is used, which is also printed; None where they are not used so.
 

@@ -15,11 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..diffusion.process import PerItem, Process, States, Timesteps
+from ..nets.precision import half_precision
 from ..text import changed
 from . import auto as automatic
 from .ambient import AmbientGauged
 from .kinds import KINDS, Kind, due, require_kind, require_options
-from .passes import Moves, Passes, cost, items_below
+from .passes import Attack, Moves, Passes, cost, items_below, too_fine
 from .perturb import Perturbation, PublishedRadius, PublishedWeight, Radius, Weight
 from .terms import Draws, Loss, Terms, item_mean
 
@@ -83,12 +84,11 @@ class Objective(Loss):
             k: relative weight of the regularizer; more removes more noise, less stays closer to the data. None: 2, unless noise
                 is found on some of the images and not on others, which is used without the regularizer (``ambient_blind``).
         """
-        items, hidden = automatic.items_of(images, seed), automatic.hidden_std(images)
-        if k is None and hidden == 0 and (found := automatic.gauged(items, automatic.count_of(images, items))):
-            gauge, note = found
-            process = process if isinstance(process, Process) else Process.from_scheduler(process)
-            return AmbientGauged(process, True, gauge=gauge, note=note, seed=seed)
-        return cls(process=process, seed=seed, **automatic.arguments(items, automatic.K if k is None else k, hidden))
+        found = automatic.chosen(images, k, seed)
+        if isinstance(found, dict):
+            return cls(process=process, seed=seed, **found)
+        process = process if isinstance(process, Process) else Process.from_scheduler(process)
+        return AmbientGauged(process, True, gauge=found[0], note=found[1], seed=seed)
 
     @property
     def kind(self) -> Kind:
@@ -126,14 +126,16 @@ class Objective(Loss):
         process, t = self.process, draws.t.to(x0.device, non_blocking=True)
         passes = Passes(model, process, process.mix(x0, draws.noise, t), t, conditioning)
 
-        indices = items_below(self.gate, process, draws.t, x0.device) if self.kind.perturbs else None
+        rows = items_below(self.gate, process, draws.t) if self.kind.perturbs else None
         # None are below the gate, or this step does not perturb.
-        if indices is None or draws.beta is None or draws.start is None:
+        if rows is None or draws.beta is None or draws.start is None:
             return Terms.unperturbed(t, self.denoising(passes.output(model, passes.x), x0, draws.noise, t))
 
+        indices = rows if isinstance(rows, slice) else rows.to(x0.device, non_blocking=True)
         reach = self.radius.reach(process, t[indices], draws.beta[indices])
-        attacks = self.kind.adversarial
-        output, (delta, clean, moved) = passes.perturbed(self._perturb, indices, reach.r, draws.start[indices], attacks)
+        fine = too_fine(half_precision(model, x0.device), process, draws.t[rows], self.radius)
+        attack = Attack(self._perturb, reach.r, draws.start[indices], self.kind.adversarial)
+        output, (delta, clean, moved) = passes.perturbed(attack, indices, fine)
         target = clean.detach() if self.detach_target else clean
         residual = moved - (target + delta if self.kind.equivariant else target)
         weight = self.every * self.weight(reach, delta) * process.eps_weight(t[indices])

@@ -33,6 +33,7 @@ class Sure(Noisier):
     weight: float = 1.0
     step: float = 1e-3
     levels_from: ClassVar[LevelsFrom] = "truth"
+    full_precision: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.weight >= 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from ..diffusion.conditioning import of_items
 from ..diffusion.process import PerItem, Process, States, Timesteps
 from ..errors import UserError
 from ..nets import call
+from ..nets.precision import full_precision
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 LevelsFrom = Literal["truth", "items", "trusted"] | None
@@ -198,6 +200,7 @@ class Baseline(Loss):
 
     process: Process
     seed: int = field(default=0, kw_only=True)
+    full_precision: ClassVar[bool] = False  # autocast would leave rounding errors of what the loss subtracts
     _generators: dict[torch.device, torch.Generator] = field(
         default_factory=dict, init=False, repr=False, compare=False, kw_only=True
     )
@@ -225,7 +228,8 @@ class Baseline(Loss):
         def predict(x_t: Tensor, t: Tensor) -> Tensor:
             return predicted(model, x_t, self.process.time(t), **conditioning)
 
-        return self.terms(predict, x0, t, draws, levels)
+        with full_precision(model, x0.device) if self.full_precision else nullcontext():
+            return self.terms(predict, x0, t, draws, levels)
 
     def placed(
         self, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None
