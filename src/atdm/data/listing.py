@@ -63,18 +63,12 @@ def split(listing: Listing, n: int | None, seed: int) -> tuple[Listing, Listing 
 
 
 def _part(listing: Listing, indices: list[int], *facts: object) -> Listing:
-    def name(index: int) -> str:
-        return listing.name(indices[index])
-
-    def content(index: int) -> Any:
-        return listing.content(indices[index])
-
     labelled = listing.labelled and (lambda: listing.labelled()[indices])  # type: ignore[misc]
     return replace(
         listing,
         count=len(indices),
-        name=name,
-        content=content,
+        name=lambda index: listing.name(indices[index]),
+        content=lambda index: listing.content(indices[index]),
         key=key_of(listing.key, *facts),
         whole=listing.all,
         labelled=labelled,
@@ -84,17 +78,10 @@ def _part(listing: Listing, indices: list[int], *facts: object) -> Listing:
 def joined(first: Listing, second: Listing) -> Listing:
     """The images of both, one listing after the other."""
 
-    def part_of(index: int) -> tuple[Listing, int]:
-        return (first, index) if index < first.count else (second, index - first.count)
+    def either(one: Callable[[int], Any], other: Callable[[int], Any]) -> Callable[[int], Any]:
+        return lambda index: one(index) if index < first.count else other(index - first.count)
 
-    def name(index: int) -> str:
-        listing, inner = part_of(index)
-        return listing.name(inner)
-
-    def content(index: int) -> Any:
-        listing, inner = part_of(index)
-        return listing.content(inner)
-
+    name, content = either(first.name, second.name), either(first.content, second.content)
     return Listing(first.count + second.count, name, content, key_of(first.key, second.key), whole=first.whole)
 
 
