@@ -85,15 +85,10 @@ class Source:
         require_shape(self.corruption, tuple(self.items.item_shape))
         if (self.flip or self.window) and len(self.items.item_shape) != 3:
             raise UserError("flip and random crops are for images, and the data are vectors. Expected neither.")
-        for stds in (self.std, self.least):
-            if stds is not None and len(stds) != len(self.items):
-                raise UserError(
-                    f"There are {len(self.items)} items and {len(stds)} noise levels. Expected one for each."
-                )
-        if self.classes is not None and len(self.classes.of) != len(self.items):
-            raise UserError(
-                f"There are {len(self.items)} items and {len(self.classes.of)} labels. Expected one for each."
-            )
+        labels = None if self.classes is None else self.classes.of
+        for each, what in ((self.std, "noise levels"), (self.least, "noise levels"), (labels, "labels")):
+            if each is not None and len(each) != len(self.items):
+                raise UserError(f"There are {len(self.items)} items and {len(each)} {what}. Expected one for each.")
 
     def __len__(self) -> int:
         return len(self.items)
@@ -156,7 +151,7 @@ class Source:
 
     def some_indexed(self, count: int) -> tuple[Float[Tensor, "b *item"], Int[Tensor, "b"]]:
         """The items of :meth:`some`, and their indices."""
-        chosen = self._chosen(count)
+        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed))[:count]
         return self.batch(chosen, torch.zeros_like(chosen)), chosen
 
     def gauge(self) -> Gauge:
@@ -165,7 +160,8 @@ class Source:
         Raises:
             UserError: there is no telling noise from content in such data.
         """
-        gauge = Gauge.fit(self.some(GAUGED), self.keys_of(self._chosen(GAUGED)))
+        x, chosen = self.some_indexed(GAUGED)
+        gauge = Gauge.fit(x, self.keys_of(chosen))
         if self.files is None or self.stream is not None:
             return gauge
         return replace(gauge, files=self.files.noise().with_clean(self.trusted), changed=self.changed)
@@ -179,9 +175,6 @@ class Source:
     def hidden_std(self) -> float:
         """Root mean square over all items of the noise that their files show and their formats and resizing hide."""
         return 0.0 if self.files is None else self.files.hidden_std
-
-    def _chosen(self, count: int) -> Int[Tensor, "b"]:
-        return torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed))[:count]
 
     def save(self, path: Path) -> None:
         """Write all items as of epoch 0 to an .npz (float32 array ``samples``), a few at a time."""
