@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 VERSION = 2  # of what the cache holds; raise it when the same file comes to be decoded to other pixels
 CROPS = ("center", "random", "none")
 AT_ONCE = 64  # images decoded before they are written
-HEADER = 128  # bytes of an .npy file before its data
 
 RARE = 1e-4  # share of the pixels at either end that do not count for the range of a set
 NARROW = 64  # numbers of 256: a set that uses fewer may be meant otherwise

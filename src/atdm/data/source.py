@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..noise import Gauge
 from .classes import Classes
 from .files import Files
-from .items import Floats, Items, every
+from .items import Floats, Items, every, write_header
 from .streaming import IndexedBatch, Stream
 
 RESIDENT = 256 * 2**20  # bytes of items that are prepared once and kept in memory
@@ -178,9 +178,8 @@ class Source:
 
     def save(self, path: Path) -> None:
         """Write all items as of epoch 0 to an .npz (float32 array ``samples``), a few at a time."""
-        header = {"descr": "<f4", "fortran_order": False, "shape": (len(self), *self.item_shape)}
         with zipfile.ZipFile(path, "w") as archive, archive.open("samples.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_1_0(file, header)
+            write_header(file, "<f4", (len(self), *self.item_shape))
             for indices in torch.arange(len(self)).split(256):
                 file.write(self.batch(indices, torch.zeros_like(indices)).numpy().astype("<f4").tobytes())
 
