@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from .. import spec as specs
 from ..errors import UserError, nearest
 from . import arrays, images
 from .cache import read
-from .classes import NEEDED, Classes, without
+from .classes import NEEDED, Classes
 from .decode import Framing, Progress
 from .files import Files
 from .folders import TARS, elsewhere, from_folder, no_data, search
@@ -203,7 +203,8 @@ def _decoded(
     held, more = (None, ()) if not chosen else read_held_out(chosen, items, rest is None, framing, how)
     notes += more + listing.notes
     files = Files(listing, broken, framing, how["cache"])
-    labelled = listing.labelled and partial(without, listing.labelled, listing.name, broken)
+    known = listing.labelled
+    labelled = known and (lambda: known()[listing.without(broken)])
     everything = (*listing.broken, *broken)
     return Dataset(items, "image", spec, None, held, notes, everything, framing.window, files=files, labelled=labelled)
 

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +47,11 @@ class Listing:
     def all(self) -> Listing:
         """The whole set."""
         return self.whole or self
+
+    def without(self, broken: Sequence[str]) -> list[int]:
+        """The indices of the images that are not called so."""
+        names = {*broken}
+        return [i for i in range(self.count) if not names or self.name(i) not in names]
 
 
 def split(listing: Listing, n: int | None, seed: int) -> tuple[Listing, Listing | None]:
