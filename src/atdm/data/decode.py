@@ -154,7 +154,8 @@ def decoded(
                 tally.histogram += np.bincount(pixels.ravel(), minlength=256)
                 tally.first = tally.first or (listing.name(index), pixels.shape)
                 if pixels.shape != tally.first[1]:
-                    raise _mixed(tally.first, listing.name(index), pixels.shape)
+                    name, shape = tally.first
+                    raise mixed(f"{name} is", shape, listing.name(index), pixels.shape)
                 chunk.append(pixels)
             if progress:
                 progress(part.stop, listing.count)
@@ -189,8 +190,9 @@ def _broken(name: str, problem: Exception, skip_broken: bool, max_pixels: int, t
     tally.broken.append(name)
 
 
-def _mixed(first: tuple[str, tuple[int, ...]], name: str, shape: tuple[int, ...]) -> UserError:
+def mixed(others: str, of: tuple[int, ...], name: str, shape: tuple[int, ...]) -> UserError:
+    """The error for an image of another shape than ``others`` (their name, and its verb)."""
     return UserError(
-        f"The images have different sizes: {first[0]} is {first[1][2]}x{first[1][1]}, {name} is {shape[2]}x{shape[1]}. "
+        f"The images have different sizes: {others} {of[2]}x{of[1]}, {name} is {shape[2]}x{shape[1]}. "
         "Expected one size, or --image_size N."
     )

@@ -206,11 +206,9 @@ def _from_table(table: Any, column: str | None, where: str, key: str, label: str
 
     def cell(index: int) -> bytes:
         item = table[index][column]
-        if item is None:
-            raise ValueError("the cell is empty")
         if isinstance(item, bytes):
             return item
-        if not (item["bytes"] or item.get("path")):
+        if item is None or not (item["bytes"] or item.get("path")):
             raise ValueError("the cell is empty")
         return item["bytes"] or Path(item["path"]).read_bytes()
 

@@ -8,6 +8,7 @@ much of it was taken says exactly how reading goes on.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import logging
@@ -37,6 +38,13 @@ class Item(NamedTuple):
     key: int
     name: str
     content: bytes | None
+
+    @property
+    def encoded(self) -> bytes:
+        """The bytes; a ValueError where there are none."""
+        if self.content is None:
+            raise ValueError("the cell is empty")
+        return self.content
 
 
 class Position(NamedTuple):
@@ -126,19 +134,13 @@ def _random(*key: int) -> np.random.Generator:
     return np.random.default_rng([abs(part) * 2 + (part < 0) for part in key])
 
 
+@dataclass
 class _Reader:
-    """One open shard: its place in the order of the epoch, and how many rows of it were read."""
+    """One open shard: its place in the order of the epoch, how many rows of it were read, and those that follow."""
 
-    def __init__(self, table: Any, at: int, read: int, part: tuple[int, int]) -> None:
-        process, processes = part
-        self.at, self.read = at, read
-        self._rows = islice(table.skip(read * processes) if read else table, process, None, processes)
-
-    def next(self) -> dict[str, Any] | None:
-        """The next row, if there is one."""
-        row = next(self._rows, None)
-        self.read += row is not None
-        return row
+    at: int
+    read: int
+    rows: Iterator[dict[str, Any]]
 
 
 class _Readers:
@@ -166,7 +168,7 @@ class _Readers:
             reader = self.open[self.turn]
             shard = self.order[reader.at]
             try:
-                row = reader.next()
+                row = next(reader.rows, None)
             except Exception as problem:  # datasets raises its own, and those of what it reads by
                 raise UserError(
                     f"Cannot read shard {shard} of {self.shards.where}: {first_line(problem)}. Expected a whole one."
@@ -175,6 +177,7 @@ class _Readers:
                 del self.open[self.turn]
                 self._next(self.turn)
                 continue
+            reader.read += 1
             found.append(_item(row, self.shards.column, f"{self.shards.where}, shard {shard}"))
             self.turn += 1
         return found
@@ -189,7 +192,8 @@ class _Readers:
 
     def _reader(self, at: int, read: int) -> _Reader:
         table = self.shards.table.shard(num_shards=self.shards.count, index=self.order[at])
-        return _Reader(table, at, read, self.part)
+        process, processes = self.part
+        return _Reader(at, read, islice(table.skip(read * processes) if read else table, process, None, processes))
 
 
 def _item(row: dict[str, Any], column: str, where: str) -> Item:
@@ -240,8 +244,6 @@ def _files(where: str, kind: str) -> list[str]:
 
 
 def _literal(file: str) -> str:
-    import glob
-
     return file if "://" in file else glob.escape(file)
 
 
