@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import UserError
 from . import mixture
 from .files import FileNoise
-from .filters import LEAST, Probe, Thin, central
+from .filters import LEAST, Probe, Thin, central, spread
 from .mixture import Noise
 from .pixels import replaced_share
 
@@ -233,8 +233,3 @@ def noise_stds(x: Float[Tensor, "n *item"]) -> Float[Tensor, "n"]:
         UserError: there is no telling noise from content in such data.
     """
     return torch.from_numpy(estimate_noise(x).stds).float()
-
-
-def spread(n: int, most: int) -> Tensor:
-    """At most so many of n indices, evenly spread."""
-    return torch.linspace(0, n - 1, min(n, most)).long()

@@ -57,7 +57,7 @@ class Probe:
             raise UserError(f"Cannot estimate the noise of {h}x{w} images. Expected {LEAST}x{LEAST} or larger.")
         side = SIDE[c]
         count = max(2, PATCHES // ((h - side + 1) * (w - side + 1)))
-        some = x[torch.linspace(0, n - 1, min(n, count)).long()]
+        some = x[spread(n, count)]
         covariance = torch.zeros(c * side * side, c * side * side, dtype=torch.float64)
         for part in some.split(64):
             patches = nn.functional.unfold(part, side).transpose(1, 2).flatten(0, 1)
@@ -91,6 +91,11 @@ class Probe:
             limit = torch.maximum(limit[near], _quantile(extreme, q=0.125))
             out[-1][near] = _quantile(energy, extreme <= limit[:, None]).sqrt() / self.gain
         return torch.cat(out)
+
+
+def spread(n: int, most: int) -> Int[Tensor, "b"]:
+    """At most so many of n indices, evenly spread."""
+    return torch.linspace(0, n - 1, min(n, most)).long()
 
 
 def _quantile(
