@@ -114,19 +114,20 @@ def _items(
                 file.parent.mkdir(parents=True, exist_ok=True)
                 save_picture(pixels, file)
         if truth is not None and after is not None:
-            for key, value in _measured(found.before(indices), after, truth.clean[indices]).items():
-                values.setdefault(key, []).append(value)
+            clean, before = truth.clean[indices], found.before(indices)
+            # clipped as those after are, which alone is worth decibels
+            earlier = _scores(before.clamp(-1, 1) if clean.dim() == 4 else before, clean)
+            for key, value in _scores(after, clean).items():
+                values.setdefault(f"{key}_before", []).append(earlier[key])
+                values.setdefault(f"{key}_after", []).append(value)
         progress(int(indices[-1]) + 1, len(found))
     return {key: torch.cat(parts) for key, parts in values.items()}
 
 
-def _measured(before: Tensor, after: Tensor, clean: Tensor) -> dict[str, Float[Tensor, "b"]]:
-    """PSNR, and SSIM of images; those before are clipped as those after are, which alone is worth decibels."""
-    before = before.clamp(-1, 1) if clean.dim() == 4 else before
-    found = {"psnr_before": psnr(before, clean), "psnr_after": psnr(after, clean)}
-    if clean.dim() == 4 and min(clean.shape[2:]) >= SIDE:
-        found |= {"ssim_before": ssim(before, clean), "ssim_after": ssim(after, clean)}
-    return found
+def _scores(x: Tensor, clean: Tensor) -> dict[str, Float[Tensor, "b"]]:
+    """PSNR, and SSIM of images."""
+    large = clean.dim() == 4 and min(clean.shape[2:]) >= SIDE
+    return {"psnr": psnr(x, clean), **({"ssim": ssim(x, clean)} if large else {})}
 
 
 def _done(found: Restoration, files: Files | None) -> dict[str, Any]:
@@ -191,11 +192,7 @@ def compare(found: Restoration, truth: CleanReference) -> list[dict[str, Any]]:
     made = {"noisy": before, MODEL: found[indices]}
     made |= {name: denoised(way, before, stds) for name, way in denoisers(found.item_shape).items()}
     return [
-        {
-            "method": name,
-            "images": len(indices),
-            **{k.removesuffix("_after"): v.mean().item() for k, v in _measured(x, x, clean).items() if "after" in k},
-        }
+        {"method": name, "images": len(indices), **{key: v.mean().item() for key, v in _scores(x, clean).items()}}
         for name, x in made.items()
     ]
 
