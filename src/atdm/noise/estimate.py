@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import UserError
 from . import mixture
 from .files import FileNoise
-from .filters import LEAST, Probe, Thin, central, spread
+from .filters import LEAST, THIN, Probe, central, spread
 from .mixture import Noise
 from .pixels import replaced_share
 
@@ -97,27 +97,52 @@ class PatchMeter(Meter):
 class WholeMeter(Meter):
     """Looks at whole items along directions in which the set is thin: vectors, and images too small for patches.
 
+    Each half of the set (even and odd indices) is measured along the directions that the other half gave: its own would look
+    too thin.
+
     Args:
-        unit: what levels are divided by: thresholds of noise are for data of std 0.5.
+        means, bases: of the even and of the odd items; the directions are columns.
+        tau: as a probe's.
+        unit: what items are divided by: thresholds of noise are for data of std 0.5.
     """
 
-    thin: Thin
+    means: tuple[Float[Tensor, "d"], Float[Tensor, "d"]]
+    bases: tuple[Float[Tensor, "d k"], Float[Tensor, "d k"]]
+    tau: float
     unit: float
 
     @classmethod
     def fit(cls, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> WholeMeter | None:
-        """Directions for a set; None where noise cannot be distinguished from content."""
+        """Directions for a set; None where the items are too few or have no direction that is thin."""
         flat = x.flatten(1)
+        n, d = flat.shape
+        if d < THIN or n < 8 * d:
+            return None
         unit = 1.0 if x.dim() == 4 else max(2 * flat.std(0).square().mean().sqrt().item(), 1e-12)
-        thin = Thin.fit(flat / unit, indices)
-        return None if thin is None else cls(thin, unit)
+        kept = d // 4
+        means, bases = [], []
+        for half in (0, 1):
+            items = flat[indices % 2 == half] / unit
+            mean = items.mean(0)
+            variance, basis = torch.linalg.eigh((items - mean).double().T @ (items - mean).double() / len(items))
+            std = variance.clamp(min=0).sqrt()
+            if std[:kept].mean() > 0.5 * std.square().mean().sqrt():
+                return None
+            means.append(mean)
+            bases.append(basis[:, :kept].float())
+        return cls((means[0], means[1]), (bases[0], bases[1]), (2 * kept) ** -0.5, unit)
 
     def levels(self, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> Float[Tensor, "1 n"]:
-        return self.thin.levels(x.flatten(1) / self.unit, indices)[None] * self.unit
+        """Root mean square of each item along the thin directions of the other half."""
+        even, odd = (
+            ((x.flatten(1) / self.unit - mean.to(x.device)) @ basis.to(x.device)).square().mean(1).sqrt()
+            for mean, basis in zip(self.means, self.bases, strict=True)
+        )
+        return torch.where(indices.to(x.device) % 2 == 0, odd, even)[None] * self.unit
 
     def judge(self, levels: Float[Tensor, "1 n"], use: Bool[np.ndarray, "n"]) -> NoiseEstimate:
         each = levels[0].double().cpu().numpy()
-        return _estimate(_law(each / self.unit, self.thin.tau, THIN_USUAL, use).scaled(self.unit), False, each, use)
+        return _estimate(_law(each / self.unit, self.tau, THIN_USUAL, use).scaled(self.unit), False, each, use)
 
 
 def _law(levels: Float[np.ndarray, "n"], tau: float, usual: float, use: Bool[np.ndarray, "n"]) -> Noise:
