@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,22 +111,21 @@ class Shards:
             mine = order[process::processes] if self.count >= processes else order
             part = (process, processes) if self.count < processes else (0, 1)
             readers = _Readers(self, [int(shard) for shard in mine], part, position, in_turn)
-            block, empty = position.block, position.block == 0
-            here = readers.position(position.epoch, block)
-            while items := readers.take(size):
+            for block in count(position.block):
+                here = readers.position(position.epoch, block)
+                if not (items := readers.take(size)):
+                    break
                 chosen = _random(seed, position.epoch, block + 1).permutation(len(items))
                 yield here, [items[i] for i in chosen]
-                block, empty = block + 1, False
-                here = readers.position(position.epoch, block)
-            if empty:
+            if block == 0:
                 raise UserError(
                     f"{self.where} holds no image for process {process + 1} of {processes}. Expected at least one for each."
                 )
             position = Position(position.epoch + 1)
 
-    def sample(self, count: int, seed: int) -> list[Item]:
+    def sample(self, size: int, seed: int) -> list[Item]:
         """The first items of a few shards chosen by ``seed``, so many in all."""
-        _, items = next(self.blocks(seed, count, Position(), in_turn=LOOKED_AT))
+        _, items = next(self.blocks(seed, size, Position(), in_turn=LOOKED_AT))
         return items
 
 
@@ -153,8 +152,8 @@ class _Readers:
         self.begun, self.turn = position.begun, position.turn
         self.open = [self._reader(at, read) for at, read in position.open]
         if not position.begun:
-            while len(self.open) < in_turn and self._next(len(self.open)):
-                pass
+            for slot in range(in_turn):
+                self._next(slot)
 
     def position(self, epoch: int, block: int) -> Position:
         """Where the next item is."""
@@ -182,13 +181,11 @@ class _Readers:
             self.turn += 1
         return found
 
-    def _next(self, slot: int) -> bool:
+    def _next(self, slot: int) -> None:
         """Open the next shard, if there is one."""
-        if self.begun == len(self.order):
-            return False
-        self.open.insert(slot, self._reader(self.begun, 0))
-        self.begun += 1
-        return True
+        if self.begun < len(self.order):
+            self.open.insert(slot, self._reader(self.begun, 0))
+            self.begun += 1
 
     def _reader(self, at: int, read: int) -> _Reader:
         table = self.shards.table.shard(num_shards=self.shards.count, index=self.order[at])
