@@ -47,11 +47,7 @@ class Encoded:
         return len(self.source)
 
     def __getitem__(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b latent h w"]:
-        parts = [
-            self.latents.encode(self.source.batch(part, torch.zeros_like(part))).cpu()
-            for part in indices.split(AT_ONCE)
-        ]
-        return torch.cat(parts)
+        return torch.cat([self.latents.encode(self.source[part]).cpu() for part in indices.split(AT_ONCE)])
 
     def save(self, path: Path, progress: Progress | None = None) -> Sums:
         """Write all latents to an .npy file, a few at a time, and return their checksums.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -162,7 +162,7 @@ def _opened(path: Path) -> np.ndarray:
         raise Damaged(f"{path} is damaged: {first_line(problem)}. {AGAIN}") from problem
 
 
-def write_header(file: IO[bytes], kind: str, shape: tuple[int, ...]) -> None:
+def write_header(file: Any, kind: str, shape: tuple[int, ...]) -> None:
     """The first bytes of an .npy file of items, for which numpy takes as much room whatever their number."""
     np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
 

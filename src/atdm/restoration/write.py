@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import plot
+from ..data.decode import Progress
 from ..data.files import Files
 from ..data.items import Items, to_uint8
 from ..data.source import Source
@@ -30,8 +31,6 @@ BINS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)  # between the levels of the histogram
 SHOWN = 16
 ABOUT = "atdm-restore"  # the folder for all that is no image of the set, which readers of folders pass over
 MODEL = "model"
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def _items(
                 file.parent.mkdir(parents=True, exist_ok=True)
                 save_picture(pixels, file)
         if truth is not None and after is not None:
-            clean, before = truth.clean[indices], found.before(indices)
+            clean, before = truth.clean[indices], found.source[indices]
             # clipped as those after are, which alone is worth decibels
             earlier = _scores(before.clamp(-1, 1) if clean.dim() == 4 else before, clean)
             for key, value in _scores(after, clean).items():
@@ -188,7 +187,7 @@ def compare(found: Restoration, truth: CleanReference) -> list[dict[str, Any]]:
         UserError: the items are no images, scikit-image is not installed, or no item is noisy.
     """
     indices = some((truth.levels > 0) & (found.stds > 0), truth.compared)
-    before, clean, stds = found.before(indices), truth.clean[indices], found.stds[indices]
+    before, clean, stds = found.source[indices], truth.clean[indices], found.stds[indices]
     made = {"noisy": before, MODEL: found[indices]}
     made |= {name: denoised(way, before, stds) for name, way in denoisers(found.item_shape).items()}
     return [
@@ -207,6 +206,6 @@ def _sheet(found: Restoration, truth: CleanReference | None) -> plot.Figure:
     """Restored items from the least to the most noisy: before, after, and what was taken away around mid-gray."""
     order = found.stds.argsort(stable=True)
     indices = order[some(found.stds[order] > 0, SHOWN)]
-    before, after = found.before(indices), found[indices]
+    before, after = found.source[indices], found[indices]
     panels = {"before": before, "after": after, "difference": before - after}
     return plot.image_grids(panels | ({} if truth is None else {"truth": truth.clean[indices]}), columns=4)
