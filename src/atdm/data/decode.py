@@ -96,7 +96,7 @@ class Tally:
         notes = self.notes.copy()
         if self.gray < self.items and self.gray:
             notes["converted from gray to RGB"] += self.gray
-        out = [f"{_images(count)} {what}." for what, count in sorted(notes.items())]
+        out = [f"{count} image{' was' if count == 1 else 's were'} {what}." for what, count in sorted(notes.items())]
         if self.broken:
             more = ", ..." if len(self.broken) > 3 else ""
             skipped = "unreadable image was" if len(self.broken) == 1 else "unreadable images were"
@@ -113,10 +113,6 @@ class Tally:
             f"The images use only the numbers from {low} to {high} of 0 to 255. Where they are meant to be brighter or "
             "richer in contrast, stretch them first, all alike."
         ]
-
-
-def _images(count: int) -> str:
-    return f"{count} image was" if count == 1 else f"{count} images were"
 
 
 def decoded(

@@ -220,7 +220,8 @@ def open_shards(source: Parquet | Webdataset | Hub) -> tuple[Shards, Shards | No
     how: dict[str, Any] = {"path": kind, "split": "train"} | ({"batch_size": AT_ONCE} if kind == "parquet" else {})
 
     def table(files: list[str], notes: tuple[str, ...]) -> Shards:
-        return _opened(source.column, where, f"{kind} from {where}", notes, data_files=[*map(_literal, files)], **how)
+        literal = [file if "://" in file else glob.escape(file) for file in files]
+        return _opened(source.column, where, f"{kind} from {where}", notes, data_files=literal, **how)
 
     return table(train, notes), table(test, ()) if test else None
 
@@ -238,10 +239,6 @@ def _files(where: str, kind: str) -> list[str]:
     for file in files:
         require_file(file)
     return files
-
-
-def _literal(file: str) -> str:
-    return file if "://" in file else glob.escape(file)
 
 
 def _opened(column: str | None, where: str, about: str, notes: tuple[str, ...], **how: Any) -> Shards:
