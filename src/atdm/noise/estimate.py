@@ -84,13 +84,14 @@ class PatchMeter(Meter):
         return torch.stack([self.probes[0].levels(x), *gray])
 
     def judge(self, levels: Float[Tensor, "probes n"], use: Bool[np.ndarray, "n"]) -> NoiseEstimate:
-        each = levels.double().cpu().numpy()
+        each, use = levels.double().cpu().numpy(), use | ~use.any()  # all where none can
         found = [
-            _law(row, probe.tau, USUAL[probe.filters.shape[1]], use)
+            mixture.fit(row[use], probe.tau, USUAL[probe.filters.shape[1]]).over(float(use.mean()))
             for row, probe in zip(each, self.probes, strict=True)
         ]
         common = len(found) == 2 and found[0].std is None and found[1].std is not None and found[1].gain > COMMON_GAIN
-        return _estimate(found[int(common)], common, each[int(common)], use)
+        noise, row = found[int(common)], each[int(common)]
+        return NoiseEstimate(noise, common, row, np.where(use, noise.stds(row), 0.0))
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class WholeMeter(Meter):
 
     @classmethod
     def fit(cls, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> WholeMeter | None:
-        """Directions for a set; None where the items are too few or have no direction that is thin."""
+        """Directions for a set; None where noise cannot be distinguished from content: too few items, or no thin direction."""
         flat = x.flatten(1)
         n, d = flat.shape
         if d < THIN or n < 8 * d:
@@ -141,19 +142,9 @@ class WholeMeter(Meter):
         return torch.where(indices.to(x.device) % 2 == 0, odd, even)[None] * self.unit
 
     def judge(self, levels: Float[Tensor, "1 n"], use: Bool[np.ndarray, "n"]) -> NoiseEstimate:
-        each = levels[0].double().cpu().numpy()
-        return _estimate(_law(each / self.unit, self.tau, THIN_USUAL, use).scaled(self.unit), False, each, use)
-
-
-def _law(levels: Float[np.ndarray, "n"], tau: float, usual: float, use: Bool[np.ndarray, "n"]) -> Noise:
-    """The mixture over the items in use, as that of all of them."""
-    return (
-        mixture.fit(levels[use], tau, usual).over(float(use.mean())) if use.any() else mixture.fit(levels, tau, usual)
-    )
-
-
-def _estimate(noise: Noise, common: bool, levels: Float[np.ndarray, "n"], use: Bool[np.ndarray, "n"]) -> NoiseEstimate:
-    return NoiseEstimate(noise, common, levels, np.where(use | ~use.any(), noise.stds(levels), 0.0))
+        each, use = levels[0].double().cpu().numpy(), use | ~use.any()  # all where none can
+        noise = mixture.fit(each[use] / self.unit, self.tau, THIN_USUAL).over(float(use.mean())).scaled(self.unit)
+        return NoiseEstimate(noise, False, each, np.where(use, noise.stds(each), 0.0))
 
 
 def by_patches(item_shape: Sequence[int]) -> bool:
