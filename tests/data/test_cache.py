@@ -140,7 +140,7 @@ def test_a_damaged_or_half_written_entry_is_made_again(cache, folder, decoded, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(caching, "_header", killed)  # all pixels written, but not yet complete
+        patch.setattr(caching.os, "fsync", killed)  # all pixels written, but not yet complete
         with pytest.raises(KeyboardInterrupt):
             load(str(folder))
     assert {f.suffix for f in cache.iterdir()} == {".json", ".lock", ".crc32"}

@@ -49,28 +49,28 @@ def _name(part: Corruption) -> str:
     return next(name for name, kind in CORRUPTIONS.items() if kind is type(part))
 
 
-class _Generators(threading.local):
-    """Generators for (seed, item, part, epoch), by moving one Philox there: building one takes far longer."""
+PLACES = 64  # parts a corruption can have
+
+
+class _Philox(threading.local):
+    """The generator that :func:`item_generator` moves: building one for each item takes far longer."""
 
     def __init__(self) -> None:
         self.bits = np.random.Philox(0)
         self.rng = np.random.Generator(self.bits)
         self.state: Any = np.random.Philox(key=0).state
 
-    def at(self, seed: int, index: int, part: int, epoch: int) -> np.random.Generator:
-        self.state["state"]["key"][:] = seed & (2**64 - 1), index * PLACES + part
-        self.state["state"]["counter"][3] = epoch
-        self.bits.state = self.state
-        return self.rng
 
-
-PLACES = 64  # parts a corruption can have
-_generators = _Generators()
+_philox = _Philox()
 
 
 def item_generator(seed: int, index: int, part: int, epoch: int = 0) -> np.random.Generator:
     """The source of randomness of item ``index`` for part number ``part`` of a corruption; the next call moves it on."""
-    return _generators.at(seed, index, part, epoch)
+    state = _philox.state
+    state["state"]["key"][:] = seed & (2**64 - 1), index * PLACES + part
+    state["state"]["counter"][3] = epoch
+    _philox.bits.state = state
+    return _philox.rng
 
 
 def corrupt_items(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -30,9 +30,11 @@ class Corruption:
     share: float = 1.0
 
     images_only = False
+    limits: ClassVar[tuple[tuple[str, float, float], ...]] = ()  # options of the kind, the least and the most of each
 
     def __post_init__(self) -> None:
-        _within("share", self.share, 0, 1)
+        for name, low, high in (("share", 0, 1), *self.limits):
+            _within(name, getattr(self, name), low, high)
 
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, Any]:
         """How an item of that shape is damaged: numbers (and masks, counted in the truth) that define it."""
@@ -49,10 +51,10 @@ class Gaussian(Corruption):
 
     std: float = 0.2
     std_max: float | None = None
+    limits = (("std", 0, 100),)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _within("std", self.std, 0, 100)
         if self.std_max is not None:
             _within("std_max", self.std_max, self.std, 100)
 
@@ -93,10 +95,7 @@ class SaltPepper(Corruption):
 
     rate: float = 0.1
     images_only = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _within("rate", self.rate, 0, 1)
+    limits = (("rate", 0, 1),)
 
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, Any]:
         hit = rng.random(shape[1:]) < self.rate
@@ -112,10 +111,7 @@ class Missing(Corruption):
     """A share ``rate`` of the pixels (of a vector: of its coordinates) becomes 0, in images mid-grey."""
 
     rate: float = 0.3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _within("rate", self.rate, 0, 1)
+    limits = (("rate", 0, 1),)
 
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, Any]:
         return {"missing": rng.random(shape if len(shape) == 1 else shape[1:]) < self.rate}
@@ -130,10 +126,7 @@ class Patch(Corruption):
 
     size: float = 0.4
     images_only = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _within("size", self.size, 0, 1)
+    limits = (("size", 0, 1),)
 
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, Any]:
         height, width = shape[1:]
@@ -154,10 +147,7 @@ class Blur(Corruption):
 
     sigma: float = 1.0
     images_only = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _within("sigma", self.sigma, 0, 100)
+    limits = (("sigma", 0, 100),)
 
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, Any]:
         return {"sigma": self.sigma}
@@ -174,10 +164,7 @@ class Jpeg(Corruption):
 
     quality: int = 30
     images_only = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _within("quality", self.quality, 1, 95)
+    limits = (("quality", 1, 95),)
 
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, Any]:
         return {"quality": self.quality}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,17 +18,19 @@ from .. import spec as specs
 from ..errors import UserError, nearest
 from . import arrays, images
 from .cache import read
-from .classes import NEEDED, Classes, without
+from .classes import NEEDED, Classes
 from .decode import Framing, Progress
 from .files import Files
-from .folders import TARS, elsewhere, no_data
+from .folders import TARS, elsewhere, from_folder, no_data, search
 from .held_out import held_out_of, read_held_out
 from .items import Floats, Items, Pixels, every
+from .listing import Listing, split
 from .named import DATASETS, PATHS, Digits, Directory, Folder, Hub, Npz, Parquet, Webdataset
 from .pixels import MAX_PIXELS
 from .shards import LOOKED_AT, open_shards
 from .streaming import Stream, sampled
 from .subspace import Subspace
+from .tars import from_tars
 from .toy import Toy
 
 DIGITS_HELD_OUT = 297
@@ -192,7 +194,7 @@ def _decoded(
 ) -> Dataset:
     """All the images of a source, or ``limit`` of them."""
     listing, held_out = _listed(source, how["skip_broken"])
-    listing, rest = images.split(listing, limit, seed)
+    listing, rest = split(listing, limit, seed)
     items, notes, broken = read(listing, framing, **how)
     if len(items) < 2:
         said = "".join(f" {note.rstrip('.')}." for note in (*notes, *listing.notes))
@@ -201,7 +203,8 @@ def _decoded(
     held, more = (None, ()) if not chosen else read_held_out(chosen, items, rest is None, framing, how)
     notes += more + listing.notes
     files = Files(listing, broken, framing, how["cache"])
-    labelled = listing.labelled and partial(without, listing.labelled, listing.name, broken)
+    known = listing.labelled
+    labelled = known and (lambda: known()[listing.without(broken)])
     everything = (*listing.broken, *broken)
     return Dataset(items, "image", spec, None, held, notes, everything, framing.window, files=files, labelled=labelled)
 
@@ -243,15 +246,15 @@ def _streamed(
     )
 
 
-def _listed(source: Any, skip_broken: bool) -> tuple[images.Listing, images.Listing | None]:
+def _listed(source: Any, skip_broken: bool) -> tuple[Listing, Listing | None]:
     """The images that a source names: those to use, and those it names as held out."""
     if isinstance(source, Directory):
         return images.from_directory(Path(source.path).expanduser(), skip_broken)
     if isinstance(source, Folder):
         path = Path(source.path).expanduser()
-        return images.from_folder(path, images.search(path)), None
+        return from_folder(path, search(path)), None
     if isinstance(source, Webdataset):
-        return images.from_tars(source.path, source.column, skip_broken), None
+        return from_tars(source.path, source.column, skip_broken), None
     if isinstance(source, Parquet):
         return images.from_parquet(source.path, source.column, skip_broken, source.label)
     if isinstance(source, Hub):

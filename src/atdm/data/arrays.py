@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -20,15 +20,11 @@ AS_BYTES, BYTES_OF_BITS, AS_FLOATS = "x.astype('uint8')", "255 * x.astype('uint8
 EXPECTED = "Expected the array 'samples' of .npz, as atdm corrupt and atdm sample write it, or the only array there."
 
 
-class Array(NamedTuple):
-    """Items, vectors as float32 and images [n, c, h, w] as float32 in [-1, 1] or uint8; and sentences about them."""
-
-    x: Shaped[np.ndarray, "n *item"]
-    notes: tuple[str, ...]
-
-
-def read(path: Path) -> Array:
+def read(path: Path) -> tuple[Shaped[np.ndarray, "n *item"], tuple[str, ...]]:
     """The items of an .npz or .npy file: floats, or images of bytes, channels first or last, or gray without channels.
+
+    Returns:
+        Vectors as float32 and images [n, c, h, w] as float32 in [-1, 1] or uint8; and sentences about them.
 
     Raises:
         UserError: no such file, none or too many arrays in it, a layout or number that is no item's, images that are plainly
@@ -42,13 +38,13 @@ def read(path: Path) -> Array:
         )
     x = _laid_out(x, named)
     if x.dtype == np.uint8:
-        return Array(x, ())
+        return x, ()
     memory.require(4 * x.size, f"The array of {path} as float32", "Expected one with fewer items.")
     with np.errstate(over="ignore"):
         x = x.astype(np.float32)
     if not np.isfinite(x).all():
         raise UserError(f"{named} holds values that are not finite. Expected numbers.")
-    return Array(x, _unit(x, path, name, named) if x.ndim == 4 and len(x) else _vectors(x, named))
+    return x, _unit(x, path, name, named) if x.ndim == 4 and len(x) else _vectors(x, named)
 
 
 _EXPECTED_NUMBERS = "floats, [n, d] or [n, 1 or 3 channels, height, width], or images of bytes (uint8)"
@@ -124,14 +120,14 @@ def _conversion(path: Path, name: str, x: np.ndarray) -> str:
     """The line that makes floats of vectors, and bytes or floats in [-1, 1] of images, of other numbers."""
     if x.ndim not in (2, 3, 4) or x.dtype.kind not in "iub" or not x.size:
         return "."
-    if x.ndim == 2:
-        return f". {_line(path, name, AS_FLOATS)}"
-    if x.dtype == bool:
-        return f". {_line(path, name, BYTES_OF_BITS)}"
     low, high = int(x.min()), int(x.max())
-    if low >= 0 and high <= 255:
-        return f". {_line(path, name, AS_BYTES)}"
-    return f". {_line(path, name, _to_unit(low, high))}"
+    if x.ndim == 2:
+        what = AS_FLOATS
+    elif x.dtype == bool:
+        what = BYTES_OF_BITS
+    else:
+        what = AS_BYTES if low >= 0 and high <= 255 else _to_unit(low, high)
+    return f". {_line(path, name, what)}"
 
 
 def _to_unit(low: float, high: float) -> str:

@@ -8,9 +8,9 @@ import json
 import logging
 import os
 import shutil
-import struct
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,16 +18,15 @@ import numpy as np
 
 from .. import memory
 from ..errors import UserError
-from ..files import Sums, read_json, scratch_beside
+from ..files import read_json, scratch_beside
 from .decode import AT_ONCE, VERSION, Framing, Progress, Tally, decoded
-from .items import Pixels
+from .items import Pixels, write_items
 from .pixels import MAX_PIXELS
 
 if TYPE_CHECKING:
     from .images import Listing
 
 LOG = logging.getLogger(__name__)
-HEADER = 128  # bytes of an .npy file before its data
 
 
 class Read(NamedTuple):
@@ -77,8 +76,7 @@ def read(
             tuple(tally.sentences()),
             tuple(tally.broken),
         )
-    key = json.dumps([VERSION, listing.key, listing.all.key, asdict(framing), skip_broken, max_pixels])
-    path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+    path = entry([VERSION, listing.key, listing.all.key, asdict(framing), skip_broken, max_pixels], ".npy")
     found = _cached(path)  # without a lock: the disk may be read-only, and what is there is whole
     LOG.info("%s decoded images in %s", "writing" if found is None else "reading", path)
     return found if found is not None else _made(path, chunks, tally, listing.count)
@@ -96,6 +94,11 @@ def cache_folder() -> Path:
     if folder := os.environ.get("ATDM_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "atdm"
+
+
+def entry(facts: list[Any], ending: str) -> Path:
+    """The file in the cache for what follows from these facts."""
+    return cache_folder() / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}{ending}"
 
 
 def _cached(path: Path) -> Read | None:
@@ -133,31 +136,15 @@ def _made(path: Path, chunks: Iterator[np.ndarray], tally: Tally, most: int) -> 
 def _write(path: Path, chunks: Iterator[np.ndarray], tally: Tally, most: int) -> None:
     """Write the cache entry ``path``, whole or not at all; the caller holds its lock."""
     scratch, gray, note = (scratch_beside(path.with_suffix(ending)) for ending in (".npy", ".gray", ".json"))
-    sums: list[np.ndarray] = []
     try:
-        with open(scratch, "wb") as file:
-            file.seek(HEADER)
-            for chunk in chunks:
-                if file.tell() == HEADER:
-                    _require_room(path.parent, most * chunk[0].nbytes)
-                file.write(chunk.tobytes())
-                sums.append(Sums.of(chunk).values)
-            shape = (tally.items, *chunk.shape[1:])
-            file.seek(0)
-            file.write(_header(shape))
-            _sync(file)
+        first = next(chunks)
+        _require_room(path.parent, most * first[0].nbytes)
+        sums = write_items(scratch, chain([first], chunks))
         if tally.gray == tally.items:  # three equal channels: keep one
             wide = np.load(scratch, mmap_mode="r")
-            sums = []
-            with open(gray, "wb") as file:
-                file.write(_header((tally.items, 1, *shape[2:])))
-                for at in range(0, tally.items, AT_ONCE):
-                    narrow = np.ascontiguousarray(wide[at : at + AT_ONCE, :1])
-                    file.write(narrow.tobytes())
-                    sums.append(Sums.of(narrow).values)
-                _sync(file)
+            sums = write_items(gray, (wide[at : at + AT_ONCE, :1] for at in range(0, tally.items, AT_ONCE)))
             os.replace(gray, scratch)
-        Sums(np.concatenate(sums)).save(path)
+        sums.save(path)
         note.write_text(json.dumps({"notes": tally.sentences(), "broken": tally.broken, "items": tally.items}))
         os.replace(note, path.with_suffix(".json"))
         os.replace(scratch, path)
@@ -172,14 +159,3 @@ def _require_room(folder: Path, size: int) -> None:
         raise UserError(
             f"The decoded images take {size / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free. {_ELSEWHERE}"
         )
-
-
-def _header(shape: tuple[int, ...]) -> bytes:
-    """The first bytes of an .npy file of that shape, always as many: the shape is known only at the end."""
-    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", HEADER - 10) + text.ljust(HEADER - 11).encode() + b"\n"
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())

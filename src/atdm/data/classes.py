@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,14 +92,3 @@ def of_table(table: Any, column: str | None, where: str) -> Classes:
             f"{absent:,} of the {len(values):,} items of {where} have no '{column}'. Expected one for each."
         )
     return Classes(torch.tensor(values), tuple(kind.names))
-
-
-def without(labelled: Callable[[], Classes], names: Callable[[int], str], broken: Sequence[str]) -> Classes:
-    """Those of the images that were not skipped.
-
-    Args:
-        names: what image i is called.
-        broken: names of those that were.
-    """
-    classes, left = labelled(), {*broken}
-    return classes[[i for i in range(len(classes.of)) if names(i) not in left]] if left else classes

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 VERSION = 2  # of what the cache holds; raise it when the same file comes to be decoded to other pixels
 CROPS = ("center", "random", "none")
 AT_ONCE = 64  # images decoded before they are written
-HEADER = 128  # bytes of an .npy file before its data
 
 RARE = 1e-4  # share of the pixels at either end that do not count for the range of a set
 NARROW = 64  # numbers of 256: a set that uses fewer may be meant otherwise
@@ -97,7 +96,7 @@ class Tally:
         notes = self.notes.copy()
         if self.gray < self.items and self.gray:
             notes["converted from gray to RGB"] += self.gray
-        out = [f"{_images(count)} {what}." for what, count in sorted(notes.items())]
+        out = [f"{count} image{' was' if count == 1 else 's were'} {what}." for what, count in sorted(notes.items())]
         if self.broken:
             more = ", ..." if len(self.broken) > 3 else ""
             skipped = "unreadable image was" if len(self.broken) == 1 else "unreadable images were"
@@ -114,10 +113,6 @@ class Tally:
             f"The images use only the numbers from {low} to {high} of 0 to 255. Where they are meant to be brighter or "
             "richer in contrast, stretch them first, all alike."
         ]
-
-
-def _images(count: int) -> str:
-    return f"{count} image was" if count == 1 else f"{count} images were"
 
 
 def decoded(
@@ -155,7 +150,8 @@ def decoded(
                 tally.histogram += np.bincount(pixels.ravel(), minlength=256)
                 tally.first = tally.first or (listing.name(index), pixels.shape)
                 if pixels.shape != tally.first[1]:
-                    raise _mixed(tally.first, listing.name(index), pixels.shape)
+                    name, shape = tally.first
+                    raise mixed(f"{name} is", shape, listing.name(index), pixels.shape)
                 chunk.append(pixels)
             if progress:
                 progress(part.stop, listing.count)
@@ -190,8 +186,9 @@ def _broken(name: str, problem: Exception, skip_broken: bool, max_pixels: int, t
     tally.broken.append(name)
 
 
-def _mixed(first: tuple[str, tuple[int, ...]], name: str, shape: tuple[int, ...]) -> UserError:
+def mixed(others: str, of: tuple[int, ...], name: str, shape: tuple[int, ...]) -> UserError:
+    """The error for an image of another shape than ``others`` (their name, and its verb)."""
     return UserError(
-        f"The images have different sizes: {first[0]} is {first[1][2]}x{first[1][1]}, {name} is {shape[2]}x{shape[1]}. "
+        f"The images have different sizes: {others} {of[2]}x{of[1]}, {name} is {shape[2]}x{shape[1]}. "
         "Expected one size, or --image_size N."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch import Tensor
 from ..diffusion.latent import AT_ONCE, Latents
 from ..errors import UserError
 from ..files import Sums
+from .decode import Progress
+from .items import write_items
 from .source import Source
 
 
@@ -45,13 +47,9 @@ class Encoded:
         return len(self.source)
 
     def __getitem__(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b latent h w"]:
-        parts = [
-            self.latents.encode(self.source.batch(part, torch.zeros_like(part))).cpu()
-            for part in indices.split(AT_ONCE)
-        ]
-        return torch.cat(parts)
+        return torch.cat([self.latents.encode(self.source[part]).cpu() for part in indices.split(AT_ONCE)])
 
-    def save(self, path: Path, progress: Callable[[int, int], None] | None = None) -> Sums:
+    def save(self, path: Path, progress: Progress | None = None) -> Sums:
         """Write all latents to an .npy file, a few at a time, and return their checksums.
 
         Args:
@@ -60,10 +58,8 @@ class Encoded:
         Raises:
             UserError: a latent is not finite.
         """
-        sums = []
-        with open(path, "wb") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (len(self), *self.item_shape)}
-            np.lib.format.write_array_header_1_0(file, header)
+
+        def parts() -> Iterator[np.ndarray]:
             for indices in torch.arange(len(self)).split(AT_ONCE):
                 z = self[indices]
                 if not bool(z.isfinite().all()):
@@ -71,9 +67,8 @@ class Encoded:
                         f"The autoencoder makes latents that are not finite of the items {int(indices[0])} to "
                         f"{int(indices[-1])}. Expected one whose weights work in float32."
                     )
-                written = z.numpy().astype("<f4")
-                file.write(written.tobytes())
-                sums.append(Sums.of(written).values)
+                yield z.numpy().astype("<f4")
                 if progress:
                     progress(int(indices[-1]) + 1, len(self))
-        return Sums(np.concatenate(sums))
+
+        return write_items(path, parts())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import zlib
@@ -17,7 +16,7 @@ from ..errors import UserError
 from ..files import atomic, read_json
 from ..noise.blocks import Blocks, measure
 from ..noise.files import FileNoise
-from .cache import cache_folder
+from .cache import entry
 from .decode import AT_ONCE, Framing, Progress
 from .listing import Listing
 from .pixels import MAX_PIXELS, formats, settings
@@ -47,7 +46,7 @@ class Files:
         Args:
             progress: called with how many were read, and of how many.
         """
-        path = cache_folder() / f"{self._key()}.files.json"
+        path = entry([VERSION, self.listing.key, self.broken], ".files.json")
         try:
             kept = read_json(path, {"files": list, "crc32": int}, "what was measured")
             whole = kept["crc32"] == _sum(kept["files"])
@@ -67,20 +66,13 @@ class Files:
         """Root mean square over all files of the noise that is seen in them, and that formats and resizing hide in their items."""
         return float(np.sqrt(np.mean(self.noise().remains ** 2)))
 
-    def _key(self) -> str:
-        return hashlib.sha256(json.dumps([VERSION, self.listing.key, self.broken]).encode()).hexdigest()[:32]
-
     @property
     def names(self) -> list[str]:
         """What each is called."""
-        return [self.listing.name(i) for i in self._indices()]
-
-    def _indices(self) -> list[int]:
-        broken = set(self.broken)
-        return [i for i in range(self.listing.count) if not broken or self.listing.name(i) not in broken]
+        return [self.listing.name(i) for i in self.listing.without(self.broken)]
 
     def _measured(self, progress: Progress | None) -> list[Blocks]:
-        indices = self._indices()
+        indices = self.listing.without(self.broken)
 
         def one(index: int) -> Blocks:
             try:

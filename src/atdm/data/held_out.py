@@ -5,26 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UserError
-from . import images
 from .cache import read
 from .decode import Framing
 from .items import Items
+from .listing import Listing, joined, split
 
 
-def held_out_of(
-    test: images.Listing | None, rest: images.Listing | None, limit: int | None, seed: int
-) -> images.Listing | None:
+def held_out_of(test: Listing | None, rest: Listing | None, limit: int | None, seed: int) -> Listing | None:
     """Of the images named as held out, and then of those that ``limit`` left out, at most ``limit``."""
     if test is None:  # a handful of images would be a poor measure
-        return images.split(rest, limit, seed)[0] if rest and rest.count >= (limit or 0) else None
-    test, _ = images.split(test, limit, seed)
+        return split(rest, limit, seed)[0] if rest and rest.count >= (limit or 0) else None
+    test, _ = split(test, limit, seed)
     if rest is None or limit is None or test.count == limit:
         return test
-    return images.joined(test, images.split(rest, limit - test.count, seed)[0])
+    return joined(test, split(rest, limit - test.count, seed)[0])
 
 
 def read_held_out(
-    listing: images.Listing, items: Items, named: bool, framing: Framing, how: dict[str, Any]
+    listing: Listing, items: Items, named: bool, framing: Framing, how: dict[str, Any]
 ) -> tuple[Items | None, tuple[str, ...]]:
     """The held-out images, where they are of the shape of the items, and notes.
 

@@ -18,35 +18,10 @@ import torch
 from ..errors import UserError, first_line, nearest
 from .classes import Classes, of_table
 from .folders import from_folder, search
-from .listing import (
-    Listing,
-    by_split,
-    joined,
-    key_of,
-    left_out,
-    matching,
-    of_one_set,
-    others,
-    require_file,
-    split,
-    stamp,
-)
+from .listing import Listing, by_split, key_of, left_out, matching, of_one_set, others, require_file, stamp
 from .tars import from_tars
 
 BYTES = ("binary", "large_binary", "binary_view")  # columns of parquet files that may hold images
-
-__all__ = [
-    "Listing",
-    "from_directory",
-    "from_folder",
-    "from_hub",
-    "from_parquet",
-    "from_tars",
-    "from_torchvision",
-    "joined",
-    "search",
-    "split",
-]
 
 
 def from_directory(path: Path, skip_broken: bool = False) -> tuple[Listing, Listing | None]:
@@ -90,7 +65,6 @@ def from_parquet(
     Raises:
         UserError: no such file, or no image column.
     """
-
     path = Path(pattern).expanduser()
     files = [str(path / name) for name in sorted(search(path).parquet)] if path.is_dir() else matching(pattern)
     if not files:
@@ -232,11 +206,9 @@ def _from_table(table: Any, column: str | None, where: str, key: str, label: str
 
     def cell(index: int) -> bytes:
         item = table[index][column]
-        if item is None:
-            raise ValueError("the cell is empty")
         if isinstance(item, bytes):
             return item
-        if not (item["bytes"] or item.get("path")):
+        if item is None or not (item["bytes"] or item.get("path")):
             raise ValueError("the cell is empty")
         return item["bytes"] or Path(item["path"]).read_bytes()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from ..errors import UserError, first_line
@@ -158,6 +160,32 @@ def _opened(path: Path) -> np.ndarray:
         raise
     except Exception as problem:  # a header is Python, and may be damaged into any other
         raise Damaged(f"{path} is damaged: {first_line(problem)}. {AGAIN}") from problem
+
+
+def write_header(file: Any, kind: str, shape: tuple[int, ...]) -> None:
+    """The first bytes of an .npy file of items, for which numpy takes as much room whatever their number."""
+    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+
+
+def write_items(path: Path, parts: Iterable[Shaped[np.ndarray, "k *item"]]) -> Sums:
+    """Write items to an .npy file and see them onto the disk, a few at a time: how many there are is known only at the end.
+
+    Returns:
+        Their checksums.
+    """
+    sums: list[np.ndarray] = []
+    with open(path, "wb") as file:
+        for part in parts:
+            if not sums:
+                write_header(file, part.dtype.str, (0, *part.shape[1:]))
+            file.write(part.tobytes())
+            sums.append(Sums.of(part).values)
+        whole = Sums(np.concatenate(sums))
+        file.seek(0)
+        write_header(file, part.dtype.str, (len(whole.values), *part.shape[1:]))
+        file.flush()
+        os.fsync(file.fileno())
+    return whole
 
 
 def every(items: Items, window: int | None = None) -> Float[Tensor, "n *item"]:

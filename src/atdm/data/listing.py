@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +48,11 @@ class Listing:
         """The whole set."""
         return self.whole or self
 
+    def without(self, broken: Sequence[str]) -> list[int]:
+        """The indices of the images that are not called so."""
+        names = {*broken}
+        return [i for i in range(self.count) if not names or self.name(i) not in names]
+
 
 def split(listing: Listing, n: int | None, seed: int) -> tuple[Listing, Listing | None]:
     """``n`` of the images, and those left out; all of them, and None, where there are no more.
@@ -63,18 +68,12 @@ def split(listing: Listing, n: int | None, seed: int) -> tuple[Listing, Listing 
 
 
 def _part(listing: Listing, indices: list[int], *facts: object) -> Listing:
-    def name(index: int) -> str:
-        return listing.name(indices[index])
-
-    def content(index: int) -> Any:
-        return listing.content(indices[index])
-
     labelled = listing.labelled and (lambda: listing.labelled()[indices])  # type: ignore[misc]
     return replace(
         listing,
         count=len(indices),
-        name=name,
-        content=content,
+        name=lambda index: listing.name(indices[index]),
+        content=lambda index: listing.content(indices[index]),
         key=key_of(listing.key, *facts),
         whole=listing.all,
         labelled=labelled,
@@ -84,17 +83,10 @@ def _part(listing: Listing, indices: list[int], *facts: object) -> Listing:
 def joined(first: Listing, second: Listing) -> Listing:
     """The images of both, one listing after the other."""
 
-    def part_of(index: int) -> tuple[Listing, int]:
-        return (first, index) if index < first.count else (second, index - first.count)
+    def either(one: Callable[[int], Any], other: Callable[[int], Any]) -> Callable[[int], Any]:
+        return lambda index: one(index) if index < first.count else other(index - first.count)
 
-    def name(index: int) -> str:
-        listing, inner = part_of(index)
-        return listing.name(inner)
-
-    def content(index: int) -> Any:
-        listing, inner = part_of(index)
-        return listing.content(inner)
-
+    name, content = either(first.name, second.name), either(first.content, second.content)
     return Listing(first.count + second.count, name, content, key_of(first.key, second.key), whole=first.whole)
 
 

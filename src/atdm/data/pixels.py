@@ -58,17 +58,23 @@ def suffixes() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def settings(max_pixels: int) -> Iterator[None]:
-    """Pillow without its warnings, and with another limit of pixels."""
+def limited(max_pixels: int) -> Iterator[None]:
+    """Pillow with another limit of pixels."""
     from PIL import Image
 
     kept, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels / 2  # type: ignore[assignment]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         Image.MAX_IMAGE_PIXELS = kept
+
+
+@contextlib.contextmanager
+def settings(max_pixels: int) -> Iterator[None]:
+    """Pillow without its warnings, and with another limit of pixels."""
+    with limited(max_pixels), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def decode(content: Any, top: float | None = None) -> tuple[Image, list[str]]:

@@ -8,12 +8,13 @@ much of it was taken says exactly how reading goes on.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,13 @@ class Item(NamedTuple):
     key: int
     name: str
     content: bytes | None
+
+    @property
+    def encoded(self) -> bytes:
+        """The bytes; a ValueError where there are none."""
+        if self.content is None:
+            raise ValueError("the cell is empty")
+        return self.content
 
 
 class Position(NamedTuple):
@@ -103,22 +111,21 @@ class Shards:
             mine = order[process::processes] if self.count >= processes else order
             part = (process, processes) if self.count < processes else (0, 1)
             readers = _Readers(self, [int(shard) for shard in mine], part, position, in_turn)
-            block, empty = position.block, position.block == 0
-            here = readers.position(position.epoch, block)
-            while items := readers.take(size):
+            for block in count(position.block):
+                here = readers.position(position.epoch, block)
+                if not (items := readers.take(size)):
+                    break
                 chosen = _random(seed, position.epoch, block + 1).permutation(len(items))
                 yield here, [items[i] for i in chosen]
-                block, empty = block + 1, False
-                here = readers.position(position.epoch, block)
-            if empty:
+            if block == 0:
                 raise UserError(
                     f"{self.where} holds no image for process {process + 1} of {processes}. Expected at least one for each."
                 )
             position = Position(position.epoch + 1)
 
-    def sample(self, count: int, seed: int) -> list[Item]:
+    def sample(self, size: int, seed: int) -> list[Item]:
         """The first items of a few shards chosen by ``seed``, so many in all."""
-        _, items = next(self.blocks(seed, count, Position(), in_turn=LOOKED_AT))
+        _, items = next(self.blocks(seed, size, Position(), in_turn=LOOKED_AT))
         return items
 
 
@@ -126,19 +133,13 @@ def _random(*key: int) -> np.random.Generator:
     return np.random.default_rng([abs(part) * 2 + (part < 0) for part in key])
 
 
+@dataclass
 class _Reader:
-    """One open shard: its place in the order of the epoch, and how many rows of it were read."""
+    """One open shard: its place in the order of the epoch, how many rows of it were read, and those that follow."""
 
-    def __init__(self, table: Any, at: int, read: int, part: tuple[int, int]) -> None:
-        process, processes = part
-        self.at, self.read = at, read
-        self._rows = islice(table.skip(read * processes) if read else table, process, None, processes)
-
-    def next(self) -> dict[str, Any] | None:
-        """The next row, if there is one."""
-        row = next(self._rows, None)
-        self.read += row is not None
-        return row
+    at: int
+    read: int
+    rows: Iterator[dict[str, Any]]
 
 
 class _Readers:
@@ -151,8 +152,8 @@ class _Readers:
         self.begun, self.turn = position.begun, position.turn
         self.open = [self._reader(at, read) for at, read in position.open]
         if not position.begun:
-            while len(self.open) < in_turn and self._next(len(self.open)):
-                pass
+            for slot in range(in_turn):
+                self._next(slot)
 
     def position(self, epoch: int, block: int) -> Position:
         """Where the next item is."""
@@ -166,7 +167,7 @@ class _Readers:
             reader = self.open[self.turn]
             shard = self.order[reader.at]
             try:
-                row = reader.next()
+                row = next(reader.rows, None)
             except Exception as problem:  # datasets raises its own, and those of what it reads by
                 raise UserError(
                     f"Cannot read shard {shard} of {self.shards.where}: {first_line(problem)}. Expected a whole one."
@@ -175,21 +176,21 @@ class _Readers:
                 del self.open[self.turn]
                 self._next(self.turn)
                 continue
+            reader.read += 1
             found.append(_item(row, self.shards.column, f"{self.shards.where}, shard {shard}"))
             self.turn += 1
         return found
 
-    def _next(self, slot: int) -> bool:
+    def _next(self, slot: int) -> None:
         """Open the next shard, if there is one."""
-        if self.begun == len(self.order):
-            return False
-        self.open.insert(slot, self._reader(self.begun, 0))
-        self.begun += 1
-        return True
+        if self.begun < len(self.order):
+            self.open.insert(slot, self._reader(self.begun, 0))
+            self.begun += 1
 
     def _reader(self, at: int, read: int) -> _Reader:
         table = self.shards.table.shard(num_shards=self.shards.count, index=self.order[at])
-        return _Reader(table, at, read, self.part)
+        process, processes = self.part
+        return _Reader(at, read, islice(table.skip(read * processes) if read else table, process, None, processes))
 
 
 def _item(row: dict[str, Any], column: str, where: str) -> Item:
@@ -219,7 +220,8 @@ def open_shards(source: Parquet | Webdataset | Hub) -> tuple[Shards, Shards | No
     how: dict[str, Any] = {"path": kind, "split": "train"} | ({"batch_size": AT_ONCE} if kind == "parquet" else {})
 
     def table(files: list[str], notes: tuple[str, ...]) -> Shards:
-        return _opened(source.column, where, f"{kind} from {where}", notes, data_files=[*map(_literal, files)], **how)
+        literal = [file if "://" in file else glob.escape(file) for file in files]
+        return _opened(source.column, where, f"{kind} from {where}", notes, data_files=literal, **how)
 
     return table(train, notes), table(test, ()) if test else None
 
@@ -237,12 +239,6 @@ def _files(where: str, kind: str) -> list[str]:
     for file in files:
         require_file(file)
     return files
-
-
-def _literal(file: str) -> str:
-    import glob
-
-    return file if "://" in file else glob.escape(file)
 
 
 def _opened(column: str | None, where: str, about: str, notes: tuple[str, ...], **how: Any) -> Shards:

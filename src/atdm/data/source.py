@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..noise import Gauge
 from .classes import Classes
 from .files import Files
-from .items import Floats, Items, every
+from .items import Floats, Items, every, write_header
 from .streaming import IndexedBatch, Stream
 
 RESIDENT = 256 * 2**20  # bytes of items that are prepared once and kept in memory
@@ -85,15 +85,10 @@ class Source:
         require_shape(self.corruption, tuple(self.items.item_shape))
         if (self.flip or self.window) and len(self.items.item_shape) != 3:
             raise UserError("flip and random crops are for images, and the data are vectors. Expected neither.")
-        for stds in (self.std, self.least):
-            if stds is not None and len(stds) != len(self.items):
-                raise UserError(
-                    f"There are {len(self.items)} items and {len(stds)} noise levels. Expected one for each."
-                )
-        if self.classes is not None and len(self.classes.of) != len(self.items):
-            raise UserError(
-                f"There are {len(self.items)} items and {len(self.classes.of)} labels. Expected one for each."
-            )
+        labels = None if self.classes is None else self.classes.of
+        for each, what in ((self.std, "noise levels"), (self.least, "noise levels"), (labels, "labels")):
+            if each is not None and len(each) != len(self.items):
+                raise UserError(f"There are {len(self.items)} items and {len(each)} {what}. Expected one for each.")
 
     def __len__(self) -> int:
         return len(self.items)
@@ -103,6 +98,10 @@ class Source:
         """The shape of an item of a batch."""
         shape = tuple(self.items.item_shape)
         return shape if self.window is None else (shape[0], self.window, self.window)
+
+    def __getitem__(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
+        """These items as of epoch 0."""
+        return self.batch(indices, torch.zeros_like(indices))
 
     def batch(self, indices: Int[Tensor, "b"], epochs: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
         """These items as training sees them in these epochs."""
@@ -148,7 +147,7 @@ class Source:
 
     def first(self, count: int) -> Float[Tensor, "b *item"]:
         """So many items as of epoch 0, from the start again where there are fewer."""
-        return self.batch(torch.arange(count) % len(self), torch.zeros(count, dtype=torch.long))
+        return self[torch.arange(count) % len(self)]
 
     def some(self, count: int) -> Float[Tensor, "b *item"]:
         """So many items of epoch 0 drawn at random, or all: what a look at the data is taken from."""
@@ -156,8 +155,8 @@ class Source:
 
     def some_indexed(self, count: int) -> tuple[Float[Tensor, "b *item"], Int[Tensor, "b"]]:
         """The items of :meth:`some`, and their indices."""
-        chosen = self._chosen(count)
-        return self.batch(chosen, torch.zeros_like(chosen)), chosen
+        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed))[:count]
+        return self[chosen], chosen
 
     def gauge(self) -> Gauge:
         """What tells the noise of the items of a batch from these themselves and from their files.
@@ -165,7 +164,8 @@ class Source:
         Raises:
             UserError: there is no telling noise from content in such data.
         """
-        gauge = Gauge.fit(self.some(GAUGED), self.keys_of(self._chosen(GAUGED)))
+        x, chosen = self.some_indexed(GAUGED)
+        gauge = Gauge.fit(x, self.keys_of(chosen))
         if self.files is None or self.stream is not None:
             return gauge
         return replace(gauge, files=self.files.noise().with_clean(self.trusted), changed=self.changed)
@@ -180,16 +180,12 @@ class Source:
         """Root mean square over all items of the noise that their files show and their formats and resizing hide."""
         return 0.0 if self.files is None else self.files.hidden_std
 
-    def _chosen(self, count: int) -> Int[Tensor, "b"]:
-        return torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed))[:count]
-
     def save(self, path: Path) -> None:
         """Write all items as of epoch 0 to an .npz (float32 array ``samples``), a few at a time."""
-        header = {"descr": "<f4", "fortran_order": False, "shape": (len(self), *self.item_shape)}
         with zipfile.ZipFile(path, "w") as archive, archive.open("samples.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_1_0(file, header)
+            write_header(file, "<f4", (len(self), *self.item_shape))
             for indices in torch.arange(len(self)).split(256):
-                file.write(self.batch(indices, torch.zeros_like(indices)).numpy().astype("<f4").tobytes())
+                file.write(self[indices].numpy().astype("<f4").tobytes())
 
     def prepared(self) -> Source:
         """The same source with what never changes done once and kept in memory, where that is small."""

@@ -7,7 +7,6 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,9 +17,9 @@ from torch import Tensor
 
 from ..errors import UserError
 from .cache import Read, read
-from .decode import Framing, Progress
+from .decode import Framing, Progress, mixed
 from .listing import Listing, key_of
-from .pixels import UnknownScale, decode, formats, why
+from .pixels import UnknownScale, decode, formats, limited, why
 from .shards import Item, Position, Shards
 
 AHEAD = 2  # batches
@@ -72,8 +71,10 @@ class Stream:
             UserError: a shard or an image cannot be read, or is of another shape.
         """
         start = Position.read(position) if position else Position()
+        formats()
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # for threads, so it stays
         with (
-            _limit(self.max_pixels),
+            limited(self.max_pixels),
             ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool,
             ThreadPoolExecutor(1) as reader,
         ):
@@ -118,9 +119,7 @@ class Stream:
     def _decoded(self, item: Item) -> np.ndarray | None:
         """The pixels of an image; None where it cannot be read and is to be skipped."""
         try:
-            if item.content is None:
-                raise ValueError("the cell is empty")
-            image = self.framing(decode(item.content)[0])
+            image = self.framing(decode(item.encoded)[0])
             if self.shape[0] == 1 and image.mode != "L":
                 raise ValueError("it is in color, and the sample that was looked at is gray")
             array = np.asarray(image.convert("L" if self.shape[0] == 1 else "RGB"))
@@ -138,25 +137,8 @@ class Stream:
                 "--skip_broken true skips such files.",
             ) from problem
         if array.shape != self.shape:
-            raise UserError(
-                f"The images have different sizes: those of the sample are {self.shape[2]}x{self.shape[1]}, {item.name} is "
-                f"{array.shape[2]}x{array.shape[1]}. Expected one size, or --image_size N."
-            )
+            raise mixed("those of the sample are", self.shape, item.name, array.shape)
         return array
-
-
-@contextmanager
-def _limit(max_pixels: int) -> Iterator[None]:
-    """Pillow with another limit of pixels, for threads: its warnings stay off."""
-    from PIL import Image
-
-    formats()
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    kept, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels / 2  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = kept
 
 
 class Sampled(NamedTuple):
@@ -177,16 +159,7 @@ def sampled(
     """
     items = shards.sample(count, seed)
     names = [f"{item.name} ({i + 1} of the sample)" for i, item in enumerate(items)]
-
-    def content(index: int) -> bytes:
-        found = items[index].content
-        if found is None:
-            raise ValueError("the cell is empty")
-        return found
-
     keys = [item.key for item in items]
-    listing = Listing(len(items), names.__getitem__, content, key_of("sample", keys), shards.notes)
+    listing = Listing(len(items), names.__getitem__, lambda i: items[i].encoded, key_of("sample", keys), shards.notes)
     done = read(listing, framing, progress=progress, **how)
-    broken = {*done.broken}
-    kept = torch.tensor([key for key, name in zip(keys, names, strict=True) if name not in broken])
-    return Sampled(listing, done, kept)
+    return Sampled(listing, done, torch.tensor([keys[i] for i in listing.without(done.broken)]))

@@ -30,7 +30,7 @@ COMPRESSED = {
 
 
 class _Entry(NamedTuple):
-    file: int
+    file: str
     name: str
     offset: int
     size: int
@@ -54,9 +54,9 @@ def from_tars(pattern: str | list[str], column: str | None, skip_broken: bool = 
     members: list[_Entry] = []
     left: dict[str, list[str]] = {}
     broken: list[str] = []
-    for number, file in enumerate(files):
+    for file in files:
         require_file(file)
-        whole, problem = _index(number, file, left)
+        whole, problem = _index(file, left)
         members += whole
         if problem is not None:
             if not skip_broken:
@@ -77,18 +77,18 @@ def from_tars(pattern: str | list[str], column: str | None, skip_broken: bool = 
 
     def content(index: int) -> bytes:
         entry = entries[index]
-        with open(files[entry.file], "rb") as file:
+        with open(entry.file, "rb") as file:
             file.seek(entry.offset)
             return file.read(entry.size)
 
     def name(index: int) -> str:
-        return f"{files[entries[index].file]}/{entries[index].name}"
+        return f"{entries[index].file}/{entries[index].name}"
 
     notes = (*damage, *(note for what, names in left.items() for note in left_out(what, names)), *others(+rest))
     return Listing(len(entries), name, content, key_of("tars", column, *map(stamp, files)), notes, broken=tuple(broken))
 
 
-def _index(number: int, file: str, left: dict[str, list[str]]) -> tuple[list[_Entry], Exception | None]:
+def _index(file: str, left: dict[str, list[str]]) -> tuple[list[_Entry], Exception | None]:
     """The files in a tar file, in order, as far as it is whole, and what is wrong then.
 
     Links become what they lead to, of members of one name the last counts, and names that cannot be had go to ``left``.
@@ -108,7 +108,7 @@ def _index(number: int, file: str, left: dict[str, list[str]]) -> tuple[list[_En
         for _ in range(LINKS):
             target = found.get(target, target)
         if target in plain:
-            entries.append(_Entry(number, name, plain[target].offset_data, plain[target].size))
+            entries.append(_Entry(file, name, plain[target].offset_data, plain[target].size))
         else:
             left.setdefault("links that lead to nothing, special and sparse files", []).append(
                 f"{Path(file).name}/{name}"
@@ -177,7 +177,7 @@ def _require_one_each(entries: list[_Entry], where: str) -> None:
         UserError: names the columns to choose from.
     """
     for reading in (0, 1):
-        samples: defaultdict[tuple[int, str], set[str]] = defaultdict(set)
+        samples: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         for entry in entries:
             kind = _kinds(posixpath.basename(entry.name))[reading]
             samples[entry.file, entry.name.removesuffix(f".{kind}")].add(kind)

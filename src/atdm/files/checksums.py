@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,17 +49,10 @@ def load_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
         Damaged: it cannot be read, or a tensor is not the one that was written.
         FileNotFoundError: there is no such file.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            texts = file.metadata() or {}
-            sums = json.loads(texts.pop(KEY, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
-    except FileNotFoundError:
-        raise
-    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError) as problem:
-        raise Damaged(f"{path} is damaged: {first_line(problem)}.") from problem
+    with _opened(path) as file:
+        texts = file.metadata() or {}
+        sums = json.loads(texts.pop(KEY, "null"))
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
     if sums is not None:
         found = {name: _sum(name, value) for name, value in tensors.items()}
         sums = sums if isinstance(sums, dict) else {}
@@ -72,14 +66,21 @@ def load_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
 
 def tensor_metadata(path: Path) -> dict[str, str]:
     """What :func:`save_tensors` recorded ``about`` the tensors; the errors are those of :func:`load_tensors`."""
+    with _opened(path) as file:
+        return {k: v for k, v in (file.metadata() or {}).items() if k != KEY}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; whatever is wrong with it as it is read is damage."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
-            return {k: v for k, v in (file.metadata() or {}).items() if k != KEY}
+            yield file
     except FileNotFoundError:
         raise
-    except (OSError, SafetensorError) as problem:
+    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError) as problem:
         raise Damaged(f"{path} is damaged: {first_line(problem)}.") from problem
 
 

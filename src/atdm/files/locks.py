@@ -10,7 +10,6 @@ import socket
 import stat
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ..errors import UserError
@@ -91,9 +90,7 @@ class Hold:
     def __enter__(self) -> Hold:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *problem: object) -> None:
         self.release()
 
     def _owner(self) -> dict[str, Any]:

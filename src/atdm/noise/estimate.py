@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import UserError
 from . import mixture
 from .files import FileNoise
-from .filters import LEAST, Probe, Thin, central
+from .filters import LEAST, THIN, Probe, central, spread
 from .mixture import Noise
 from .pixels import replaced_share
 
@@ -84,51 +84,67 @@ class PatchMeter(Meter):
         return torch.stack([self.probes[0].levels(x), *gray])
 
     def judge(self, levels: Float[Tensor, "probes n"], use: Bool[np.ndarray, "n"]) -> NoiseEstimate:
-        each = levels.double().cpu().numpy()
+        each, use = levels.double().cpu().numpy(), use | ~use.any()  # all where none can
         found = [
-            _law(row, probe.tau, USUAL[probe.filters.shape[1]], use)
+            mixture.fit(row[use], probe.tau, USUAL[probe.filters.shape[1]]).over(float(use.mean()))
             for row, probe in zip(each, self.probes, strict=True)
         ]
         common = len(found) == 2 and found[0].std is None and found[1].std is not None and found[1].gain > COMMON_GAIN
-        return _estimate(found[int(common)], common, each[int(common)], use)
+        noise, row = found[int(common)], each[int(common)]
+        return NoiseEstimate(noise, common, row, np.where(use, noise.stds(row), 0.0))
 
 
 @dataclass(frozen=True)
 class WholeMeter(Meter):
     """Looks at whole items along directions in which the set is thin: vectors, and images too small for patches.
 
+    Each half of the set (even and odd indices) is measured along the directions that the other half gave: its own would look
+    too thin.
+
     Args:
-        unit: what levels are divided by: thresholds of noise are for data of std 0.5.
+        means, bases: of the even and of the odd items; the directions are columns.
+        tau: as a probe's.
+        unit: what items are divided by: thresholds of noise are for data of std 0.5.
     """
 
-    thin: Thin
+    means: tuple[Float[Tensor, "d"], Float[Tensor, "d"]]
+    bases: tuple[Float[Tensor, "d k"], Float[Tensor, "d k"]]
+    tau: float
     unit: float
 
     @classmethod
     def fit(cls, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> WholeMeter | None:
-        """Directions for a set; None where noise cannot be distinguished from content."""
+        """Directions for a set; None where noise cannot be distinguished from content: too few items, or no thin direction."""
         flat = x.flatten(1)
+        n, d = flat.shape
+        if d < THIN or n < 8 * d:
+            return None
         unit = 1.0 if x.dim() == 4 else max(2 * flat.std(0).square().mean().sqrt().item(), 1e-12)
-        thin = Thin.fit(flat / unit, indices)
-        return None if thin is None else cls(thin, unit)
+        kept = d // 4
+        means, bases = [], []
+        for half in (0, 1):
+            items = flat[indices % 2 == half] / unit
+            mean = items.mean(0)
+            variance, basis = torch.linalg.eigh((items - mean).double().T @ (items - mean).double() / len(items))
+            std = variance.clamp(min=0).sqrt()
+            if std[:kept].mean() > 0.5 * std.square().mean().sqrt():
+                return None
+            means.append(mean)
+            bases.append(basis[:, :kept].float())
+        return cls((means[0], means[1]), (bases[0], bases[1]), (2 * kept) ** -0.5, unit)
 
     def levels(self, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> Float[Tensor, "1 n"]:
-        return self.thin.levels(x.flatten(1) / self.unit, indices)[None] * self.unit
+        """Root mean square of each item along the thin directions of the other half."""
+        even, odd = (
+            ((x.flatten(1) / self.unit - mean.to(x.device)) @ basis.to(x.device)).square().mean(1).sqrt()
+            for mean, basis in zip(self.means, self.bases, strict=True)
+        )
+        return torch.where(indices.to(x.device) % 2 == 0, odd, even)[None] * self.unit
 
     def judge(self, levels: Float[Tensor, "1 n"], use: Bool[np.ndarray, "n"]) -> NoiseEstimate:
-        each = levels[0].double().cpu().numpy()
-        return _estimate(_law(each / self.unit, self.thin.tau, THIN_USUAL, use).scaled(self.unit), False, each, use)
-
-
-def _law(levels: Float[np.ndarray, "n"], tau: float, usual: float, use: Bool[np.ndarray, "n"]) -> Noise:
-    """The mixture over the items in use, as that of all of them."""
-    return (
-        mixture.fit(levels[use], tau, usual).over(float(use.mean())) if use.any() else mixture.fit(levels, tau, usual)
-    )
-
-
-def _estimate(noise: Noise, common: bool, levels: Float[np.ndarray, "n"], use: Bool[np.ndarray, "n"]) -> NoiseEstimate:
-    return NoiseEstimate(noise, common, levels, np.where(use | ~use.any(), noise.stds(levels), 0.0))
+        each, use = levels[0].double().cpu().numpy(), use | ~use.any()  # all where none can
+        noise = mixture.fit(each[use] / self.unit, self.tau, THIN_USUAL).over(float(use.mean())).scaled(self.unit)
+        return NoiseEstimate(noise, False, each, np.where(use, noise.stds(each), 0.0))
 
 
 def by_patches(item_shape: Sequence[int]) -> bool:
@@ -233,8 +249,3 @@ def noise_stds(x: Float[Tensor, "n *item"]) -> Float[Tensor, "n"]:
         UserError: there is no telling noise from content in such data.
     """
     return torch.from_numpy(estimate_noise(x).stds).float()
-
-
-def spread(n: int, most: int) -> Tensor:
-    """At most so many of n indices, evenly spread."""
-    return torch.linspace(0, n - 1, min(n, most)).long()

@@ -68,8 +68,6 @@ class FileNoise:
 
     def with_clean(self, count: int) -> FileNoise:
         """The same with so many clean items after the others."""
-        if count == 0:
-            return self
         none = np.zeros(count)
         return FileNoise(
             [*self.kinds, *["trusted"] * count],

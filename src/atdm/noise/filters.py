@@ -57,7 +57,7 @@ class Probe:
             raise UserError(f"Cannot estimate the noise of {h}x{w} images. Expected {LEAST}x{LEAST} or larger.")
         side = SIDE[c]
         count = max(2, PATCHES // ((h - side + 1) * (w - side + 1)))
-        some = x[torch.linspace(0, n - 1, min(n, count)).long()]
+        some = x[spread(n, count)]
         covariance = torch.zeros(c * side * side, c * side * side, dtype=torch.float64)
         for part in some.split(64):
             patches = nn.functional.unfold(part, side).transpose(1, 2).flatten(0, 1)
@@ -93,6 +93,11 @@ class Probe:
         return torch.cat(out)
 
 
+def spread(n: int, most: int) -> Int[Tensor, "b"]:
+    """At most so many of n indices, evenly spread."""
+    return torch.linspace(0, n - 1, min(n, most)).long()
+
+
 def _quantile(
     x: Float[Tensor, "n m"], use: Bool[Tensor, "n m"] | None = None, q: float = QUANTILE
 ) -> Float[Tensor, "n"]:
@@ -109,47 +114,3 @@ def central(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c s t"]:
     """The part of large images that is looked at."""
     top, left = (max(0, (side - WINDOW) // 2) for side in x.shape[2:])
     return x[:, :, top : top + WINDOW, left : left + WINDOW]
-
-
-@dataclass(frozen=True)
-class Thin:
-    """The same for whole items: those directions in which the set is thin.
-
-    Each half of the set (even and odd indices) is measured along the directions that the other half gave: its own would look
-    too thin.
-
-    Args:
-        means, bases: of the even and of the odd items; the directions are columns.
-        tau: as a probe's.
-    """
-
-    means: tuple[Float[Tensor, "d"], Float[Tensor, "d"]]
-    bases: tuple[Float[Tensor, "d k"], Float[Tensor, "d k"]]
-    tau: float
-
-    @classmethod
-    def fit(cls, x: Float[Tensor, "n d"], indices: Int[Tensor, "n"]) -> Thin | None:
-        """Directions for a set; None where the items are too few or have no direction that is thin."""
-        n, d = x.shape
-        if d < THIN or n < 8 * d:
-            return None
-        kept = d // 4
-        means, bases = [], []
-        for half in (0, 1):
-            items = x[indices % 2 == half]
-            mean = items.mean(0)
-            variance, basis = torch.linalg.eigh((items - mean).double().T @ (items - mean).double() / len(items))
-            std = variance.clamp(min=0).sqrt()
-            if std[:kept].mean() > 0.5 * std.square().mean().sqrt():
-                return None
-            means.append(mean)
-            bases.append(basis[:, :kept].float())
-        return cls((means[0], means[1]), (bases[0], bases[1]), (2 * kept) ** -0.5)
-
-    def levels(self, x: Float[Tensor, "n d"], indices: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
-        """Root mean square of each item along the thin directions of the other half."""
-        even, odd = (
-            ((x - mean.to(x.device)) @ basis.to(x.device)).square().mean(1).sqrt()
-            for mean, basis in zip(self.means, self.bases, strict=True)
-        )
-        return torch.where(indices.to(x.device) % 2 == 0, odd, even)

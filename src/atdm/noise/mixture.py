@@ -98,10 +98,9 @@ def fit(levels: Float[np.ndarray, "n"], tau: float, usual: float) -> Noise:
     gain = (best.score - null.score) / len(levels)
     if best.score - null.score < 2 * np.log(len(levels)):
         return Noise(0.0, None, 0.0, _median(GRID, null.content), gain, np.zeros(len(GRID)), np.exp(GRID))
-    kernels, clean = _kernels(error)
-    given = kernels @ best.content  # of levels, for each sigma
+    given = em.kernels @ best.content  # of levels, for each sigma
     noisy = best.share * _weights(best.sigma, best.width) @ given
-    posterior = noisy / (noisy + (1 - best.share) * _background(clean @ best.content)).clip(1e-300)
+    posterior = noisy / (noisy + (1 - best.share) * _background(em.clean @ best.content)).clip(1e-300)
     each = _weights(best.sigma, max(best.width, 0.1))[:, None] * given
     log_sigma = (np.log(SIGMAS) @ each) / each.sum(0).clip(1e-300)
     noisy = em.counts * posterior

@@ -175,15 +175,15 @@ class _Judges:
     """Two classifiers at one noise level, each fitted to one half of the items, for the other.
 
     Args:
-        weights: of the features and a constant, of the one for the items whose fold is true, and of the other; zero where
-            held-out items are predicted no better than by a coin.
+        weights: of the features and a constant, by the fold of the items that they are for; zero where held-out items are
+            predicted no better than by a coin.
     """
 
     view: _View
     sigma: float
     mean: Tensor
     std: Tensor
-    weights: tuple[Tensor, Tensor]
+    weights: dict[bool, Tensor]
 
     @classmethod
     def fit(
@@ -195,10 +195,8 @@ class _Judges:
         generator: torch.Generator,
     ) -> _Judges:
         """From untrusted and trusted items, each with its fold."""
-        (worse, folds), (better, better_folds) = (
-            bad,
-            (good[0].repeat(DRAWS, *[1] * (good[0].dim() - 1)), good[1].repeat(DRAWS)),
-        )
+        worse, folds = bad
+        better, better_folds = good[0].repeat(DRAWS, *[1] * (good[0].dim() - 1)), good[1].repeat(DRAWS)
         raw = [view(_noisy(x, sigma, generator), sigma) for x in (worse, better)]
         mean, std = raw[1].mean(0), torch.cat(raw).std(0) + 1e-9
         features = torch.cat([_with_constant((part - mean) / std) for part in raw])
@@ -209,16 +207,14 @@ class _Judges:
         for ridge in RIDGES:
             fitted.append({half: _logistic(features, label, halves != half, ridge, fitted[-1][half]) for half in coin})
             scores.append(torch.where(halves, features @ fitted[-1][True], features @ fitted[-1][False]))
-        best = fitted[_plainest(torch.stack(scores), label, len(better) // DRAWS)]
-        weights = (best[True], best[False])
-        return cls(view, sigma, mean, std, weights)
+        return cls(view, sigma, mean, std, fitted[_plainest(torch.stack(scores), label, len(better) // DRAWS)])
 
     def chances(self, x: Tensor, folds: Bool[Tensor, "b"], generator: torch.Generator) -> Float[Tensor, "b"]:
         """The probability that each item is trusted, were there as many of either kind; averaged over the noise."""
         total = torch.zeros(len(x), dtype=torch.float64)
         for _ in range(JUDGED):
             features = _with_constant((self.view(_noisy(x, self.sigma, generator), self.sigma) - self.mean) / self.std)
-            total += torch.where(folds, features @ self.weights[0], features @ self.weights[1]).sigmoid()
+            total += torch.where(folds, features @ self.weights[True], features @ self.weights[False]).sigmoid()
         return (total / JUDGED).float()
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..data.decode import Progress
 from ..data.source import Source
 from ..diffusion.backward import timesteps_of
 from ..diffusion.model import Model, require_finite
@@ -62,7 +62,7 @@ def restore(
     return out
 
 
-def gauge(source: Source, progress: Callable[[int, int], None] = lambda done, total: None) -> Float[Tensor, "n"]:
+def gauge(source: Source, progress: Progress = lambda done, total: None) -> Float[Tensor, "n"]:
     """The estimated noise std of every item of ``source``, 0 where it looks clean; as ``ambient_blind`` estimates it.
 
     Args:
@@ -73,7 +73,7 @@ def gauge(source: Source, progress: Callable[[int, int], None] = lambda done, to
     """
     found, seen = source.gauge(), []
     for indices in torch.arange(len(source)).split(BATCH):
-        seen.append(found.stds(source.batch(indices, torch.zeros_like(indices)), indices))
+        seen.append(found.stds(source[indices], indices))
         progress(int(indices[-1]) + 1, len(source))
     return torch.cat(seen)
 
@@ -97,9 +97,5 @@ class Restoration:
     def __len__(self) -> int:
         return len(self.source)
 
-    def before(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
-        """These items as they were."""
-        return self.source.batch(indices, torch.zeros_like(indices))
-
     def __getitem__(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
-        return restore(self.model, self.before(indices), self.stds[indices])
+        return restore(self.model, self.source[indices], self.stds[indices])

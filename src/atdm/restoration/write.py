@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import plot
+from ..data.decode import Progress
 from ..data.files import Files
 from ..data.items import Items, to_uint8
 from ..data.source import Source
@@ -30,8 +31,6 @@ BINS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)  # between the levels of the histogram
 SHOWN = 16
 ABOUT = "atdm-restore"  # the folder for all that is no image of the set, which readers of folders pass over
 MODEL = "model"
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -114,19 +113,20 @@ def _items(
                 file.parent.mkdir(parents=True, exist_ok=True)
                 save_picture(pixels, file)
         if truth is not None and after is not None:
-            for key, value in _measured(found.before(indices), after, truth.clean[indices]).items():
-                values.setdefault(key, []).append(value)
+            clean, before = truth.clean[indices], found.source[indices]
+            # clipped as those after are, which alone is worth decibels
+            earlier = _scores(before.clamp(-1, 1) if clean.dim() == 4 else before, clean)
+            for key, value in _scores(after, clean).items():
+                values.setdefault(f"{key}_before", []).append(earlier[key])
+                values.setdefault(f"{key}_after", []).append(value)
         progress(int(indices[-1]) + 1, len(found))
     return {key: torch.cat(parts) for key, parts in values.items()}
 
 
-def _measured(before: Tensor, after: Tensor, clean: Tensor) -> dict[str, Float[Tensor, "b"]]:
-    """PSNR, and SSIM of images; those before are clipped as those after are, which alone is worth decibels."""
-    before = before.clamp(-1, 1) if clean.dim() == 4 else before
-    found = {"psnr_before": psnr(before, clean), "psnr_after": psnr(after, clean)}
-    if clean.dim() == 4 and min(clean.shape[2:]) >= SIDE:
-        found |= {"ssim_before": ssim(before, clean), "ssim_after": ssim(after, clean)}
-    return found
+def _scores(x: Tensor, clean: Tensor) -> dict[str, Float[Tensor, "b"]]:
+    """PSNR, and SSIM of images."""
+    large = clean.dim() == 4 and min(clean.shape[2:]) >= SIDE
+    return {"psnr": psnr(x, clean), **({"ssim": ssim(x, clean)} if large else {})}
 
 
 def _done(found: Restoration, files: Files | None) -> dict[str, Any]:
@@ -187,15 +187,11 @@ def compare(found: Restoration, truth: CleanReference) -> list[dict[str, Any]]:
         UserError: the items are no images, scikit-image is not installed, or no item is noisy.
     """
     indices = some((truth.levels > 0) & (found.stds > 0), truth.compared)
-    before, clean, stds = found.before(indices), truth.clean[indices], found.stds[indices]
+    before, clean, stds = found.source[indices], truth.clean[indices], found.stds[indices]
     made = {"noisy": before, MODEL: found[indices]}
     made |= {name: denoised(way, before, stds) for name, way in denoisers(found.item_shape).items()}
     return [
-        {
-            "method": name,
-            "images": len(indices),
-            **{k.removesuffix("_after"): v.mean().item() for k, v in _measured(x, x, clean).items() if "after" in k},
-        }
+        {"method": name, "images": len(indices), **{key: v.mean().item() for key, v in _scores(x, clean).items()}}
         for name, x in made.items()
     ]
 
@@ -210,6 +206,6 @@ def _sheet(found: Restoration, truth: CleanReference | None) -> plot.Figure:
     """Restored items from the least to the most noisy: before, after, and what was taken away around mid-gray."""
     order = found.stds.argsort(stable=True)
     indices = order[some(found.stds[order] > 0, SHOWN)]
-    before, after = found.before(indices), found[indices]
+    before, after = found.source[indices], found[indices]
     panels = {"before": before, "after": after, "difference": before - after}
     return plot.image_grids(panels | ({} if truth is None else {"truth": truth.clean[indices]}), columns=4)
