@@ -8,10 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-import matplotlib.cm
-import matplotlib.colors
 import matplotlib.patches
-import matplotlib.ticker
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -23,7 +20,7 @@ from ..errors import UserError
 from ..metrics import METRICS
 from ..metrics import metric as metric_entry
 from ..objective.perturb import PublishedRadius, PublishedWeight
-from .base import INK, MARKERS, Log, colours, dress, drop, frame, legend, need
+from .base import INK, MARKERS, Log, colours, dress, frame, legend, need, side_by_side
 
 
 def ray(process: Process, omegas: Sequence[float], floor: float = 8 / 255) -> Figure:
@@ -203,11 +200,9 @@ def damage(models: Mapping[str, Sequence[Mapping[str, Any]]], measures: Sequence
     """
     kept = [m for m in measures if any(row["measure"] == m for rows in models.values() for row in rows)]
     need(kept, f"values of {', '.join(measures)}")
-    columns = min(3, len(kept))
-    rows_of_panels = math.ceil(len(kept) / columns)
-    figure, axes = frame(3.9 * columns, 3.3 * rows_of_panels, rows_of_panels, columns)
+    figure, axes = side_by_side(len(kept), min(3, len(kept)), 3.9, 3.3)
     palette = colours(models)
-    for axis, measure in zip(axes, kept, strict=False):
+    for axis, measure in zip(axes, kept, strict=True):
         for name, rows in models.items():
             of = sorted((row for row in rows if row["measure"] == measure), key=lambda row: row["budget"])
             x = [row["budget"] for row in of]
@@ -218,7 +213,6 @@ def damage(models: Mapping[str, Sequence[Mapping[str, Any]]], measures: Sequence
             )
         dress(axis, "budget (noise units)", "", _metric_label(measure))
         axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
-    drop(axes, len(kept))
     if len(models) > 1:
         handles = [matplotlib.patches.Patch(color=palette[name], label=text.figure(name)) for name in models]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(models)), fontsize=9, frameon=False)
