@@ -21,19 +21,8 @@ from ..training import bench
 from ..training.config import ObjectiveConfig
 from . import by_scale, digits, plane
 from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
-from .runner.jobs import (
-    AUTO,
-    DDPM,
-    RECOMMENDED,
-    Job,
-    Trained,
-    grid,
-    paths,
-    published,
-    recommended,
-    train,
-)
-from .runner.rows import mean_over_seeds, rows_at_stops, table_of, values_of
+from .runner.jobs import AUTO, DDPM, RECOMMENDED, Job, Trained, grid, paths, published, recommended, train
+from .runner.rows import means, rows_at_stops, table_of, values_of
 
 NOISE = plane.NOISE[0]
 CONDITIONS = dict([plane.NOISE, plane.CLEAN])
@@ -246,7 +235,7 @@ def _pictures(shown: Sequence[Outcome], rows: Sequence[Row], name: str) -> dict[
             (
                 label.partition(", ")[2],
                 label.partition(", ")[0],
-                *(mean_over_seeds(rows, k, method=label) for k in (key, "frechet_pixels")),
+                *(means(rows)(label, k) for k in (key, "frechet_pixels")),
             )
             for label in values_of(rows, "method")
         ]
@@ -260,29 +249,17 @@ def _pictures(shown: Sequence[Outcome], rows: Sequence[Row], name: str) -> dict[
 
 def _claims(rows: Sequence[Row], name: str, condition: str) -> list[Claim]:
     """What the published method and ``auto`` should do beside ddpm."""
-    key, far = KEYS[name], "sliced_wasserstein"
-
-    def of(method: str, key: str) -> float:
-        return mean_over_seeds(rows, key, method=method)
-
     if condition == plane.CLEAN[0]:
-        pair = of(AUTO, far), of("ddpm", far)
-        return [
-            at_most(
-                f"{name}, clean: auto is at most 1.1 times as far from clean data as ddpm", *pair, 1.1, ("auto", "ddpm")
-            )
-        ]
-    return [
-        at_most(
-            f"{name}, {condition}: {label} has less residual noise than {other}",
-            of(method, key),
-            of(than, key),
-            1.0,
-            (label, other),
-        )
-        for method, label in (("robust_adv", "robust_adv as published"), (AUTO, "auto"))
-        for than, other in (("ddpm", "ddpm"), (EARLY, "ddpm stopped early"))
-    ]
+        far = means(rows, "sliced_wasserstein")
+        statement = f"{name}, clean: auto is at most 1.1 times as far from clean data as ddpm"
+        return [at_most(statement, far(AUTO), far("ddpm"), 1.1, ("auto", "ddpm"))]
+    left = means(rows, KEYS[name])
+    claims = []
+    for method, label in (("robust_adv", "robust_adv as published"), (AUTO, "auto")):
+        for than, other in (("ddpm", "ddpm"), (EARLY, "ddpm stopped early")):
+            statement = f"{name}, {condition}: {label} has less residual noise than {other}"
+            claims.append(at_most(statement, left(method), left(than), 1.0, (label, other)))
+    return claims
 
 
 def _cost_section(rows: Sequence[Row]) -> Section:

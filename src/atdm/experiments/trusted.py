@@ -20,7 +20,7 @@ from . import by_scale, digits, plane
 from .baselines import keys, words
 from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
 from .runner.jobs import DDPM, Job, grid, open_held_out, prepare, train
-from .runner.rows import mean_over_seeds, number, rows_at_stops, table_of, values_of
+from .runner.rows import means, number, rows_at_stops, table_of, values_of
 
 ONLY, BEST = "ddpm, trusted items only", "ddpm, best early stop"
 STOPS = (0.1, 0.2, 0.3, 0.5)  # noise levels at which the sampling of ddpm is also stopped
@@ -121,8 +121,7 @@ def with_best_stop(rows: Sequence[Row], distance: str) -> list[Row]:
     best: dict[tuple[str, int], Row] = {}
     for r in stopped:
         key = (r["condition"], r["seed"])
-        if key not in best or r[distance] < best[key][distance]:
-            best[key] = r
+        best[key] = min(best.get(key, r), r, key=lambda r: r[distance])
     return [*(r for r in rows if r not in stopped), *({**r, "method": BEST} for r in best.values())]
 
 
@@ -186,10 +185,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
 
 def _judged(rows: Sequence[Row], where: str, condition: str, distance: str) -> list[Claim]:
     """omni beside the best of the others, and beside the early stop."""
-
-    def of(method: str) -> float:
-        return mean_over_seeds(rows, distance, method=method, condition=condition)
-
+    of = means(rows, distance, condition=condition)
     others = [m for m in values_of(rows, "method") if m != "omni" and of(m) == of(m)]
     best = min(others, key=of)
     claims = [

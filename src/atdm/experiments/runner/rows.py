@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -86,6 +86,11 @@ def mean_over_seeds(rows: Iterable[Row], key: str, **where: Any) -> float:
     """The mean of ``key`` over the rows that agree with ``where``; nan where there are none."""
     found = [float(r[key]) for r in rows if all(r.get(k) == v for k, v in where.items()) and r.get(key) is not None]
     return statistics.fmean(found) if found else math.nan
+
+
+def means(rows: Sequence[Row], key: str = "", **where: Any) -> Callable[..., float]:
+    """:func:`mean_over_seeds` of the rows that agree with ``where``, by method and key; ``key`` is the one of most interest."""
+    return lambda method, key=key: mean_over_seeds(rows, key, method=method, **where)
 
 
 def cell(rows: Iterable[Row], key: str, **where: Any) -> Any:
