@@ -83,10 +83,10 @@ def work(job: Job, tell: Tell) -> Outcome:
         summaries[name] = summarize(found)
     worst = max(options["budgets"])
     checks = doubt(victim, search, worst, job.seed, _victim(plain) if plain else None)
-    checks.append(check_seeds([r["damage"] for r in rows if r["budget"] == worst and r["attack"] == options["attack"]]))
-    for r in rows:
-        if r["budget"] == worst and r["attack"] == options["attack"]:
-            r["checks"] = [c.as_dict() for c in checks]
+    hardest = [r for r in rows if r["budget"] == worst and r["attack"] == options["attack"]]
+    checks.append(check_seeds([r["damage"] for r in hardest]))
+    for r in hardest:
+        r["checks"] = [c.as_dict() for c in checks]
     return Outcome(job, rows, {"summaries": summaries, "checks": [c.as_dict() for c in checks]})
 
 

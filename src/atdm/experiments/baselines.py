@@ -24,7 +24,7 @@ from ..report import Row
 from ..spec import parse_spec
 from ..training.config import ObjectiveConfig
 from . import SUBSPACE, butterflies, by_scale, digits, plane
-from .runner.findings import Claim, Findings, Outcome
+from .runner.findings import Claim, Findings, Outcome, at_most
 from .runner.jobs import AUTO, DDPM, Job, ddpm_job, grid, open_held_out, prepare, published, train
 from .runner.rows import mean_over_seeds, number, rows_at_stops, table_of, values_of
 
@@ -269,13 +269,8 @@ def judged(rows: Sequence[Row], benchmark: str, residual: str, distance: str) ->
         return " / ".join(number(mean_over_seeds(rows, key, method=method, condition=condition)) for key in keys)
 
     plain, ours = (mean_over_seeds(rows, distance, method=m, condition="clean") for m in ("ddpm", AUTO))
-    claims = [
-        Claim(
-            f"{benchmark}, clean: auto is within 1.1 times ddpm's {words(distance)}",
-            ours <= 1.1 * plain,
-            f"auto {number(ours)}, ddpm {number(plain)}: {number(ours / plain)} times",
-        )
-    ]
+    statement = f"{benchmark}, clean: auto is within 1.1 times ddpm's {words(distance)}"
+    claims = [at_most(statement, ours, plain, 1.1, ("auto", "ddpm"))]
     ways = {"auto": AUTO, "stopped": AUTO + HALF}
     for baseline in [m for m in values_of(rows, "method") if m == "robust_adv" or m.startswith(f"ddpm{STOPPED}")]:
         labels: dict[str, list[str]] = {"ahead": [], "level": [], "neither": [], "behind": []}

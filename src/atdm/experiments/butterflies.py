@@ -64,7 +64,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         "robust_rand": published("robust_rand"),
         "robust_adv": published("robust_adv"),
         AUTO: ObjectiveConfig("auto"),
-        harder: ObjectiveConfig("auto:k=5"),
+        harder: ObjectiveConfig(harder),
         STRONG: published("inv_adv", 0.3),
         weak: published("inv_adv", 0.03),
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from ..diffusion.steps import Sampling
 from ..report import Row
@@ -19,7 +18,7 @@ from . import by_scale, images
 from .images import work
 from .runner.findings import Claim, Findings, Outcome
 from .runner.jobs import DDPM, Job, published
-from .runner.rows import mean_over_seeds
+from .runner.rows import means
 
 __all__ = ["findings", "jobs", "work"]
 
@@ -39,35 +38,26 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         "auto": ObjectiveConfig("auto"),
         "robust_rand": published("robust_rand"),
     }
-    base = images.smoke() if scale == "smoke" else recipe("cifar10-16")
+    config = images.smoke() if scale == "smoke" else recipe("cifar10-16")
     if data is not None and scale != "smoke":
-        base = dataclasses.replace(base, data=data)
+        config = dataclasses.replace(config, data=data)
     if scale == "smoke":
         objectives["ambient_blind"] = ObjectiveConfig("ambient")
+    base = Job(
+        config=dataclasses.replace(config, corrupt=images.CONDITIONS[images.STANDARD]),
+        samples=by_scale(scale, 32, 500, 10_000),
+        sampling=Sampling("ddpm", by_scale(scale, 5, 1000, 1000)),
+        features=by_scale(scale, "patches", "pixels+efficientnet-lite", "pixels+inception"),
+        step_seconds=by_scale(scale, 0.003, 0.15, 0.15),
+        condition=images.STANDARD,
+        options={"set": "cifar10", "own_steps": by_scale(scale, 5, 1000, 1000), "also": FEW},
+    )
     todo = []
     for seed in seeds:
         for label, objective in objectives.items():
-            options: dict[str, Any] = {
-                "out": f"runs/converged-{scale}/{label}-{seed}",
-                "objective": objective,
-                "seed": seed,
-            }
-            if "robust" in label:
-                options["precision"] = (
-                    "no"  # bf16 rounds away how far the published perturbation moves a state of little noise
-                )
-            todo.append(
-                Job(
-                    config=dataclasses.replace(base, corrupt=images.CONDITIONS[images.STANDARD], **options),
-                    samples=by_scale(scale, 32, 500, 10_000),
-                    sampling=by_scale(scale, Sampling("ddpm", 5), Sampling("ddpm", 1000), Sampling("ddpm", 1000)),
-                    features=by_scale(scale, "patches", "pixels+efficientnet-lite", "pixels+inception"),
-                    step_seconds=by_scale(scale, 0.003, 0.15, 0.15),
-                    label=label,
-                    condition=images.STANDARD,
-                    options={"set": "cifar10", "own_steps": by_scale(scale, 5, 1000, 1000), "also": FEW},
-                )
-            )
+            job = base.but(label=label, objective=objective, seed=seed, out=f"runs/converged-{scale}/{label}-{seed}")
+            # bf16 rounds away how far the published perturbation moves a state of little noise
+            todo.append(job.but(precision="no") if "robust" in label else job)
     return todo
 
 
@@ -87,10 +77,8 @@ def _steps(rows: Sequence[Row]) -> Claim:
     """Whether the regularizer acts where few sampling steps do not go."""
 
     def ratio(ending: str) -> float:
-        adversarial, plain = (
-            mean_over_seeds(rows, "noise_std", method=name + ending) for name in ("robust_adv", "ddpm")
-        )
-        return adversarial / plain
+        of = means(rows, "noise_std")
+        return of("robust_adv" + ending) / of("ddpm" + ending)
 
     many, few = ratio(""), ratio(f", {FEW['steps']} steps")
     return Claim(

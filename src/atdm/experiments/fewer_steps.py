@@ -68,20 +68,21 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
 def _images(scale: str, seeds: Sequence[int], data: str, about: dict[str, Any]) -> list[Job]:
     """CIFAR-10 on clean images, as published; the runs of ddpm and of the recipe's objective are those of ``images``."""
     folder = images.folders(data, ["cifar10"])["cifar10"]
-    base = dataclasses.replace(recipe("cifar10-cpu"), data=str(folder), corrupt="none")
-    few = {key: [count for count in about["counts"][key] if count >= min(FEWER)] for key in about["counts"]}
-    options = {**about, "set": CIFAR, "counts": {k: v for k, v in few.items() if k != "respaced, ddim"}}
-    todo = []
-    for seed in seeds:
-        for label, name, objective in (
-            ("ddpm", "ddpm", DDPM),
-            ("robust_adv", "robust_adv", published("robust_adv")),
-            (RECOMMENDED, "auto", base.objective),
-        ):
-            changed: dict[str, Any] = {"objective": objective, "seed": seed, "metrics": "none", "sample_every": 0}
-            config = dataclasses.replace(base, out=f"runs/images-{scale}/cifar10-clean-{name}-{seed}", **changed)
-            todo.append(Job(config=config, samples=200, step_seconds=0.25, label=label, options=options))
-    return todo
+    config = dataclasses.replace(
+        recipe("cifar10-cpu"), data=str(folder), corrupt="none", metrics="none", sample_every=0
+    )
+    counts = {k: [c for c in of if c >= min(FEWER)] for k, of in about["counts"].items() if k != "respaced, ddim"}
+    base = Job(config=config, samples=200, step_seconds=0.25, options={**about, "set": CIFAR, "counts": counts})
+    trained = {
+        "ddpm": base.but(objective=DDPM),
+        "robust_adv": base.but(objective=published("robust_adv"), label="robust_adv"),
+        "auto": base.but(label=RECOMMENDED),
+    }
+    return [
+        job.but(seed=seed, out=f"runs/images-{scale}/cifar10-clean-{name}-{seed}")
+        for seed in seeds
+        for name, job in trained.items()
+    ]
 
 
 def work(job: Job, tell: Tell) -> Outcome:

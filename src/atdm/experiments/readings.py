@@ -136,10 +136,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     tables += [trained_table([r for r in rows if r["set"] == kind]) for kind in values_of(rows, "set")]
     t = torch.arange(Process.linear().steps).tolist()
     curves = {
-        {"robust_adv": "adversarial, a corner", "robust_rand": "random"}[kind]: {
-            reading: (t, lambda_c[reading, kind].tolist()) for reading in READINGS
-        }
-        for kind in ("robust_adv", "robust_rand")
+        title: {reading: (t, lambda_c[reading, kind].tolist()) for reading in READINGS}
+        for kind, title in {"robust_adv": "adversarial, a corner", "robust_rand": "random"}.items()
     }
     figures = {
         "shrinkage": (
@@ -180,9 +178,9 @@ def noise_key(found: Row) -> str:
 
 def trained_table(rows: Sequence[Row]) -> report.Table:
     """Every trained reading on one set."""
-    spread = {"spread / truth": "spread_ratio"} if rows[0]["set"] == "plane" else {}
-    distance = {} if rows[0]["set"] == "plane" else {"Frechet": digits.frechet_key(rows[0])}
-    columns = {"residual noise": noise_key(rows[0]), **distance, **spread, "sliced W2": "sliced_wasserstein"}
+    on_plane = rows[0]["set"] == "plane"
+    own = {"spread / truth": "spread_ratio"} if on_plane else {"Frechet": digits.frechet_key(rows[0])}
+    columns = {"residual noise": noise_key(rows[0]), **own, "sliced W2": "sliced_wasserstein"}
     caption = f"Trained: {rows[0]['training_steps']:,} steps of {rows[0]['batch_size']}; residual noise is {noise_key(rows[0]).replace('_', ' ')}."
     return table_of(rows, {"training data": "condition", "objective": "method"}, columns, caption)
 
@@ -190,18 +188,14 @@ def trained_table(rows: Sequence[Row]) -> report.Table:
 def claims_of_theory(distances: Distances) -> list[Claim]:
     """Which readings have the published order under the strongest noise."""
     found = {key: each[-1] / distances[PLAIN][-1] for key, each in distances.items()}
-
-    def said(reading: str) -> str:
-        return f"{number(found[reading, 'robust_adv'])} and {number(found[reading, 'robust_rand'])} times ddpm's"
-
+    both = {reading: (found[reading, "robust_adv"], found[reading, "robust_rand"]) for reading in READINGS}
     return [
         Claim(
             f"theory, {NATURAL}, noise 0.2: {reading}: random is below ddpm and adversarial below random, by a tenth each",
-            found[reading, "robust_adv"] <= 0.9 * found[reading, "robust_rand"]
-            and found[reading, "robust_rand"] <= 0.9,
-            f"squared Frechet distance {said(reading)}",
+            adversarial <= 0.9 * random and random <= 0.9,
+            f"squared Frechet distance {number(adversarial)} and {number(random)} times ddpm's",
         )
-        for reading in READINGS
+        for reading, (adversarial, random) in both.items()
     ]
 
 

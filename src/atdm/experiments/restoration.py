@@ -24,7 +24,7 @@ from . import by_scale, digits
 from .baselines import IMAGES, base, keys, words
 from .runner.findings import Claim, Findings, Outcome, first_seed
 from .runner.jobs import AUTO, DDPM, Job, Trained, grid, open_held_out, prepare, samples_of, train
-from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.rows import evaluate, means, number, row, table_of, values_of
 
 OBJECTIVES = {"ddpm": DDPM, AUTO: ObjectiveConfig("auto"), "ambient_blind": ObjectiveConfig("ambient_blind")}
 BEST = "ambient_blind"  # whose restored images ddpm learns from, and beside which the classical denoisers work
@@ -152,34 +152,25 @@ def _claims(restored: Sequence[Row], drawn: Sequence[Row], residual: str, distan
     classical = [m for m in values_of(restored, "method") if m not in (NOISY, *OBJECTIVES)]
     claims = []
     for condition in values_of(restored, "condition"):
-
-        def of(method: str, key: str = "psnr", rows: Sequence[Row] = restored, at: str = condition) -> float:
-            return mean_over_seeds(rows, key, method=method, condition=at)
-
-        for name in classical:
-            claims.append(
-                Claim(
-                    f"{condition}: images restored by {BEST} have a higher PSNR than by {name}",
-                    of(BEST) > of(name),
-                    f"{number(of(BEST))} dB, {name} {number(of(name))} dB; {NOISY} {number(of(NOISY))} dB",
-                )
+        of, beside = means(restored, "psnr", condition=condition), means(drawn, condition=condition)
+        claims += [
+            Claim(
+                f"{condition}: images restored by {BEST} have a higher PSNR than by {name}",
+                of(BEST) > of(name),
+                f"{number(of(BEST))} dB, {name} {number(of(name))} dB; {NOISY} {number(of(NOISY))} dB",
             )
-        pairs = {m: [of(m, key, drawn) for key in (residual, distance)] for m in values_of(drawn, "method")}
-        for than in ("ddpm", BEST) if THEN in pairs else ():
-            claims.append(
-                Claim(
-                    f"{condition}: ddpm that learned from images restored by {BEST} is ahead of {than} in both numbers",
-                    all(a < b for a, b in zip(pairs[THEN], pairs[than], strict=True)),
-                    f"{words(residual)} {number(pairs[THEN][0])} and {number(pairs[than][0])}, "
-                    f"{words(distance)} {number(pairs[THEN][1])} and {number(pairs[than][1])}",
-                )
+            for name in classical
+        ]
+        pairs = {m: [beside(m, key) for key in (residual, distance)] for m in values_of(drawn, "method")}
+        claims += [
+            Claim(
+                f"{condition}: ddpm that learned from images restored by {BEST} is ahead of {than} in both numbers",
+                all(a < b for a, b in zip(pairs[THEN], pairs[than], strict=True)),
+                f"{words(residual)} {number(pairs[THEN][0])} and {number(pairs[than][0])}, "
+                f"{words(distance)} {number(pairs[THEN][1])} and {number(pairs[than][1])}",
             )
+            for than in (("ddpm", BEST) if THEN in pairs else ())
+        ]
     untouched = [r["untouched"] for r in restored if "untouched" in r]
-    claims.append(
-        Claim(
-            "images that look clean are untouched to the bit",
-            all(untouched),
-            f"in {sum(untouched)} of {len(untouched)} sets",
-        )
-    )
-    return claims
+    measured = f"in {sum(untouched)} of {len(untouched)} sets"
+    return [*claims, Claim("images that look clean are untouched to the bit", all(untouched), measured)]

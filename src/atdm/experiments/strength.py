@@ -111,9 +111,14 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
 
     turned = [name for name in lines if name != "none"]
     cheap = [(v, name, of(name, v, "cost"), of(name, v, left)) for name in turned for v in lines[name]]
-    figures = _figures(of, lines, cheap, (left, frechet))
+    price = {  # of a setting on clean data, in times ddpm's distance
+        name: {v: of(name, v, frechet, CLEAN) / of("none", "", frechet, CLEAN) for v in lines[name]}
+        for name in ON_CLEAN
+        if name in lines
+    }
+    figures = _figures(of, lines, cheap, price, (left, frechet))
     best = {sweep: min(lines[sweep], key=partial(of, sweep, key=frechet)) for sweep in turned}
-    claims = _claims(of, lines, best, (left, frechet), scale)
+    claims = _claims(of, lines, best, price, (left, frechet), f"{base['k']:g}")
     table = table_of(
         rows,
         {"training data": "condition", "sweep": "sweep", "value": "value"},
@@ -139,6 +144,7 @@ def _figures(
     of: Callable[..., float],
     lines: Mapping[str, Sequence[str]],
     cheap: Sequence[tuple[str, str, float, float]],
+    price: Mapping[str, Mapping[str, float]],
     keys: tuple[str, str],
 ) -> dict[str, tuple[str, plot.Figure]]:
     left, frechet = keys
@@ -149,11 +155,7 @@ def _figures(
         points += [(v, name, of(name, v, left), of(name, v, frechet)) for name in names for v in lines.get(name, [])]
         return plot.scatter_tradeoff(points, "residual noise (lower is better)", "Frechet distance (lower is better)")
 
-    price = {
-        (name, v): of(name, v, frechet, CLEAN) / of("none", "", frechet, CLEAN)
-        for name in ON_CLEAN
-        for v in lines.get(name, [])
-    }
+    dear = [(v, name, of(name, v, left), times) for name, along in price.items() for v, times in along.items()]
     return {
         "recommended": ("Gated relative regularizer: k, radius, gate.", tradeoff(["k", "radius", "gate"])),
         "cost": (
@@ -163,10 +165,7 @@ def _figures(
         "penalty": (
             "What a setting costs on clean digits, against the residual noise: towards the lower left is better.",
             plot.scatter_tradeoff(
-                [
-                    ("", "ddpm", plain[left], 1.0),
-                    *((v, name, of(name, v, left), times) for (name, v), times in price.items()),
-                ],
+                [("", "ddpm", plain[left], 1.0), *dear],
                 "residual noise, trained on noisy digits",
                 "Frechet distance over ddpm's, trained on clean digits",
             ),
@@ -183,18 +182,22 @@ def _claims(
     of: Callable[..., float],
     lines: Mapping[str, Sequence[str]],
     best: Mapping[str, str],
+    price: Mapping[str, Mapping[str, float]],
     keys: tuple[str, str],
-    scale: str,
+    strong: str,
 ) -> Iterator[Claim]:
-    """What strength costs on clean data and gains on noisy data, what is left of it late in training, and at what price."""
+    """What strength costs on clean data and gains on noisy data, what is left of it late in training, and at what price.
+
+    Args:
+        strong: the k of the recommended setting.
+    """
     left, frechet = keys
     plain = {key: of("none", "", key) for key in keys}
-    for name in (name for name in ON_CLEAN if name in lines):
-        price = {v: of(name, v, frechet, CLEAN) / of("none", "", frechet, CLEAN) for v in lines[name]}
+    for name, along in price.items():
         yield Claim(
             f"on clean digits every setting along {name} stays within 1.1 times ddpm's Frechet distance",
-            all(times <= 1.1 for times in price.values()),
-            ", ".join(f"{v}: {number(times)} times" for v, times in price.items()),
+            all(times <= 1.1 for times in along.values()),
+            ", ".join(f"{v}: {number(times)} times" for v, times in along.items()),
         )
     for sweep in ("lambda", "k"):
         values = lines[sweep]
@@ -213,9 +216,7 @@ def _claims(
             f"best at {value}: Frechet distance {number(of(sweep, value, frechet))}, ddpm {number(plain[frechet])}; residual "
             f"noise {number(of(sweep, value, left))}, ddpm {number(plain[left])}",
         )
-    base = digits.gated(scale)
-    strong = next((v for v in lines.get("k", []) if v == f"{base['k']:g}"), None)
-    if strong is not None:
+    if strong in lines.get("k", []):
         for value in lines["late, recommended"]:
             gained = (plain[left] - of("late, recommended", value, left)) / (plain[left] - of("k", strong, left))
             yield Claim(
