@@ -68,18 +68,17 @@ def work(job: Job, tell: Tell) -> Outcome:
     search: Search = build("attack", options["attack"], ATTACKS)
     victim = _victim(trained)
     sampling_seeds = [job.seed + i for i in range(options["sampling_seeds"])]
-    rows, attacked, summaries = [], [], {}
+    rows, summaries = [], {}
     searches = {options["attack"]: search, "random:norm=l2": random(norm="l2")}
     total = len(searches) * len(sampling_seeds) * len(options["budgets"])
     for name, how in searches.items():
         found: list[Row] = []
         for point in damage_curve(victim, how, options["budgets"], sampling_seeds, reference, truth, job.features):
             found.append(point.row)
-            attacked.append(point.row)
             about = {"attack": name, "goal": options["goal"], "sampler": "ddim", "steps": options["steps"]}
             about |= {"seed": job.seed, "sampling_seed": point.row["seed"], "samples": len(point.samples)}
             rows.append(row(trained, point.samples, point.row, **about))
-            tell(0.4 + 0.4 * len(attacked) / total)
+            tell(0.4 + 0.4 * len(rows) / total)
         summaries[name] = summarize(found)
     worst = max(options["budgets"])
     checks = doubt(victim, search, worst, job.seed, _victim(plain) if plain else None)

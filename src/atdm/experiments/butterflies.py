@@ -59,15 +59,9 @@ def base(scale: str, data: str | None) -> Job:
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """Every method on clean and noisy photos; invariance at two strengths."""
     harder, weak = "auto:k=5", "inv_adv, lambda 0.03"
-    everything = {
-        "ddpm": DDPM,
-        "robust_rand": published("robust_rand"),
-        "robust_adv": published("robust_adv"),
-        AUTO: ObjectiveConfig("auto"),
-        harder: ObjectiveConfig(harder),
-        STRONG: published("inv_adv", 0.3),
-        weak: published("inv_adv", 0.03),
-    }
+    everything = {"ddpm": DDPM, **{name: published(name) for name in ("robust_rand", "robust_adv")}}
+    everything |= {name: ObjectiveConfig(name) for name in (AUTO, harder)}
+    everything |= {STRONG: published("inv_adv", 0.3), weak: published("inv_adv", 0.03)}
     few = ["ddpm", "robust_adv", AUTO, harder]
     plans: dict[str, list[str]] = by_scale(
         scale,
@@ -191,13 +185,8 @@ def _claims(of: Callable[..., float], condition: str, methods: Sequence[str]) ->
     plain = of("ddpm")
     for method in [m for m in methods if m.startswith(("robust_adv", AUTO))]:
         share = 0.5 if condition == "noise 0.1" else 1.0
-        yield at_most(
-            f"{condition}: {method} has at most {share:g} times ddpm's reconstruction error",
-            of(method),
-            plain,
-            share,
-            (method, "ddpm"),
-        )
+        statement = f"{condition}: {method} has at most {share:g} times ddpm's reconstruction error"
+        yield at_most(statement, of(method), plain, share, (method, "ddpm"))
         yield Claim(
             f"{condition}: {method} has a higher PSNR than ddpm",
             of(method, "psnr") > of("ddpm", "psnr"),

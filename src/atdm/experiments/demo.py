@@ -6,7 +6,7 @@ the recommended setting, a range of strengths and of stopping levels, and digits
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,6 @@ from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
 from .runner.jobs import AUTO, DDPM, RECOMMENDED, Job, Trained, grid, paths, published, recommended, train
 from .runner.rows import means, rows_at_stops, table_of, values_of
 
-NOISE = plane.NOISE[0]
 CONDITIONS = dict([plane.NOISE, plane.CLEAN])
 EARLY = "ddpm, stopped early"
 STOPS = (0.1, 0.2, 0.3, 0.5)  # noise levels at which a thorough run also stops ddpm
@@ -85,7 +84,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     if isinstance(job, Cost):
         return _cost(job)
     trained = train(job, part(tell, 0, 0.8))
-    stops: dict[str, float | None] = {job.label: None}
+    stops: dict[str, float] = {}
     if job.label == "ddpm":
         stops[EARLY] = max(GATE * quiet_std(trained.corrupted), 1e-6)
         stops |= {f"ddpm, stopped at {stop:g}": stop for stop in job.options["stops"]}
@@ -247,19 +246,18 @@ def _pictures(shown: Sequence[Outcome], rows: Sequence[Row], name: str) -> dict[
     return found
 
 
-def _claims(rows: Sequence[Row], name: str, condition: str) -> list[Claim]:
+def _claims(rows: Sequence[Row], name: str, condition: str) -> Iterator[Claim]:
     """What the published method and ``auto`` should do beside ddpm."""
     if condition == plane.CLEAN[0]:
         far = means(rows, "sliced_wasserstein")
         statement = f"{name}, clean: auto is at most 1.1 times as far from clean data as ddpm"
-        return [at_most(statement, far(AUTO), far("ddpm"), 1.1, ("auto", "ddpm"))]
+        yield at_most(statement, far(AUTO), far("ddpm"), 1.1, ("auto", "ddpm"))
+        return
     left = means(rows, KEYS[name])
-    claims = []
     for method, label in (("robust_adv", "robust_adv as published"), (AUTO, "auto")):
         for than, other in (("ddpm", "ddpm"), (EARLY, "ddpm stopped early")):
             statement = f"{name}, {condition}: {label} has less residual noise than {other}"
-            claims.append(at_most(statement, left(method), left(than), 1.0, (label, other)))
-    return claims
+            yield at_most(statement, left(method), left(than), 1.0, (label, other))
 
 
 def _cost_section(rows: Sequence[Row]) -> Section:

@@ -122,16 +122,14 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     claims, figures, tables = [], {}, []
     for name in values_of(rows, "set"):
         of_set = [r for r in rows if r["set"] == name]
-        measures = measures_of(of_set)
-        claims += [
-            _pattern(of_set, key, protocol, full) for key in measures for protocol in values_of(of_set, "protocol")
-        ]
+        measures, protocols = measures_of(of_set), values_of(of_set, "protocol")
+        claims += [_pattern(of_set, key, protocol, full) for key in measures for protocol in protocols]
         panels = {
             f"{condition}, {protocol}": _curves(
                 [r for r in of_set if r["condition"] == condition], measures[-1], protocol, full
             )
             for condition in values_of(of_set, "condition")
-            for protocol in values_of(of_set, "protocol")
+            for protocol in protocols
         }
         words = measures[-1].replace("_", " ")
         figures[name.split()[0].lower()] = (
@@ -199,11 +197,8 @@ def _theory(dimensions: int) -> Table:
     for method in ("ddpm", "robust_adv"):
         lambda_c = shrinkage(Objective(method, process), torch.arange(process.steps))
         for protocol in ("respaced", "begun late", "not respaced"):
-            hows = [
-                sampling_of("respaced", process.steps, process),
-                *(sampling_of(protocol, n, process) for n in FEWER),
-            ]
-            drawn = [sampled_variance(process, clean, lambda_c, how) for how in hows]
+            hows = [("respaced", process.steps), *((protocol, count) for count in FEWER)]
+            drawn = [sampled_variance(process, clean, lambda_c, sampling_of(*how, process)) for how in hows]
             lines.append([method, protocol, *(float(frechet(variance, clean)) for variance in drawn)])
     return Table(
         ["objective", "protocol", "1000 steps", *(f"{count} steps" for count in FEWER)],

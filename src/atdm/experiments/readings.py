@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -83,12 +83,12 @@ Shrinkages = dict[tuple[str, str], Tensor]  # lambda_t c at every timestep, by r
 Distances = dict[tuple[str, str], list[float]]  # for each std of NOISE, likewise
 
 
-def shrinkages(betas: int = TAILS[1]) -> Shrinkages:
+def shrinkages() -> Shrinkages:
     """``lambda_t c`` of ddpm and of both directions under every reading."""
     process = Process.linear()
     every = torch.arange(process.steps)
     kinds = ("robust_rand", "robust_adv")
-    found = {(r, k): shrinkage(objective(r, k).build(process), every, betas) for r in READINGS for k in kinds}
+    found = {(r, k): shrinkage(objective(r, k).build(process), every, TAILS[1]) for r in READINGS for k in kinds}
     return {PLAIN: torch.zeros(process.steps)} | found
 
 
@@ -203,9 +203,8 @@ def claims_of_theory(distances: Distances) -> list[Claim]:
 EXPECTED = {plane.NOISE[0]: 0.5, plane.OUTLIERS[0]: 0.85, "digits, noise 0.2": 0.8, "images, noise 0.2": 0.8}
 
 
-def claims_of_training(rows: Sequence[Row]) -> list[Claim]:
+def claims_of_training(rows: Sequence[Row]) -> Iterator[Claim]:
     """The published reading against ddpm, against random and invariance, and its price on clean data."""
-    claims = []
     for condition in values_of(rows, "condition"):
         chosen = [r for r in rows if r["condition"] == condition]
         clean = condition.endswith("clean")
@@ -213,24 +212,21 @@ def claims_of_training(rows: Sequence[Row]) -> list[Claim]:
         of = {m: mean_over_seeds(chosen, key, method=m) for m in values_of(chosen, "method")}
         plain, names = of["ddpm"], ("robust_adv", "ddpm")
         if clean:
-            claims.append(at_most(f"{condition}: a price in Frechet distance", plain, of["robust_adv"], 1, names[::-1]))
+            yield at_most(f"{condition}: a price in Frechet distance", plain, of["robust_adv"], 1, names[::-1])
             continue
         what = key.replace("_", " ")
         share = EXPECTED[condition]
         title = f"{condition}: {what} of robust_adv as published at most {share:g} times ddpm's"
-        claims.append(at_most(title, of["robust_adv"], plain, share, names))
+        yield at_most(title, of["robust_adv"], plain, share, names)
         if "robust_rand" in of:
             between = of["robust_adv"] < of["robust_rand"] < plain
             measured = ", ".join(f"{m} {number(of[m])}" for m in ("robust_adv", "robust_rand", "ddpm", "inv_adv"))
-            claims.append(Claim(f"{condition}: robust_rand is between robust_adv and ddpm", between, measured))
+            yield Claim(f"{condition}: robust_rand is between robust_adv and ddpm", between, measured)
             worse = not of["inv_adv"] <= plain  # what is not finite is worse
-            claims.append(Claim(f"{condition}: inv_adv is worse than ddpm", worse, measured))
+            yield Claim(f"{condition}: inv_adv is worse than ddpm", worse, measured)
             best = min((of[label(reading)], reading) for reading in READINGS)
-            claims.append(
-                Claim(
-                    f"{condition}: no other reading has less {what} than the published one",
-                    best[1] == PUBLISHED,
-                    ", ".join(f"{reading} {number(of[label(reading)])}" for reading in READINGS),
-                )
+            yield Claim(
+                f"{condition}: no other reading has less {what} than the published one",
+                best[1] == PUBLISHED,
+                ", ".join(f"{reading} {number(of[label(reading)])}" for reading in READINGS),
             )
-    return claims

@@ -18,7 +18,7 @@ from ..training.config import ObjectiveConfig
 from . import by_scale, digits
 from .runner.findings import Claim, Findings, Outcome, first_seed
 from .runner.jobs import DDPM, RECOMMENDED, Job, published, recommended, samples_of, train
-from .runner.rows import evaluate, mean_over_seeds, number, row, table_of
+from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
 STRONG = 3.0  # lambda of the sweeps of omega and floor: at 0.3 they would show little
 LATE = (0.5, 0.75, 0.9)  # share of the training after which the regularizer is applied
@@ -98,10 +98,10 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     rows = [r for o in outcomes for r in o.rows]
     shown = [o for o in first_seed(outcomes) if o.job.condition == NOISY]
     left, frechet, base = digits.residual_key(rows[0]), digits.frechet_key(rows[0]), digits.gated(scale)
-    lines: dict[str, list[str]] = {}
-    for r in (r for r in rows if r["condition"] == NOISY):
-        if r["value"] not in lines.setdefault(r["sweep"], []):
-            lines[r["sweep"]].append(r["value"])
+    noisy = [r for r in rows if r["condition"] == NOISY]
+    lines = {
+        sweep: values_of([r for r in noisy if r["sweep"] == sweep], "value") for sweep in values_of(noisy, "sweep")
+    }
     for name, settings in sweeps(scale).items():  # a setting that several sweeps share came first
         if name in lines:
             lines[name] = [value for value, _ in settings if value in lines[name]]

@@ -112,7 +112,8 @@ def _annotate(axis: Axes, points: Sequence[tuple[str, str, float, float]], palet
     """Write the labels beside their markers, leaving out those that would lie on another."""
     axis.autoscale_view()
     taken: list[np.ndarray] = []
-    ends = [i for i, p in enumerate(points) if {_group(points, i - 1), _group(points, i + 1)} != {p[1]}]
+    groups = [None, *(group for _, group, _, _ in points), None]
+    ends = [i for i in range(len(points)) if not groups[i] == groups[i + 1] == groups[i + 2]]
     for i in dict.fromkeys([*ends, *range(len(points))]):  # the ends of a line say most
         label, group, x, y = points[i]
         at = axis.transData.transform((x, y)) * 72 / axis.figure.dpi  # in points, the unit of type
@@ -121,10 +122,6 @@ def _annotate(axis: Axes, points: Sequence[tuple[str, str, float, float]], palet
             taken.append(at)
             offset: dict[str, Any] = {"xytext": (5, 5), "textcoords": "offset points"}
             axis.annotate(text.figure(label), (x, y), fontsize=7.5, color=palette[group], **offset)
-
-
-def _group(points: Sequence[tuple[str, str, float, float]], i: int) -> str | None:
-    return points[i][1] if 0 <= i < len(points) else None
 
 
 def bars(

@@ -62,16 +62,17 @@ def evaluate(trained: Trained, samples: Tensor) -> Row:
 
 
 def rows_at_stops(
-    trained: Trained, tell: Tell, stops: Mapping[str, float | None], more: Row
+    trained: Trained, tell: Tell, stops: Mapping[str, float], more: Row
 ) -> tuple[list[Row], dict[str, Tensor]]:
-    """A row for each method of ``stops``, whose sampling stops at a noise level (None: at the end), and its samples.
+    """A row and samples of the job, and of each method of ``stops``, whose sampling stops at a noise level.
 
     Args:
         more: what else the rows say.
     """
-    drawn = dict(zip(stops, samples_at_stops(trained, tell, [*stops.values()]), strict=True))
+    every: dict[str, float | None] = {trained.job.label: None, **stops}
+    drawn = dict(zip(every, samples_at_stops(trained, tell, [*every.values()]), strict=True))
     rows = [
-        row(trained, x, evaluate(trained, x) | more, stop_ratio=stops[label]) | {"method": label}
+        row(trained, x, evaluate(trained, x) | more, stop_ratio=every[label]) | {"method": label}
         for label, x in drawn.items()
     ]
     return rows, drawn
