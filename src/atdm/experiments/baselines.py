@@ -185,7 +185,8 @@ def keys(rows: Sequence[Row]) -> tuple[str, str]:
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """A table and a figure for each benchmark; whether ``auto`` is harmless on clean data, and worth it on corrupted data."""
     rows = [r for o in outcomes for r in o.rows]
-    tradeoffs, curves, tables, claims = {}, {}, [], []
+    claims: list[Claim] = []
+    tradeoffs, curves, tables = {}, {}, []
     for benchmark in values_of(rows, "benchmark"):
         chosen, name = [r for r in rows if r["benchmark"] == benchmark], benchmark.replace(" ", "-")
         residual, distance = keys(chosen)

@@ -127,7 +127,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     )
     rows = sorted((r for o in trained for r in o.rows), key=lambda r: _order(r["method"]))
     figures: dict[str, tuple[str, plot.Figure]] = {}
-    sections, claims = [], []
+    sections = []
+    claims: list[Claim] = []
     for name in (PLANE, DIGITS, SUBSPACE):
         for condition in values_of([r for r in rows if r["set"] == name], "condition"):
             chosen = [o for o in trained if (o.job.options["set"], o.job.condition) == (name, condition)]
@@ -230,14 +231,10 @@ def _pictures(shown: Sequence[Outcome], rows: Sequence[Row], name: str) -> dict[
     main = [r for r in rows if r["method"] in ORDER]
     found[f"noise-{name}"] = ("What is left of the noise. Lower is better.", plot.bars(main, key, ("method",)))
     if len(rows) > len(main) and "frechet_pixels" in rows[0]:
-        points = [
-            (
-                label.partition(", ")[2],
-                label.partition(", ")[0],
-                *(means(rows)(label, k) for k in (key, "frechet_pixels")),
-            )
-            for label in values_of(rows, "method")
-        ]
+        of, points = means(rows), []
+        for label in values_of(rows, "method"):
+            objective, _, setting = label.partition(", ")
+            points.append((setting, objective, of(label, key), of(label, "frechet_pixels")))
         figure = plot.scatter_tradeoff(points, "residual noise", "Frechet distance, pixels", "y")
         found[f"strength-{name}"] = (
             "Residual noise against distance from clean data, over strengths and stopping levels.",
@@ -262,12 +259,8 @@ def _claims(rows: Sequence[Row], name: str, condition: str) -> Iterator[Claim]:
 
 def _cost_section(rows: Sequence[Row]) -> Section:
     """Floor and measurement; the objectives took turns, so what else the machine does falls on all alike."""
-    names = {
-        "ddpm": "ddpm",
-        "robust_adv": "robust_adv",
-        "auto": AUTO,
-        bench.EXAMPLE: "the training example of diffusers",
-    }
+    names = {name: name for name in ("ddpm", "robust_adv", AUTO)}
+    names[bench.EXAMPLE] = "the training example of diffusers"
     cells = [[names[r["method"]], r["floor"], r["over_ddpm"], r["rounds"]] for r in rows if r["method"] in names]
     caption = (
         "A training step over ddpm's: counted from its passes through the network, and measured (median of the rounds)."

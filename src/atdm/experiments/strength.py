@@ -87,8 +87,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     """Train, sample, measure; a row for every sweep that goes through this setting."""
     trained = train(job, part(tell, 0, 0.9))
     samples = samples_of(trained, part(tell, 0.9, 1))
-    values = evaluate(trained, samples)
-    values["cost"] = trained.config.objective.cost(trained.process)
+    values = evaluate(trained, samples) | {"cost": trained.config.objective.cost(trained.process)}
     rows = [row(trained, samples, {**values, "sweep": sweep, "value": value}) for sweep, value in job.options["places"]]
     return Outcome(job, rows, {"samples": samples[:36], "corrupted": trained.corrupted[:36]})
 

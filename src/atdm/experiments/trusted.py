@@ -26,10 +26,8 @@ ONLY, BEST = "ddpm, trusted items only", "ddpm, best early stop"
 STOPS = (0.1, 0.2, 0.3, 0.5)  # noise levels at which the sampling of ddpm is also stopped
 METHODS = {"ddpm": DDPM, ONLY: DDPM}
 METHODS |= {name: ObjectiveConfig(name) for name in ("auto:k=2", "ambient_blind", "omni", "sfbd")}
-KNOWN = {
-    "ambient_blind": None,
-    "sfbd": ObjectiveConfig("sfbd:known=true"),
-}  # of vectors, whose noise cannot be estimated
+OF_VECTORS = METHODS | {"sfbd": ObjectiveConfig("sfbd:known=true")}  # their noise cannot be estimated
+del OF_VECTORS["ambient_blind"]
 CONDITIONS = {
     "digits": {
         "noise 0.2 on 90 %": "gaussian:share=0.9,std=0.2",
@@ -52,8 +50,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     todo = []
     for benchmark in [data] if data else by_scale(scale, ["digits"], [*CONDITIONS], [*CONDITIONS]):
         base = _base(benchmark, scale)
-        found = METHODS if benchmark == "digits" else METHODS | KNOWN
-        able = {k: v for k, v in found.items() if v is not None}
+        able = METHODS if benchmark == "digits" else OF_VECTORS
         conditions = CONDITIONS[benchmark]
         if scale == "smoke":
             conditions = dict(list(conditions.items())[:1])
@@ -126,7 +123,8 @@ def _elsewhere(rows: Sequence[Row]) -> list[Row]:
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """A table for each benchmark; whether omni is ahead of what does without its classifier."""
     every = [r for o in outcomes for r in o.rows]
-    rows, tables, claims, figures = [], [], [], {}
+    claims: list[Claim] = []
+    rows, tables, figures = [], [], {}
     for benchmark in values_of(every, "benchmark"):
         chosen = [r for r in every if r["benchmark"] == benchmark]
         residual, distance = keys(chosen)
