@@ -39,7 +39,7 @@ def at_most(statement: str, value: float, than: float, share: float, names: tupl
 
 
 def beats_random(condition: str, of: Callable[[str], float]) -> Claim:
-    """The claim that of both published directions the adversarial one leaves less; ``of`` has the numbers."""
+    """The claim that of both published directions the adversarial one has the lower number, by ``of``."""
     adversarial, random = of("robust_adv"), of("robust_rand")
     statement = f"{condition}: adversarial beats random at the published constants"
     return Claim(statement, adversarial < random, f"robust_adv {number(adversarial)}, robust_rand {number(random)}")
