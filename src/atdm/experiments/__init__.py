@@ -27,87 +27,66 @@ class Entry(NamedTuple):
     """An experiment that ``atdm reproduce`` runs.
 
     Args:
-        module: in this package; it has ``jobs(scale, seeds, data)``, ``work(job, tell)``, which runs in a process of its own
-            and returns an :class:`~.findings.Outcome`, and ``findings(scale, outcomes)``, which makes figures, tables and
-            claims of them.
         summary: one line.
         data: the data set it takes by default where another can be given; None where the experiment is about its data.
+        module: in this package, where it is not called as the experiment is. It has ``jobs(scale, seeds, data)``,
+            ``work(job, tell)``, which runs in a process of its own and returns an :class:`~.findings.Outcome`, and
+            ``findings(scale, outcomes)``, which makes figures, tables and claims of them.
     """
 
-    module: str
     summary: str
     data: str | None = None
+    module: str | None = None
 
 
-DEMO = Entry("demo", "the method on toys and digits, ending in a report")  # atdm demo; no published counterpart
+DEMO = Entry("the method on toys and digits, ending in a report")  # atdm demo; no published counterpart
 SUBSPACE = "subspace:"  # before data: their projection onto a subspace
 BUTTERFLIES = "hub:name=huggan/smithsonian_butterflies_subset"
 EXPERIMENTS: dict[str, Entry] = {
-    "ray": Entry("ray", "how far the perturbation reaches for several omega, beside the DDPM ray (figure 2c)"),
+    "ray": Entry("how far the perturbation reaches for several omega, beside the DDPM ray (figure 2c)"),
     "readings": Entry(
-        "readings",
         "what the published formulas may mean: every reading in linear theory and trained; --data: images, learned at 16x16",
         "plane and digits",
     ),
-    "trajectories": Entry(
-        "trajectories", "a plane with noise or outliers: reverse trajectories, divergence (figure 2a)"
-    ),
-    "score-field": Entry("score_field", "scores against the truth, and how smooth the models are (figure 2b)"),
-    "mixture": Entry("mixture", "Gaussian mixtures: modes, their mass, and their spread beside its closed form"),
-    "butterflies": Entry(
-        "butterflies", "butterfly photos on a subspace, with noise: exact error (figure 3)", BUTTERFLIES
-    ),
-    "random-vs-adversarial": Entry("random_vs_adversarial", "the same perturbation, random or adversarial (tables)"),
+    "trajectories": Entry("a plane with noise or outliers: reverse trajectories, divergence (figure 2a)"),
+    "score-field": Entry("scores against the truth, and how smooth the models are (figure 2b)"),
+    "mixture": Entry("Gaussian mixtures: modes, their mass, and their spread beside its closed form"),
+    "butterflies": Entry("butterfly photos on a subspace, with noise: exact error (figure 3)", BUTTERFLIES),
+    "random-vs-adversarial": Entry("the same perturbation, random or adversarial (tables)"),
     "fewer-steps": Entry(
-        "fewer_steps",
         "fewer sampling steps under three protocols, and which shows the published pattern (table)",
         "the plane and digits",
     ),
     "images": Entry(
-        "images",
         "CIFAR-10, CelebA, bedrooms (and ImageNet-64), clean and with noise: every published objective (tables, figure 4)",
         "the recipes' own",
     ),
-    "converged": Entry(
-        "converged", "CIFAR-10 at 16x16 with noise on 90 %, trained to the end (table)", "the recipe's own"
-    ),
+    "converged": Entry("CIFAR-10 at 16x16 with noise on 90 %, trained to the end (table)", "the recipe's own"),
     "audit": Entry(
-        "audit",
-        "what atdm audit estimates beside the truth; --data: a folder that holds cifar10, celeba and bedroom",
-        "digits",
+        "what atdm audit estimates beside the truth; --data: a folder that holds cifar10, celeba and bedroom", "digits"
     ),
     "memorization": Entry(
-        "memorize",
         "near-duplicates of a small training set, beside held-out images; --data: images, at 16x16",
         "digits",
+        "memorize",
     ),
     "attack": Entry(
-        "attacks",
         "attacks on the sampling trajectory: damage against budget, with sanity checks; --data: images, at 16x16",
         "the plane and digits",
+        "attacks",
     ),
-    "purification": Entry(
-        "purification", "models as purifiers of a classifier's input, under attacks that know them and that do not"
-    ),
+    "purification": Entry("models as purifiers of a classifier's input, under attacks that know them and that do not"),
     "restoration": Entry(
-        "restoration",
         "training images restored by their model beside BM3D and others, and ddpm trained on them; --data: images, at 16x16",
         "digits",
     ),
-    "parameterizations": Entry(
-        "parameterizations", "the same perturbation whatever the network predicts: eps, x_0, v, score, flow, EDM"
-    ),
-    "baselines": Entry(
-        "baselines", "objectives of other papers on the same corruption, with the same compute", "digits and plane"
-    ),
+    "parameterizations": Entry("the same perturbation whatever the network predicts: eps, x_0, v, score, flow, EDM"),
+    "baselines": Entry("objectives of other papers on the same corruption, with the same compute", "digits and plane"),
     "trusted": Entry(
-        "trusted",
-        "150 clean items beside corrupted ones: what they are worth, and to which objective",
-        "digits and plane",
+        "150 clean items beside corrupted ones: what they are worth, and to which objective", "digits and plane"
     ),
     "strength": Entry(
-        "strength",
-        "sweeps of lambda, omega, floor, radius and gate, late regularizers, auto; their price on clean data",
+        "sweeps of lambda, omega, floor, radius and gate, late regularizers, auto; their price on clean data"
     ),
 }
 
@@ -118,7 +97,7 @@ def entry(name: str) -> Entry:
     Raises:
         UserError: there is none.
     """
-    if name not in EXPERIMENTS and name != DEMO.module:
+    if name not in EXPERIMENTS and name != "demo":
         raise unknown("experiment", name, [*EXPERIMENTS, "all"])
     return EXPERIMENTS.get(name, DEMO)
 
@@ -137,4 +116,4 @@ def label_of(data: str) -> str:
 
 def module_of(name: str) -> Any:
     """Its module, imported."""
-    return import_module(f".{entry(name).module}", __name__)
+    return import_module(f".{entry(name).module or name.replace('-', '_')}", __name__)

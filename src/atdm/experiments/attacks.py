@@ -12,7 +12,7 @@ from ..pool import Tell, part
 from ..report import Row
 from ..spec import build
 from . import by_scale, digits, plane
-from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.findings import Claim, Findings, Outcome, by_condition
 from .runner.jobs import DDPM, RECOMMENDED, Job, Trained, grid, published, recommended, train
 from .runner.rows import mean_over_seeds, number, row, table_of, values_of
 
@@ -68,25 +68,24 @@ def work(job: Job, tell: Tell) -> Outcome:
     search: Search = build("attack", options["attack"], ATTACKS)
     victim = _victim(trained)
     sampling_seeds = [job.seed + i for i in range(options["sampling_seeds"])]
-    rows, attacked, summaries = [], [], {}
+    rows, summaries = [], {}
     searches = {options["attack"]: search, "random:norm=l2": random(norm="l2")}
     total = len(searches) * len(sampling_seeds) * len(options["budgets"])
     for name, how in searches.items():
         found: list[Row] = []
         for point in damage_curve(victim, how, options["budgets"], sampling_seeds, reference, truth, job.features):
             found.append(point.row)
-            attacked.append(point.row)
             about = {"attack": name, "goal": options["goal"], "sampler": "ddim", "steps": options["steps"]}
             about |= {"seed": job.seed, "sampling_seed": point.row["seed"], "samples": len(point.samples)}
             rows.append(row(trained, point.samples, point.row, **about))
-            tell(0.4 + 0.4 * len(attacked) / total)
+            tell(0.4 + 0.4 * len(rows) / total)
         summaries[name] = summarize(found)
     worst = max(options["budgets"])
     checks = doubt(victim, search, worst, job.seed, _victim(plain) if plain else None)
-    checks.append(check_seeds([r["damage"] for r in rows if r["budget"] == worst and r["attack"] == options["attack"]]))
-    for r in rows:
-        if r["budget"] == worst and r["attack"] == options["attack"]:
-            r["checks"] = [c.as_dict() for c in checks]
+    hardest = [r for r in rows if r["budget"] == worst and r["attack"] == options["attack"]]
+    checks.append(check_seeds([r["damage"] for r in hardest]))
+    for r in hardest:
+        r["checks"] = [c.as_dict() for c in checks]
     return Outcome(job, rows, {"summaries": summaries, "checks": [c.as_dict() for c in checks]})
 
 
@@ -120,11 +119,9 @@ def at(curve: Mapping[float, float], budget: float) -> float:
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """Damage curves, growth where ddpm's error doubles, and doubts."""
     rows = [r for o in outcomes for r in o.rows]
-    shown = first_seed(outcomes)
     claims: list[Claim] = []
     figures, notes = {}, []
-    for condition in values_of(rows, "condition"):
-        chosen = [o for o in shown if o.job.condition == condition]
+    for condition, chosen in by_condition(outcomes):
         options = chosen[0].job.options
         measure, attack = options["measure"], options["attack"]
         short = condition.replace(",", "").replace(" %", "").replace(" ", "-")
@@ -135,7 +132,6 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             f"{condition}: {attack} on every one of {options['steps']} DDIM steps, and random perturbations of the same budget.",
             plot.damage(curves, measures),
         )
-
         methods = [o.job.label for o in chosen if o.job.label != "ddpm"]
         claims += _claims(rows, condition, measure, attack, methods)
         for o in chosen:
@@ -162,37 +158,35 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
 def _claims(rows: Sequence[Row], condition: str, measure: str, attack: str, methods: Sequence[str]) -> Iterator[Claim]:
     """What becomes of samples under attack, beside ddpm's."""
 
-    def curve(method: str) -> dict[float, float]:
+    def curve_of(method: str) -> dict[float, float]:
         where = {"condition": condition, "method": method, "attack": attack}
         return {b: mean_over_seeds(rows, measure, budget=b, **where) for b in values_of(rows, "budget")}
 
-    plain = {b: v for b, v in curve("ddpm").items() if v == v}
+    plain = {b: v for b, v in curve_of("ddpm").items() if v == v}
     if measure == "off_support_rms":
         doubles = budget_that_doubles(plain)
         for method in methods:
-            defended = curve(method)
+            curves = {"ddpm": plain, method: curve_of(method)}
             where = max(plain) if doubles is None else doubles
-            grown = {"ddpm": at(plain, where) - plain[0.0], method: at(defended, where) - defended[0.0]}
-            times = {"ddpm": at(plain, where) / plain[0.0], method: at(defended, where) / defended[0.0]}
+            reached = {m: at(curve, where) for m, curve in curves.items()}
+            grown = {m: reached[m] - curve[0.0] for m, curve in curves.items()}
+            times = {m: reached[m] / curve[0.0] for m, curve in curves.items()}
             budget = (
                 f"at budget {number(where)}, where ddpm's error doubles"
                 if doubles is not None
                 else f"at the largest budget {number(where)} (ddpm's error doubles at none)"
             )
-            for what, values, unit in (
-                ("grows less", grown, "by "),
-                ("grows by a smaller factor", times, "times "),
-            ):
+            for what, values, unit in (("grows less", grown, "by "), ("grows by a smaller factor", times, "times ")):
                 yield Claim(
                     f"{condition}: {budget}, the error of {method} {what}",
                     values[method] < values["ddpm"],
-                    f"{unit}{number(values[method])} to {number(at(defended, where))}, ddpm {unit}"
-                    f"{number(values['ddpm'])} to {number(at(plain, where))}",
+                    f"{unit}{number(values[method])} to {number(reached[method])}, ddpm {unit}"
+                    f"{number(values['ddpm'])} to {number(reached['ddpm'])}",
                 )
     else:
         worst = max(plain)
         for method in methods:
-            defended = curve(method)
+            defended = curve_of(method)
             yield Claim(
                 f"{condition}: at budget {worst:g} the samples of {method} move less than those of ddpm",
                 defended[worst] < plain[worst],

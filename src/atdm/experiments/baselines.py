@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -24,7 +24,7 @@ from ..report import Row
 from ..spec import parse_spec
 from ..training.config import ObjectiveConfig
 from . import SUBSPACE, butterflies, by_scale, digits, plane
-from .runner.findings import Claim, Findings, Outcome
+from .runner.findings import Claim, Findings, Outcome, at_most
 from .runner.jobs import AUTO, DDPM, Job, ddpm_job, grid, open_held_out, prepare, published, train
 from .runner.rows import mean_over_seeds, number, rows_at_stops, table_of, values_of
 
@@ -60,6 +60,12 @@ LIMIT = 5000  # images to train on at scale cpu; as many others are held out
 def noise(share: float, std: float) -> tuple[str, str]:
     """A condition and its corruption."""
     return f"{share:.0%} noise {std:g}", f"gaussian:share={share:g},std={std:g}"
+
+
+CROSS = {  # the conditions at which one of both numbers is the standard one, by the other
+    "share": {share: noise(share, STANDARD[1])[0] for share in SHARES},
+    "std": {std: noise(STANDARD[0], std)[0] for std in STDS},
+}
 
 
 def conditions(benchmark: str, scale: str) -> dict[str, str]:
@@ -159,12 +165,12 @@ def work(job: Job, tell: Tell) -> Outcome:
     cost = parts.config.objective.cost(parts.objective.process)
     config = dataclasses.replace(parts.config, steps=max(1, round(job.config.steps / cost)))
     trained = train(job, part(tell, 0, 0.8), dataclasses.replace(parts, config=config))
-    stops: dict[str, float | None] = {job.label: None}
+    stops: dict[str, float] = {}
     if job.label == "ddpm":
-        stops |= {f"ddpm{STOPPED}at {stop:g}": stop for stop in STOPS}
-        stops |= {f"ddpm{STOPPED}by auto": max(GATE * quiet_std(trained.corrupted), 1e-6)}
+        stops = {f"ddpm{STOPPED}at {stop:g}": stop for stop in STOPS}
+        stops[f"ddpm{STOPPED}by auto"] = max(GATE * quiet_std(trained.corrupted), 1e-6)
     elif job.config.objective.automatic:
-        stops |= {f"{job.label}{HALF}": max(STOP * (config.objective.gate or 0.0), 1e-6)}
+        stops[f"{job.label}{HALF}"] = max(STOP * (config.objective.gate or 0.0), 1e-6)
     more = {"cost": cost, "benchmark": job.options["benchmark"]}
     return Outcome(job, rows_at_stops(trained, part(tell, 0.8, 1), stops, more)[0])
 
@@ -179,7 +185,8 @@ def keys(rows: Sequence[Row]) -> tuple[str, str]:
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """A table and a figure for each benchmark; whether ``auto`` is harmless on clean data, and worth it on corrupted data."""
     rows = [r for o in outcomes for r in o.rows]
-    tradeoffs, curves, tables, claims = {}, {}, [], []
+    claims: list[Claim] = []
+    tradeoffs, curves, tables = {}, {}, []
     for benchmark in values_of(rows, "benchmark"):
         chosen, name = [r for r in rows if r["benchmark"] == benchmark], benchmark.replace(" ", "-")
         residual, distance = keys(chosen)
@@ -198,8 +205,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                 f"{', '.join(INFORMED)} know the noise of every item.",
             )
         )  # fmt: skip
-        condition = noise(*STANDARD)[0]
-        if condition not in (seen := values_of(chosen, "condition")):
+        seen, condition = values_of(chosen, "condition"), noise(*STANDARD)[0]
+        if condition not in seen:
             condition = seen[-1]
         tradeoffs[f"{name}-tradeoff"] = (
             f"{benchmark}, {condition}: residual corruption and the distance from clean data, towards the lower left is "
@@ -208,9 +215,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         )
         for title, key in (("residual", residual), ("distance", distance)):
             panels = {}
-            for what, values in (("share", SHARES), ("std", STDS)):
-                at = {v: noise(*cross(what, v))[0] for v in values}
-                at = {v: condition for v, condition in at.items() if any(r["condition"] == condition for r in chosen)}
+            for what, named in CROSS.items():
+                at = {v: condition for v, condition in named.items() if condition in seen}
                 if len(at) > 2:
                     panels[f"{what} of the noise"] = {
                         method: ([*at], [mean_over_seeds(chosen, key, condition=c, method=method) for c in at.values()])
@@ -247,11 +253,6 @@ def tradeoff(rows: Sequence[Row], residual: str, distance: str) -> plot.Figure:
     return plot.scatter_tradeoff(points, words(residual), words(distance))
 
 
-def cross(name: str, value: float) -> tuple[float, float]:
-    """Share and std of a point of the cross."""
-    return (value, STANDARD[1]) if name == "share" else (STANDARD[0], value)
-
-
 def words(key: str) -> str:
     """A key of a row in words."""
     return {"off_support_rms": "distance off the support (rms)", "sliced_wasserstein": "sliced W2 distance"}.get(
@@ -259,23 +260,18 @@ def words(key: str) -> str:
     )
 
 
-def judged(rows: Sequence[Row], benchmark: str, residual: str, distance: str) -> list[Claim]:
+def judged(rows: Sequence[Row], benchmark: str, residual: str, distance: str) -> Iterator[Claim]:
     """What the table says of ``auto``: on clean data, beside robust_adv as published, and beside every stop of ddpm."""
     if AUTO not in values_of(rows, "method"):
-        return []
+        return
 
     def shown(method: str, condition: str) -> str:
         keys = (residual, distance)
         return " / ".join(number(mean_over_seeds(rows, key, method=method, condition=condition)) for key in keys)
 
     plain, ours = (mean_over_seeds(rows, distance, method=m, condition="clean") for m in ("ddpm", AUTO))
-    claims = [
-        Claim(
-            f"{benchmark}, clean: auto is within 1.1 times ddpm's {words(distance)}",
-            ours <= 1.1 * plain,
-            f"auto {number(ours)}, ddpm {number(plain)}: {number(ours / plain)} times",
-        )
-    ]
+    statement = f"{benchmark}, clean: auto is within 1.1 times ddpm's {words(distance)}"
+    yield at_most(statement, ours, plain, 1.1, ("auto", "ddpm"))
     ways = {"auto": AUTO, "stopped": AUTO + HALF}
     for baseline in [m for m in values_of(rows, "method") if m == "robust_adv" or m.startswith(f"ddpm{STOPPED}")]:
         labels: dict[str, list[str]] = {"ahead": [], "level": [], "neither": [], "behind": []}
@@ -286,15 +282,12 @@ def judged(rows: Sequence[Row], benchmark: str, residual: str, distance: str) ->
             numbers = ", ".join(f"{name} {shown(way, condition)}" for name, way in ways.items())
             detail = f" ({numbers}; {baseline} {shown(baseline, condition)})" if best in ("neither", "behind") else ""
             labels[best].append(condition + detail)
-        claims.append(
-            Claim(
-                f"{benchmark}: auto is at least as good in both numbers as "
-                f"{'robust_adv as published' if baseline == 'robust_adv' else baseline} under every corruption",
-                not labels["neither"] and not labels["behind"],
-                "; ".join(f"{label}: {', '.join(where)}" for label, where in labels.items() if where),
-            )
+        yield Claim(
+            f"{benchmark}: auto is at least as good in both numbers as "
+            f"{'robust_adv as published' if baseline == 'robust_adv' else baseline} under every corruption",
+            not labels["neither"] and not labels["behind"],
+            "; ".join(f"{label}: {', '.join(where)}" for label, where in labels.items() if where),
         )
-    return claims
 
 
 def beside(

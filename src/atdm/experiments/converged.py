@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from ..diffusion.steps import Sampling
 from ..report import Row
@@ -19,7 +18,7 @@ from . import by_scale, images
 from .images import work
 from .runner.findings import Claim, Findings, Outcome
 from .runner.jobs import DDPM, Job, published
-from .runner.rows import mean_over_seeds
+from .runner.rows import means
 
 __all__ = ["findings", "jobs", "work"]
 
@@ -40,12 +39,12 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         "auto": ObjectiveConfig("auto"),
         "robust_rand": published("robust_rand"),
     }
-    base = images.smoke() if scale == "smoke" else recipe("cifar10-16")
+    config = images.smoke() if scale == "smoke" else recipe("cifar10-16")
     if data is not None and scale != "smoke":
-        base = dataclasses.replace(base, data=data)
-    many = by_scale(scale, Sampling("ddpm", 5), Sampling("ddpm", 1000), Sampling("ddpm", 1000))
-    job = Job(
-        config=dataclasses.replace(base, corrupt=images.CONDITIONS[images.STANDARD]),
+        config = dataclasses.replace(config, data=data)
+    many = Sampling("ddpm", by_scale(scale, 5, 1000, 1000))
+    base = Job(
+        config=dataclasses.replace(config, corrupt=images.CONDITIONS[images.STANDARD]),
         samples=by_scale(scale, 32, 500, 10_000),
         sampling=many,
         features=by_scale(scale, "patches", "pixels+efficientnet-lite", "pixels+inception"),
@@ -53,28 +52,22 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         condition=images.STANDARD,
         options={"set": "cifar10", "own_steps": by_scale(scale, 5, 1000, 1000), "also": FEW},
     )
-    larger = job.but(
-        options={"set": LARGER, "own_steps": job.options["own_steps"]},
+    larger = base.but(
+        options={"set": LARGER, "own_steps": base.options["own_steps"]},
         sampling=by_scale(scale, many, Sampling("ddpm", 250), many),
         image_size=by_scale(scale, None, 32, 32),
-        steps=by_scale(scale, base.steps, 2000, base.steps),
-        step_seconds=4 * job.step_seconds,
+        steps=by_scale(scale, config.steps, 2000, config.steps),
+        step_seconds=4 * base.step_seconds,
     )
     some = {name: objectives[name] for name in ("ddpm", "robust_adv")}
     todo = []
     for seed in seeds:
-        for name, kind, trained in (("converged", job, objectives), ("converged-32", larger, some)):
+        for name, job, trained in (("converged", base, objectives), ("converged-32", larger, some)):
             for label, objective in trained.items():
-                options: dict[str, Any] = {
-                    "out": f"runs/{name}-{scale}/{label}-{seed}",
-                    "objective": objective,
-                    "seed": seed,
-                }
-                if "robust" in label:
-                    options["precision"] = (
-                        "no"  # no faster in bf16 on a CPU: what moves little is in single precision anyway
-                    )
-                todo.append(kind.but(label=label, **options))
+                # No faster in bf16 on a CPU: what the published perturbation moves too little for it is in single precision anyway.
+                precision = "no" if "robust" in label else config.precision
+                out = f"runs/{name}-{scale}/{label}-{seed}"
+                todo.append(job.but(label=label, objective=objective, seed=seed, out=out, precision=precision))
     return todo
 
 
@@ -96,10 +89,8 @@ def _steps(rows: Sequence[Row]) -> Claim:
     """Whether the regularizer acts where few sampling steps do not go."""
 
     def ratio(ending: str) -> float:
-        adversarial, plain = (
-            mean_over_seeds(rows, "noise_std", set="cifar10", method=name + ending) for name in ("robust_adv", "ddpm")
-        )
-        return adversarial / plain
+        of = means(rows, "noise_std", set="cifar10")
+        return of("robust_adv" + ending) / of("ddpm" + ending)
 
     many, few = ratio(""), ratio(f", {FEW['steps']} steps")
     return Claim(

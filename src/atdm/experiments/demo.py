@@ -6,7 +6,7 @@ the recommended setting, a range of strengths and of stopping levels, and digits
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,21 +21,9 @@ from ..training import bench
 from ..training.config import ObjectiveConfig
 from . import by_scale, digits, plane
 from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
-from .runner.jobs import (
-    AUTO,
-    DDPM,
-    RECOMMENDED,
-    Job,
-    Trained,
-    grid,
-    paths,
-    published,
-    recommended,
-    train,
-)
-from .runner.rows import mean_over_seeds, rows_at_stops, table_of, values_of
+from .runner.jobs import AUTO, DDPM, RECOMMENDED, Job, Trained, grid, paths, published, recommended, train
+from .runner.rows import means, rows_at_stops, table_of, values_of
 
-NOISE = plane.NOISE[0]
 CONDITIONS = dict([plane.NOISE, plane.CLEAN])
 EARLY = "ddpm, stopped early"
 STOPS = (0.1, 0.2, 0.3, 0.5)  # noise levels at which a thorough run also stops ddpm
@@ -96,7 +84,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     if isinstance(job, Cost):
         return _cost(job)
     trained = train(job, part(tell, 0, 0.8))
-    stops: dict[str, float | None] = {job.label: None}
+    stops: dict[str, float] = {}
     if job.label == "ddpm":
         stops[EARLY] = max(GATE * quiet_std(trained.corrupted), 1e-6)
         stops |= {f"ddpm, stopped at {stop:g}": stop for stop in job.options["stops"]}
@@ -139,7 +127,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     )
     rows = sorted((r for o in trained for r in o.rows), key=lambda r: _order(r["method"]))
     figures: dict[str, tuple[str, plot.Figure]] = {}
-    sections, claims = [], []
+    sections = []
+    claims: list[Claim] = []
     for name in (PLANE, DIGITS, SUBSPACE):
         for condition in values_of([r for r in rows if r["set"] == name], "condition"):
             chosen = [o for o in trained if (o.job.options["set"], o.job.condition) == (name, condition)]
@@ -242,14 +231,10 @@ def _pictures(shown: Sequence[Outcome], rows: Sequence[Row], name: str) -> dict[
     main = [r for r in rows if r["method"] in ORDER]
     found[f"noise-{name}"] = ("What is left of the noise. Lower is better.", plot.bars(main, key, ("method",)))
     if len(rows) > len(main) and "frechet_pixels" in rows[0]:
-        points = [
-            (
-                label.partition(", ")[2],
-                label.partition(", ")[0],
-                *(mean_over_seeds(rows, k, method=label) for k in (key, "frechet_pixels")),
-            )
-            for label in values_of(rows, "method")
-        ]
+        of, points = means(rows), []
+        for label in values_of(rows, "method"):
+            objective, _, setting = label.partition(", ")
+            points.append((setting, objective, of(label, key), of(label, "frechet_pixels")))
         figure = plot.scatter_tradeoff(points, "residual noise", "Frechet distance, pixels", "y")
         found[f"strength-{name}"] = (
             "Residual noise against distance from clean data, over strengths and stopping levels.",
@@ -258,41 +243,24 @@ def _pictures(shown: Sequence[Outcome], rows: Sequence[Row], name: str) -> dict[
     return found
 
 
-def _claims(rows: Sequence[Row], name: str, condition: str) -> list[Claim]:
+def _claims(rows: Sequence[Row], name: str, condition: str) -> Iterator[Claim]:
     """What the published method and ``auto`` should do beside ddpm."""
-    key, far = KEYS[name], "sliced_wasserstein"
-
-    def of(method: str, key: str) -> float:
-        return mean_over_seeds(rows, key, method=method)
-
     if condition == plane.CLEAN[0]:
-        pair = of(AUTO, far), of("ddpm", far)
-        return [
-            at_most(
-                f"{name}, clean: auto is at most 1.1 times as far from clean data as ddpm", *pair, 1.1, ("auto", "ddpm")
-            )
-        ]
-    return [
-        at_most(
-            f"{name}, {condition}: {label} has less residual noise than {other}",
-            of(method, key),
-            of(than, key),
-            1.0,
-            (label, other),
-        )
-        for method, label in (("robust_adv", "robust_adv as published"), (AUTO, "auto"))
-        for than, other in (("ddpm", "ddpm"), (EARLY, "ddpm stopped early"))
-    ]
+        far = means(rows, "sliced_wasserstein")
+        statement = f"{name}, clean: auto is at most 1.1 times as far from clean data as ddpm"
+        yield at_most(statement, far(AUTO), far("ddpm"), 1.1, ("auto", "ddpm"))
+        return
+    left = means(rows, KEYS[name])
+    for method, label in (("robust_adv", "robust_adv as published"), (AUTO, "auto")):
+        for than, other in (("ddpm", "ddpm"), (EARLY, "ddpm stopped early")):
+            statement = f"{name}, {condition}: {label} has less residual noise than {other}"
+            yield at_most(statement, left(method), left(than), 1.0, (label, other))
 
 
 def _cost_section(rows: Sequence[Row]) -> Section:
     """Floor and measurement; the objectives took turns, so what else the machine does falls on all alike."""
-    names = {
-        "ddpm": "ddpm",
-        "robust_adv": "robust_adv",
-        "auto": AUTO,
-        bench.EXAMPLE: "the training example of diffusers",
-    }
+    names = {name: name for name in ("ddpm", "robust_adv", AUTO)}
+    names[bench.EXAMPLE] = "the training example of diffusers"
     cells = [[names[r["method"]], r["floor"], r["over_ddpm"], r["rounds"]] for r in rows if r["method"] in names]
     caption = (
         "A training step over ddpm's: counted from its passes through the network, and measured (median of the rounds)."

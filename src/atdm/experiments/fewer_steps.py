@@ -68,20 +68,21 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
 def _images(scale: str, seeds: Sequence[int], data: str, about: dict[str, Any]) -> list[Job]:
     """CIFAR-10 on clean images, as published; the runs of ddpm and of the recipe's objective are those of ``images``."""
     folder = images.folders(data, ["cifar10"])["cifar10"]
-    base = dataclasses.replace(recipe("cifar10-cpu"), data=str(folder), corrupt="none")
-    few = {key: [count for count in about["counts"][key] if count >= min(FEWER)] for key in about["counts"]}
-    options = {**about, "set": CIFAR, "counts": {k: v for k, v in few.items() if k != "respaced, ddim"}}
-    todo = []
-    for seed in seeds:
-        for label, name, objective in (
-            ("ddpm", "ddpm", DDPM),
-            ("robust_adv", "robust_adv", published("robust_adv")),
-            (RECOMMENDED, "auto", base.objective),
-        ):
-            changed: dict[str, Any] = {"objective": objective, "seed": seed, "metrics": "none", "sample_every": 0}
-            config = dataclasses.replace(base, out=f"runs/images-{scale}/cifar10-clean-{name}-{seed}", **changed)
-            todo.append(Job(config=config, samples=200, step_seconds=0.25, label=label, options=options))
-    return todo
+    config = dataclasses.replace(
+        recipe("cifar10-cpu"), data=str(folder), corrupt="none", metrics="none", sample_every=0
+    )
+    counts = {k: [c for c in of if c >= min(FEWER)] for k, of in about["counts"].items() if k != "respaced, ddim"}
+    base = Job(config=config, samples=200, step_seconds=0.25, options={**about, "set": CIFAR, "counts": counts})
+    trained = {
+        "ddpm": base.but(objective=DDPM),
+        "robust_adv": base.but(objective=published("robust_adv"), label="robust_adv"),
+        "auto": base.but(label=RECOMMENDED),
+    }
+    return [
+        job.but(seed=seed, out=f"runs/images-{scale}/cifar10-clean-{name}-{seed}")
+        for seed in seeds
+        for name, job in trained.items()
+    ]
 
 
 def work(job: Job, tell: Tell) -> Outcome:
@@ -121,16 +122,14 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     claims, figures, tables = [], {}, []
     for name in values_of(rows, "set"):
         of_set = [r for r in rows if r["set"] == name]
-        measures = measures_of(of_set)
-        claims += [
-            _pattern(of_set, key, protocol, full) for key in measures for protocol in values_of(of_set, "protocol")
-        ]
+        measures, protocols = measures_of(of_set), values_of(of_set, "protocol")
+        claims += [_pattern(of_set, key, protocol, full) for key in measures for protocol in protocols]
         panels = {
             f"{condition}, {protocol}": _curves(
                 [r for r in of_set if r["condition"] == condition], measures[-1], protocol, full
             )
             for condition in values_of(of_set, "condition")
-            for protocol in values_of(of_set, "protocol")
+            for protocol in protocols
         }
         words = measures[-1].replace("_", " ")
         figures[name.split()[0].lower()] = (
@@ -198,11 +197,8 @@ def _theory(dimensions: int) -> Table:
     for method in ("ddpm", "robust_adv"):
         lambda_c = shrinkage(Objective(method, process), torch.arange(process.steps))
         for protocol in ("respaced", "begun late", "not respaced"):
-            hows = [
-                sampling_of("respaced", process.steps, process),
-                *(sampling_of(protocol, n, process) for n in FEWER),
-            ]
-            drawn = [sampled_variance(process, clean, lambda_c, how) for how in hows]
+            hows = [("respaced", process.steps), *((protocol, count) for count in FEWER)]
+            drawn = [sampled_variance(process, clean, lambda_c, sampling_of(*how, process)) for how in hows]
             lines.append([method, protocol, *(float(frechet(variance, clean)) for variance in drawn)])
     return Table(
         ["objective", "protocol", "1000 steps", *(f"{count} steps" for count in FEWER)],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from ..report import Row
 from ..training.config import ObjectiveConfig, TrainConfig
 from ..training.recipes import recipe
 from . import by_scale
-from .runner.findings import Claim, Findings, Outcome, at_most
+from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
 from .runner.jobs import DDPM, Job, prepare, published, samples_at_stops, samples_of, train
-from .runner.rows import mean_over_seeds, number, row, table_of, values_of
+from .runner.rows import means, number, row, table_of, values_of
 
 SETS = {"cifar10": "CIFAR-10", "celeba": "CelebA", "bedroom": "bedrooms", "imagenet64": "ImageNet-64"}
 TITLES = SETS | {"cifar10-32": "CIFAR-10 at 32x32"}
@@ -211,7 +211,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             "Here the published sizes and constants.",
         )
     )
-    return Findings(lead, claims(rows), rows, figures(outcomes), [table(rows)])
+    return Findings(lead, [*claims(rows)], rows, figures(outcomes), [table(rows)])
 
 
 def table(rows: Sequence[Row]) -> Any:
@@ -234,86 +234,71 @@ def table(rows: Sequence[Row]) -> Any:
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, tuple[str, Any]]:
     """Samples of every model, set by set, the standard condition first."""
-    outcomes = sorted(outcomes, key=lambda o: o.job.condition != STANDARD)
+    places: dict[tuple[str, str], list[Outcome]] = {}
+    for o in sorted(first_seed(outcomes), key=lambda o: o.job.condition != STANDARD):
+        places.setdefault((o.job.options["set"], o.job.condition), []).append(o)
     return {
-        f"{o.job.options['set']}-{o.job.condition}".replace(" %", "").replace(" ", "-"): (
-            f"{TITLES[o.job.options['set']]}, {o.job.condition}: clean images, training data, and samples of each model.",
-            plot.image_grids(_panels(outcomes, o), columns=4),
+        f"{name}-{condition}".replace(" %", "").replace(" ", "-"): (
+            f"{TITLES[name]}, {condition}: clean images, training data, and samples of each model.",
+            plot.image_grids(_panels(chosen), columns=4),
         )
-        for o in outcomes
-        if o.job.label == "ddpm" and o.job.seed == outcomes[0].job.seed
+        for (name, condition), chosen in places.items()
     }
 
 
-def claims(rows: Sequence[Row]) -> list[Claim]:
+def claims(rows: Sequence[Row]) -> Iterator[Claim]:
     """What is published or expected, judged by the numbers."""
     keys = [k for k in rows[0] if k.startswith("frechet_") and "extrapolated" not in k]
-    found = []
     for name in values_of(rows, "set"):
         for condition in values_of(rows, "condition"):
-            of = partial(mean_over_seeds, rows, set=name, condition=condition)
-            title = f"{TITLES[name]}, {condition}"
+            of, title = means(rows, set=name, condition=condition), f"{TITLES[name]}, {condition}"
             if condition == "clean":
-                found += _price(title, keys, of)
+                yield from _price(title, keys, of)
                 continue
             if condition == STANDARD:
-                found += _published_effect(title, keys, of)
-            if not math.isnan(of("noise_std", method="auto")):
-                found += [_beats_stopping(title, key, of) for key in ("noise_std", keys[0])]
-    return found
+                yield from _published_effect(title, keys, of)
+            if not math.isnan(of("auto", "noise_std")):
+                for key in ("noise_std", keys[0]):
+                    yield _beats_stopping(title, key, of)
 
 
-def _published_effect(title: str, keys: Sequence[str], of: Any) -> list[Claim]:
+def _published_effect(title: str, keys: Sequence[str], of: Callable[..., float]) -> Iterator[Claim]:
     """The order of the published table, by residual noise and in every feature space; and what auto is expected to reach."""
-    found = []
     for key in ("noise_std", *keys):
-        words = "residual noise" if key == "noise_std" else key.replace("_", " ")
+        words = f"{title}: {'residual noise' if key == 'noise_std' else key.replace('_', ' ')}"
         methods = ("ddpm", "robust_adv", "robust_rand", "inv_adv", "auto")
-        score = {m: value for m in methods if not math.isnan(value := of(key, method=m))}
+        score = {m: value for m in methods if not math.isnan(value := of(m, key))}
         plain, adversarial = score["ddpm"], score["robust_adv"]
-        reached = f"{title}: {words} of published robust_adv at most 0.8 of ddpm's"
-        found.append(at_most(reached, adversarial, plain, 0.8, ("robust_adv", "ddpm")))
+        statement = f"{words} of published robust_adv at most 0.8 of ddpm's"
+        yield at_most(statement, adversarial, plain, 0.8, ("robust_adv", "ddpm"))
         if "robust_rand" in score:
             random = score["robust_rand"]
             measured = f"robust_adv {number(adversarial)}, robust_rand {number(random)}, ddpm {number(plain)}"
-            between = f"{title}: {words} of published robust_rand lies between the two"
-            found.append(Claim(between, adversarial < random < plain, measured))
+            yield Claim(
+                f"{words} of published robust_rand lies between the two", adversarial < random < plain, measured
+            )
         if "auto" in score:
-            halved = f"{title}: {words} of auto at most half of ddpm's"
-            found.append(at_most(halved, score["auto"], plain, 0.5, ("auto", "ddpm")))
+            yield at_most(f"{words} of auto at most half of ddpm's", score["auto"], plain, 0.5, ("auto", "ddpm"))
         if "inv_adv" in score:
             measured = f"inv_adv {number(score['inv_adv'])}, ddpm {number(plain)}"
-            fails = f"{title}: {words} of inv_adv, which must fail, above ddpm's"
-            found.append(Claim(fails, score["inv_adv"] > plain, measured))
-    return found
+            yield Claim(f"{words} of inv_adv, which must fail, above ddpm's", score["inv_adv"] > plain, measured)
 
 
-def _price(title: str, keys: Sequence[str], of: Any) -> list[Claim]:
+def _price(title: str, keys: Sequence[str], of: Callable[..., float]) -> Iterator[Claim]:
     """What regularizing costs where there is nothing to remove."""
-    found = []
     for key in keys:
-        words, plain = key.replace("_", " "), of(key, method="ddpm")
-        ratio = of(key, method="robust_adv") / plain
-        measured = f"robust_adv {number(ratio)} times ddpm's"
-        found += [
-            Claim(
-                f"{title}: published robust_adv pays a price in {words} (published FID: 4.0 times)", ratio > 1, measured
-            ),
-            at_most(
-                f"{title}: {words} of auto within 1.1 times ddpm's",
-                of(key, method="auto"),
-                plain,
-                1.1,
-                ("auto", "ddpm"),
-            ),
-        ]
-    return found
+        words, plain = key.replace("_", " "), of("ddpm", key)
+        ratio = of("robust_adv", key) / plain
+        statement = f"{title}: published robust_adv pays a price in {words} (published FID: 4.0 times)"
+        yield Claim(statement, ratio > 1, f"robust_adv {number(ratio)} times ddpm's")
+        statement = f"{title}: {words} of auto within 1.1 times ddpm's"
+        yield at_most(statement, of("auto", key), plain, 1.1, ("auto", "ddpm"))
 
 
-def _beats_stopping(title: str, key: str, of: Any) -> Claim:
+def _beats_stopping(title: str, key: str, of: Callable[..., float]) -> Claim:
     """Whether auto is below every early stop of ddpm."""
-    stopped = {s: of(key, method=f"ddpm, stopped at {s:g}") for s in STOPS}
-    best, automatic = min(stopped, key=lambda s: stopped[s]), of(key, method="auto")
+    stopped = {s: of(f"ddpm, stopped at {s:g}", key) for s in STOPS}
+    best, automatic = min(stopped, key=lambda s: stopped[s]), of("auto", key)
     measured = f"auto {automatic:.3g}, ddpm stopped at {best:g} {stopped[best]:.3g}"
     return Claim(
         f"{title}: {key.replace('_', ' ')} of auto below that of ddpm stopped early",
@@ -322,10 +307,9 @@ def _beats_stopping(title: str, key: str, of: Any) -> Claim:
     )
 
 
-def _panels(outcomes: Sequence[Outcome], plain: Outcome) -> Mapping[str, Tensor]:
-    where = lambda o: (o.job.options["set"], o.job.condition, o.job.seed)  # noqa: E731
-    panels = {"clean": plain.tensors["clean"], "training data": plain.tensors["training data"]}
-    for o in (o for o in outcomes if where(o) == where(plain)):
+def _panels(outcomes: Sequence[Outcome]) -> Mapping[str, Tensor]:
+    panels = {name: outcomes[0].tensors[name] for name in ("clean", "training data")}
+    for o in outcomes:
         panels[o.job.label] = o.tensors["None"]
         if o.job.label == "ddpm":
             panels[f"ddpm, stopped at {STOPS[0]:g}"] = o.tensors[str(STOPS[0])]

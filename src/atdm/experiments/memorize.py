@@ -17,9 +17,9 @@ from ..pool import Tell, part
 from ..report import Row
 from ..report.lab import OTHER
 from . import by_scale, digits
-from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.findings import Claim, Findings, Outcome, by_condition
 from .runner.jobs import DDPM, Job, ddpm_job, grid, prepare, published, samples_of, train
-from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.rows import evaluate, means, number, row, table_of
 
 PAIRS = 6
 CONDITIONS = {"clean": "none", "noise 0.2": digits.NOISE["noise 0.2"]}
@@ -85,16 +85,12 @@ def work(job: Job, tell: Tell) -> Outcome:
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """Similarities, near-duplicates, and the closest pairs as pictures."""
     rows = [r for o in outcomes for r in o.rows]
-    shown = first_seed(outcomes)
     frechet = digits.frechet_key(rows[0])
     panels: dict[str, dict[str, pictures.Curve]] = {}
     claims: list[Claim] = []
     pairs = {}
-    for condition in values_of(rows, "condition"):
-        chosen, short = (
-            [o for o in shown if o.job.condition == condition],
-            condition.replace(", ", "-").replace(" ", "-"),
-        )
+    for condition, chosen in by_condition(outcomes):
+        short = condition.replace(", ", "-").replace(" ", "-")
         found: dict[str, Memorization] = {o.job.label: Memorization(**o.tensors["found"]) for o in chosen}
         panels[condition] = {"held out": _shares(found["ddpm"].background)}
         panels[condition] |= {m: _shares(f.similarity) for m, f in found.items()}
@@ -105,9 +101,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                 f"{condition}, {o.job.label}: the closest pairs, sample (left) and training image (right).",
                 plot.pairs(o.tensors["samples"], o.tensors["train"], nearest.pairs(PAIRS), nearest.similarity),
             )
-
-        smallest = chosen[0].job.options["smallest"]
-        claims += _claims(rows, condition, [*found], frechet, smallest)
+        claims += _claims(rows, condition, [*found], frechet, chosen[0].job.options["smallest"])
     columns = {
         "near-duplicates": "near_duplicate_share",
         "held-out above the threshold": "background_share",
@@ -135,10 +129,7 @@ def _claims(
     rows: Sequence[Row], condition: str, methods: Sequence[str], frechet: str, smallest: bool
 ) -> Iterator[Claim]:
     """What is published, on training sets of one size."""
-
-    def of(method: str, key: str) -> float:
-        return mean_over_seeds(rows, key, method=method, condition=condition)
-
+    of = means(rows, condition=condition)
     plain, background = of("ddpm", "near_duplicate_share"), of("ddpm", "background_share")
     if smallest:
         yield Claim(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,9 +17,9 @@ from ..pool import Tell, part
 from ..report import Row
 from ..training.config import ObjectiveConfig
 from . import by_scale
-from .runner.findings import Claim, Findings, Outcome, beside_training, first_seed
+from .runner.findings import Claim, Findings, Outcome, beside_training, by_condition
 from .runner.jobs import DDPM, RECOMMENDED, Job, ddpm_job, grid, published, recommended, samples_of, train
-from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.rows import evaluate, means, number, row, table_of
 
 GAUSSIAN = ("one Gaussian", "mixture:modes=1,radius=0,std=0.5", "none")
 BALANCED = ("8 equal modes", "mixture:modes=8,std=0.1", "none")
@@ -116,20 +115,17 @@ def std_within(truth: object, x: Tensor) -> float:
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """Clouds, modes, and measured beside predicted spread."""
     rows = [r for o in outcomes for r in o.rows]
-    shown = first_seed(outcomes)
-
-    def of(condition: str, method: str, key: str) -> float:
-        return mean_over_seeds(rows, key, condition=condition, method=method)
-
     claims: list[Claim] = []
-    figures = {}
-    points = [
-        (method, condition, of(condition, method, "predicted_std_ratio"), of(condition, method, "std_ratio"))
-        for condition in values_of(rows, "condition")
-        for method in values_of([r for r in rows if r["condition"] == condition], "method")
-    ]
+    clouds, points = {}, []
+    for condition, chosen in by_condition(outcomes):
+        of, methods = means(rows, condition=condition), [o.job.label for o in chosen]
+        points += [(m, condition, of(m, "predicted_std_ratio"), of(m, "std_ratio")) for m in methods]
+        short = {GAUSSIAN[0]: "gaussian", BALANCED[0]: "balanced", OUTLIERS[0]: "outliers"}[condition]
+        cloud = pictures.points2d(beside_training(chosen))
+        clouds[f"samples-{short}"] = (f"{condition}: training data and samples.", cloud)
+        claims += _claims(of, condition, methods)
     points.sort(key=lambda p: (p[1], p[2]))
-    figures["spread"] = (
+    spread = (
         "Std within modes over the true one: measured against the closed form (equal on the diagonal).",
         plot.scatter_tradeoff(
             [("", "equal", low, low) for low in (min(p[2] for p in points), max(p[2] for p in points))] + points,
@@ -137,14 +133,6 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             "measured",
         ),
     )
-    for condition in values_of(rows, "condition"):
-        chosen = [o for o in shown if o.job.condition == condition]
-        short = {GAUSSIAN[0]: "gaussian", BALANCED[0]: "balanced", OUTLIERS[0]: "outliers"}[condition]
-        figures[f"samples-{short}"] = (
-            f"{condition}: training data and samples.",
-            pictures.points2d(beside_training(chosen)),
-        )
-        claims += _claims(partial(of, condition), condition, [o.job.label for o in chosen])
     columns = {
         "modes kept": "modes_kept",
         "mass error": "mode_mass_error",
@@ -159,7 +147,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         columns,
         f"A mode is kept with {KEPT:g} times its true mass or more; points farther than 4 std from every centre are outside.",
     )
-    return Findings(LEAD, claims, rows, figures, [table])
+    return Findings(LEAD, claims, rows, {"spread": spread, **clouds}, [table])
 
 
 def _claims(of: Callable[[str, str], float], condition: str, methods: Sequence[str]) -> Iterator[Claim]:

@@ -13,7 +13,7 @@ from ..spec import build
 from . import by_scale, plane
 from .runner.findings import Claim, Findings, Outcome, at_most
 from .runner.jobs import DDPM, RECOMMENDED, Job, grid, recommended, samples_of, train
-from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.rows import evaluate, means, number, row, table_of, values_of
 
 WRITTEN = {
     "noise (epsilon)": "linear",
@@ -55,22 +55,13 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """Off the plane and spread in it, by what the network predicts."""
     rows = [r for o in outcomes for r in o.rows]
     claims, figures = [], {}
+    (plain, regularized), names = values_of(rows, "method"), values_of(rows, "written")
     for condition in values_of(rows, "condition"):
-
-        def of(method: str, written: str, key: str, condition: str = condition) -> float:
-            return mean_over_seeds(rows, key, method=method, written=written, condition=condition)
-
-        plain, regularized = values_of(rows, "method")
-        names = values_of(rows, "written")
-        ratios = {w: of(regularized, w, "off_support_rms") / of(plain, w, "off_support_rms") for w in names}
-        if condition != plane.CLEAN[0]:
-            claims += [
-                at_most(
-                    f"{condition}, {w}: at most 0.6 times plain training's distance off the plane",
-                    of(regularized, w, "off_support_rms"), of(plain, w, "off_support_rms"), 0.6, (regularized, "plain"),
-                )
-                for w in names
-            ]  # fmt: skip
+        of = {w: means(rows, "off_support_rms", condition=condition, written=w) for w in names}
+        ratios = {w: of[w](regularized) / of[w](plain) for w in names}
+        for w in names if condition != plane.CLEAN[0] else ():
+            statement = f"{condition}, {w}: at most 0.6 times plain training's distance off the plane"
+            claims.append(at_most(statement, of[w](regularized), of[w](plain), 0.6, (regularized, "plain")))
         claims.append(
             Claim(
                 f"{condition}: the same constants mean the same in every parameterization (ratios within a factor of two)",
@@ -79,9 +70,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             )
         )
         turns = {plain: "plain", regularized: "regularized"}
-        points = [
-            (turn, w, of(m, w, "off_support_rms"), of(m, w, "spread")) for w in names for m, turn in turns.items()
-        ]
+        points = [(turn, w, of[w](m), of[w](m, "spread")) for w in names for m, turn in turns.items()]
         figures[f"off-plane-{plane.short(condition)}"] = (
             f"{condition}: distance off the plane and spread in it (truth 0.577), by what the network predicts, from plain training to the regularizer.",
             plot.scatter_tradeoff(points, "off the plane (rms)", "spread in the plane"),

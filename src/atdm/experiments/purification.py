@@ -19,7 +19,7 @@ from ..plot import panels as pictures
 from ..pool import Tell, part
 from ..report import Row
 from . import by_scale, digits
-from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.findings import Claim, Findings, Outcome, by_condition, first_seed
 from .runner.jobs import DDPM, RECOMMENDED, Job, grid, recommended, train
 from .runner.rows import mean_over_seeds, number, row, table_of, values_of
 
@@ -132,7 +132,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
 
     clean = of(conditions[0], "ddpm", "clean_alone")
     claims = [*_claims(of, outcomes, conditions, methods)]
-    panels, bands = _curves(first_seed(outcomes))
+    panels, bands = _curves(outcomes)
     figures = {
         "accuracy": (
             f"Accuracy on {rows[0]['images']} held-out digits against the radius of the attack, with 95 % intervals over "
@@ -225,11 +225,10 @@ def _curves(outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], dict[str, Any]
     """Lines and intervals by panel and name; radius 0 is the accuracy on clean images."""
     panels: dict[str, dict[str, Any]] = {}
     bands: dict[str, dict[str, Any]] = {}
-    for condition in dict.fromkeys(o.job.condition for o in outcomes):
+    for condition, chosen in by_condition(outcomes):
         for kind, says in KINDS.items():
             title = f"trained on {condition} digits: {says}"
             panels[title], bands[title] = {}, {}
-            chosen = [o for o in outcomes if o.job.condition == condition]
             for name, o, keys in [
                 (ALONE, chosen[0], ("clean_alone", "pgd_alone")),
                 *((o.job.label, o, ("clean_purified", f"pgd_{kind}")) for o in chosen),

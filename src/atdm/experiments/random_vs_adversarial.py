@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from typing import Any
 
 from .. import plot
 from ..pool import Tell, part
 from ..report import Row
+from ..training.config import ObjectiveConfig
 from . import by_scale, digits, plane
-from .runner.findings import Claim, Findings, Outcome, beside_training, first_seed
+from .runner.findings import Claim, Findings, Outcome, beside_training, by_condition
 from .runner.jobs import DDPM, RECOMMENDED, Job, grid, published, recommended, samples_of, train
-from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.rows import evaluate, means, number, row, table_of, values_of
 
 GATED_RANDOM = "robust_rand recommended"
 STDS = {"noise 0.1": 0.1, "noise 0.2": 0.2}
@@ -25,24 +26,18 @@ LEAD = (
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """Both directions with both settings on noisy images; the gated regularizer on the plane with outliers."""
-    points = {
-        "ddpm": DDPM,
-        GATED_RANDOM: recommended(**plane.GATED, name="robust_rand"),
-        RECOMMENDED: recommended(**plane.GATED),
-    }
     todo = []
     for condition, std in by_scale(scale, {"noise 0.2": 0.2}, STDS, STDS).items():
-        gated = digits.gated(scale, std)
-        images = {
-            "ddpm": DDPM,
-            "robust_rand": published("robust_rand"),
-            "robust_adv": published("robust_adv"),
-            GATED_RANDOM: recommended(**gated, name="robust_rand"),
-            RECOMMENDED: recommended(**gated),
-        }
+        images = {"ddpm": DDPM, **{name: published(name) for name in ("robust_rand", "robust_adv")}}
+        images |= both_directions(digits.gated(scale, std))
         todo += grid(digits.base(scale), images, {condition: digits.NOISE[condition]}, seeds)
     outliers = {f"plane, {plane.OUTLIERS[0]}": plane.OUTLIERS[1]}
-    return todo + grid(plane.base(scale), points, outliers, seeds)
+    return todo + grid(plane.base(scale), {"ddpm": DDPM, **both_directions(plane.GATED)}, outliers, seeds)
+
+
+def both_directions(gated: Mapping[str, Any]) -> dict[str, ObjectiveConfig]:
+    """The gated regularizer along a random and along the adversarial direction."""
+    return {GATED_RANDOM: recommended(**gated, name="robust_rand"), RECOMMENDED: recommended(**gated)}
 
 
 def work(job: Job, tell: Tell) -> Outcome:
@@ -59,20 +54,16 @@ def work(job: Job, tell: Tell) -> Outcome:
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """Residual noise, distance from clean data, spread kept."""
     rows = [r for o in outcomes for r in o.rows]
-    shown = first_seed(outcomes)
     images = [r for r in rows if not r["condition"].startswith("plane")]
     points = [r for r in rows if r["condition"].startswith("plane")]
     residual, frechet = digits.residual_key(images[0]), digits.frechet_key(images[0])
-
-    def of(condition: str, method: str, key: str) -> float:
-        return mean_over_seeds(rows, key, method=method, condition=condition)
-
     claims: list[Claim] = []
     notes = []
     for condition in values_of(images, "condition"):
-        claims += _claims(partial(of, condition), condition, {"Frechet distance": frechet, "residual noise": residual})
+        of = means(images, condition=condition)
+        claims += _claims(of, condition, {"Frechet distance": frechet, "residual noise": residual})
         plain, rand, adv = PUBLISHED_FID[condition]
-        ours = [of(condition, m, frechet) for m in ("ddpm", "robust_rand", "robust_adv")]
+        ours = [of(m, frechet) for m in ("ddpm", "robust_rand", "robust_adv")]
         notes.append(
             f"{condition}: published FID on CIFAR-10 of ddpm, robust_rand, robust_adv: {plain}, {rand}, {adv}, that is 1, "
             f"{number(rand / plain)} and {number(adv / plain)} times ddpm's; here, in {frechet.replace('_', ' ')}: "
@@ -106,11 +97,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         "frechet": ("Frechet distance from clean data.", plot.bars(images, frechet, ("condition", "method"))),
         "spread": ("Spread in the plane.", plot.bars(points, "spread_ratio", ("method",))),
     }
-    last = [o for o in shown if o.job.condition == values_of(images, "condition")[-1]]
-    figures["samples"] = (
-        f"{last[0].job.condition}: training data and samples.",
-        plot.image_grids(beside_training(last), columns=6),
-    )
+    samples = plot.image_grids(beside_training(dict(by_condition(outcomes))[condition]), columns=6)
+    figures["samples"] = (f"{condition}: training data and samples.", samples)
     return Findings(LEAD, claims, rows, figures, tables, notes)
 
 
@@ -128,8 +116,8 @@ def _claims(of: Callable[[str, str], float], condition: str, keys: Mapping[str, 
 def _same_size(points: Sequence[Row]) -> Claim:
     """What perturbations of one size do to the data's own directions."""
     where = points[0]["condition"]
-    off = {m: mean_over_seeds(points, "off_support_rms", method=m) for m in (GATED_RANDOM, RECOMMENDED, "ddpm")}
-    kept = {m: mean_over_seeds(points, "spread_ratio", method=m) for m in off}
+    off = {m: means(points, "off_support_rms")(m) for m in (GATED_RANDOM, RECOMMENDED, "ddpm")}
+    kept = {m: means(points, "spread_ratio")(m) for m in off}
     return Claim(
         f"{where}: a random perturbation of the same size shrinks the data's own directions too, an adversarial one does not",
         kept[RECOMMENDED] > 0.9 > kept[GATED_RANDOM],

@@ -34,14 +34,14 @@ def work(job: Job, tell: Tell) -> Outcome:
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """The ray, the radius and the weight of both schedules."""
     rows = [r for name, make in PROCESSES.items() for omega in OMEGAS for r in rays(name, make(), omega)]
-    linear = [r for r in rows if r["process"] == "linear"]
-    largest = {o: max(r["reach_over_ddpm"] for r in linear if r["omega"] == o) for o in OMEGAS}
+    linear = {o: [r for r in rows if r["process"] == "linear" and r["omega"] == o] for o in OMEGAS}
+    largest = {o: max(r["reach_over_ddpm"] for r in of) for o, of in linear.items()}
     content = Process.linear().timestep_at(CONTENT)
     forming = {o: rays("linear", Process.linear(), o, [content])[0] for o in OMEGAS}
     ordered = all(
         a["reach"] >= b["reach"]
-        for before, after in itertools.pairwise(OMEGAS)
-        for a, b in zip(_of(linear, before), _of(linear, after), strict=True)
+        for before, after in itertools.pairwise(linear.values())
+        for a, b in zip(before, after, strict=True)
     )
     two = forming[2.0]
     claims = [
@@ -62,7 +62,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             f"times sigma_t, with lambda_t = {number(two['weight'])}",
         ),
     ]
-    ends = [r["shrinkage"] for r in linear if r["omega"] == 2.0]
+    ends = [r["shrinkage"] for r in linear[2.0]]
     notes = [
         f"With lambda = {PublishedWeight().lam:g} and beta = 1, lambda_t c of a corner perturbation is {number(ends[-1])} at the noisy "
         f"end, {number(two['shrinkage'])} at t = {content}, and {number(ends[0])} at t = 0, where the bias is larger than "
@@ -72,7 +72,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     keys = ["t", "sigma", "reach", "reach_over_ddpm", "radius", "weight", "shrinkage"]
     table = report.Table(
         ["omega", *keys],
-        [[r["omega"], *(r[k] for k in keys)] for r in linear],
+        [[omega, *(r[k] for k in keys)] for omega, of in linear.items() for r in of],
         "Linear schedule, beta = 1. Reach in state units, radius in noise units, shrinkage is lambda_t c of a corner perturbation.",
     )
     lead = (
@@ -85,10 +85,6 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         for name, make in PROCESSES.items()
     }
     return Findings(lead, claims, rows, figures, [table], notes)
-
-
-def _of(rows: Sequence[Row], omega: float) -> list[Row]:
-    return [r for r in rows if r["omega"] == omega]
 
 
 def rays(name: str, process: Process, omega: float, at: Sequence[int] = AT) -> list[Row]:

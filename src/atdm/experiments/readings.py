@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -83,12 +83,12 @@ Shrinkages = dict[tuple[str, str], Tensor]  # lambda_t c at every timestep, by r
 Distances = dict[tuple[str, str], list[float]]  # for each std of NOISE, likewise
 
 
-def shrinkages(betas: int = TAILS[1]) -> Shrinkages:
+def shrinkages() -> Shrinkages:
     """``lambda_t c`` of ddpm and of both directions under every reading."""
     process = Process.linear()
     every = torch.arange(process.steps)
     kinds = ("robust_rand", "robust_adv")
-    found = {(r, k): shrinkage(objective(r, k).build(process), every, betas) for r in READINGS for k in kinds}
+    found = {(r, k): shrinkage(objective(r, k).build(process), every, TAILS[1]) for r in READINGS for k in kinds}
     return {PLAIN: torch.zeros(process.steps)} | found
 
 
@@ -136,10 +136,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     tables += [trained_table([r for r in rows if r["set"] == kind]) for kind in values_of(rows, "set")]
     t = torch.arange(Process.linear().steps).tolist()
     curves = {
-        {"robust_adv": "adversarial, a corner", "robust_rand": "random"}[kind]: {
-            reading: (t, lambda_c[reading, kind].tolist()) for reading in READINGS
-        }
-        for kind in ("robust_adv", "robust_rand")
+        title: {reading: (t, lambda_c[reading, kind].tolist()) for reading in READINGS}
+        for kind, title in {"robust_adv": "adversarial, a corner", "robust_rand": "random"}.items()
     }
     figures = {
         "shrinkage": (
@@ -180,9 +178,9 @@ def noise_key(found: Row) -> str:
 
 def trained_table(rows: Sequence[Row]) -> report.Table:
     """Every trained reading on one set."""
-    spread = {"spread / truth": "spread_ratio"} if rows[0]["set"] == "plane" else {}
-    distance = {} if rows[0]["set"] == "plane" else {"Frechet": digits.frechet_key(rows[0])}
-    columns = {"residual noise": noise_key(rows[0]), **distance, **spread, "sliced W2": "sliced_wasserstein"}
+    on_plane = rows[0]["set"] == "plane"
+    own = {"spread / truth": "spread_ratio"} if on_plane else {"Frechet": digits.frechet_key(rows[0])}
+    columns = {"residual noise": noise_key(rows[0]), **own, "sliced W2": "sliced_wasserstein"}
     caption = f"Trained: {rows[0]['training_steps']:,} steps of {rows[0]['batch_size']}; residual noise is {noise_key(rows[0]).replace('_', ' ')}."
     return table_of(rows, {"training data": "condition", "objective": "method"}, columns, caption)
 
@@ -190,18 +188,14 @@ def trained_table(rows: Sequence[Row]) -> report.Table:
 def claims_of_theory(distances: Distances) -> list[Claim]:
     """Which readings have the published order under the strongest noise."""
     found = {key: each[-1] / distances[PLAIN][-1] for key, each in distances.items()}
-
-    def said(reading: str) -> str:
-        return f"{number(found[reading, 'robust_adv'])} and {number(found[reading, 'robust_rand'])} times ddpm's"
-
+    both = {reading: (found[reading, "robust_adv"], found[reading, "robust_rand"]) for reading in READINGS}
     return [
         Claim(
             f"theory, {NATURAL}, noise 0.2: {reading}: random is below ddpm and adversarial below random, by a tenth each",
-            found[reading, "robust_adv"] <= 0.9 * found[reading, "robust_rand"]
-            and found[reading, "robust_rand"] <= 0.9,
-            f"squared Frechet distance {said(reading)}",
+            adversarial <= 0.9 * random and random <= 0.9,
+            f"squared Frechet distance {number(adversarial)} and {number(random)} times ddpm's",
         )
-        for reading in READINGS
+        for reading, (adversarial, random) in both.items()
     ]
 
 
@@ -209,9 +203,8 @@ def claims_of_theory(distances: Distances) -> list[Claim]:
 EXPECTED = {plane.NOISE[0]: 0.5, plane.OUTLIERS[0]: 0.85, "digits, noise 0.2": 0.8, "images, noise 0.2": 0.8}
 
 
-def claims_of_training(rows: Sequence[Row]) -> list[Claim]:
+def claims_of_training(rows: Sequence[Row]) -> Iterator[Claim]:
     """The published reading against ddpm, against random and invariance, and its price on clean data."""
-    claims = []
     for condition in values_of(rows, "condition"):
         chosen = [r for r in rows if r["condition"] == condition]
         clean = condition.endswith("clean")
@@ -219,24 +212,21 @@ def claims_of_training(rows: Sequence[Row]) -> list[Claim]:
         of = {m: mean_over_seeds(chosen, key, method=m) for m in values_of(chosen, "method")}
         plain, names = of["ddpm"], ("robust_adv", "ddpm")
         if clean:
-            claims.append(at_most(f"{condition}: a price in Frechet distance", plain, of["robust_adv"], 1, names[::-1]))
+            yield at_most(f"{condition}: a price in Frechet distance", plain, of["robust_adv"], 1, names[::-1])
             continue
         what = key.replace("_", " ")
         share = EXPECTED[condition]
         title = f"{condition}: {what} of robust_adv as published at most {share:g} times ddpm's"
-        claims.append(at_most(title, of["robust_adv"], plain, share, names))
+        yield at_most(title, of["robust_adv"], plain, share, names)
         if "robust_rand" in of:
             between = of["robust_adv"] < of["robust_rand"] < plain
             measured = ", ".join(f"{m} {number(of[m])}" for m in ("robust_adv", "robust_rand", "ddpm", "inv_adv"))
-            claims.append(Claim(f"{condition}: robust_rand is between robust_adv and ddpm", between, measured))
+            yield Claim(f"{condition}: robust_rand is between robust_adv and ddpm", between, measured)
             worse = not of["inv_adv"] <= plain  # what is not finite is worse
-            claims.append(Claim(f"{condition}: inv_adv is worse than ddpm", worse, measured))
+            yield Claim(f"{condition}: inv_adv is worse than ddpm", worse, measured)
             best = min((of[label(reading)], reading) for reading in READINGS)
-            claims.append(
-                Claim(
-                    f"{condition}: no other reading has less {what} than the published one",
-                    best[1] == PUBLISHED,
-                    ", ".join(f"{reading} {number(of[label(reading)])}" for reading in READINGS),
-                )
+            yield Claim(
+                f"{condition}: no other reading has less {what} than the published one",
+                best[1] == PUBLISHED,
+                ", ".join(f"{reading} {number(of[label(reading)])}" for reading in READINGS),
             )
-    return claims

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +22,9 @@ from ..restoration.classical import BM3D, denoised, denoisers
 from ..training.config import ObjectiveConfig
 from . import by_scale, digits
 from .baselines import IMAGES, base, keys, words
-from .runner.findings import Claim, Findings, Outcome, first_seed
+from .runner.findings import Claim, Findings, Outcome, by_condition
 from .runner.jobs import AUTO, DDPM, Job, Trained, grid, open_held_out, prepare, samples_of, train
-from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.rows import evaluate, means, number, row, table_of, values_of
 
 OBJECTIVES = {"ddpm": DDPM, AUTO: ObjectiveConfig("auto"), "ambient_blind": ObjectiveConfig("ambient_blind")}
 BEST = "ambient_blind"  # whose restored images ddpm learns from, and beside which the classical denoisers work
@@ -123,10 +123,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         ),
     ]  # fmt: skip
     figures = {}
-    for condition in values_of(rows, "condition"):
-        panels: dict[str, Tensor] = {}
-        for o in first_seed([o for o in outcomes if o.job.condition == condition]):
-            panels |= o.tensors["shown"]
+    for condition, chosen in by_condition(outcomes):
+        panels = {name: x for o in chosen for name, x in o.tensors["shown"].items()}
         others = [name for name in panels if name not in ("noisy", "truth", NOISY, *OBJECTIVES)]
         order = [name for name in ("noisy", *OBJECTIVES, *others, "truth") if name in panels]
         figures[f"restored-{condition}".replace(" ", "-")] = (
@@ -138,7 +136,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         "least-squares estimate of the clean image (atdm restore). No published counterpart. How far is it ahead of denoisers that "
         "need no training, which are given the same estimated noise, and what does plain ddpm learn from images that were restored?"
     )
-    return Findings(lead, _claims(restored, drawn, residual, distance), rows, figures, tables)
+    return Findings(lead, [*_claims(restored, drawn, residual, distance)], rows, figures, tables)
 
 
 def _bm3d(rows: Sequence[Row]) -> str:
@@ -147,39 +145,25 @@ def _bm3d(rows: Sequence[Row]) -> str:
     return "BM3D takes images from 16x16 on, and is no dependency: pip install bm3d."
 
 
-def _claims(restored: Sequence[Row], drawn: Sequence[Row], residual: str, distance: str) -> list[Claim]:
+def _claims(restored: Sequence[Row], drawn: Sequence[Row], residual: str, distance: str) -> Iterator[Claim]:
     """Ahead of each classical denoiser; nothing clean is touched; ddpm on restored images beside the model that restored them."""
     classical = [m for m in values_of(restored, "method") if m not in (NOISY, *OBJECTIVES)]
-    claims = []
     for condition in values_of(restored, "condition"):
-
-        def of(method: str, key: str = "psnr", rows: Sequence[Row] = restored, at: str = condition) -> float:
-            return mean_over_seeds(rows, key, method=method, condition=at)
-
+        of, beside = means(restored, "psnr", condition=condition), means(drawn, condition=condition)
         for name in classical:
-            claims.append(
-                Claim(
-                    f"{condition}: images restored by {BEST} have a higher PSNR than by {name}",
-                    of(BEST) > of(name),
-                    f"{number(of(BEST))} dB, {name} {number(of(name))} dB; {NOISY} {number(of(NOISY))} dB",
-                )
+            yield Claim(
+                f"{condition}: images restored by {BEST} have a higher PSNR than by {name}",
+                of(BEST) > of(name),
+                f"{number(of(BEST))} dB, {name} {number(of(name))} dB; {NOISY} {number(of(NOISY))} dB",
             )
-        pairs = {m: [of(m, key, drawn) for key in (residual, distance)] for m in values_of(drawn, "method")}
+        pairs = {m: [beside(m, key) for key in (residual, distance)] for m in values_of(drawn, "method")}
         for than in ("ddpm", BEST) if THEN in pairs else ():
-            claims.append(
-                Claim(
-                    f"{condition}: ddpm that learned from images restored by {BEST} is ahead of {than} in both numbers",
-                    all(a < b for a, b in zip(pairs[THEN], pairs[than], strict=True)),
-                    f"{words(residual)} {number(pairs[THEN][0])} and {number(pairs[than][0])}, "
-                    f"{words(distance)} {number(pairs[THEN][1])} and {number(pairs[than][1])}",
-                )
+            yield Claim(
+                f"{condition}: ddpm that learned from images restored by {BEST} is ahead of {than} in both numbers",
+                all(a < b for a, b in zip(pairs[THEN], pairs[than], strict=True)),
+                f"{words(residual)} {number(pairs[THEN][0])} and {number(pairs[than][0])}, "
+                f"{words(distance)} {number(pairs[THEN][1])} and {number(pairs[than][1])}",
             )
     untouched = [r["untouched"] for r in restored if "untouched" in r]
-    claims.append(
-        Claim(
-            "images that look clean are untouched to the bit",
-            all(untouched),
-            f"in {sum(untouched)} of {len(untouched)} sets",
-        )
-    )
-    return claims
+    measured = f"in {sum(untouched)} of {len(untouched)} sets"
+    yield Claim("images that look clean are untouched to the bit", all(untouched), measured)

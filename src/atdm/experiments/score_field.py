@@ -15,9 +15,9 @@ from ..diffusion.process import Process
 from ..pool import Tell, part
 from ..report import Row
 from . import by_scale, plane
-from .runner.findings import Claim, Findings, Outcome, first_seed
-from .runner.jobs import DDPM, RECOMMENDED, Job, Trained, grid, published, recommended, train
-from .runner.rows import mean_over_seeds, number, row, table_of
+from .runner.findings import Claim, Findings, Outcome, by_condition
+from .runner.jobs import DDPM, RECOMMENDED, Job, grid, published, recommended, train
+from .runner.rows import means, number, row, table_of
 from .smoothness import Smoothness, as_model, below, smoothness
 
 FIELD_T = 120  # sigma/alpha is about 0.4: the data's outline shows and the noise still matters
@@ -59,7 +59,9 @@ def work(job: Job, tell: Tell) -> Outcome:
     if job.label == "ddpm":
         ideal = smoothness(Model(as_model(truth, process), process, shape=(3,)), n, 100, job.seed)
         tensors["truth"] = (ideal.levels, ideal.gain)
-        rows.append(_truth_row(trained, _values(ideal, [0.0])))
+        no_network = dict.fromkeys(("checkpoint", "weights", "objective", "training_steps", "net", "seconds"))
+        of_truth = row(trained, None, _values(ideal, [0.0]), sampler="ddim", steps=100, samples=n, **no_network)
+        rows.append(of_truth | {"method": "truth"})
     return Outcome(job, rows, tensors)
 
 
@@ -71,19 +73,6 @@ def _values(found: Smoothness, errors: Sequence[float]) -> Row:
         "lyapunov": found.lyapunov,
         "turning": found.turning,
     }
-
-
-def _truth_row(trained: Trained, values: Row) -> Row:
-    """Of the truth, which has no network."""
-    about: dict[str, Any] = {
-        "checkpoint": None,
-        "weights": None,
-        "objective": None,
-        "training_steps": None,
-        "net": None,
-    }
-    about |= {"method": "truth", "sampler": "ddim", "steps": 100, "samples": trained.job.options["n"], "seconds": None}
-    return row(trained, None, values, **about)
 
 
 def field(score: Callable[[Tensor, Tensor], Tensor], truth: Any) -> tuple[Tensor, Tensor]:
@@ -99,15 +88,12 @@ def field(score: Callable[[Tensor, Tensor], Tensor], truth: Any) -> tuple[Tensor
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """Fields, errors over t, Jacobians along trajectories."""
     rows = [r for o in outcomes for r in o.rows]
-    shown, process = first_seed(outcomes), Process.linear()
-    truth = load(shown[0].job.config.data).truth
+    process, truth = Process.linear(), load(outcomes[0].job.config.data).truth
     ideal = field(lambda x, t: truth.score(x, process.alphas[FIELD_T].item(), process.sigmas[FIELD_T].item()), truth)
     summaries = [r for r in rows if "lyapunov" in r]
-    conditions = list(dict.fromkeys(o.job.condition for o in shown))
     claims: list[Claim] = []
     figures, notes = {}, []
-    for condition in conditions:
-        chosen = [o for o in shown if o.job.condition == condition]
+    for condition, chosen in by_condition(outcomes):
         short = plane.short(condition)
         figures[f"field-{short}"] = (
             f"{condition}: scores at t = {FIELD_T} in the plane of an in-plane direction (across) and the normal (up).",
@@ -132,10 +118,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                 "x",
             ),
         )
-
-        def of(method: str, key: str, condition: str = condition) -> float:
-            return mean_over_seeds(summaries, key, method=method, condition=condition)
-
+        of = means(summaries, condition=condition)
         claims += _claims(of, condition)
         notes.append(
             f"{condition}: the truth itself has Lyapunov exponent {number(of('truth', 'lyapunov'))}, turning "

@@ -6,6 +6,7 @@ by itself; a truth is the network of one through :func:`as_model`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,23 +68,20 @@ def smoothness(model: Model, n: int = 256, steps: int = 100, seed: int = 0) -> S
     generator = torch.Generator().manual_seed(seed)
     walk = trajectory(model.net, process, (n, d), Sampling("ddim", steps), generator=generator)
     seen = [(s.t, s.x, s.eps) for s in walk]
+    at = torch.tensor([t for t, _, _ in seen])
+    alphas, sigmas = [*process.alphas[at].tolist(), 1.0], [*process.sigmas[at].tolist(), 0.0]  # no noise in the end
     flow = torch.eye(d, device=device).expand(n, d, d).double()
-    turned = torch.zeros(n, dtype=torch.float64, device=device)
     gains = []
-    for i, (t, x, eps) in enumerate(seen):
+    for i, (t, x, _) in enumerate(seen):
         j = jacobian(model, x, torch.full((n,), t, device=device)).double()
-        a, s = process.alphas[t].item(), process.sigmas[t].item()
-        last = i + 1 == len(seen)
-        a_next, s_next = (
-            (1.0, 0.0) if last else (process.alphas[seen[i + 1][0]].item(), process.sigmas[seen[i + 1][0]].item())
-        )
-        step = a_next / a * (torch.eye(d, device=device) - s * j) + s_next * j
+        step = alphas[i + 1] / alphas[i] * (torch.eye(d, device=device) - sigmas[i] * j) + sigmas[i + 1] * j
         flow = step @ flow
-        gains.append(s * torch.linalg.matrix_norm(j, 2).mean().item())
-        if not last:
-            turned += _angle(eps, seen[i + 1][2])
+        gains.append(sigmas[i] * torch.linalg.matrix_norm(j, 2).mean().item())
+    turned = torch.zeros(n, dtype=torch.float64, device=device)
+    for (_, _, eps), (_, _, following) in itertools.pairwise(seen):
+        turned += _angle(eps, following)
     stretch = torch.linalg.matrix_norm(flow, 2).clamp_min(1e-300).log().mean().item()
-    levels = process.ratio(torch.tensor([t for t, _, _ in seen])).tolist()
+    levels = process.ratio(at).tolist()
     return Smoothness(gains, levels, stretch, turned.mean().item())
 
 

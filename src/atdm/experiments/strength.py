@@ -18,7 +18,7 @@ from ..training.config import ObjectiveConfig
 from . import by_scale, digits
 from .runner.findings import Claim, Findings, Outcome, first_seed
 from .runner.jobs import DDPM, RECOMMENDED, Job, published, recommended, samples_of, train
-from .runner.rows import evaluate, mean_over_seeds, number, row, table_of
+from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
 
 STRONG = 3.0  # lambda of the sweeps of omega and floor: at 0.3 they would show little
 LATE = (0.5, 0.75, 0.9)  # share of the training after which the regularizer is applied
@@ -87,8 +87,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     """Train, sample, measure; a row for every sweep that goes through this setting."""
     trained = train(job, part(tell, 0, 0.9))
     samples = samples_of(trained, part(tell, 0.9, 1))
-    values = evaluate(trained, samples)
-    values["cost"] = trained.config.objective.cost(trained.process)
+    values = evaluate(trained, samples) | {"cost": trained.config.objective.cost(trained.process)}
     rows = [row(trained, samples, {**values, "sweep": sweep, "value": value}) for sweep, value in job.options["places"]]
     return Outcome(job, rows, {"samples": samples[:36], "corrupted": trained.corrupted[:36]})
 
@@ -98,10 +97,10 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     rows = [r for o in outcomes for r in o.rows]
     shown = [o for o in first_seed(outcomes) if o.job.condition == NOISY]
     left, frechet, base = digits.residual_key(rows[0]), digits.frechet_key(rows[0]), digits.gated(scale)
-    lines: dict[str, list[str]] = {}
-    for r in (r for r in rows if r["condition"] == NOISY):
-        if r["value"] not in lines.setdefault(r["sweep"], []):
-            lines[r["sweep"]].append(r["value"])
+    noisy = [r for r in rows if r["condition"] == NOISY]
+    lines = {
+        sweep: values_of([r for r in noisy if r["sweep"] == sweep], "value") for sweep in values_of(noisy, "sweep")
+    }
     for name, settings in sweeps(scale).items():  # a setting that several sweeps share came first
         if name in lines:
             lines[name] = [value for value, _ in settings if value in lines[name]]
@@ -111,9 +110,14 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
 
     turned = [name for name in lines if name != "none"]
     cheap = [(v, name, of(name, v, "cost"), of(name, v, left)) for name in turned for v in lines[name]]
-    figures = _figures(of, lines, cheap, (left, frechet))
+    price = {  # of a setting on clean data, in times ddpm's distance
+        name: {v: of(name, v, frechet, CLEAN) / of("none", "", frechet, CLEAN) for v in lines[name]}
+        for name in ON_CLEAN
+        if name in lines
+    }
+    figures = _figures(of, lines, cheap, price, (left, frechet))
     best = {sweep: min(lines[sweep], key=partial(of, sweep, key=frechet)) for sweep in turned}
-    claims = _claims(of, lines, best, (left, frechet), scale)
+    claims = _claims(of, lines, best, price, (left, frechet), f"{base['k']:g}")
     table = table_of(
         rows,
         {"training data": "condition", "sweep": "sweep", "value": "value"},
@@ -139,6 +143,7 @@ def _figures(
     of: Callable[..., float],
     lines: Mapping[str, Sequence[str]],
     cheap: Sequence[tuple[str, str, float, float]],
+    price: Mapping[str, Mapping[str, float]],
     keys: tuple[str, str],
 ) -> dict[str, tuple[str, plot.Figure]]:
     left, frechet = keys
@@ -149,11 +154,7 @@ def _figures(
         points += [(v, name, of(name, v, left), of(name, v, frechet)) for name in names for v in lines.get(name, [])]
         return plot.scatter_tradeoff(points, "residual noise (lower is better)", "Frechet distance (lower is better)")
 
-    price = {
-        (name, v): of(name, v, frechet, CLEAN) / of("none", "", frechet, CLEAN)
-        for name in ON_CLEAN
-        for v in lines.get(name, [])
-    }
+    dear = [(v, name, of(name, v, left), times) for name, along in price.items() for v, times in along.items()]
     return {
         "recommended": ("Gated relative regularizer: k, radius, gate.", tradeoff(["k", "radius", "gate"])),
         "cost": (
@@ -163,10 +164,7 @@ def _figures(
         "penalty": (
             "What a setting costs on clean digits, against the residual noise: towards the lower left is better.",
             plot.scatter_tradeoff(
-                [
-                    ("", "ddpm", plain[left], 1.0),
-                    *((v, name, of(name, v, left), times) for (name, v), times in price.items()),
-                ],
+                [("", "ddpm", plain[left], 1.0), *dear],
                 "residual noise, trained on noisy digits",
                 "Frechet distance over ddpm's, trained on clean digits",
             ),
@@ -183,18 +181,22 @@ def _claims(
     of: Callable[..., float],
     lines: Mapping[str, Sequence[str]],
     best: Mapping[str, str],
+    price: Mapping[str, Mapping[str, float]],
     keys: tuple[str, str],
-    scale: str,
+    strong: str,
 ) -> Iterator[Claim]:
-    """What strength costs on clean data and gains on noisy data, what is left of it late in training, and at what price."""
+    """What strength costs on clean data and gains on noisy data, what is left of it late in training, and at what price.
+
+    Args:
+        strong: the k of the recommended setting.
+    """
     left, frechet = keys
     plain = {key: of("none", "", key) for key in keys}
-    for name in (name for name in ON_CLEAN if name in lines):
-        price = {v: of(name, v, frechet, CLEAN) / of("none", "", frechet, CLEAN) for v in lines[name]}
+    for name, along in price.items():
         yield Claim(
             f"on clean digits every setting along {name} stays within 1.1 times ddpm's Frechet distance",
-            all(times <= 1.1 for times in price.values()),
-            ", ".join(f"{v}: {number(times)} times" for v, times in price.items()),
+            all(times <= 1.1 for times in along.values()),
+            ", ".join(f"{v}: {number(times)} times" for v, times in along.items()),
         )
     for sweep in ("lambda", "k"):
         values = lines[sweep]
@@ -213,9 +215,7 @@ def _claims(
             f"best at {value}: Frechet distance {number(of(sweep, value, frechet))}, ddpm {number(plain[frechet])}; residual "
             f"noise {number(of(sweep, value, left))}, ddpm {number(plain[left])}",
         )
-    base = digits.gated(scale)
-    strong = next((v for v in lines.get("k", []) if v == f"{base['k']:g}"), None)
-    if strong is not None:
+    if strong in lines.get("k", []):
         for value in lines["late, recommended"]:
             gained = (plain[left] - of("late, recommended", value, left)) / (plain[left] - of("k", strong, left))
             yield Claim(

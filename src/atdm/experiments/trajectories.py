@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -10,11 +10,10 @@ from .. import plot
 from ..data import load
 from ..metrics import diverged_share
 from ..pool import Tell, part
-from ..report import Row
 from . import plane
-from .runner.findings import Claim, Findings, Outcome, at_most, beside_training, first_seed
+from .runner.findings import Claim, Findings, Outcome, at_most, beats_random, beside_training, by_condition
 from .runner.jobs import RECOMMENDED, Job, grid, paths, train
-from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.rows import evaluate, means, number, row, table_of, values_of
 
 FAR = 3.0  # times the largest clean coordinate: a sample beyond it left the data altogether
 SHOWN = 30  # noise levels at which trajectories are kept
@@ -52,12 +51,11 @@ def work(job: Job, tell: Tell) -> Outcome:
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """Clouds, trajectories and how far from the plane they end."""
     rows = [r for o in outcomes for r in o.rows]
-    shown = first_seed(outcomes)
-    truth = load(shown[0].job.config.data).truth
+    truth = load(outcomes[0].job.config.data).truth
     claims: list[Claim] = []
     figures = {}
-    for condition in values_of(rows, "condition"):
-        chosen, short = [o for o in shown if o.job.condition == condition], plane.short(condition)
+    for condition, chosen in by_condition(outcomes):
+        short = plane.short(condition)
         figures[f"samples-{short}"] = (
             f"Training data with {condition}, and samples, coloured by their distance from the true plane.",
             plot.points3d(beside_training(chosen), truth),
@@ -75,16 +73,15 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                 "xy",
             ),
         )
-
-        claims += _claims(rows, condition)
+        claims += _claims(means(rows, "off_support_rms", condition=condition), condition)
+    conditions = values_of(rows, "condition")
     spreads = {
-        m: [mean_over_seeds(rows, "spread_ratio", method=m, condition=c) for c in values_of(rows, "condition")]
-        for m in values_of(rows, "method")
+        m: [number(means(rows, "spread_ratio", condition=c)(m)) for c in conditions] for m in values_of(rows, "method")
     }
     notes = [
         "Spread in the plane, relative to the truth: "
-        + "; ".join(f"{m} {' and '.join(number(v) for v in s)}" for m, s in spreads.items())
-        + f" ({' and '.join(values_of(rows, 'condition'))})."
+        + "; ".join(f"{m} {' and '.join(s)}" for m, s in spreads.items())
+        + f" ({' and '.join(conditions)})."
     ]
     columns = {
         "off the plane (rms)": "off_support_rms",
@@ -104,12 +101,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     return Findings(LEAD, claims, rows, figures, [table], notes)
 
 
-def _claims(rows: Sequence[Row], condition: str) -> Iterator[Claim]:
+def _claims(off: Callable[..., float], condition: str) -> Iterator[Claim]:
     """What is published of each method under a corruption."""
-
-    def off(method: str, key: str = "off_support_rms") -> float:
-        return mean_over_seeds(rows, key, method=method, condition=condition)
-
     plain = off("ddpm")
     yield Claim(
         f"{condition}: ddpm follows the corruption off the plane",
@@ -122,22 +115,7 @@ def _claims(rows: Sequence[Row], condition: str) -> Iterator[Claim]:
         f"{number(100 * off('inv_adv', 'left_share'))} % of its samples end beyond {FAR:g} times the data; rms distance "
         f"{number(off('inv_adv'))}, ddpm {number(plain)}",
     )
-    yield at_most(
-        f"{condition}: robust_adv as published stays at 0.6 times ddpm's distance or less",
-        off("robust_adv"),
-        plain,
-        0.6,
-        ("robust_adv", "ddpm"),
-    )
-    yield at_most(
-        f"{condition}: robust_adv with the recommended setting stays at 0.6 times ddpm's distance or less",
-        off(RECOMMENDED),
-        plain,
-        0.6,
-        (RECOMMENDED, "ddpm"),
-    )
-    yield Claim(
-        f"{condition}: adversarial beats random at the published constants",
-        off("robust_adv") < off("robust_rand"),
-        f"robust_adv {number(off('robust_adv'))}, robust_rand {number(off('robust_rand'))}",
-    )
+    for method, setting in (("robust_adv", "as published"), (RECOMMENDED, "with the recommended setting")):
+        statement = f"{condition}: robust_adv {setting} stays at 0.6 times ddpm's distance or less"
+        yield at_most(statement, off(method), plain, 0.6, (method, "ddpm"))
+    yield beats_random(condition, off)

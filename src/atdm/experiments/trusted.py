@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,22 +20,14 @@ from . import by_scale, digits, plane
 from .baselines import keys, words
 from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
 from .runner.jobs import DDPM, Job, grid, open_held_out, prepare, train
-from .runner.rows import mean_over_seeds, number, rows_at_stops, table_of, values_of
+from .runner.rows import means, number, rows_at_stops, table_of, values_of
 
 ONLY, BEST = "ddpm, trusted items only", "ddpm, best early stop"
 STOPS = (0.1, 0.2, 0.3, 0.5)  # noise levels at which the sampling of ddpm is also stopped
-METHODS = {
-    "ddpm": DDPM,
-    ONLY: DDPM,
-    "auto:k=2": ObjectiveConfig("auto:k=2"),
-    "ambient_blind": ObjectiveConfig("ambient_blind"),
-    "omni": ObjectiveConfig("omni"),
-    "sfbd": ObjectiveConfig("sfbd"),
-}
-KNOWN = {
-    "ambient_blind": None,
-    "sfbd": ObjectiveConfig("sfbd:known=true"),
-}  # of vectors, whose noise cannot be estimated
+METHODS = {"ddpm": DDPM, ONLY: DDPM}
+METHODS |= {name: ObjectiveConfig(name) for name in ("auto:k=2", "ambient_blind", "omni", "sfbd")}
+OF_VECTORS = METHODS | {"sfbd": ObjectiveConfig("sfbd:known=true")}  # their noise cannot be estimated
+del OF_VECTORS["ambient_blind"]
 CONDITIONS = {
     "digits": {
         "noise 0.2 on 90 %": "gaussian:share=0.9,std=0.2",
@@ -58,8 +50,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     todo = []
     for benchmark in [data] if data else by_scale(scale, ["digits"], [*CONDITIONS], [*CONDITIONS]):
         base = _base(benchmark, scale)
-        found = METHODS if benchmark == "digits" else METHODS | KNOWN
-        able = {k: v for k, v in found.items() if v is not None}
+        able = METHODS if benchmark == "digits" else OF_VECTORS
         conditions = CONDITIONS[benchmark]
         if scale == "smoke":
             conditions = dict(list(conditions.items())[:1])
@@ -95,9 +86,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     alone = dataclasses.replace(data, items=trusted.items)
     parts = prepare(job, alone) if job.label == ONLY else prepare(job, data, trusted)
     trained = train(job, part(tell, 0, 0.8), parts)
-    stops: dict[str, float | None] = {job.label: None}
-    if job.label == "ddpm":
-        stops |= {f"ddpm, stopped at {stop:g}": stop for stop in STOPS}
+    stops = {f"ddpm, stopped at {stop:g}": stop for stop in STOPS} if job.label == "ddpm" else {}
     more: Row = {"benchmark": job.options["benchmark"]}
     if parts.levels is not None:
         found, touched = parts.levels, torch.from_numpy(parts.truth.corrupted)
@@ -121,8 +110,7 @@ def with_best_stop(rows: Sequence[Row], distance: str) -> list[Row]:
     best: dict[tuple[str, int], Row] = {}
     for r in stopped:
         key = (r["condition"], r["seed"])
-        if key not in best or r[distance] < best[key][distance]:
-            best[key] = r
+        best[key] = min(best.get(key, r), r, key=lambda r: r[distance])
     return [*(r for r in rows if r not in stopped), *({**r, "method": BEST} for r in best.values())]
 
 
@@ -135,7 +123,8 @@ def _elsewhere(rows: Sequence[Row]) -> list[Row]:
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """A table for each benchmark; whether omni is ahead of what does without its classifier."""
     every = [r for o in outcomes for r in o.rows]
-    rows, tables, claims, figures = [], [], [], {}
+    claims: list[Claim] = []
+    rows, tables, figures = [], [], {}
     for benchmark in values_of(every, "benchmark"):
         chosen = [r for r in every if r["benchmark"] == benchmark]
         residual, distance = keys(chosen)
@@ -184,24 +173,17 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     return Findings(lead, claims, rows, figures, tables)
 
 
-def _judged(rows: Sequence[Row], where: str, condition: str, distance: str) -> list[Claim]:
+def _judged(rows: Sequence[Row], where: str, condition: str, distance: str) -> Iterator[Claim]:
     """omni beside the best of the others, and beside the early stop."""
-
-    def of(method: str) -> float:
-        return mean_over_seeds(rows, distance, method=method, condition=condition)
-
+    of = means(rows, distance, condition=condition)
     others = [m for m in values_of(rows, "method") if m != "omni" and of(m) == of(m)]
     best = min(others, key=of)
-    claims = [
-        at_most(
-            f"{where}: omni is at least as close to clean data as any other", of("omni"), of(best), 1, ("omni", best)
-        )
-    ]
+    statement = f"{where}: omni is at least as close to clean data as any other"
+    yield at_most(statement, of("omni"), of(best), 1, ("omni", best))
     if condition in FOREIGN:
         statement = f"{where}: omni is at {TARGET:g} times the distance of ddpm's best early stop"
-        claims.append(at_most(statement, of("omni"), of(BEST), TARGET, ("omni", BEST)))
+        yield at_most(statement, of("omni"), of(BEST), TARGET, ("omni", BEST))
     aucs = [r["level_auc"] for r in rows if r["condition"] == condition and "level_auc" in r]
     if aucs:
         statement = f"{where}: the levels tell corrupted items from untouched ones, AUC 0.9"
-        claims.append(Claim(statement, min(aucs) >= 0.9, f"AUC {number(min(aucs))}"))
-    return claims
+        yield Claim(statement, min(aucs) >= 0.9, f"AUC {number(min(aucs))}")

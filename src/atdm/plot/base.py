@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import warnings
 from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
-import matplotlib.cm
-import matplotlib.colors
-import matplotlib.patches
 import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
@@ -73,6 +71,20 @@ def frame(width: float, height: float, rows: int = 1, columns: int = 1, **option
     return figure, list(axes.flat)
 
 
+def side_by_side(
+    n: int, columns: int, width: float, height: float, beside: float = 0, below: float = 0, **options: Any
+) -> tuple[Figure, list[Any]]:
+    """A figure of ``n`` axes of ``width`` and ``height`` (inches) in so many columns, with room beside and below them all."""
+    rows = math.ceil(n / columns)
+    figure, axes = frame(width * columns + beside, height * rows + below, rows, columns, **options)
+    return figure, drop(axes, n)
+
+
+def balanced(n: int) -> int:
+    """Columns for ``n`` axes in as few rows as four columns need."""
+    return math.ceil(n / math.ceil(n / 4))
+
+
 def drop(axes: list[Any], n: int) -> list[Any]:
     """The first ``n`` axes, after the rest were taken out of the figure."""
     for axis in axes[n:]:
@@ -89,14 +101,18 @@ def dress(axis: Axes, x_label: str = "", y_label: str = "", title: str = "", log
     axis.set_xlabel(x_label, fontsize=10, color=INK)
     axis.set_ylabel(y_label, fontsize=10, color=INK)
     head(axis, title)
-    for side, edge in (("x", axis.xaxis), ("y", axis.yaxis)):
-        if side in log:
-            axis.set(**{f"{side}scale": "log"})
-            low, high = sorted(axis.get_xlim() if side == "x" else axis.get_ylim())
-            subs = (1, 2, 5) if high / low < 300 else (1,)
-            edge.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
-            edge.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
-            edge.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    logarithmic(axis, log)
+
+
+def logarithmic(axis: Axes, sides: str) -> None:
+    """Make the axes ``x``, ``y`` or both logarithmic, with plain numbers at few ticks."""
+    for side in sides:
+        axis.set(**{f"{side}scale": "log"})
+        edge = axis.xaxis if side == "x" else axis.yaxis
+        low, high = sorted(edge.get_view_interval())
+        edge.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+        edge.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
+        edge.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
 def head(axis: Any, title: str, **options: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import text
-from .base import DPI, drop, frame, head, need
+from .base import DPI, balanced, head, need, side_by_side
 from .samples import grid
 
 
@@ -23,16 +22,14 @@ def image_grids(panels: Mapping[str, Float[Tensor, "_ _ _ _"]], columns: int = 8
     """
     need(panels, "images")
     grids = {name: grid(x.detach().float().cpu(), columns).permute(1, 2, 0).numpy() for name, x in panels.items()}
-    down = math.ceil(len(grids) / 4)
-    across = math.ceil(len(grids) / down)
+    across = balanced(len(grids))
     height, width = (max(picture.shape[side] for picture in grids.values()) for side in (0, 1))
     inches = min(11 / across, max(2.7, width / DPI))
-    figure, axes = frame(across * inches, down * (inches * height / width + 0.35), down, across)
-    for axis, (name, picture) in zip(axes, grids.items(), strict=False):
+    figure, axes = side_by_side(len(grids), across, inches, inches * height / width + 0.35)
+    for axis, (name, picture) in zip(axes, grids.items(), strict=True):
         axis.imshow(picture, interpolation="nearest")
         axis.set_axis_off()
         head(axis, text.figure(name))
-    drop(axes, len(grids))
     return figure
 
 

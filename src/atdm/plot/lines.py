@@ -8,10 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-import matplotlib.cm
-import matplotlib.colors
 import matplotlib.patches
-import matplotlib.ticker
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -23,7 +20,7 @@ from ..errors import UserError
 from ..metrics import METRICS
 from ..metrics import metric as metric_entry
 from ..objective.perturb import PublishedRadius, PublishedWeight
-from .base import INK, MARKERS, Log, colours, dress, drop, frame, legend, need
+from .base import INK, MARKERS, Log, colours, dress, frame, legend, need, side_by_side
 
 
 def ray(process: Process, omegas: Sequence[float], floor: float = 8 / 255) -> Figure:
@@ -115,7 +112,8 @@ def _annotate(axis: Axes, points: Sequence[tuple[str, str, float, float]], palet
     """Write the labels beside their markers, leaving out those that would lie on another."""
     axis.autoscale_view()
     taken: list[np.ndarray] = []
-    ends = [i for i, p in enumerate(points) if {_group(points, i - 1), _group(points, i + 1)} != {p[1]}]
+    groups = [None, *(group for _, group, _, _ in points), None]
+    ends = [i for i in range(len(points)) if not groups[i] == groups[i + 1] == groups[i + 2]]
     for i in dict.fromkeys([*ends, *range(len(points))]):  # the ends of a line say most
         label, group, x, y = points[i]
         at = axis.transData.transform((x, y)) * 72 / axis.figure.dpi  # in points, the unit of type
@@ -124,10 +122,6 @@ def _annotate(axis: Axes, points: Sequence[tuple[str, str, float, float]], palet
             taken.append(at)
             offset: dict[str, Any] = {"xytext": (5, 5), "textcoords": "offset points"}
             axis.annotate(text.figure(label), (x, y), fontsize=7.5, color=palette[group], **offset)
-
-
-def _group(points: Sequence[tuple[str, str, float, float]], i: int) -> str | None:
-    return points[i][1] if 0 <= i < len(points) else None
 
 
 def bars(
@@ -203,11 +197,9 @@ def damage(models: Mapping[str, Sequence[Mapping[str, Any]]], measures: Sequence
     """
     kept = [m for m in measures if any(row["measure"] == m for rows in models.values() for row in rows)]
     need(kept, f"values of {', '.join(measures)}")
-    columns = min(3, len(kept))
-    rows_of_panels = math.ceil(len(kept) / columns)
-    figure, axes = frame(3.9 * columns, 3.3 * rows_of_panels, rows_of_panels, columns)
+    figure, axes = side_by_side(len(kept), min(3, len(kept)), 3.9, 3.3)
     palette = colours(models)
-    for axis, measure in zip(axes, kept, strict=False):
+    for axis, measure in zip(axes, kept, strict=True):
         for name, rows in models.items():
             of = sorted((row for row in rows if row["measure"] == measure), key=lambda row: row["budget"])
             x = [row["budget"] for row in of]
@@ -218,7 +210,6 @@ def damage(models: Mapping[str, Sequence[Mapping[str, Any]]], measures: Sequence
             )
         dress(axis, "budget (noise units)", "", _metric_label(measure))
         axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
-    drop(axes, len(kept))
     if len(models) > 1:
         handles = [matplotlib.patches.Patch(color=palette[name], label=text.figure(name)) for name in models]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(models)), fontsize=9, frameon=False)

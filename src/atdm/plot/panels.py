@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
 from .. import plot, text
+from .base import logarithmic, side_by_side
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def _panels(titles: Sequence[str], width: float, height: float, across: int) -> tuple[Figure, list]:
-    columns = min(across, len(titles))
-    rows = math.ceil(len(titles) / columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained", facecolor="white")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes[len(titles) :]:
-        axis.remove()
-    for axis, title in zip(axes, titles, strict=False):
+    figure, axes = side_by_side(len(titles), min(across, len(titles)), width, height)
+    for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=9.5, color=plot.INK, loc="left")
         axis.tick_params(labelsize=8, colors=plot.INK)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color=plot.FAINT, linewidth=0.6)
         axis.set_axisbelow(True)
-    return figure, axes[: len(titles)]
+    return figure, axes
 
 
 def points2d(clouds: Mapping[str, Tensor]) -> Figure:
@@ -66,13 +60,7 @@ def curve_panels(
                 axis.fill_between(x, *bands[title][name], color=palette[name], alpha=0.15, linewidth=0)
             marker = "o" if len(x) <= 30 else ""
             axis.plot(x, y, color=palette[name], marker=marker, markersize=4, linewidth=1.5, label=text.figure(name))
-        for side in log:
-            axis.set(**{f"{side}scale": "log"})
-            edge = axis.xaxis if side == "x" else axis.yaxis
-            low, high = edge.get_view_interval()
-            edge.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
-            edge.set_major_formatter(StrMethodFormatter("{x:g}"))
-            edge.set_minor_formatter(NullFormatter())
+        logarithmic(axis, log)
         axis.set_xlabel(x_label, fontsize=9, color=plot.INK)
         axis.set_ylabel(y_label, fontsize=9, color=plot.INK)
     handles = {h.get_label(): h for axis in axes for h in axis.get_lines()}

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib
 import matplotlib.cm
-import matplotlib.colors
-import matplotlib.patches
 import matplotlib.ticker
 import numpy as np
 import torch
 from jaxtyping import Float
-from matplotlib.colors import Colormap, LogNorm, Normalize
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import text
 from ..errors import UserError
 from ..metrics.exact import HasDistance
-from .base import COLOURS, DISTANCE, INK, array, colours, dress, drop, frame, head, need
+from .base import COLOURS, DISTANCE, INK, array, balanced, colours, dress, frame, head, need, side_by_side
 
 
 def points3d(
@@ -42,17 +40,20 @@ def points3d(
     need(panels, "panels")
     first = _finite(next(iter(panels.values())))
     low, high = limits or _cube(first)
-    space = _Space(
-        list(panels), (low, high), _view(first), truth, panels.values(), "distance from the support (data units)"
-    )
-    for axis, (name, x) in zip(space.axes, panels.items(), strict=True):
-        inside = _finite(x)
-        inside = inside[((inside >= low) & (inside <= high)).all(1)]
-        outside = len(x) - len(inside)
-        head(axis, text.figure(name) + _outside(outside, len(x)), loc="center", y=0.98)
+    figure, axes = _panels3d(len(panels), (low, high), _view(first))
+    palette = colours(panels)
+    if truth is not None:
+        norm = _distance_norm(panels.values(), truth)
+        _bar(figure, axes, norm, "distance from the support (data units)")
+    for axis, (name, x) in zip(axes, panels.items(), strict=True):
+        inside = _inside(x, low, high)
+        head(axis, text.figure(name) + _outside(len(x) - len(inside), len(x)), loc="center", y=0.98)
         shown = inside[:most]
-        space.cloud(axis, name, shown, s=3, linewidths=0, alpha=0.7, rasterized=True)
-    return space.figure
+        colour: dict[str, Any] = {"color": palette[name]}
+        if truth is not None:
+            colour = {"c": array(truth.distance(shown)), "cmap": DISTANCE, "norm": norm}
+        axis.scatter(*array(shown).T, s=3, depthshade=False, linewidths=0, alpha=0.7, rasterized=True, **colour)
+    return figure
 
 
 def trajectories(
@@ -79,11 +80,9 @@ def trajectories(
     states = [found for x in drawn.values() if len(found := _finite(x.flatten(0, 1)))]
     each = torch.stack([x.abs().quantile(0.98, dim=0) for x in states] or [torch.ones(2)])
     reach = 1.1 * each.median(0).values
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure, axes = frame(3.6 * columns, 3.0 * rows, rows, columns, sharex=True, sharey=True)
+    figure, axes = side_by_side(len(panels), min(3, len(panels)), 3.6, 3.0, sharex=True, sharey=True)
     palette = colours(panels)
-    for axis, (name, x) in zip(axes, drawn.items(), strict=False):
+    for axis, (name, x) in zip(axes, drawn.items(), strict=True):
         axis.plot(flat[:, 0].aminmax(), (0, 0), color="#bbbbbb", linewidth=5, solid_capstyle="butt", zorder=1)
         for path in array(x).swapaxes(0, 1):
             axis.plot(*path.T, color=palette[name], linewidth=0.9, alpha=0.6, zorder=2)
@@ -92,7 +91,6 @@ def trajectories(
         outside = int((~(x[-1].abs() <= reach).all(1)).sum())
         dress(axis, title=text.figure(name) + _outside(outside, x.shape[1]))
     axes[0].set(xlim=(-reach[0], reach[0]), ylim=(-reach[1], reach[1]))
-    drop(axes, len(panels))
     figure.supxlabel("along the support (data units)", fontsize=10, color=INK)
     figure.supylabel("off the support (data units)", fontsize=10, color=INK)
     return figure
@@ -118,11 +116,9 @@ def scatter(x: Float[Tensor, "n d"], reference: Float[Tensor, "m d"] | None = No
         axes[0].set(xlim=_cube(base), ylim=_cube(base))
     low, high = _cube(base)
     for name, cloud, colour in clouds:
-        points = _finite(cloud)
-        points = points[((points >= low) & (points <= high)).all(1)]
-        outside = len(cloud) - len(points)
+        points = _inside(cloud, low, high)
         options = {"depthshade": False} if x.shape[1] == 3 else {}
-        label = name + _outside(outside, len(cloud))
+        label = name + _outside(len(cloud) - len(points), len(cloud))
         axes[0].scatter(
             *array(points[:most]).T,
             s=5,
@@ -148,10 +144,8 @@ def score_fields(fields: Mapping[str, tuple[Float[Tensor, "_ 2"], Float[Tensor, 
     finite = magnitudes[0][np.isfinite(magnitudes[0]) & (magnitudes[0] > 0)]
     low, high = (np.quantile(finite, [0.02, 0.98]).tolist()) if len(finite) else (0.0, 1.0)
     norm = LogNorm(low, high) if low > 0 and high / low > 20 else Normalize(0, high)
-    columns = min(4, len(fields))
-    rows = math.ceil(len(fields) / columns)
-    figure, axes = frame(2.9 * columns + 0.9, 3.0 * rows + 0.3, rows, columns, sharex=True, sharey=True)
-    for axis, (name, (at, vectors)), size in zip(axes, fields.items(), magnitudes, strict=False):
+    figure, axes = side_by_side(len(fields), min(4, len(fields)), 2.9, 3.0, 0.9, 0.3, sharex=True, sharey=True)
+    for axis, (name, (at, vectors)), size in zip(axes, fields.items(), magnitudes, strict=True):
         unit = array(vectors) / np.maximum(size, 1e-12)[:, None]
         x = array(at)
         span = max(np.ptp(x[:, 0]), np.ptp(x[:, 1]), 1e-6)
@@ -163,7 +157,7 @@ def score_fields(fields: Mapping[str, tuple[Float[Tensor, "_ 2"], Float[Tensor, 
         dress(axis, title=text.figure(name))
         axis.grid(False)
         axis.set_aspect("equal")
-    _bar(figure, drop(axes, len(fields)), norm, DISTANCE, "magnitude (1 / data units)")
+    _bar(figure, axes, norm, "magnitude (1 / data units)")
     if title:
         figure.suptitle(title, fontsize=11.5, color=INK)
     return figure
@@ -177,6 +171,12 @@ def _outside(n: int, of: int) -> str:
 
 def _finite(x: Tensor) -> Tensor:
     return x[x.isfinite().all(1)].float().cpu()
+
+
+def _inside(x: Tensor, low: float, high: float) -> Tensor:
+    """The points whose coordinates all lie in a range."""
+    points = _finite(x)
+    return points[((points >= low) & (points <= high)).all(1)]
 
 
 def _cube(x: Tensor) -> tuple[float, float]:
@@ -199,37 +199,10 @@ def _view(x: Tensor) -> tuple[float, float]:
     return 12.0, math.degrees(math.atan2(-normal[0], normal[1])) + 14
 
 
-class _Space:
-    """Panels of space that share limits and view, and one colour for a distance from the support where it is known."""
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        limits: tuple[float, float],
-        view: tuple[float, float],
-        truth: HasDistance | None,
-        clouds: Iterable[Tensor],
-        label: str,
-    ) -> None:
-        self.figure, self.axes = _panels3d(len(names), limits, view)
-        self.truth, self.palette = truth, colours(names)
-        self.norm = _distance_norm(clouds, truth)
-        if truth is not None:
-            _bar(self.figure, self.axes, self.norm, DISTANCE, label)
-
-    def cloud(self, axis: Any, name: str, x: Float[Tensor, "n 3"], **style: Any) -> None:
-        """Points in the colour of their distance from the support, or of their name."""
-        colour: dict[str, Any] = {"color": self.palette[name]}
-        if self.truth is not None:
-            colour = {"c": array(self.truth.distance(x)), "cmap": DISTANCE, "norm": self.norm}
-        axis.scatter(*array(x).T, depthshade=False, **style, **colour)
-
-
 def _panels3d(n: int, limits: tuple[float, float], view: tuple[float, float]) -> tuple[Figure, list[Any]]:
-    columns = n if n <= 4 else math.ceil(n / math.ceil(n / 4))
-    rows = math.ceil(n / columns)
+    columns = balanced(n)
     width = {1: 4.6, 2: 3.8, 3: 3.3}.get(columns, 2.6)
-    figure, axes = frame(width * columns + 0.9, (width + 0.2) * rows, rows, columns, subplot_kw={"projection": "3d"})
+    figure, axes = side_by_side(n, columns, width, width + 0.2, 0.9, subplot_kw={"projection": "3d"})
     for axis in axes:
         axis.set(xlim=limits, ylim=limits, zlim=limits)
         axis.set_box_aspect((1, 1, 1), zoom=1.05)
@@ -242,19 +215,17 @@ def _panels3d(n: int, limits: tuple[float, float], view: tuple[float, float]) ->
             edge._axinfo["grid"].update(color="#e6e6e6", linewidth=0.5)
             edge.set_major_locator(matplotlib.ticker.MaxNLocator(3))
         axis.tick_params(labelsize=7, colors="#666666", pad=-3)
-    return figure, drop(axes, n)
+    return figure, axes
 
 
-def _distance_norm(clouds: Iterable[Tensor], truth: HasDistance | None) -> Normalize:
+def _distance_norm(clouds: Iterable[Tensor], truth: HasDistance) -> Normalize:
     """From the support to the distance that 98 % of the points of the typical cloud stay below."""
-    if truth is None:
-        return Normalize(0, 1)
     distances = [truth.distance(_finite(x)).quantile(0.98).item() for x in clouds if len(_finite(x))]
     return Normalize(0, max(statistics.median_high(distances), 1e-6) if distances else 1)
 
 
-def _bar(figure: Figure, axes: list[Any], norm: Normalize, colormap: Colormap, label: str) -> None:
-    shown = matplotlib.cm.ScalarMappable(norm, colormap)
+def _bar(figure: Figure, axes: list[Any], norm: Normalize, label: str) -> None:
+    shown = matplotlib.cm.ScalarMappable(norm, DISTANCE)
     bar = figure.colorbar(shown, ax=axes, extend="max", shrink=0.75, aspect=25, pad=0.02)
     bar.set_label(label, fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8, colors=INK)

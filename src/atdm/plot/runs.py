@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-import matplotlib.cm
 import matplotlib.colors
-import matplotlib.patches
 import matplotlib.ticker
 import numpy as np
 from jaxtyping import Shaped
@@ -33,16 +31,15 @@ def run_curves(
     Raises:
         UserError: there is nothing to draw.
     """
-    quarters = [f"q{q}" for q in range(4)]
     terms = {"loss": ("loss", INK), "denoise": ("denoising", COLOURS["robust_adv"])}
     terms["regularizer"] = ("weight × regularizer", COLOURS["inv_adv"])
     shades = [matplotlib.colors.to_hex(c) for c in matplotlib.colormaps["viridis"](np.linspace(0, 0.85, 4))]
-    names = ["q0, least noisy", "q1", "q2", "q3, noisiest"]
+    quarters = dict(zip(["q0, least noisy", "q1", "q2", "q3, noisiest"], shades, strict=True))
     reach = {"radius": ("radius", INK), "delta_rms": ("rms of the perturbation", COLOURS["robust_adv"])}
     plans: list[tuple[str, str, str, dict[str, tuple[str, str]]]] = [
         ("Loss terms", "mean over the batch", "y", terms),
-        ("Denoising by timestep", "", "y", _keyed("denoise", quarters, names, shades)),
-        ("Regularizer by timestep", "", "y", _keyed("regularizer", quarters, names, shades)),
+        ("Denoising by timestep", "", "y", _by_quarter("denoise", quarters)),
+        ("Regularizer by timestep", "", "y", _by_quarter("regularizer", quarters)),
         ("Gradient norm", "", "y", {"gradient_norm": ("", INK)}),
         ("Size of the perturbation", "noise units", "", reach),
         ("Share of the perturbation at its radius", "", "", {"share_at_radius": ("", INK)}),
@@ -86,8 +83,8 @@ def _framed(panels: tuple[int, int], picture: Any, caption: str) -> tuple[Figure
     return figure, axes
 
 
-def _keyed(term: str, keys: list[str], names: list[str], shades: list[str]) -> dict[str, tuple[str, str]]:
-    return {f"{term}/{key}": (name, shade) for key, name, shade in zip(keys, names, shades, strict=True)}
+def _by_quarter(term: str, quarters: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    return {f"{term}/q{q}": line for q, line in enumerate(quarters.items())}
 
 
 def _lines(

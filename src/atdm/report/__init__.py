@@ -1,5 +1,5 @@
 """Pages with tables and figures, and the robustness report over a set of models."""
 
-from .page import Better, Row, Section, Table, finite, markdown, render, show
+from .page import Better, Row, Section, Table, finite, machine, markdown, render, show
 
-__all__ = ["Better", "Row", "Section", "Table", "finite", "markdown", "render", "show"]
+__all__ = ["Better", "Row", "Section", "Table", "finite", "machine", "markdown", "render", "show"]

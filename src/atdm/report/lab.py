@@ -167,21 +167,17 @@ def jobs(
     drawn = 2 * len(plan.steps) * plan.n + plan.attacked
     size = 8.0 * drawn * math.prod(shape)
     memory.require(size, f"{drawn:,} samples of a model", "Expected a smaller --n or --attacked.")
-    costs, samplers = {}, {}
-    for source in models:
-        model = _opened(source, shape, plan.label)
-        samplers[source] = (default_sampler(model.process, "ddpm"), SECOND[model.process.family])
-        for sampler, steps in {*product(samplers[source], plan.steps), (None, plan.attacked_steps)}:
-            Sampling(sampler, steps).scheduler_for(model.process)
-        costs[source] = _seconds(model, plan)
     plain = next((m for m, c in known.items() if c["objective"]["name"] == "ddpm"), None)
-    labels = _labels(configs)
-    return [
-        ModelJob(
-            m, labels[m], plan, data, reading, samplers[m], configs[m], plain if m != plain else None, costs[m], trusted
-        )
-        for m in models
-    ]
+    labels, todo = _labels(configs), []
+    for m in models:
+        model = _opened(m, shape, plan.label)
+        samplers = (default_sampler(model.process, "ddpm"), SECOND[model.process.family])
+        for sampler, steps in {*product(samplers, plan.steps), (None, plan.attacked_steps)}:
+            Sampling(sampler, steps).scheduler_for(model.process)
+        undefended, cost = plain if m != plain else None, _seconds(model, plan)
+        job = ModelJob(m, labels[m], plan, data, reading, samplers, configs[m], undefended, cost, trusted)
+        todo.append(job)
+    return todo
 
 
 def _labels(configs: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 from matplotlib.figure import Figure
 
-from .. import text
+from .. import __version__, text
 from ..errors import UserError, unknown
 from ..files import atomic
 from ..plot import data_uri
@@ -107,42 +109,18 @@ def render(
     environment = Environment(**options, finalize=lambda value: text.plain(value) if isinstance(value, str) else value)
     page = environment.from_string(template).render(
         title=title,
-        lead=_paragraphs(lead),
-        sections=[_prepare(i, section, drawn or {}) for i, section in enumerate(sections, 1)],
+        lead=lead,
+        sections=sections,
         provenance=_flatten(provenance),
+        paragraphs=_paragraphs,
+        cells=_cells,
+        is_numeric=_is_numeric,
+        uri=lambda figure: data_uri((drawn or {}).get(figure, figure)),
+        width=lambda figure: round(CSS_PIXELS * figure.get_figwidth()),
     )
     with atomic(path) as scratch:
         scratch.write_text(page, encoding="utf-8")
     return path
-
-
-def _prepare(number: int, section: Section, drawn: Mapping[Figure, Path]) -> dict[str, Any]:
-    """What the template needs of a section."""
-    return {
-        "anchor": f"s{number}",
-        "title": section.title,
-        "folded": section.folded,
-        "paragraphs": _paragraphs(section.text),
-        "figures": [
-            {
-                "caption": caption,
-                "uri": data_uri(drawn.get(figure, figure)),
-                "width": round(CSS_PIXELS * figure.get_figwidth()),
-            }
-            for caption, figure in section.figures
-        ],
-        "tables": [
-            {
-                "caption": table.caption,
-                "columns": [
-                    {"name": name, "unit": table.units.get(name, ""), "number": _is_numeric(table, i)}
-                    for i, name in enumerate(table.columns)
-                ],
-                "rows": _cells(table),
-            }
-            for table in section.tables
-        ],
-    }
 
 
 def _cells(table: Table) -> list[list[_Cell]]:
@@ -214,6 +192,16 @@ def _flatten(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str
         else:
             rows.append((f"{before}{key}", "–" if value is None else str(value)))
     return rows
+
+
+def machine() -> dict[str, str]:
+    """What a page is made with: versions, and the device."""
+    return {
+        "atdm": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
 
 
 def finite(value: Any) -> Any:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .. import __version__, metrics, plot
+from .. import metrics, plot
 from ..data import load
 from ..plot import panels as pictures
 from ..pool import Progress, work_through
 from . import page as report
 from .lab import ModelJob, ModelOutcome, work
 from .measures import against, measures, ranks
-from .page import Row, Section, Table, finite
+from .page import Row, Section, Table, finite, machine
 
 IMAGES, FEW_IMAGES, PAIRS = 36, 16, 6
 UNITS = {"parameters": 1e6, "flops_per_sample": 1e9, "flops_of_training": 1e12}
@@ -90,18 +88,17 @@ def _named(outcomes: Sequence[ModelOutcome], index: int) -> str:
 
 def _overview(outcomes: Sequence[ModelOutcome], kept: Sequence[str]) -> Section:
     steps, worst = max(outcomes[0].job.plan.steps), max(outcomes[0].job.plan.budgets)
-    copied = {o.job.label: o.copies[0].near_duplicate_share if o.copies else None for o in outcomes}
     lines = [
         [
             o.job.label,
             o.facts.get("corrupt", "not known"),
             *(_row(o).get(k) for k in kept),
             _damage_at_worst(o, "moved_rms"),
-            copied[o.job.label],
+            o.copies[0].near_duplicate_share if o.copies else None,
         ]
         for o in outcomes
     ]
-    names = {k: metrics.label(k).replace("_", " ") for k in kept}
+    names = {k: _words(k) for k in kept}
     columns = ["model", "corruption added to its data", *names.values(), "moved by attack", "near-duplicates"]
     units = {names[k]: metrics.metric(k).unit for k in kept} | {"moved by attack": "data units, rms"}
     best: dict[str, report.Better] = {
@@ -121,6 +118,10 @@ def _overview(outcomes: Sequence[ModelOutcome], kept: Sequence[str]) -> Section:
     return Section("In short", text, [], [table])
 
 
+def _words(measure: str) -> str:
+    return metrics.label(measure).replace("_", " ")
+
+
 def _decapitalized(sentence: str) -> str:
     return sentence[0].lower() + sentence[1:]
 
@@ -128,38 +129,35 @@ def _decapitalized(sentence: str) -> str:
 def _samples(outcomes: Sequence[ModelOutcome], reference: Tensor) -> Section:
     plan = outcomes[0].job.plan
     steps = max(plan.steps)
-    truth = load(outcomes[0].job.data, **outcomes[0].job.reading).truth
-    panels = {"reference": reference} | {o.job.label: o.samples[o.job.samplers[0], steps] for o in outcomes}
+    clean = {"reference": reference}
+    panels = clean | {o.job.label: o.samples[o.job.samplers[0], steps] for o in outcomes}
     few = sorted({plan.steps[round(i * (len(plan.steps) - 1) / 3)] for i in range(4)})
     shorter = {f"{o.job.label}, {count} steps": o.samples[o.job.samplers[1], count] for o in outcomes for count in few}
-    figures = []
     across = f"The first samples of each model with the {_named(outcomes, 0)} sampler and {steps} steps, beside the reference."
     down = f"The same starting noise with fewer steps of the {_named(outcomes, 1)} sampler: few steps cost less and lose detail."
+    drawn = []
     if reference.dim() == 4:
-        figures.append((across, plot.image_grids({k: x[:IMAGES] for k, x in panels.items()}, columns=6)))
-        figures.append((down, plot.image_grids({k: x[:FEW_IMAGES] for k, x in shorter.items()}, columns=4)))
+        drawn.append(plot.image_grids({k: x[:IMAGES] for k, x in panels.items()}, columns=6))
+        drawn.append(plot.image_grids({k: x[:FEW_IMAGES] for k, x in shorter.items()}, columns=4))
     elif reference.shape[1] == 3:
+        truth = load(outcomes[0].job.data, **outcomes[0].job.reading).truth
         known = truth if isinstance(truth, metrics.exact.HasDistance) else None
-        figures += [
-            (across, plot.points3d(panels, known)),
-            (down, plot.points3d({**dict([*panels.items()][:1]), **shorter}, known)),
-        ]
+        drawn = [plot.points3d(clouds, known) for clouds in (panels, clean | shorter)]
     elif reference.shape[1] == 2:
-        clean = dict([*panels.items()][:1])
-        figures += [(across, pictures.points2d(panels)), (down, pictures.points2d({**clean, **shorter}))]
+        drawn = [pictures.points2d(clouds) for clouds in (panels, clean | shorter)]
     text = (
         "These are samples as the models make them, not chosen by anybody. All models start from the same noise, so the "
         "same place in two grids shows what each of them makes of it: look for grain, smudges, and variety that is missing."
     )
-    if not figures:
+    if not drawn:
         text += " Items of this shape cannot be drawn; the numbers are below."
-    return Section("Samples", text, figures)
+    return Section("Samples", text, [*zip((across, down), drawn, strict=False)])
 
 
 def _few_steps(outcomes: Sequence[ModelOutcome], kept: Sequence[str]) -> Section:
     shown = [*dict.fromkeys([kept[0], kept[-1]])]
     panels = {
-        f"{metrics.label(k).replace('_', ' ')}, {sampler} sampler": {
+        f"{_words(k)}, {sampler} sampler": {
             o.job.label: (
                 [r["steps"] for r in o.rows if r["sampler"] == sampler],
                 [r.get(k, float("nan")) for r in o.rows if r["sampler"] == sampler],
@@ -175,12 +173,7 @@ def _few_steps(outcomes: Sequence[ModelOutcome], kept: Sequence[str]) -> Section
     table = Table(
         ["number", "model", "sampler", *(f"{count} steps" for count in counts)],
         [
-            [
-                metrics.label(k).replace("_", " "),
-                o.job.label,
-                sampler,
-                *(r.get(k) for r in o.rows if r["sampler"] == sampler),
-            ]
+            [_words(k), o.job.label, sampler, *(r.get(k) for r in o.rows if r["sampler"] == sampler)]
             for k in kept
             for o in outcomes
             for sampler in o.job.samplers
@@ -251,18 +244,11 @@ def _memorization(outcomes: Sequence[ModelOutcome]) -> Section:
         "threshold": "threshold",
     }
     numbers = {o.job.label: m.as_dict() for o, m, _, _ in found}
-    tables = (
-        [
-            Table(
-                ["model", *columns],
-                [[label, *(n[k] for k in columns.values())] for label, n in numbers.items()],
-                f"Cosine similarity in the feature space {found[0][1].space}, 1 for a copy. Shares of the samples, and of the "
-                "held-out items.",
-            )
-        ]
-        if found
-        else []
-    )
+    tables: list[Table] = []
+    if found:
+        lines = [[label, *(n[k] for k in columns.values())] for label, n in numbers.items()]
+        space = f"Cosine similarity in the feature space {found[0][1].space}, 1 for a copy."
+        tables = [Table(["model", *columns], lines, f"{space} Shares of the samples, and of the held-out items.")]
     figures = [
         (
             f"{o.job.label}: the closest pairs, sample (left) and training item (right). Copies look the same in detail.",
@@ -324,8 +310,5 @@ def _provenance(outcomes: Sequence[ModelOutcome]) -> Mapping[str, Any]:
         "attacked samples": job.plan.attacked,
         "attacked steps": job.plan.attacked_steps,
         "attack seeds": job.plan.attack_seeds,
-        "atdm": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **machine(),
     }

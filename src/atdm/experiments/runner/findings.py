@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,18 @@ class Claim:
     measured: str
 
 
-def at_most(statement: str, value: float, than: float, share: float, names: tuple[str, str], unit: str = "") -> Claim:
+def at_most(statement: str, value: float, than: float, share: float, names: tuple[str, str]) -> Claim:
     """The claim that ``value`` is at most ``share`` times ``than``."""
     ratio = value / than if than else math.nan
-    unit = f" {unit}" if unit else ""
-    measured = f"{names[0]} {number(value)}{unit}, {names[1]} {number(than)}{unit}: {number(ratio)} times"
+    measured = f"{names[0]} {number(value)}, {names[1]} {number(than)}: {number(ratio)} times"
     return Claim(statement, bool(ratio <= share), measured)
+
+
+def beats_random(condition: str, of: Callable[[str], float]) -> Claim:
+    """The claim that of both published directions the adversarial one has the lower number, by ``of``."""
+    adversarial, random = of("robust_adv"), of("robust_rand")
+    statement = f"{condition}: adversarial beats random at the published constants"
+    return Claim(statement, adversarial < random, f"robust_adv {number(adversarial)}, robust_rand {number(random)}")
 
 
 @dataclass
@@ -110,6 +116,13 @@ class Outcome:
 def first_seed(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """The outcomes that figures show."""
     return [o for o in outcomes if o.job.seed == outcomes[0].job.seed]
+
+
+def by_condition(outcomes: Sequence[Outcome]) -> list[tuple[str, list[Outcome]]]:
+    """Each condition, and those of its outcomes that figures show."""
+    shown = first_seed(outcomes)
+    conditions = dict.fromkeys(o.job.condition for o in shown)
+    return [(condition, [o for o in shown if o.job.condition == condition]) for condition in conditions]
 
 
 def beside_training(outcomes: Sequence[Outcome]) -> dict[str, Any]:

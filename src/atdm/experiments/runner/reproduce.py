@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ... import __version__
 from ...executors import open_executor
 from ...pool import Progress, work_through, workers
+from ...report import machine
 from .. import entry, folder_of, module_of
 from . import stored
 from .findings import Findings, write
@@ -72,10 +69,7 @@ def find(
         "experiment": name,
         "scale": scale,
         "seeds": list(seeds),
-        "atdm": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **machine(),
         "jobs": len(todo),
         "of them kept from before": kept,
         "workers": workers(len(todo)) if engine is None else executor,

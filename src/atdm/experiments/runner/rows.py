@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -62,16 +62,17 @@ def evaluate(trained: Trained, samples: Tensor) -> Row:
 
 
 def rows_at_stops(
-    trained: Trained, tell: Tell, stops: Mapping[str, float | None], more: Row
+    trained: Trained, tell: Tell, stops: Mapping[str, float], more: Row
 ) -> tuple[list[Row], dict[str, Tensor]]:
-    """A row for each method of ``stops``, whose sampling stops at a noise level (None: at the end), and its samples.
+    """A row and samples of the job, and of each method of ``stops``, whose sampling stops at a noise level.
 
     Args:
         more: what else the rows say.
     """
-    drawn = dict(zip(stops, samples_at_stops(trained, tell, [*stops.values()]), strict=True))
+    every: dict[str, float | None] = {trained.job.label: None, **stops}
+    drawn = dict(zip(every, samples_at_stops(trained, tell, [*every.values()]), strict=True))
     rows = [
-        row(trained, x, evaluate(trained, x) | more, stop_ratio=stops[label]) | {"method": label}
+        row(trained, x, evaluate(trained, x) | more, stop_ratio=every[label]) | {"method": label}
         for label, x in drawn.items()
     ]
     return rows, drawn
@@ -86,6 +87,11 @@ def mean_over_seeds(rows: Iterable[Row], key: str, **where: Any) -> float:
     """The mean of ``key`` over the rows that agree with ``where``; nan where there are none."""
     found = [float(r[key]) for r in rows if all(r.get(k) == v for k, v in where.items()) and r.get(key) is not None]
     return statistics.fmean(found) if found else math.nan
+
+
+def means(rows: Sequence[Row], key: str = "", **where: Any) -> Callable[..., float]:
+    """:func:`mean_over_seeds` of the rows that agree with ``where``, by method and key; ``key`` is the one of most interest."""
+    return lambda method, key=key: mean_over_seeds(rows, key, method=method, **where)
 
 
 def cell(rows: Iterable[Row], key: str, **where: Any) -> Any:

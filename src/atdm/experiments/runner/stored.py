@@ -60,14 +60,13 @@ def _chosen(value: Any) -> Any:
     """``value`` with only those fields of dataclasses that differ from their defaults."""
     if not dataclasses.is_dataclass(value):
         return value
-    fields = {field.name: (field, getattr(value, field.name)) for field in dataclasses.fields(value)}
-    defaults = {
-        name: field.metadata.get(
-            "unsaid", field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        )
-        for name, (field, _) in fields.items()
-    }
-    return {name: _chosen(given) for name, (_, given) in fields.items() if given != defaults[name]}
+    chosen = {}
+    for field in dataclasses.fields(value):
+        given = getattr(value, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if given != field.metadata.get("unsaid", default):
+            chosen[field.name] = _chosen(given)
+    return chosen
 
 
 def write(outcome: Outcome, path: Path) -> None:
