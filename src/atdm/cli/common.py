@@ -88,35 +88,23 @@ def add_sampling(parser: Any, steps: int, preserving: str = "ddim", late: bool =
         late: whether sampling may begin late.
     """
     names = "a diffusers scheduler: ddpm, ddim, dpm-solver++, ... or ddpm-unrespaced, whose fewer steps keep the betas of all"
-    parser.add_argument(
-        "--sampler", type=str | None, default=None, help=f"{names}; default: {preserving}, or euler of flows and EDM"
-    )
-    parser.add_argument("--sampling_steps", type=int, default=steps, help="of the sampler, from pure noise to the data")
-    parser.add_argument(
-        "--label",
-        type=str | None,
-        default=None,
-        help="class to draw, by name or number; all: each class in turn; null: without regard to class",
-    )
-    parser.add_argument(
-        "--guidance",
-        type=float,
-        default=1.0,
-        help="scale of classifier-free guidance towards the class; 1: no guidance",
-    )
+    options: list[tuple[str, Any, Any, str]] = [
+        ("sampler", str | None, None, f"{names}; default: {preserving}, or euler of flows and EDM"),
+        ("sampling_steps", int, steps, "of the sampler, from pure noise to the data"),
+        (
+            "label",
+            str | None,
+            None,
+            "class to draw, by name or number; all: each class in turn; null: without regard to class",
+        ),
+        ("guidance", float, 1.0, "scale of classifier-free guidance towards the class; 1: no guidance"),
+    ]
     if late:
-        parser.add_argument(
-            "--start_ratio",
-            type=float | None,
-            default=None,
-            help="begin at this noise level sigma_t/alpha_t, from N(0, I)",
-        )
-        parser.add_argument(
-            "--stop_ratio",
-            type=float | None,
-            default=None,
-            help="stop at this noise level sigma_t/alpha_t and return the denoised image",
-        )
+        start = "begin at this noise level sigma_t/alpha_t, from N(0, I)"
+        stop = "stop at this noise level sigma_t/alpha_t and return the denoised image"
+        options += [("start_ratio", float | None, None, start), ("stop_ratio", float | None, None, stop)]
+    for name, kind, default, says in options:
+        parser.add_argument(f"--{name}", type=kind, default=default, help=says)
 
 
 def sampling_of(given: Any) -> Any:
