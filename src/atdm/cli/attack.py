@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..attack import Victim
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Printing):
     """What is attacked, and how.
 
@@ -68,7 +68,7 @@ class Options(Printing):
     out: str = "attack"
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("attack", Options)
     add_reading(parser)
     add_sampling(parser, 50)
@@ -119,7 +119,6 @@ def run(words: list[str]) -> int:
         print(json.dumps(result))
     else:
         _tell(given, result)
-    return 0
 
 
 def _provenance(

@@ -16,7 +16,7 @@ from .progress import preparing, progress_bar
 FILES = ("audit.json", "recipe.yaml", "sheet.png")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Printing):
     """What is looked at.
 
@@ -33,7 +33,7 @@ class Options(Printing):
     out: str = "audit"
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("audit", Options)
     add_reading(parser, without=("skip_broken",), limit=10_000)  # broken ones are part of what is looked for
     given = parser.parse_args(words)
@@ -65,7 +65,7 @@ def run(words: list[str]) -> int:
     tell_notes(dataset.notes)
     if given.json:
         print(json.dumps(result))
-        return 0
+        return
     print_table(f"{given.data}: {found.items:,} items of {list(found.item_shape)}", _rows(result))
     if formats := _formats(result["noise"]):
         print_table("noise by file format", formats)
@@ -76,7 +76,6 @@ def run(words: list[str]) -> int:
         f"{cost['flops_per_step'] / 1e9:,.3g} GFLOP a step.\n"
         f"The worst of each kind are in {folder}/sheet.png. Next: atdm train --config {folder}/recipe.yaml"
     )
-    return 0
 
 
 def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:

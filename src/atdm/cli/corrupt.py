@@ -6,12 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from .common import Printing, add_reading, destination, reading, silent, tell_notes
-from .parser import make_parser, required
+from .common import Printing, add_reading, destination, open_model, reading, silent, tell_notes
+from .parser import make_parser
 from .progress import preparing, progress_bar
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Printing):
     """What is corrupted, and how.
 
@@ -22,13 +22,13 @@ class Options(Printing):
         seed: seed of the corruption.
     """
 
-    data: str = required()
-    corrupt: str = required()
-    out: str = required()
+    data: str
+    corrupt: str
+    out: str
     seed: int = 0
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("corrupt", Options)
     add_reading(parser)
     given = parser.parse_args(words)
@@ -68,7 +68,6 @@ def run(words: list[str]) -> int:
             f"{len(source)} items, {int(truth.corrupted.sum())} of them corrupted, are in {folder}; "
             f"the truth is in {folder}/truth.npz.{each}"
         )
-    return 0
 
 
 def _corrupted(given: Any, dataset: Any) -> tuple[Any, Any]:
@@ -82,16 +81,11 @@ def _corrupted(given: Any, dataset: Any) -> tuple[Any, Any]:
 
 def _poisoned(given: Any, how: Any, dataset: Any) -> tuple[Any, Any]:
     """The same of poisoned items."""
-    import torch
-
     from ..attack.poison import poison
     from ..data.items import Floats
     from ..data.source import Source
-    from ..diffusion.model import Model
 
-    model = Model.from_pretrained(how.model, pixels=True, label=how.label)
-    model = model.for_items(dataset.item_shape, f"The surrogate {how.model}", given.data)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = open_model(how, pixels=True).for_items(dataset.item_shape, f"The surrogate {how.model}", given.data)
     with progress_bar(silent(given)) as bar:
         task = bar.add_task("poisoning", total=len(dataset.items), note="")
         items, truth = poison(

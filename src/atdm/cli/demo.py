@@ -29,9 +29,8 @@ class Options(Printing):
     thorough: bool = False
 
 
-def run(words: list[str]) -> int:
-    parser = make_parser("demo", Options)
-    given = parser.parse_args(words)
+def run(words: list[str]) -> None:
+    given = make_parser("demo", Options).parse_args(words)
     seeds, scale = seeds_of(given), "smoke" if given.quick else "cpu"
     out = destination(given.out)
     from ..experiments.runner.findings import write
@@ -43,9 +42,8 @@ def run(words: list[str]) -> int:
         write(found, "atdm demo: training on noisy data", out)
     if given.json:
         print(json.dumps(found.numbers()))
-        return 0
+        return
     for section in found.sections:
         for table in section.tables:
             print_table(section.title, [dict(zip(table.columns, map(show, line), strict=True)) for line in table.rows])
     print(f"The report is {out / 'report.html'}; numbers.json and the figures are beside it.")
-    return 0

@@ -60,7 +60,7 @@ class Options(Printing):
     out: str | None = None
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("evaluate", Options)
     add_reading(parser)
     add_sampling(parser, 250, "ddpm")
@@ -85,13 +85,13 @@ def run(words: list[str]) -> int:
         rows += [metrics.Result(score, provenance).as_dict() for score in scores]
     found = {"rows": rows, "summary": metrics.over_seeds(rows)}
     if not accelerator.is_main_process:
-        return 0
+        return
     if given.out:
         with atomic(Path(given.out)) as scratch:
             scratch.write_text(json.dumps(found, indent=1))
     if given.json:
         print(json.dumps(found))
-        return 0
+        return
     several = len(seeds) > 1
     print_table(
         _title(given, rows[0], len(seeds)),
@@ -108,7 +108,6 @@ def run(words: list[str]) -> int:
     )
     if given.out:
         print(f"The rows, with how each was made, are in {given.out}.")
-    return 0
 
 
 def _check(given: Any) -> None:

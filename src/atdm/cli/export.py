@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .common import Printing
-from .parser import make_parser, positional, required
+from .parser import make_parser, positional
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Printing):
     """What is exported, and where.
 
@@ -25,7 +25,7 @@ class Options(Printing):
     """
 
     run: str = positional()
-    out: str = required()
+    out: str
     weights: str = "ema"
     measured: str | None = None
     license: str = "unknown"
@@ -33,9 +33,8 @@ class Options(Printing):
     private: bool = False
 
 
-def run(words: list[str]) -> int:
-    parser = make_parser("export", Options)
-    given = parser.parse_args(words)
+def run(words: list[str]) -> None:
+    given = make_parser("export", Options).parse_args(words)
     from ..training import share
 
     out = Path(given.out)
@@ -54,7 +53,7 @@ def run(words: list[str]) -> int:
     address = share.push(out, given.push_to_hub, given.private) if given.push_to_hub else None
     if given.json:
         print(json.dumps({"out": str(out), "files": files, **result, "address": address}))
-        return 0
+        return
     print(f"The {result['weights']} weights of step {result['step']} are in {out}, with the card {out / 'README.md'}.")
     if result["numbers_left_out"]:
         print(f"{result['numbers_left_out']} numbers of other weights were left out of the card.")
@@ -64,4 +63,3 @@ def run(words: list[str]) -> int:
         print("The card states no licence: --license names one.")
     if address:
         print(f"It is at {address}.")
-    return 0

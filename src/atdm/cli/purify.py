@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ..errors import UserError
 from .common import Printing, add_reading, add_sampling, open_model, reading, require_outside, sampling_of, tell_notes
-from .parser import make_parser, positional, required
+from .parser import make_parser, positional
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Printing):
     """What is purified, and how.
 
@@ -26,15 +26,15 @@ class Options(Printing):
     """
 
     model: str = positional()
-    data: str = required()
-    noise: float = required()
+    data: str
+    noise: float
     corrupt: str = "none"
     seed: int = 0
     batch_size: int = 256
     out: str = "purified.png"
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("purify", Options)
     add_reading(parser, limit=64)
     add_sampling(parser, 100, late=False)
@@ -87,4 +87,3 @@ def run(words: list[str]) -> int:
             print(
                 f"Distance from the clean items: {result['rms_to_clean_before']:.3g} before, {result['rms_to_clean_after']:.3g} after (rms)."
             )
-    return 0

@@ -11,7 +11,7 @@ from .parser import make_parser, positional
 from .progress import jobs_bar
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Printing):
     """What is put side by side.
 
@@ -47,7 +47,7 @@ class Options(Printing):
     out: str = "report.html"
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("report", Options)
     add_reading(parser)
     given = parser.parse_args(words)
@@ -69,4 +69,3 @@ def run(words: list[str]) -> int:
     with jobs_bar("report", silent(given)) as progress:
         result = sections.run(todo, out, progress)
     print(json.dumps(result) if given.json else f"The report on {', '.join(result['models'])} is {out}.")
-    return 0

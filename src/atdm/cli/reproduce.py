@@ -41,24 +41,23 @@ class Options(Printing):
     executor: str = "local"
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     from ..experiments import EXPERIMENTS, SCALES, entry, folder_of
     from ..experiments.runner.page import write_pages
 
-    parser = make_parser("reproduce", Options)
-    given = parser.parse_args(words)
+    given = make_parser("reproduce", Options).parse_args(words)
     pages = destination(given.pages) if given.pages else None
     if given.name is None and pages is not None:
         shown = write_pages(Path(given.out), pages)
         print(json.dumps(shown) if given.json else f"{pages} shows {', '.join(shown)}.")
-        return 0
+        return
     if given.name is None:
         if given.json:
             print(json.dumps({name: e.summary for name, e in EXPERIMENTS.items()}))
-            return 0
+            return
         width = max(map(len, EXPERIMENTS)) + 2
         print("\n".join(f"{name:<{width}}{e.summary}" for name, e in EXPERIMENTS.items()))
-        return 0
+        return
     names = [*EXPERIMENTS] if given.name == "all" else [given.name]
     entries = {name: entry(name) for name in names}
     if given.scale not in SCALES:
@@ -85,4 +84,3 @@ def run(words: list[str]) -> int:
         write_pages(out, pages)
     if given.json:
         print(json.dumps(numbers if given.name == "all" else numbers[given.name]))
-    return 0

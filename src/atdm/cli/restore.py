@@ -19,11 +19,11 @@ from .common import (
     silent,
     tell_notes,
 )
-from .parser import make_parser, positional, required
+from .parser import make_parser, positional
 from .progress import preparing, progress_bar
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Printing):
     """What is restored, and with which model.
 
@@ -38,15 +38,15 @@ class Options(Printing):
     """
 
     data: str = positional()
-    model: str = required()
-    out: str = required()
+    model: str
+    out: str
     corrupt: str = "none"
     seed: int = 0
     compare: int = 0
     label: str | None = None
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("restore", Options)
     add_reading(parser)
     given = parser.parse_args(words)
@@ -82,14 +82,13 @@ def run(words: list[str]) -> int:
     tell_notes(dataset.notes)
     if given.json:
         print(json.dumps({key: value for key, value in result.items() if key not in ("names", "stds")}))
-        return 0
+        return
     print_table(f"{given.data}: {result['restored']:,} of {result['items']:,} items restored", [*_rows(result)])
     if len(result["formats"]) > 1:
         print_table("by file format", result["formats"])
     if result.get("compared"):
         print_table("on the same noisy images, with the same estimated noise", result["compared"])
     print(f"The restored set is in {folder}, what was done to each item in {folder}/atdm-restore.")
-    return 0
 
 
 def _truth(given: Any, source: Any) -> Any:

@@ -11,7 +11,7 @@ from .common import Printing, add_sampling, is_main, open_model, require_outside
 from .parser import make_parser, positional
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Printing):
     """What is sampled, and where it goes.
 
@@ -35,7 +35,7 @@ class Options(Printing):
     out: str = "samples.png"
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("sample", Options)
     add_sampling(parser, 250, "ddpm")
     given = parser.parse_args(words)
@@ -64,4 +64,3 @@ def run(words: list[str]) -> int:
         print(json.dumps({**said, **made, **how, "model": given.model}))
     else:
         print(f"{len(drawn)} samples are in {target}.")
-    return 0
