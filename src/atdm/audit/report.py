@@ -59,8 +59,7 @@ def _yaml(chosen: dict[str, Any], reasons: list[str]) -> str:
 
 def _sheet(found: Audit, source: Source) -> Any:
     if len(found.item_shape) == 1:
-        every = torch.arange(len(source))
-        return sheet.vectors(source.batch(every, torch.zeros_like(every)), found.outliers.worst)
+        return sheet.vectors(source[torch.arange(len(source))], found.outliers.worst)
     pairs = found.duplicates.pairs[: SHOWN // 2]
     rows: list[sheet.Row] = []
     if found.estimate is not None:
@@ -92,6 +91,5 @@ def _sheet(found: Audit, source: Source) -> Any:
         names = ", ".join(found.broken[:4]) + (", ..." if len(found.broken) > 4 else "")
         rows.append((f"broken ({len(found.broken)}): {names}", []))
     wanted = sorted({i for _, items in rows for i, _ in items})
-    picked = torch.tensor(wanted, dtype=torch.long)
-    x = source.batch(picked, torch.zeros_like(picked)) if wanted else torch.zeros(0, *found.item_shape)
+    x = source[torch.tensor(wanted)] if wanted else ()
     return sheet.images(rows, dict(zip(wanted, x, strict=True)))

@@ -104,6 +104,10 @@ class Source:
         shape = tuple(self.items.item_shape)
         return shape if self.window is None else (shape[0], self.window, self.window)
 
+    def __getitem__(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
+        """These items as of epoch 0."""
+        return self.batch(indices, torch.zeros_like(indices))
+
     def batch(self, indices: Int[Tensor, "b"], epochs: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
         """These items as training sees them in these epochs."""
         return self.transformed(self.items[indices], self.keys_of(indices), epochs)
@@ -148,7 +152,7 @@ class Source:
 
     def first(self, count: int) -> Float[Tensor, "b *item"]:
         """So many items as of epoch 0, from the start again where there are fewer."""
-        return self.batch(torch.arange(count) % len(self), torch.zeros(count, dtype=torch.long))
+        return self[torch.arange(count) % len(self)]
 
     def some(self, count: int) -> Float[Tensor, "b *item"]:
         """So many items of epoch 0 drawn at random, or all: what a look at the data is taken from."""
@@ -157,7 +161,7 @@ class Source:
     def some_indexed(self, count: int) -> tuple[Float[Tensor, "b *item"], Int[Tensor, "b"]]:
         """The items of :meth:`some`, and their indices."""
         chosen = self._chosen(count)
-        return self.batch(chosen, torch.zeros_like(chosen)), chosen
+        return self[chosen], chosen
 
     def gauge(self) -> Gauge:
         """What tells the noise of the items of a batch from these themselves and from their files.
@@ -189,7 +193,7 @@ class Source:
         with zipfile.ZipFile(path, "w") as archive, archive.open("samples.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for indices in torch.arange(len(self)).split(256):
-                file.write(self.batch(indices, torch.zeros_like(indices)).numpy().astype("<f4").tobytes())
+                file.write(self[indices].numpy().astype("<f4").tobytes())
 
     def prepared(self) -> Source:
         """The same source with what never changes done once and kept in memory, where that is small."""
