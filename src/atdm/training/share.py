@@ -24,6 +24,7 @@ from ..nets import count_parameters
 from ..objective import KINDS
 from ..text import code, markdown, one_line, without_folders
 from . import checkpoint
+from .pictures import grid_file
 
 WEIGHTS = ("ema", "raw")
 # What is a number's own, and what all numbers of a card share, for they are of its weights.
@@ -64,16 +65,17 @@ def export(
     step = checkpoint.load_weights(run, model.net, "ema" if weights == "ema" else "model")
     rows = _rows(run, numbers)
     fitting = [row for row in rows if row.get("checkpoint") == model.hash]
-    picture = _picture(run, step) if weights == "ema" else None
+    picture = grid_file(run, step)
+    pictured = weights == "ema" and picture.is_file()
     with atomic(out) as scratch:
         model.write(scratch)
-        if picture:
+        if pictured:
             (scratch / "samples.png").write_bytes(picture.read_bytes())
         card = _card(
             front=_front(config, licence, stock=len(shape) == 3),
             title=markdown(name.partition("/")[2] or out.name),
             lead=_lead(config, len(shape) == 3),
-            picture="samples.png" if picture else None,
+            picture="samples.png" if pictured else None,
             stock=len(shape) == 3 and process.prediction in NATIVE[process.family],
             family=process.family,
             opens=model.pipeline_class,
@@ -281,11 +283,6 @@ def _public(spec: str, model: bool = False) -> str:
 
 def _option(spec: str, key: str) -> str:
     return dict(part.split("=", 1) for part in spec.partition(":")[2].split(","))[key]
-
-
-def _picture(run: Path, step: int) -> Path | None:
-    found = run / "samples" / f"step-{step:08d}.png"
-    return found if found.is_file() else None
 
 
 def _rows(run: Path, numbers: Path | None) -> list[dict[str, Any]]:
