@@ -22,9 +22,8 @@ from .errors import UserError
 
 LOG = logging.getLogger(__name__)
 Tell = Callable[[float], None]
-Progress = Callable[
-    [float, float, str], None
-]  # hears done and all, in rough seconds of one core, and what is under way
+# Hears done and all, in rough seconds of one core, and what is under way.
+Progress = Callable[[float, float, str], None]
 
 
 @runtime_checkable
@@ -141,11 +140,8 @@ def _enlist(shares: Any, devices: Any = None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
     parent = multiprocessing.parent_process()
     if parent is not None:
-        for number in (
-            "SIGINT",
-            "SIGHUP",
-            "SIGUSR1",
-        ):  # they reach all processes of a terminal or a job; the first ends the others
+        # They reach all processes of a terminal or a job; the first ends the others.
+        for number in ("SIGINT", "SIGHUP", "SIGUSR1"):
             if hasattr(signal, number):
                 signal.signal(getattr(signal, number), signal.SIG_IGN)
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

@@ -13,6 +13,7 @@ from .common import (
     Printing,
     add_reading,
     add_sampling,
+    answered,
     clean_data,
     destination,
     numbers,
@@ -115,9 +116,7 @@ def run(words: list[str]) -> None:
         "rows": [{k: None if v != v else v for k, v in row.items()} for row in rows],
     }
     _write(out, result, shown, dataset)
-    if given.json:
-        print(json.dumps(result))
-    else:
+    if not answered(given, result):
         _tell(given, result)
 
 

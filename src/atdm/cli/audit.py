@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
 from ..training.config import TrainConfig
-from .common import Printing, add_reading, destination, print_table, reading, silent, tell_notes
+from .common import Printing, add_reading, answered, destination, print_table, reading, silent, tell_notes
 from .parser import make_parser, positional
 from .progress import preparing, progress_bar
 
@@ -63,8 +62,7 @@ def run(words: list[str]) -> None:
         found = audit(source, dataset.broken, lambda done, total: bar.update(task, completed=done, total=total))
         result = write(folder, found, source, base)
     tell_notes(dataset.notes)
-    if given.json:
-        print(json.dumps(result))
+    if answered(given, result):
         return
     print_table(f"{given.data}: {found.items:,} items of {list(found.item_shape)}", _rows(result))
     if formats := _formats(result["noise"]):
@@ -95,19 +93,14 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     )
     kinds = sorted({worst["why"] for worst in far["worst"]})
     names = ", ".join(broken["names"][:5]) + (", ..." if broken["count"] > 5 else "")
-    return [
-        {"what": "noise", "found": noisy},
-        {"what": "replaced pixels", "found": replaced},
-        {
-            "what": "outliers",
-            "found": f"{far['count']} ({far['share']:.1%})" + (f": {', '.join(kinds)}" if kinds else ""),
-        },
-        {
-            "what": "near duplicates",
-            "found": f"{copies['pairs']} pairs in {copies['groups']} groups; {copies['extra']} extra",
-        },
-        {"what": "broken", "found": f"{broken['count']}" + (f": {names}" if names else "")},
-    ]
+    found = {
+        "noise": noisy,
+        "replaced pixels": replaced,
+        "outliers": f"{far['count']} ({far['share']:.1%})" + (f": {', '.join(kinds)}" if kinds else ""),
+        "near duplicates": f"{copies['pairs']} pairs in {copies['groups']} groups; {copies['extra']} extra",
+        "broken": f"{broken['count']}" + (f": {names}" if names else ""),
+    }
+    return [{"what": what, "found": text} for what, text in found.items()]
 
 
 def _formats(noise: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from ..training.bench_options import Options
-from .common import Printing, print_table, silent
+from .common import Printing, answered, print_table, silent
 from .parser import make_parser
 from .progress import progress_bar
 
@@ -21,8 +20,7 @@ def run(words: list[str]) -> None:
     with progress_bar(silent(given)) as bar:
         task = bar.add_task("bench", total=None, note="")
         found = bench.measure(options, lambda note: bar.update(task, note=note))
-    if given.json:
-        print(json.dumps(found))
+    if answered(given, found):
         return
     made = found["provenance"]
     print_table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -18,16 +19,8 @@ from ..training.config import DataConfig, TrainConfig
 from .parser import add_fields
 
 READING = TrainConfig.READING[1:]  # the seed is for more than reading
-SKIPPING = (
-    "train",
-    "evaluate",
-    "features",
-    "attack",
-    "report",
-    "purify",
-    "corrupt",
-    "restore",
-)  # those with --skip_broken
+# Those with --skip_broken.
+SKIPPING = ("train", "evaluate", "features", "attack", "report", "purify", "corrupt", "restore")
 
 
 def add_reading(parser: Any, without: tuple[str, ...] = (), **defaults: Any) -> None:
@@ -235,6 +228,13 @@ def is_main() -> bool:
 def silent(given: Any) -> bool:
     """Whether no progress is to be shown."""
     return bool(given.json or given.quiet) or not is_main()
+
+
+def answered(given: Any, result: Any) -> bool:
+    """Print the result as JSON where that is asked for; whether it is."""
+    if given.json:
+        print(json.dumps(result))
+    return bool(given.json)
 
 
 def open_model(given: Any, pixels: bool = False, source: str | None = None) -> Any:

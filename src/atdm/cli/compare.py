@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..text import markdown, plain
-from .common import Printing, destination, print_table, seeds_of, silent
+from .common import Printing, answered, destination, print_table, seeds_of, silent
 from .parser import make_parser, positional
 from .progress import jobs_bar
 
@@ -74,9 +73,8 @@ def run(words: list[str]) -> None:
     if out:
         with atomic(out) as scratch:
             scratch.write_text(_markdown(table, notes))
-    if given.json:
-        differences = [{"metric": d.metric, "field": d.field, "values": d.values} for d in found.differences]
-        print(json.dumps({"table": found.table, "ranks": found.ranks, "differences": differences}))
+    differences = [{"metric": d.metric, "field": d.field, "values": d.values} for d in found.differences]
+    if answered(given, {"table": found.table, "ranks": found.ranks, "differences": differences}):
         return
     print_table("mean (std over sampling seeds), rank", table)
     for note in notes:
@@ -112,8 +110,7 @@ def _trained(given: Any, out: Path | None) -> None:
     if out:
         with atomic(out) as scratch:
             scratch.write_text(text)
-    if given.json:
-        print(json.dumps({"rows": found.rows, "claims": [vars(claim) for claim in found.claims]}))
+    if answered(given, {"rows": found.rows, "claims": [vars(claim) for claim in found.claims]}):
         return
     print(text)
     if out:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
-from .common import Printing, add_reading, destination, open_model, reading, silent, tell_notes
+from .common import Printing, add_reading, answered, destination, open_model, reading, silent, tell_notes
 from .parser import make_parser
 from .progress import preparing, progress_bar
 
@@ -53,19 +52,17 @@ def run(words: list[str]) -> None:
         save_samples(source.first(min(64, len(source))), folder / "preview.png")
     tell_notes(dataset.notes)
     counts = dict(zip(truth.details, truth.touched.sum(1).tolist(), strict=True))
-    if given.json:
-        result = {
-            "items": len(source),
-            "corrupted": int(truth.corrupted.sum()),
-            "parts": [{"part": part, "touched": count} for part, count in counts.items()],
-            "files": sorted(str(file) for file in folder.iterdir()),
-            "notes": list(dataset.notes),
-        }
-        print(json.dumps(result))
-    else:
+    result = {
+        "items": len(source),
+        "corrupted": int(truth.corrupted.sum()),
+        "parts": [{"part": part, "touched": count} for part, count in counts.items()],
+        "files": sorted(str(file) for file in folder.iterdir()),
+        "notes": list(dataset.notes),
+    }
+    if not answered(given, result):
         each = "".join(f"\n  {count} by {part}" for part, count in counts.items()) if len(counts) > 1 else ""
         print(
-            f"{len(source)} items, {int(truth.corrupted.sum())} of them corrupted, are in {folder}; "
+            f"{len(source)} items, {result['corrupted']} of them corrupted, are in {folder}; "
             f"the truth is in {folder}/truth.npz.{each}"
         )
 

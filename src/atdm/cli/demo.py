@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
-from .common import Printing, destination, print_table, seeds_of, silent
+from .common import Printing, answered, destination, print_table, seeds_of, silent
 from .parser import make_parser
 from .progress import jobs_bar
 
@@ -40,8 +39,7 @@ def run(words: list[str]) -> None:
     with jobs_bar("demo", silent(given)) as progress:
         found = find("demo", scale, seeds, None, out / "jobs", progress, thorough=given.thorough)
         write(found, "atdm demo: training on noisy data", out)
-    if given.json:
-        print(json.dumps(found.numbers()))
+    if answered(given, found.numbers()):
         return
     for section in found.sections:
         for table in section.tables:

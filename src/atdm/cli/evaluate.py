@@ -12,6 +12,7 @@ from .common import (
     Printing,
     add_reading,
     add_sampling,
+    answered,
     clean_data,
     destination,
     is_main,
@@ -89,8 +90,7 @@ def run(words: list[str]) -> None:
     if given.out:
         with atomic(Path(given.out)) as scratch:
             scratch.write_text(json.dumps(found, indent=1))
-    if given.json:
-        print(json.dumps(found))
+    if answered(given, found):
         return
     several = len(seeds) > 1
     print_table(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,8 +50,7 @@ def run(words: list[str]) -> None:
     )
     files = sorted(str(f) for f in out.rglob("*") if f.is_file())
     address = share.push(out, given.push_to_hub, given.private) if given.push_to_hub else None
-    if given.json:
-        print(json.dumps({"out": str(out), "files": files, **result, "address": address}))
+    if answered(given, {"out": str(out), "files": files, **result, "address": address}):
         return
     print(f"The {result['weights']} weights of step {result['step']} are in {out}, with the card {out / 'README.md'}.")
     if result["numbers_left_out"]:

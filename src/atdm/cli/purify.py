@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .common import Printing, add_reading, add_sampling, open_model, reading, require_outside, sampling_of, tell_notes
+from .common import (
+    Printing,
+    add_reading,
+    add_sampling,
+    answered,
+    open_model,
+    reading,
+    require_outside,
+    sampling_of,
+    tell_notes,
+)
 from .parser import make_parser, positional
 
 
@@ -76,9 +85,7 @@ def run(words: list[str]) -> None:
         "rms_to_clean_after": rms(made, dataset.x),
         "out": str(path),
     }
-    if given.json:
-        print(json.dumps(result))
-    else:
+    if not answered(given, result):
         print(
             f"{len(made)} purified items are in {path}: diffused to t = {purifier.t} (sigma_t/alpha_t = "
             f"{purifier.level:.3g}) and denoised in {purifier.evaluations} evaluations, moved by {result['moved_rms']:.3g} rms."

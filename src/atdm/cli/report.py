@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .common import Printing, add_reading, destination, numbers, reading_of_data, silent
+from .common import Printing, add_reading, answered, destination, numbers, reading_of_data, silent
 from .parser import make_parser, positional
 from .progress import jobs_bar
 
@@ -68,4 +67,5 @@ def run(words: list[str]) -> None:
     )
     with jobs_bar("report", silent(given)) as progress:
         result = sections.run(todo, out, progress)
-    print(json.dumps(result) if given.json else f"The report on {', '.join(result['models'])} is {out}.")
+    if not answered(given, result):
+        print(f"The report on {', '.join(result['models'])} is {out}.")

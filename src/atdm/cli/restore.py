@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from ..errors import UserError
 from .common import (
     Printing,
     add_reading,
+    answered,
     destination,
     open_model,
     print_table,
@@ -80,8 +80,7 @@ def run(words: list[str]) -> None:
         found = Restoration(source, model, stds)
         result = write(folder, found, dataset.files, about, truth, lambda done, total: bar.update(work, completed=done))
     tell_notes(dataset.notes)
-    if given.json:
-        print(json.dumps({key: value for key, value in result.items() if key not in ("names", "stds")}))
+    if answered(given, {key: value for key, value in result.items() if key not in ("names", "stds")}):
         return
     print_table(f"{given.data}: {result['restored']:,} of {result['items']:,} items restored", [*_rows(result)])
     if len(result["formats"]) > 1:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .common import Printing, add_sampling, is_main, open_model, require_outside_data_of, samples_of
+from .common import Printing, add_sampling, answered, is_main, open_model, require_outside_data_of, samples_of
 from .parser import make_parser, positional
 
 
@@ -57,10 +56,8 @@ def run(words: list[str]) -> None:
     require_finite(drawn, "samples")
     if is_main():
         save_samples(drawn, target)
-    if given.json:
-        files = sorted(map(str, target.iterdir())) if target.is_dir() else [str(target)]
-        said = {"out": str(target), "files": files, "n": len(drawn), "item_shape": list(drawn.shape[1:])}
-        how = made.pop("sampling").as_dict()
-        print(json.dumps({**said, **made, **how, "model": given.model}))
-    else:
+    files = sorted(map(str, target.iterdir())) if target.is_dir() else [str(target)]
+    said = {"out": str(target), "files": files, "n": len(drawn), "item_shape": list(drawn.shape[1:])}
+    how = made.pop("sampling").as_dict()
+    if not answered(given, {**said, **made, **how, "model": given.model}):
         print(f"{len(drawn)} samples are in {target}.")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, nearest
 from ..training.config import TrainConfig
-from .common import Printing, numbers, require_outside_data_of
+from .common import Printing, answered, numbers, require_outside_data_of
 from .parser import EXAMPLES, make_parser, positional, with_examples
 
 
@@ -51,9 +50,7 @@ def run(words: list[str]) -> None:
         raise UserError(f"Cannot show '{what}'. {nearest(what, ['radius', 'run'])}")
     given = make_parser(f"show {what}", RunOptions if what == "run" else RadiusOptions).parse_args(words[1:])
     result = _radius(given) if what == "radius" else _run(given)
-    if given.json:
-        print(json.dumps(result))
-    else:
+    if not answered(given, result):
         print(f"Drawn in {result['out']}.")
         if what == "run":
             print(f"The samples in it are {result['samples']}." if result["samples"] else "There are no samples yet.")

@@ -15,7 +15,7 @@ from ..files import read_yaml
 from ..training.config import ObjectiveConfig, TrainConfig
 from ..training.recipes import recipe_file
 from ..training.versions import require_version
-from .common import Printing, is_main, print_table, silent, tell_notes
+from .common import Printing, answered, is_main, print_table, silent, tell_notes
 from .parser import make_parser, options_of, spell
 from .progress import note, preparing, progress_bar
 from .signals import STOP, Interrupted
@@ -135,9 +135,9 @@ def run(words: list[str]) -> None:
         }
         if config.metrics != "none" and done["step"] >= steps:
             done["metrics"] = f"{config.out}/metrics.json"
-        if given.json:
-            print(json.dumps(done))
-        elif STOP():
+        if answered(given, done):
+            return
+        if STOP():
             print(f"Stopped after step {done['step']} and saved; the same command goes on from there.")
         else:
             if "metrics" in done:
