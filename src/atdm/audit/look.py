@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from ..data.decode import Progress
 from ..data.source import Source
 from ..noise import NoiseEstimate
 from ..noise.estimate import SAMPLE, PatchMeter, by_patches, spread, whole_estimate
@@ -22,8 +22,6 @@ from .outliers import ALONE, OutlierScores, image_outliers, shrink, vector_outli
 CHUNK = 256
 ALIKE = 0.15  # std of the log of the noise std of items below which they are called noisy alike
 NAMED = 100  # items of each kind that are named
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

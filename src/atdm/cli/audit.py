@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..training.config import TrainConfig
 from .common import Printing, add_reading, answered, destination, print_table, reading, silent, tell_notes
 from .parser import make_parser, positional
-from .progress import preparing, progress_bar
+from .progress import following, preparing, progress_bar
 
 FILES = ("audit.json", "recipe.yaml", "sheet.png")
 
@@ -58,8 +58,7 @@ def run(words: list[str]) -> None:
         if dataset.stream is not None:  # the limit was one of the sample, and training has none
             base = dataclasses.replace(base, limit=None)
         source = Source(dataset.items, parts, given.seed, files=dataset.files, keys=dataset.keys)
-        task = bar.add_task("looking", total=len(source), note="")
-        found = audit(source, dataset.broken, lambda done, total: bar.update(task, completed=done, total=total))
+        found = audit(source, dataset.broken, following(bar, "looking", len(source)))
         result = write(folder, found, source, base)
     tell_notes(dataset.notes)
     if answered(given, result):

@@ -265,21 +265,20 @@ def samples_of(given: Any, model: Any, seed: int) -> tuple[Any, dict[str, Any]]:
     require_memory(given.n, model.item_shape)
     sampling = model.sampling(sampling_of(given), "ddpm")
     from ..nets.speed import worth
-    from .progress import progress_bar
+    from .progress import following, progress_bar
 
     require_threads(given.threads)
     batch = min(given.n, given.batch_size)
     passes = worth(model.net, model.net_shape, batch, given.threads, **model.conditioning)
     with passes as note, progress_bar(silent(given)) as bar:
         tell_notes([note] if note and seed == given.seed and not silent(given) else [])
-        task = bar.add_task("sampling", total=None, note="")
         drawn = model.sample(
             given.n,
             sampling,
             seed=seed,
             batch_size=given.batch_size,
             accelerator=Accelerator(cpu=not torch.cuda.is_available()),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=following(bar, "sampling"),
         )
     last = sampling.last_ratio(model.process)
     made = {"checkpoint": model.hash, "conditioned_on": model.conditioned_on, "sampling": sampling}

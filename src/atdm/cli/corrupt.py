@@ -7,7 +7,7 @@ from typing import Any
 
 from .common import Printing, add_reading, answered, destination, open_model, reading, silent, tell_notes
 from .parser import make_parser
-from .progress import preparing, progress_bar
+from .progress import following, preparing, progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +84,6 @@ def _poisoned(given: Any, how: Any, dataset: Any) -> tuple[Any, Any]:
 
     model = open_model(how, pixels=True).for_items(dataset.item_shape, f"The surrogate {how.model}", given.data)
     with progress_bar(silent(given)) as bar:
-        task = bar.add_task("poisoning", total=len(dataset.items), note="")
-        items, truth = poison(
-            dataset.items,
-            model,
-            how,
-            given.seed,
-            progress=lambda done, total: bar.update(task, completed=done),
-        )
+        show = following(bar, "poisoning", len(dataset.items))
+        items, truth = poison(dataset.items, model, how, given.seed, progress=show)
     return Source(Floats(items)), truth

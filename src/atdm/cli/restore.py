@@ -20,7 +20,7 @@ from .common import (
     tell_notes,
 )
 from .parser import make_parser, positional
-from .progress import preparing, progress_bar
+from .progress import following, preparing, progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +73,12 @@ def run(words: list[str]) -> None:
         source = Source(dataset.items, parts, given.seed, files=dataset.files)
         model = open_model(given, pixels=True).for_items(dataset.item_shape, given.model, given.data)
         truth = _truth(given, source)
-        look, work = (bar.add_task(name, total=len(source), note="") for name in ("looking", "restoring"))
-        stds = gauge(source, lambda done, total: bar.update(look, completed=done))
+        look, work = (following(bar, name, len(source)) for name in ("looking", "restoring"))
+        stds = gauge(source, look)
         about = {name: given[name] for name in ("data", "model", "corrupt", "seed")} | reading(given)
         about["checkpoint"] = model.hash
         found = Restoration(source, model, stds)
-        result = write(folder, found, dataset.files, about, truth, lambda done, total: bar.update(work, completed=done))
+        result = write(folder, found, dataset.files, about, truth, work)
     tell_notes(dataset.notes)
     if answered(given, {key: value for key, value in result.items() if key not in ("names", "stds")}):
         return
