@@ -34,11 +34,9 @@ def recommend(base: TrainConfig, found: Audit, cuda: bool) -> tuple[TrainConfig,
         where = ", or from the noise in the files, whichever is more" if files else ""
         reasons = [
             f"objective auto: {', and '.join(seen)}. It learns low noise from clean images where there are enough, or takes gate and "
-            f"strength from the directions in which the data vary least{where}."
+            f"strength from the directions in which the data vary least{where}.",
+            "Train with --objective.name ddpm, too: sampled with --stop_ratio near the noise, early stopping is the baseline that costs nothing.",
         ]
-        reasons.append(
-            "Train with --objective.name ddpm, too: sampled with --stop_ratio near the noise, early stopping is the baseline that costs nothing."
-        )
     else:
         values["objective"] = ObjectiveConfig("ddpm")
         unseen = (

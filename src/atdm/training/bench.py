@@ -106,10 +106,8 @@ def _measured(options: Options, progress: Callable[[str], None]) -> dict[str, An
 
 def _objectives(process: Process, options: Options) -> dict[str, Loss]:
     """Ours, ``auto`` and, if asked for, the baselines that can learn from items of that shape."""
-    perturbation, r = (
-        Perturbation("l2", steps=1, kappa=math.inf),
-        auto.LENGTH / math.sqrt(math.prod(options.item_shape())),
-    )
+    perturbation = Perturbation("l2", steps=1, kappa=math.inf)
+    r = auto.LENGTH / math.sqrt(math.prod(options.item_shape()))
     objectives: dict[str, Loss] = {name: Objective(name, process) for name in KINDS}
     objectives[HALF] = Objective("robust_adv", process, every=2)
     objectives[AUTO] = Objective(
