@@ -14,7 +14,6 @@ import yaml
 from .. import __version__, hub
 from ..corruption import Truth
 from ..data import DATASETS, PATHS, is_streamed
-from ..diffusion.latent import Latents
 from ..diffusion.model import Model
 from ..diffusion.schedulers import NATIVE
 from ..errors import UserError, first_line, unknown
@@ -79,9 +78,8 @@ def export(
             stock=len(shape) == 3 and process.prediction in NATIVE[process.family],
             family=process.family,
             opens=model.pipeline_class,
-            latent=model.latents is not None,
+            latents=model.latents,
             **_drawing(model),
-            decoding=_decoding(model.latents),
             prediction=process.prediction,
             imported=_imported(model.net),
             where=json.dumps(one_line(name or out.name), ensure_ascii=False),
@@ -189,13 +187,6 @@ def _drawing(model: Model) -> dict[str, Any]:
         by_hand = bool(names) or model.process.family == "flow" or latents.shift != 0 or height != width
     labels = "class_labels=[0] * 16, " if names else ""
     return {"labels": labels, "classes": shown, "no_class": len(names), "by_hand": by_hand}
-
-
-def _decoding(latents: Latents | None) -> str:
-    """What the autoencoder is to decode, in terms of ``latents``."""
-    if latents is None:
-        return ""
-    return f"latents / {latents.scale:g}" + (f" + {latents.shift:g}" if latents.shift else "")
 
 
 def _front(config: Mapping[str, Any], licence: str, stock: bool) -> str:
