@@ -88,7 +88,8 @@ def work_through(
         while waiting:
             finished, _ = wait(waiting, 0.5)
             for result in finished:
-                _checked(result.result())  # a failed job ends the run at once
+                if isinstance(outcome := result.result(), UserError):  # a failed job ends the run at once
+                    raise outcome
                 index = waiting.pop(result)
                 shares[index] = 1.0
                 LOG.info("done: %s", jobs[index])
@@ -123,11 +124,6 @@ def _far(work: Callable[[J, Tell], R], index: int, job: J) -> R | UserError:
         return work(job, lambda share: None)
     except UserError as problem:
         return UserError(str(problem))
-
-
-def _checked(result: Any) -> None:
-    if isinstance(result, UserError):
-        raise result
 
 
 _shares: Any = None  # of the jobs, in memory that the workers share

@@ -105,9 +105,7 @@ def sampling_of(given: Any) -> Any:
     from ..diffusion.steps import Sampling
 
     names = ("sampler", "start_ratio", "stop_ratio")
-    return Sampling(
-        steps=given.sampling_steps, **{name: getattr(given, name) for name in names if hasattr(given, name)}
-    )
+    return Sampling(steps=given.sampling_steps, **{name: given[name] for name in names if name in given})
 
 
 def clean_data(given: Any) -> tuple[Any, str]:

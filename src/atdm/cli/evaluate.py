@@ -168,10 +168,14 @@ def _compared_with(given: Any) -> tuple[Any, Any]:
 def _samples(given: Any, seed: int | None, reference: Any, truth: Any) -> tuple[Any, dict[str, Any], list[Any]]:
     """Samples, how they were made, and what was measured on the model itself."""
     from .. import metrics
+    from ..data import load
     from ..training.checkpoint import load_weights
 
-    if seed is None:
-        return _stored(given), {"model": given.samples}, []
+    if seed is None:  # they are there
+        how = {name: given[name] for name in ("skip_broken", "cache", "max_pixels")}
+        dataset = load(given.samples, **how, hold_out=False)
+        tell_notes(dataset.notes)
+        return dataset.x, {"model": given.samples}, []
     model = open_model(given).for_items(tuple(reference.shape[1:]), given.model, "the reference")
     of_run = (Path(given.model) / "config.yaml").is_file()
     if given.weights == "raw":
@@ -179,16 +183,6 @@ def _samples(given: Any, seed: int | None, reference: Any, truth: Any) -> tuple[
     extra = metrics.score_errors(model, truth, seed)
     samples, made = samples_of(given, model, seed)
     return samples, {"model": given.model, "weights": given.weights or ("ema" if of_run else "pipeline"), **made}, extra
-
-
-def _stored(given: Any) -> Any:
-    """The samples of a folder or file of arrays."""
-    from ..data import load
-
-    how = {name: given[name] for name in ("skip_broken", "cache", "max_pixels")}
-    dataset = load(given.samples, **how, hold_out=False)
-    tell_notes(dataset.notes)
-    return dataset.x
 
 
 def _title(given: Any, row: dict[str, Any], seeds: int) -> str:

@@ -226,7 +226,8 @@ def spell(words: list[str], parser: Any) -> list[str]:
             before = None
             continue
         following = words[index + 1] if index + 1 < len(words) else ""
-        if f"{name}.name" in known and not _is_configuration(value if equals else following):
+        said = value if equals else following
+        if f"{name}.name" in known and not (said.startswith("{") or Path(said).is_file()):  # no configuration
             name = f"{name}.name"
         alone = getattr(action, "_typehint", None) is bool and following.lower() not in ("true", "false", "yes", "no")
         spelled.append(f"--{name}=true" if alone and not equals else f"--{name}{equals}{_value(value, action)}")
@@ -239,7 +240,3 @@ def _value(text: str, action: Any) -> str:
     if text.lower() in ("inf", "+inf", "-inf") and "float" in str(getattr(action, "_typehint", "")):
         return text.lower().replace("inf", ".inf")
     return os.path.expanduser(text) if text.startswith("~") else text
-
-
-def _is_configuration(value: str) -> bool:
-    return value.startswith("{") or Path(value).is_file()

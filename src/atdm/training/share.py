@@ -62,7 +62,7 @@ def export(
     model: Any = Model.from_pretrained(run)
     process, shape = model.process, model.net_shape
     step = checkpoint.load_weights(run, model.net, "ema" if weights == "ema" else "model")
-    rows = _rows(run, numbers)
+    rows = read_rows(numbers or run) if numbers or (run / "metrics.json").is_file() else []
     fitting = [row for row in rows if row.get("checkpoint") == model.hash]
     picture = grid_file(run, step)
     pictured = weights == "ema" and picture.is_file()
@@ -274,12 +274,6 @@ def _public(spec: str, model: bool = False) -> str:
 
 def _option(spec: str, key: str) -> str:
     return dict(part.split("=", 1) for part in spec.partition(":")[2].split(","))[key]
-
-
-def _rows(run: Path, numbers: Path | None) -> list[dict[str, Any]]:
-    if numbers is None and not (run / "metrics.json").is_file():
-        return []
-    return read_rows(numbers or run)
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
