@@ -148,9 +148,8 @@ def _compared_with(given: Any) -> tuple[Any, Any]:
     elif given.reference in (None, "cleanest"):
         dataset, _ = clean_data(given)
         corrupted = given.data is None and stored.get("corrupt", "none") != "none"
-        found = (
-            metrics.ReferenceSet.cleanest(dataset) if given.reference else metrics.ReferenceSet.of(dataset, corrupted)
-        )
+        kind = metrics.ReferenceSet
+        found = kind.cleanest(dataset) if given.reference else kind.of(dataset, corrupted)
     else:
         options = reading(given)
         options |= {

@@ -133,9 +133,8 @@ class Writer:
         """
         self.wait()
         tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.tensors().items()}
-        thread = ThreadPoolExecutor(
-            1, f"checkpoint {state.step}"
-        )  # Python waits for it at its end, whatever ends the training
+        # Python waits for it at its end, whatever ends the training.
+        thread = ThreadPoolExecutor(1, f"checkpoint {state.step}")
         self._writing = thread, state.step, thread.submit(write, self.run, tensors, state.step, self.keep)
 
     def wait(self) -> None:

@@ -221,9 +221,8 @@ class _Run:
         """The steps that are still to be made, logged and saved."""
         config, state, main = self.config, self.state, self.accelerator.is_main_process
         writer, saved = checkpoint.Writer(self.folder, config.keep, self._written), state.step
-        waits = any(
-            type(each).on_save is not Callback.on_save for each in self.callbacks
-        )  # they hear of it in its step
+        # They hear of it in its step.
+        waits = any(type(each).on_save is not Callback.on_save for each in self.callbacks)
 
         def save(whole: bool) -> int:
             if saved < state.step:
