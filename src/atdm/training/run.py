@@ -85,10 +85,7 @@ def train(
             _begin(config, folder, parts, data)
         accelerator.wait_for_everyone()
         parts = with_latents_kept(parts, folder, accelerator.device, progress)
-        for note in checkpoint.restore(folder, state):
-            notify(note)
-        if state.step:
-            notify(f"Training goes on from step {state.step} of {config.steps}.")
+        _restore(folder, state, config.steps, notify)
         accelerator.wait_for_everyone()
         if main:
             checkpoint.tidy(folder, state.step, config.keep)
@@ -100,6 +97,13 @@ def train(
             for step in steps:
                 hold.beat()
                 yield step
+
+
+def _restore(folder: Path, state: State, steps: int, notify: Callable[[str], None]) -> None:
+    for note in checkpoint.restore(folder, state):
+        notify(note)
+    if state.step:
+        notify(f"Training goes on from step {state.step} of {steps}.")
 
 
 @contextmanager
