@@ -75,11 +75,9 @@ def image_duplicates(small: Float[Tensor, "n c s t"], noise: Float[np.ndarray, "
 
 def vector_duplicates(x: Float[Tensor, "n d"]) -> Duplicates:
     """Vectors that are equal."""
-    _, inverse = np.unique(x.numpy(), axis=0, return_inverse=True)
-    groups: dict[int, list[int]] = {}
-    for i, which in enumerate(inverse.reshape(-1).tolist()):
-        groups.setdefault(which, []).append(i)
-    return _grouped([Pair(group[0], other, 0.0, False) for group in groups.values() for other in group[1:]])
+    _, places, inverse = np.unique(x.numpy(), axis=0, return_index=True, return_inverse=True)
+    first = places[inverse.reshape(-1)].tolist()
+    return _grouped([Pair(first[i], i, 0.0, False) for i in range(len(x)) if first[i] != i])
 
 
 def _unit(thumbs: Float[Tensor, "n _ s t"]) -> Float[Tensor, "n d"]:
