@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .common import Printing
+from .common import Printing, answered
 from .parser import make_parser, positional
 
 
