@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,20 @@ def open_executor(text: str, folder: Path) -> Executor | None:
     raise unknown("executor", text, NAMES)
 
 
-def _dask(address: str) -> Executor:
-    """The workers of a dask cluster, one GPU a job where they offer ``GPU`` as a resource."""
+def _library(name: str, package: str) -> Any:
     try:
-        from distributed import Client
+        return import_module(package)
     except ImportError as problem:
         raise UserError(
-            "--executor dask needs the package distributed. Expected pip install 'atdm[dask]'."
+            f"--executor {name} needs the package {package}. Expected pip install 'atdm[{name}]'."
         ) from problem
+
+
+def _dask(address: str) -> Executor:
+    """The workers of a dask cluster, one GPU a job where they offer ``GPU`` as a resource."""
+    distributed = _library("dask", "distributed")
     try:
-        client = Client(address, timeout=10, set_as_default=False)
+        client = distributed.Client(address, timeout=10, set_as_default=False)
     except (OSError, ValueError) as problem:
         raise UserError(
             f"No dask scheduler answers at '{address}'. Expected the address that dask scheduler prints, as in "
@@ -75,12 +80,7 @@ class _Submitted(Executor):
     """
 
     def __init__(self, options: str, folder: Path) -> None:
-        try:
-            import submitit
-        except ImportError as problem:
-            raise UserError(
-                "--executor slurm needs the package submitit. Expected pip install 'atdm[slurm]'."
-            ) from problem
+        submitit = _library("slurm", "submitit")
         given = dict(self._pair(part) for part in options.split(",") if part)
         cluster = given.pop("cluster", "slurm")
         named = {key if key in SHARED else f"{cluster}_{key}": value for key, value in given.items()}

@@ -22,9 +22,8 @@ from .errors import UserError
 
 LOG = logging.getLogger(__name__)
 Tell = Callable[[float], None]
-Progress = Callable[
-    [float, float, str], None
-]  # hears done and all, in rough seconds of one core, and what is under way
+# Hears done and all, in rough seconds of one core, and what is under way.
+Progress = Callable[[float, float, str], None]
 
 
 @runtime_checkable
@@ -89,7 +88,8 @@ def work_through(
         while waiting:
             finished, _ = wait(waiting, 0.5)
             for result in finished:
-                _checked(result.result())  # a failed job ends the run at once
+                if isinstance(outcome := result.result(), UserError):  # a failed job ends the run at once
+                    raise outcome
                 index = waiting.pop(result)
                 shares[index] = 1.0
                 LOG.info("done: %s", jobs[index])
@@ -126,11 +126,6 @@ def _far(work: Callable[[J, Tell], R], index: int, job: J) -> R | UserError:
         return UserError(str(problem))
 
 
-def _checked(result: Any) -> None:
-    if isinstance(result, UserError):
-        raise result
-
-
 _shares: Any = None  # of the jobs, in memory that the workers share
 
 
@@ -141,11 +136,8 @@ def _enlist(shares: Any, devices: Any = None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
     parent = multiprocessing.parent_process()
     if parent is not None:
-        for number in (
-            "SIGINT",
-            "SIGHUP",
-            "SIGUSR1",
-        ):  # they reach all processes of a terminal or a job; the first ends the others
+        # They reach all processes of a terminal or a job; the first ends the others.
+        for number in ("SIGINT", "SIGHUP", "SIGUSR1"):
             if hasattr(signal, number):
                 signal.signal(getattr(signal, number), signal.SIG_IGN)
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

@@ -56,7 +56,7 @@ class Base:
     second: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Own(Base):
     """And what is added.
 
@@ -68,7 +68,7 @@ class Own(Base):
     """
 
     place: str = parsers.positional()
-    needed: float = parsers.required()
+    needed: float
     several: list[str] = dataclasses.field(default_factory=list)
 
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
@@ -73,11 +75,9 @@ def image_duplicates(small: Float[Tensor, "n c s t"], noise: Float[np.ndarray, "
 
 def vector_duplicates(x: Float[Tensor, "n d"]) -> Duplicates:
     """Vectors that are equal."""
-    _, inverse = np.unique(x.numpy(), axis=0, return_inverse=True)
-    groups: dict[int, list[int]] = {}
-    for i, which in enumerate(inverse.reshape(-1).tolist()):
-        groups.setdefault(which, []).append(i)
-    return _grouped([Pair(group[0], other, 0.0, False) for group in groups.values() for other in group[1:]])
+    _, places, inverse = np.unique(x.numpy(), axis=0, return_index=True, return_inverse=True)
+    first = places[inverse.reshape(-1)].tolist()
+    return _grouped([Pair(first[i], i, 0.0, False) for i in range(len(x)) if first[i] != i])
 
 
 def _unit(thumbs: Float[Tensor, "n _ s t"]) -> Float[Tensor, "n d"]:
@@ -123,19 +123,12 @@ def _candidates(
 
 
 def _grouped(pairs: list[Pair]) -> Duplicates:
-    parent: dict[int, int] = {}
-
-    def root(i: int) -> int:
-        while parent.setdefault(i, i) != i:
-            i = parent[i]
-        return i
-
-    for pair in pairs:
-        first, second = sorted((root(pair.first), root(pair.second)))
-        parent[second] = first
+    ends = np.array([(pair.first, pair.second) for pair in pairs]).reshape(-1, 2)
+    items, place = np.unique(ends, return_inverse=True)
+    graph = coo_array((np.ones(len(pairs)), tuple(place.reshape(-1, 2).T)), shape=(len(items), len(items)))
     groups: dict[int, list[int]] = {}
-    for i in sorted(parent):
-        groups.setdefault(root(i), []).append(i)
+    for i, which in zip(items.tolist(), connected_components(graph)[1].tolist(), strict=True):
+        groups.setdefault(which, []).append(i)
     return Duplicates(
         sorted(pairs, key=lambda pair: (pair.distance, pair.first, pair.second)),
         sorted(groups.values(), key=lambda group: (-len(group), group)),

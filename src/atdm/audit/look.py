@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
+from ..data.decode import Progress
 from ..data.source import Source
 from ..noise import NoiseEstimate
 from ..noise.estimate import SAMPLE, PatchMeter, by_patches, spread, whole_estimate
@@ -23,8 +22,6 @@ from .outliers import ALONE, OutlierScores, image_outliers, shrink, vector_outli
 CHUNK = 256
 ALIKE = 0.15  # std of the log of the noise std of items below which they are called noisy alike
 NAMED = 100  # items of each kind that are named
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -182,11 +179,11 @@ def audit(source: Source, broken: tuple[str, ...] = (), progress: Progress | Non
 
 def _images(source: Source, broken: tuple[str, ...], progress: Progress | None) -> Audit:
     n, shape = len(source), source.item_shape
-    sample = _items(source, spread(n, SAMPLE))
+    sample = source[spread(n, SAMPLE)]
     meter = PatchMeter.fit(sample)
     measured, small, hit = [], [], []
     for indices in torch.arange(n).split(CHUNK):
-        x = _items(source, indices)
+        x = source[indices]
         measured.append(meter.levels(x, indices))
         hit.append(replaced_share(x))
         small.append(shrink(x))
@@ -206,7 +203,7 @@ def _images(source: Source, broken: tuple[str, ...], progress: Progress | None) 
 
 def _whole(source: Source, broken: tuple[str, ...]) -> Audit:
     """Vectors, and images too small for patches."""
-    x = _items(source, torch.arange(len(source)))
+    x = source[torch.arange(len(source))]
     flat = x.flatten(1)
     scale = flat.std(0).square().mean().sqrt().item()
     estimate = whole_estimate(x)
@@ -217,7 +214,3 @@ def _whole(source: Source, broken: tuple[str, ...]) -> Audit:
         each = estimate.stds
     duplicates = image_duplicates(x, each) if x.dim() == 4 else vector_duplicates(flat)
     return Audit(len(x), source.item_shape, estimate, None, np.zeros(len(x)), outliers, duplicates, broken, scale)
-
-
-def _items(source: Source, indices: Tensor) -> Tensor:
-    return source.batch(indices, torch.zeros_like(indices))

@@ -34,11 +34,9 @@ def recommend(base: TrainConfig, found: Audit, cuda: bool) -> tuple[TrainConfig,
         where = ", or from the noise in the files, whichever is more" if files else ""
         reasons = [
             f"objective auto: {', and '.join(seen)}. It learns low noise from clean images where there are enough, or takes gate and "
-            f"strength from the directions in which the data vary least{where}."
+            f"strength from the directions in which the data vary least{where}.",
+            "Train with --objective.name ddpm, too: sampled with --stop_ratio near the noise, early stopping is the baseline that costs nothing.",
         ]
-        reasons.append(
-            "Train with --objective.name ddpm, too: sampled with --stop_ratio near the noise, early stopping is the baseline that costs nothing."
-        )
     else:
         values["objective"] = ObjectiveConfig("ddpm")
         unseen = (
@@ -47,9 +45,8 @@ def recommend(base: TrainConfig, found: Audit, cuda: bool) -> tuple[TrainConfig,
             else "there is no noise worth a regularizer"
         )
         reasons = [f"objective ddpm: {unseen}, and on clean data the regularizer costs detail."]
-    net, steps, batch, more, why = _size(found.item_shape, found.items, cuda)
-    values |= {"net": net, "steps": steps, "batch_size": batch, **more}
-    return TrainConfig(**values), [*reasons, why, *_by_hand(found)]
+    size, why = _size(found.item_shape, found.items, cuda)
+    return TrainConfig(**values, **size), [*reasons, why, *_by_hand(found)]
 
 
 def _by_hand(found: Audit) -> list[str]:
@@ -67,31 +64,24 @@ def _by_hand(found: Audit) -> list[str]:
     return out
 
 
-def _size(shape: tuple[int, ...], items: int, cuda: bool) -> tuple[str, int, int, dict[str, Any], str]:
+def _size(shape: tuple[int, ...], items: int, cuda: bool) -> tuple[dict[str, Any], str]:
     """Network, steps, batch size and further options, and why."""
     usual: dict[str, Any] = {"decay": "cosine", "lr": 1e-3, "ema": 0.995}
     if len(shape) == 1:
-        return "mlp:width=128,depth=3", 4000, 256, usual, "net mlp: the items are vectors."
-    small = min(shape[1:]) < SMALL or min(shape[1:]) % 4 or max(shape[1:]) % 4
-    if small:
-        return (
-            "mlp:width=256,depth=3,residual=true",
-            2500,
-            128,
-            usual,
-            "net mlp: the images are small, or no multiple of four.",
-        )
-    if cuda and min(shape[1:]) % 8 == 0 and max(shape[1:]) % 8 == 0:
-        net = "cifar10" if max(shape[1:]) <= 32 else "celeba64"
-        steps = max(20_000, min(200_000, 4 * items))
-        more = {
-            "lr": 1e-4,
-            "warmup": 2000,
-            "ema": 0.9999,
-            "precision": "bf16",
-            "channels_last": True,
-            "save_every": 5000,
-        }
-        return net, steps, 128, more, f"net {net} and {steps:,} steps: there is a GPU, and {items:,} images."
+        return usual | {
+            "net": "mlp:width=128,depth=3",
+            "steps": 4000,
+            "batch_size": 256,
+        }, "net mlp: the items are vectors."
+    least, most = min(shape[1:]), max(shape[1:])
+    if least < SMALL or least % 4 or most % 4:
+        small = {"net": "mlp:width=256,depth=3,residual=true", "steps": 2500, "batch_size": 128}
+        return usual | small, "net mlp: the images are small, or no multiple of four."
+    if cuda and least % 8 == 0 and most % 8 == 0:
+        net, steps = "cifar10" if most <= 32 else "celeba64", max(20_000, min(200_000, 4 * items))
+        large = {"net": net, "steps": steps, "batch_size": 128, "lr": 1e-4, "warmup": 2000, "ema": 0.9999}
+        large |= {"precision": "bf16", "channels_last": True, "save_every": 5000}
+        return large, f"net {net} and {steps:,} steps: there is a GPU, and {items:,} images."
+    tiny = {"net": "tiny:channels=16,multipliers=1-2-4,head_dim=64", "steps": 1000, "batch_size": 64}
     why = "the net of recipes/cifar10-cpu.yaml and 1,000 steps: a first look on a CPU; a GPU allows net cifar10 and far more steps."
-    return "tiny:channels=16,multipliers=1-2-4,head_dim=64", 1000, 64, usual, why
+    return usual | tiny, why

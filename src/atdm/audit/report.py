@@ -34,7 +34,8 @@ def write(folder: Path, found: Audit, source: Source, base: TrainConfig) -> dict
     """
     config, reasons = recommend(base, found, torch.cuda.is_available())
     cost = estimate(config, build(config))
-    text = _yaml(_chosen(config), reasons)
+    head = "".join(f"# {one_line(line)}\n" for line in ["Recommended by atdm audit.", *reasons])
+    text = head + yaml.safe_dump(_chosen(config), sort_keys=False)
     result = found.as_dict() | {"recipe": {"yaml": text, "reasons": reasons, "cost": cost}}
     with atomic(folder) as scratch:
         scratch.mkdir()
@@ -52,16 +53,9 @@ def _chosen(config: TrainConfig) -> dict[str, Any]:
     return kept
 
 
-def _yaml(chosen: dict[str, Any], reasons: list[str]) -> str:
-    head = "".join(f"# {one_line(line)}\n" for line in ["Recommended by atdm audit.", *reasons])
-    return head + yaml.safe_dump(chosen, sort_keys=False)
-
-
 def _sheet(found: Audit, source: Source) -> Any:
     if len(found.item_shape) == 1:
-        every = torch.arange(len(source))
-        return sheet.vectors(source.batch(every, torch.zeros_like(every)), found.outliers.worst)
-    pairs = found.duplicates.pairs[: SHOWN // 2]
+        return sheet.vectors(source[torch.arange(len(source))], found.outliers.worst)
     rows: list[sheet.Row] = []
     if found.estimate is not None:
         each = found.noise_of_each
@@ -72,26 +66,17 @@ def _sheet(found: Audit, source: Source) -> Any:
     if hit:
         title = f"replaced pixels ({len(hit)})"
         rows.append((title, [(i, f"#{i}  {found.replaced[i]:.0%}") for i in hit[:SHOWN]]))
-    rows.append(
-        (
-            f"outliers ({len(found.outliers.why)})",
-            [(i, f"#{i}\n{found.outliers.why[i]}") for i in found.outliers.worst[:SHOWN]],
-        )
-    )
-    rows.append(
-        (
-            f"near duplicates ({len(found.duplicates.pairs)} pairs)",
-            [
-                (i, f"#{i}  {'mirrored' if pair.mirrored else f'{pair.distance:.2g}'}")
-                for pair in pairs
-                for i in (pair.first, pair.second)
-            ],
-        )
-    )
+    unlike = [(i, f"#{i}\n{found.outliers.why[i]}") for i in found.outliers.worst[:SHOWN]]
+    rows.append((f"outliers ({len(found.outliers.why)})", unlike))
+    alike = [
+        (i, f"#{i}  {'mirrored' if pair.mirrored else f'{pair.distance:.2g}'}")
+        for pair in found.duplicates.pairs[: SHOWN // 2]
+        for i in (pair.first, pair.second)
+    ]
+    rows.append((f"near duplicates ({len(found.duplicates.pairs)} pairs)", alike))
     if found.broken:
         names = ", ".join(found.broken[:4]) + (", ..." if len(found.broken) > 4 else "")
         rows.append((f"broken ({len(found.broken)}): {names}", []))
     wanted = sorted({i for _, items in rows for i, _ in items})
-    picked = torch.tensor(wanted, dtype=torch.long)
-    x = source.batch(picked, torch.zeros_like(picked)) if wanted else torch.zeros(0, *found.item_shape)
+    x = source[torch.tensor(wanted)] if wanted else ()
     return sheet.images(rows, dict(zip(wanted, x, strict=True)))

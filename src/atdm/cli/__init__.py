@@ -42,9 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(words: list[str]) -> int:
     try:
-        code = _command(words)
+        _command(words)
         sys.stdout.flush()  # here, where a reader that is gone is noticed
-        return code
+        return 130 if STOP() else 0
     except UserError as problem:
         return _tell(str(problem if words[0] in SKIPPING else problem.sentence), 2)
     except KeyboardInterrupt as problem:
@@ -59,23 +59,21 @@ def _run(words: list[str]) -> int:
         return _tell(sentence, 2)
 
 
-def _command(words: list[str]) -> int:
+def _command(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
-        return 0
-    if words[0] == "--version":
+    elif words[0] == "--version":
         from .. import __version__
 
         print(f"atdm {__version__}")
-        return 0
-    if words[0].startswith("--print_shtab"):
+    elif words[0].startswith("--print_shtab"):
         from .completion import script
 
         print(script(words[0].partition("=")[2] or "".join(words[1:2])))
-        return 0
-    if words[0] not in SUMMARY:
+    elif words[0] in SUMMARY:
+        importlib.import_module(f".{words[0]}", __name__).run(words[1:])
+    else:
         raise UserError(f"Unknown command '{words[0]}'. {nearest(words[0], SUMMARY)}")
-    return int(importlib.import_module(f".{words[0]}", __name__).run(words[1:]))
 
 
 def _tell(sentence: str, code: int) -> int:

@@ -13,6 +13,7 @@ from .common import (
     Printing,
     add_reading,
     add_sampling,
+    answered,
     clean_data,
     destination,
     numbers,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from ..attack import Victim
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Printing):
     """What is attacked, and how.
 
@@ -68,7 +69,7 @@ class Options(Printing):
     out: str = "attack"
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("attack", Options)
     add_reading(parser)
     add_sampling(parser, 50)
@@ -115,11 +116,8 @@ def run(words: list[str]) -> int:
         "rows": [{k: None if v != v else v for k, v in row.items()} for row in rows],
     }
     _write(out, result, shown, dataset)
-    if given.json:
-        print(json.dumps(result))
-    else:
+    if not answered(given, result):
         _tell(given, result)
-    return 0
 
 
 def _provenance(

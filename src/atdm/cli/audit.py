@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
 from ..training.config import TrainConfig
-from .common import Printing, add_reading, destination, print_table, reading, silent, tell_notes
+from .common import Printing, add_reading, answered, destination, print_table, reading, silent, tell_notes
 from .parser import make_parser, positional
-from .progress import preparing, progress_bar
+from .progress import following, preparing, progress_bar
 
 FILES = ("audit.json", "recipe.yaml", "sheet.png")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Printing):
     """What is looked at.
 
@@ -33,7 +32,7 @@ class Options(Printing):
     out: str = "audit"
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("audit", Options)
     add_reading(parser, without=("skip_broken",), limit=10_000)  # broken ones are part of what is looked for
     given = parser.parse_args(words)
@@ -59,13 +58,11 @@ def run(words: list[str]) -> int:
         if dataset.stream is not None:  # the limit was one of the sample, and training has none
             base = dataclasses.replace(base, limit=None)
         source = Source(dataset.items, parts, given.seed, files=dataset.files, keys=dataset.keys)
-        task = bar.add_task("looking", total=len(source), note="")
-        found = audit(source, dataset.broken, lambda done, total: bar.update(task, completed=done, total=total))
+        found = audit(source, dataset.broken, following(bar, "looking", len(source)))
         result = write(folder, found, source, base)
     tell_notes(dataset.notes)
-    if given.json:
-        print(json.dumps(result))
-        return 0
+    if answered(given, result):
+        return
     print_table(f"{given.data}: {found.items:,} items of {list(found.item_shape)}", _rows(result))
     if formats := _formats(result["noise"]):
         print_table("noise by file format", formats)
@@ -76,7 +73,6 @@ def run(words: list[str]) -> int:
         f"{cost['flops_per_step'] / 1e9:,.3g} GFLOP a step.\n"
         f"The worst of each kind are in {folder}/sheet.png. Next: atdm train --config {folder}/recipe.yaml"
     )
-    return 0
 
 
 def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -96,19 +92,14 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     )
     kinds = sorted({worst["why"] for worst in far["worst"]})
     names = ", ".join(broken["names"][:5]) + (", ..." if broken["count"] > 5 else "")
-    return [
-        {"what": "noise", "found": noisy},
-        {"what": "replaced pixels", "found": replaced},
-        {
-            "what": "outliers",
-            "found": f"{far['count']} ({far['share']:.1%})" + (f": {', '.join(kinds)}" if kinds else ""),
-        },
-        {
-            "what": "near duplicates",
-            "found": f"{copies['pairs']} pairs in {copies['groups']} groups; {copies['extra']} extra",
-        },
-        {"what": "broken", "found": f"{broken['count']}" + (f": {names}" if names else "")},
-    ]
+    found = {
+        "noise": noisy,
+        "replaced pixels": replaced,
+        "outliers": f"{far['count']} ({far['share']:.1%})" + (f": {', '.join(kinds)}" if kinds else ""),
+        "near duplicates": f"{copies['pairs']} pairs in {copies['groups']} groups; {copies['extra']} extra",
+        "broken": f"{broken['count']}" + (f": {names}" if names else ""),
+    }
+    return [{"what": what, "found": text} for what, text in found.items()]
 
 
 def _formats(noise: dict[str, Any]) -> list[dict[str, Any]]:

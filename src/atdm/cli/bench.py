@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from ..training.bench_options import Options
-from .common import Printing, print_table, silent
+from .common import Printing, answered, print_table, silent
 from .parser import make_parser
 from .progress import progress_bar
 
 PASSES = ("forwards", "backwards", "input_backwards")
 
 
-def run(words: list[str]) -> int:
-    parser = make_parser("bench", Options, Printing)
-    given = parser.parse_args(words)
+def run(words: list[str]) -> None:
+    given = make_parser("bench", Options, Printing).parse_args(words)
     from ..training import bench
 
     options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
     with progress_bar(silent(given)) as bar:
         task = bar.add_task("bench", total=None, note="")
         found = bench.measure(options, lambda note: bar.update(task, note=note))
-    if given.json:
-        print(json.dumps(found))
-        return 0
+    if answered(given, found):
+        return
     made = found["provenance"]
     print_table(
         f"A training step of {made['net']} ({made['parameters']:,} parameters), {made['batch_size']} items of "
@@ -36,7 +33,6 @@ def run(words: list[str]) -> int:
         f"ddpm's, counting 1, 2 and 1. Time over ddpm: of the {made['clock']}. Memory: of tensors.\n"
         f"{made['flops_per_forward'] / 1e9:.3g} GFLOP per forward pass; {made['threads']} threads; {made['device']}; torch {made['versions']['torch']}; load {made['load']:.1f}."
     )
-    return 0
 
 
 def _row(name: str, found: dict[str, Any]) -> dict[str, Any]:

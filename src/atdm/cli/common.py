@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -18,16 +19,8 @@ from ..training.config import DataConfig, TrainConfig
 from .parser import add_fields
 
 READING = TrainConfig.READING[1:]  # the seed is for more than reading
-SKIPPING = (
-    "train",
-    "evaluate",
-    "features",
-    "attack",
-    "report",
-    "purify",
-    "corrupt",
-    "restore",
-)  # those with --skip_broken
+# Those with --skip_broken.
+SKIPPING = ("train", "evaluate", "features", "attack", "report", "purify", "corrupt", "restore")
 
 
 def add_reading(parser: Any, without: tuple[str, ...] = (), **defaults: Any) -> None:
@@ -88,35 +81,23 @@ def add_sampling(parser: Any, steps: int, preserving: str = "ddim", late: bool =
         late: whether sampling may begin late.
     """
     names = "a diffusers scheduler: ddpm, ddim, dpm-solver++, ... or ddpm-unrespaced, whose fewer steps keep the betas of all"
-    parser.add_argument(
-        "--sampler", type=str | None, default=None, help=f"{names}; default: {preserving}, or euler of flows and EDM"
-    )
-    parser.add_argument("--sampling_steps", type=int, default=steps, help="of the sampler, from pure noise to the data")
-    parser.add_argument(
-        "--label",
-        type=str | None,
-        default=None,
-        help="class to draw, by name or number; all: each class in turn; null: without regard to class",
-    )
-    parser.add_argument(
-        "--guidance",
-        type=float,
-        default=1.0,
-        help="scale of classifier-free guidance towards the class; 1: no guidance",
-    )
+    options: list[tuple[str, Any, Any, str]] = [
+        ("sampler", str | None, None, f"{names}; default: {preserving}, or euler of flows and EDM"),
+        ("sampling_steps", int, steps, "of the sampler, from pure noise to the data"),
+        (
+            "label",
+            str | None,
+            None,
+            "class to draw, by name or number; all: each class in turn; null: without regard to class",
+        ),
+        ("guidance", float, 1.0, "scale of classifier-free guidance towards the class; 1: no guidance"),
+    ]
     if late:
-        parser.add_argument(
-            "--start_ratio",
-            type=float | None,
-            default=None,
-            help="begin at this noise level sigma_t/alpha_t, from N(0, I)",
-        )
-        parser.add_argument(
-            "--stop_ratio",
-            type=float | None,
-            default=None,
-            help="stop at this noise level sigma_t/alpha_t and return the denoised image",
-        )
+        start = "begin at this noise level sigma_t/alpha_t, from N(0, I)"
+        stop = "stop at this noise level sigma_t/alpha_t and return the denoised image"
+        options += [("start_ratio", float | None, None, start), ("stop_ratio", float | None, None, stop)]
+    for name, kind, default, says in options:
+        parser.add_argument(f"--{name}", type=kind, default=default, help=says)
 
 
 def sampling_of(given: Any) -> Any:
@@ -124,9 +105,7 @@ def sampling_of(given: Any) -> Any:
     from ..diffusion.steps import Sampling
 
     names = ("sampler", "start_ratio", "stop_ratio")
-    return Sampling(
-        steps=given.sampling_steps, **{name: getattr(given, name) for name in names if hasattr(given, name)}
-    )
+    return Sampling(steps=given.sampling_steps, **{name: given[name] for name in names if name in given})
 
 
 def clean_data(given: Any) -> tuple[Any, str]:
@@ -249,6 +228,13 @@ def silent(given: Any) -> bool:
     return bool(given.json or given.quiet) or not is_main()
 
 
+def answered(given: Any, result: Any) -> bool:
+    """Print the result as JSON where that is asked for; whether it is."""
+    if given.json:
+        print(json.dumps(result))
+    return bool(given.json)
+
+
 def open_model(given: Any, pixels: bool = False, source: str | None = None) -> Any:
     """The :class:`~atdm.diffusion.model.Model` that the options name, on a GPU where there is one.
 
@@ -277,21 +263,20 @@ def samples_of(given: Any, model: Any, seed: int) -> tuple[Any, dict[str, Any]]:
     require_memory(given.n, model.item_shape)
     sampling = model.sampling(sampling_of(given), "ddpm")
     from ..nets.speed import worth
-    from .progress import progress_bar
+    from .progress import following, progress_bar
 
     require_threads(given.threads)
     batch = min(given.n, given.batch_size)
     passes = worth(model.net, model.net_shape, batch, given.threads, **model.conditioning)
     with passes as note, progress_bar(silent(given)) as bar:
         tell_notes([note] if note and seed == given.seed and not silent(given) else [])
-        task = bar.add_task("sampling", total=None, note="")
         drawn = model.sample(
             given.n,
             sampling,
             seed=seed,
             batch_size=given.batch_size,
             accelerator=Accelerator(cpu=not torch.cuda.is_available()),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=following(bar, "sampling"),
         )
     last = sampling.last_ratio(model.process)
     made = {"checkpoint": model.hash, "conditioned_on": model.conditioned_on, "sampling": sampling}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..text import markdown, plain
-from .common import Printing, destination, print_table, seeds_of, silent
+from .common import Printing, answered, destination, print_table, seeds_of, silent
 from .parser import make_parser, positional
 from .progress import jobs_bar
 
@@ -48,14 +47,14 @@ class Options(Printing):
     out: str | None = None
 
 
-def run(words: list[str]) -> int:
-    parser = make_parser("compare", Options)
-    given = parser.parse_args(words)
+def run(words: list[str]) -> None:
+    given = make_parser("compare", Options).parse_args(words)
     out = destination(given.out, ".md") if given.out else None
     if given.store and given.train is None:
         raise UserError("--store is for what --train finds. Expected both, or neither.")
     if given.train is not None:
-        return _trained(given, out)
+        _trained(given, out)
+        return
     from .. import metrics
     from ..files import atomic
 
@@ -74,19 +73,17 @@ def run(words: list[str]) -> int:
     if out:
         with atomic(out) as scratch:
             scratch.write_text(_markdown(table, notes))
-    if given.json:
-        differences = [{"metric": d.metric, "field": d.field, "values": d.values} for d in found.differences]
-        print(json.dumps({"table": found.table, "ranks": found.ranks, "differences": differences}))
-        return 0
+    differences = [{"metric": d.metric, "field": d.field, "values": d.values} for d in found.differences]
+    if answered(given, {"table": found.table, "ranks": found.ranks, "differences": differences}):
+        return
     print_table("mean (std over sampling seeds), rank", table)
     for note in notes:
         print(plain(note))
     if out:
         print(f"The table is in {out}.")
-    return 0
 
 
-def _trained(given: Any, out: Path | None) -> int:
+def _trained(given: Any, out: Path | None) -> None:
     """Train the objectives and print one table per benchmark."""
     from ..experiments import baselines
     from ..experiments.runner.reproduce import find
@@ -113,13 +110,11 @@ def _trained(given: Any, out: Path | None) -> int:
     if out:
         with atomic(out) as scratch:
             scratch.write_text(text)
-    if given.json:
-        print(json.dumps({"rows": found.rows, "claims": [vars(claim) for claim in found.claims]}))
-        return 0
+    if answered(given, {"rows": found.rows, "claims": [vars(claim) for claim in found.claims]}):
+        return
     print(text)
     if out:
         print(f"The tables are in {out}.")
-    return 0
 
 
 def _sources(paths: list[str]) -> dict[str, list[dict[str, Any]]]:
@@ -129,14 +124,12 @@ def _sources(paths: list[str]) -> dict[str, list[dict[str, Any]]]:
     sources: dict[str, list[dict[str, Any]]] = {}
     for path in dict.fromkeys(paths):
         rows = metrics.read_rows(Path(path))
-        made = {(row.get("model"), row.get("checkpoint"), row.get("stop_ratio")): None for row in rows}
-        for model, checkpoint, stop in made:
+        made: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        for row in rows:
+            made.setdefault((row.get("model"), row.get("checkpoint"), row.get("stop_ratio")), []).append(row)
+        for (model, checkpoint, stop), theirs in made.items():
             name = path if len(made) == 1 else f"{path}:{model or checkpoint}{f' stopped at {stop}' if stop else ''}"
-            sources[name] = [
-                row
-                for row in rows
-                if (row.get("model"), row.get("checkpoint"), row.get("stop_ratio")) == (model, checkpoint, stop)
-            ]
+            sources[name] = theirs
     return sources
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
-from .common import Printing, add_reading, destination, reading, silent, tell_notes
-from .parser import make_parser, required
-from .progress import preparing, progress_bar
+from .common import Printing, add_reading, answered, destination, open_model, reading, silent, tell_notes
+from .parser import make_parser
+from .progress import following, preparing, progress_bar
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Printing):
     """What is corrupted, and how.
 
@@ -22,13 +21,13 @@ class Options(Printing):
         seed: seed of the corruption.
     """
 
-    data: str = required()
-    corrupt: str = required()
-    out: str = required()
+    data: str
+    corrupt: str
+    out: str
     seed: int = 0
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("corrupt", Options)
     add_reading(parser)
     given = parser.parse_args(words)
@@ -53,22 +52,19 @@ def run(words: list[str]) -> int:
         save_samples(source.first(min(64, len(source))), folder / "preview.png")
     tell_notes(dataset.notes)
     counts = dict(zip(truth.details, truth.touched.sum(1).tolist(), strict=True))
-    if given.json:
-        result = {
-            "items": len(source),
-            "corrupted": int(truth.corrupted.sum()),
-            "parts": [{"part": part, "touched": count} for part, count in counts.items()],
-            "files": sorted(str(file) for file in folder.iterdir()),
-            "notes": list(dataset.notes),
-        }
-        print(json.dumps(result))
-    else:
+    result = {
+        "items": len(source),
+        "corrupted": int(truth.corrupted.sum()),
+        "parts": [{"part": part, "touched": count} for part, count in counts.items()],
+        "files": sorted(str(file) for file in folder.iterdir()),
+        "notes": list(dataset.notes),
+    }
+    if not answered(given, result):
         each = "".join(f"\n  {count} by {part}" for part, count in counts.items()) if len(counts) > 1 else ""
         print(
-            f"{len(source)} items, {int(truth.corrupted.sum())} of them corrupted, are in {folder}; "
+            f"{len(source)} items, {result['corrupted']} of them corrupted, are in {folder}; "
             f"the truth is in {folder}/truth.npz.{each}"
         )
-    return 0
 
 
 def _corrupted(given: Any, dataset: Any) -> tuple[Any, Any]:
@@ -82,23 +78,12 @@ def _corrupted(given: Any, dataset: Any) -> tuple[Any, Any]:
 
 def _poisoned(given: Any, how: Any, dataset: Any) -> tuple[Any, Any]:
     """The same of poisoned items."""
-    import torch
-
     from ..attack.poison import poison
     from ..data.items import Floats
     from ..data.source import Source
-    from ..diffusion.model import Model
 
-    model = Model.from_pretrained(how.model, pixels=True, label=how.label)
-    model = model.for_items(dataset.item_shape, f"The surrogate {how.model}", given.data)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = open_model(how, pixels=True).for_items(dataset.item_shape, f"The surrogate {how.model}", given.data)
     with progress_bar(silent(given)) as bar:
-        task = bar.add_task("poisoning", total=len(dataset.items), note="")
-        items, truth = poison(
-            dataset.items,
-            model,
-            how,
-            given.seed,
-            progress=lambda done, total: bar.update(task, completed=done),
-        )
+        show = following(bar, "poisoning", len(dataset.items))
+        items, truth = poison(dataset.items, model, how, given.seed, progress=show)
     return Source(Floats(items)), truth

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
-from .common import Printing, destination, print_table, seeds_of, silent
+from .common import Printing, answered, destination, print_table, seeds_of, silent
 from .parser import make_parser
 from .progress import jobs_bar
 
@@ -29,9 +28,8 @@ class Options(Printing):
     thorough: bool = False
 
 
-def run(words: list[str]) -> int:
-    parser = make_parser("demo", Options)
-    given = parser.parse_args(words)
+def run(words: list[str]) -> None:
+    given = make_parser("demo", Options).parse_args(words)
     seeds, scale = seeds_of(given), "smoke" if given.quick else "cpu"
     out = destination(given.out)
     from ..experiments.runner.findings import write
@@ -41,11 +39,9 @@ def run(words: list[str]) -> int:
     with jobs_bar("demo", silent(given)) as progress:
         found = find("demo", scale, seeds, None, out / "jobs", progress, thorough=given.thorough)
         write(found, "atdm demo: training on noisy data", out)
-    if given.json:
-        print(json.dumps(found.numbers()))
-        return 0
+    if answered(given, found.numbers()):
+        return
     for section in found.sections:
         for table in section.tables:
             print_table(section.title, [dict(zip(table.columns, map(show, line), strict=True)) for line in table.rows])
     print(f"The report is {out / 'report.html'}; numbers.json and the figures are beside it.")
-    return 0

@@ -12,6 +12,7 @@ from .common import (
     Printing,
     add_reading,
     add_sampling,
+    answered,
     clean_data,
     destination,
     is_main,
@@ -60,7 +61,7 @@ class Options(Printing):
     out: str | None = None
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("evaluate", Options)
     add_reading(parser)
     add_sampling(parser, 250, "ddpm")
@@ -85,13 +86,12 @@ def run(words: list[str]) -> int:
         rows += [metrics.Result(score, provenance).as_dict() for score in scores]
     found = {"rows": rows, "summary": metrics.over_seeds(rows)}
     if not accelerator.is_main_process:
-        return 0
+        return
     if given.out:
         with atomic(Path(given.out)) as scratch:
             scratch.write_text(json.dumps(found, indent=1))
-    if given.json:
-        print(json.dumps(found))
-        return 0
+    if answered(given, found):
+        return
     several = len(seeds) > 1
     print_table(
         _title(given, rows[0], len(seeds)),
@@ -108,7 +108,6 @@ def run(words: list[str]) -> int:
     )
     if given.out:
         print(f"The rows, with how each was made, are in {given.out}.")
-    return 0
 
 
 def _check(given: Any) -> None:
@@ -149,9 +148,8 @@ def _compared_with(given: Any) -> tuple[Any, Any]:
     elif given.reference in (None, "cleanest"):
         dataset, _ = clean_data(given)
         corrupted = given.data is None and stored.get("corrupt", "none") != "none"
-        found = (
-            metrics.ReferenceSet.cleanest(dataset) if given.reference else metrics.ReferenceSet.of(dataset, corrupted)
-        )
+        kind = metrics.ReferenceSet
+        found = kind.cleanest(dataset) if given.reference else kind.of(dataset, corrupted)
     else:
         options = reading(given)
         options |= {
@@ -169,10 +167,14 @@ def _compared_with(given: Any) -> tuple[Any, Any]:
 def _samples(given: Any, seed: int | None, reference: Any, truth: Any) -> tuple[Any, dict[str, Any], list[Any]]:
     """Samples, how they were made, and what was measured on the model itself."""
     from .. import metrics
+    from ..data import load
     from ..training.checkpoint import load_weights
 
-    if seed is None:
-        return _stored(given), {"model": given.samples}, []
+    if seed is None:  # they are there
+        how = {name: given[name] for name in ("skip_broken", "cache", "max_pixels")}
+        dataset = load(given.samples, **how, hold_out=False)
+        tell_notes(dataset.notes)
+        return dataset.x, {"model": given.samples}, []
     model = open_model(given).for_items(tuple(reference.shape[1:]), given.model, "the reference")
     of_run = (Path(given.model) / "config.yaml").is_file()
     if given.weights == "raw":
@@ -180,16 +182,6 @@ def _samples(given: Any, seed: int | None, reference: Any, truth: Any) -> tuple[
     extra = metrics.score_errors(model, truth, seed)
     samples, made = samples_of(given, model, seed)
     return samples, {"model": given.model, "weights": given.weights or ("ema" if of_run else "pipeline"), **made}, extra
-
-
-def _stored(given: Any) -> Any:
-    """The samples of a folder or file of arrays."""
-    from ..data import load
-
-    how = {name: given[name] for name in ("skip_broken", "cache", "max_pixels")}
-    dataset = load(given.samples, **how, hold_out=False)
-    tell_notes(dataset.notes)
-    return dataset.x
 
 
 def _title(given: Any, row: dict[str, Any], seeds: int) -> str:

@@ -44,13 +44,10 @@ def explain(message: str, options: Collection[str], program: str) -> str:
     kinds = dict.fromkeys(
         KINDS[kind] for kind in re.findall(r"<class '(\w+)'>", text.partition("Given value")[0]) if kind in KINDS
     )
-    named = (
-        nearest(value[1], [word.strip("'") for word in choices[1].split(", ")])
-        if choices
-        else f"Expected {' or '.join(kinds)}."
-    )
-    if not choices and not kinds:
-        named = of_names(where[1], options)
+    if choices:
+        named = nearest(value[1], [word.strip("'") for word in choices[1].split(", ")])
+    else:
+        named = f"Expected {' or '.join(kinds)}." if kinds else of_names(where[1], options)
     quoted = re.fullmatch(r"'(.+)'", value[1])
     return f"The option {where[1]} is '{short(quoted[1] if quoted else value[1])}'. {named}"
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from .common import Printing
-from .parser import make_parser, positional, required
+from .common import Printing, answered
+from .parser import make_parser, positional
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Printing):
     """What is exported, and where.
 
@@ -25,7 +24,7 @@ class Options(Printing):
     """
 
     run: str = positional()
-    out: str = required()
+    out: str
     weights: str = "ema"
     measured: str | None = None
     license: str = "unknown"
@@ -33,9 +32,8 @@ class Options(Printing):
     private: bool = False
 
 
-def run(words: list[str]) -> int:
-    parser = make_parser("export", Options)
-    given = parser.parse_args(words)
+def run(words: list[str]) -> None:
+    given = make_parser("export", Options).parse_args(words)
     from ..training import share
 
     out = Path(given.out)
@@ -52,9 +50,8 @@ def run(words: list[str]) -> int:
     )
     files = sorted(str(f) for f in out.rglob("*") if f.is_file())
     address = share.push(out, given.push_to_hub, given.private) if given.push_to_hub else None
-    if given.json:
-        print(json.dumps({"out": str(out), "files": files, **result, "address": address}))
-        return 0
+    if answered(given, {"out": str(out), "files": files, **result, "address": address}):
+        return
     print(f"The {result['weights']} weights of step {result['step']} are in {out}, with the card {out / 'README.md'}.")
     if result["numbers_left_out"]:
         print(f"{result['numbers_left_out']} numbers of other weights were left out of the card.")
@@ -64,4 +61,3 @@ def run(words: list[str]) -> int:
         print("The card states no licence: --license names one.")
     if address:
         print(f"It is at {address}.")
-    return 0

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from ..errors import UserError
 from .common import Printing, add_reading, destination, reading, silent, tell_notes
-from .parser import make_parser, required
+from .parser import make_parser
 from .progress import progress_bar
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Printing):
     """What is learned from.
 
@@ -23,14 +23,14 @@ class Options(Printing):
         out: .safetensors file for the network.
     """
 
-    data: str = required()
+    data: str
     steps: int = 300
     batch_size: int = 128
     seed: int = 0
     out: str = "features.safetensors"
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("features", Options)
     add_reading(parser)
     given = parser.parse_args(words)
@@ -54,4 +54,3 @@ def run(words: list[str]) -> int:
         print(json.dumps({"file": str(path), "loss": loss} | learned))
     else:
         print(f"The features are in {path}. Next: atdm evaluate RUN --features small:file={path}")
-    return 0

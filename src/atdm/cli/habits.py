@@ -6,8 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from functools import partial
+from contextlib import ExitStack
 from typing import Any
 
 from ..errors import UserError
@@ -21,7 +20,7 @@ class Habits:
     """Follows ``--device``, ``--verbose`` and ``--quiet`` until :meth:`end`, after which the process is as it was."""
 
     def __init__(self) -> None:
-        self.undo: list[Callable[[], Any]] = []
+        self.undo = ExitStack()
 
     def begin(self, given: Any) -> None:
         """Do what the options say.
@@ -30,7 +29,7 @@ class Habits:
             UserError: the device is not there, or the options contradict each other.
         """
         self.end()
-        self.undo.append(partial(setattr, warnings, "formatwarning", warnings.formatwarning))
+        self.undo.callback(setattr, warnings, "formatwarning", warnings.formatwarning)
         warnings.formatwarning = _sentence
         if given.get("quiet") and given.get("verbose"):
             raise UserError("Got --quiet and --verbose. Expected one of them.")
@@ -38,10 +37,11 @@ class Habits:
             handler = logging.StreamHandler(Plain(sys.stderr))
             handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
             LIBRARY.addHandler(handler)
-            self.undo += [partial(LIBRARY.removeHandler, handler), partial(LIBRARY.setLevel, LIBRARY.level)]
+            self.undo.callback(LIBRARY.removeHandler, handler)
+            self.undo.callback(LIBRARY.setLevel, LIBRARY.level)
             LIBRARY.setLevel(logging.INFO)
         if given.get("device") == "cpu":
-            self.undo.append(partial(_hide, os.environ.get(HIDDEN)))
+            self.undo.callback(_hide, os.environ.get(HIDDEN))
             _hide("")  # torch has not looked yet, and sees no GPU; nor do the processes that are started
         elif given.get("device") == "cuda":
             import torch
@@ -51,8 +51,7 @@ class Habits:
 
     def end(self) -> None:
         """Undo it."""
-        while self.undo:
-            self.undo.pop()()
+        self.undo.close()
 
 
 def _sentence(message: Warning | str, *_: Any, **__: Any) -> str:

@@ -47,16 +47,10 @@ def start(words: Sequence[str], count: int) -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    workers = []
-    for rank in range(count):
-        variables = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "LOCAL_WORLD_SIZE": str(count),
-            PARENT: str(os.getpid()),
-        }
-        workers.append(subprocess.Popen([sys.executable, "-m", "atdm", *words], env={**common, **variables}))
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), PARENT: str(os.getpid())}
+    common |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(count))
+    ranks = [dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(count)]
+    workers = [subprocess.Popen([sys.executable, "-m", "atdm", *words], env=common | rank) for rank in ranks]
 
     def forward(number: int, _: object) -> None:
         for worker in workers:

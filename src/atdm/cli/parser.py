@@ -93,9 +93,6 @@ def with_examples(text: str, examples: Sequence[str]) -> str:
     return "\n".join([text.rstrip(), "", "examples:", *(f"  atdm {example}" for example in examples), ""])
 
 
-REQUIRED: Any = object()
-
-
 class Made(Exception):
     """A command was asked for its parser, by the one word that nobody writes."""
 
@@ -166,14 +163,9 @@ def _require(name: str, value: Any, options: dict[str, Any]) -> None:
         raise UserError(f"The option {name} is null. {expected}")
 
 
-def positional(nargs: str | None = None, default: Any = REQUIRED) -> Any:
+def positional(nargs: str | None = None, default: Any = dataclasses.MISSING) -> Any:
     """A field that is given by its place and not by its name."""
     return dataclasses.field(default=default, metadata={"nargs": nargs})
-
-
-def required() -> Any:
-    """A field without a default, also after fields that have one."""
-    return dataclasses.field(default=REQUIRED)
 
 
 def add_fields(parser: Any, kind: Any, names: Sequence[str] | None = None, **defaults: Any) -> None:
@@ -193,11 +185,11 @@ def add_fields(parser: Any, kind: Any, names: Sequence[str] | None = None, **def
         how: dict[str, Any] = {"type": typing.get_args(hint)[0] if many else hint, "help": says[field.name]}
         nargs = field.metadata.get("nargs", "+" if many else None)
         how |= {} if nargs is None else {"nargs": nargs}
-        how |= {} if default is REQUIRED else {"default": default}
+        how |= {} if default is dataclasses.MISSING else {"default": default}
         if "nargs" in field.metadata:
             parser.add_argument(field.name, **how)
         else:
-            parser.add_argument(f"--{field.name}", required=default is REQUIRED, **how)
+            parser.add_argument(f"--{field.name}", required="default" not in how, **how)
 
 
 def sentences(kind: Any) -> dict[str, str]:
@@ -234,7 +226,8 @@ def spell(words: list[str], parser: Any) -> list[str]:
             before = None
             continue
         following = words[index + 1] if index + 1 < len(words) else ""
-        if f"{name}.name" in known and not _is_configuration(value if equals else following):
+        said = value if equals else following
+        if f"{name}.name" in known and not (said.startswith("{") or Path(said).is_file()):  # no configuration
             name = f"{name}.name"
         alone = getattr(action, "_typehint", None) is bool and following.lower() not in ("true", "false", "yes", "no")
         spelled.append(f"--{name}=true" if alone and not equals else f"--{name}{equals}{_value(value, action)}")
@@ -247,7 +240,3 @@ def _value(text: str, action: Any) -> str:
     if text.lower() in ("inf", "+inf", "-inf") and "float" in str(getattr(action, "_typehint", "")):
         return text.lower().replace("inf", ".inf")
     return os.path.expanduser(text) if text.startswith("~") else text
-
-
-def _is_configuration(value: str) -> bool:
-    return value.startswith("{") or Path(value).is_file()

@@ -156,6 +156,12 @@ def progress_bar(hidden: bool) -> Progress:
     return (Progress if console.is_terminal else Lines)(*columns, console=console, disable=hidden)
 
 
+def following(bar: Progress, name: str, total: int | None = None) -> Callable[[int, int], None]:
+    """A callback that shows as a task on ``bar`` how many of how many are done."""
+    task = bar.add_task(name, total=total, note="")
+    return lambda done, total: bar.update(task, completed=done, total=total)
+
+
 @contextmanager
 def jobs_bar(name: str, hidden: bool) -> Iterator[Callable[[float, float, str], None]]:
     """What shows how far jobs are (:data:`atdm.pool.Progress`)."""

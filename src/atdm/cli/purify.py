@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .common import Printing, add_reading, add_sampling, open_model, reading, require_outside, sampling_of, tell_notes
-from .parser import make_parser, positional, required
+from .common import (
+    Printing,
+    add_reading,
+    add_sampling,
+    answered,
+    open_model,
+    reading,
+    require_outside,
+    sampling_of,
+    tell_notes,
+)
+from .parser import make_parser, positional
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Printing):
     """What is purified, and how.
 
@@ -26,15 +35,15 @@ class Options(Printing):
     """
 
     model: str = positional()
-    data: str = required()
-    noise: float = required()
+    data: str
+    noise: float
     corrupt: str = "none"
     seed: int = 0
     batch_size: int = 256
     out: str = "purified.png"
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("purify", Options)
     add_reading(parser, limit=64)
     add_sampling(parser, 100, late=False)
@@ -76,9 +85,7 @@ def run(words: list[str]) -> int:
         "rms_to_clean_after": rms(made, dataset.x),
         "out": str(path),
     }
-    if given.json:
-        print(json.dumps(result))
-    else:
+    if not answered(given, result):
         print(
             f"{len(made)} purified items are in {path}: diffused to t = {purifier.t} (sigma_t/alpha_t = "
             f"{purifier.level:.3g}) and denoised in {purifier.evaluations} evaluations, moved by {result['moved_rms']:.3g} rms."
@@ -87,4 +94,3 @@ def run(words: list[str]) -> int:
             print(
                 f"Distance from the clean items: {result['rms_to_clean_before']:.3g} before, {result['rms_to_clean_after']:.3g} after (rms)."
             )
-    return 0

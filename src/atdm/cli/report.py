@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .common import Printing, add_reading, destination, numbers, reading_of_data, silent
+from .common import Printing, add_reading, answered, destination, numbers, reading_of_data, silent
 from .parser import make_parser, positional
 from .progress import jobs_bar
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Printing):
     """What is put side by side.
 
@@ -47,7 +46,7 @@ class Options(Printing):
     out: str = "report.html"
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("report", Options)
     add_reading(parser)
     given = parser.parse_args(words)
@@ -68,5 +67,5 @@ def run(words: list[str]) -> int:
     )
     with jobs_bar("report", silent(given)) as progress:
         result = sections.run(todo, out, progress)
-    print(json.dumps(result) if given.json else f"The report on {', '.join(result['models'])} is {out}.")
-    return 0
+    if not answered(given, result):
+        print(f"The report on {', '.join(result['models'])} is {out}.")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError, unknown
-from .common import Printing, destination, seeds_of, silent
+from .common import Printing, answered, destination, seeds_of, silent
 from .parser import make_parser, positional
 from .progress import jobs_bar
 
@@ -41,24 +40,22 @@ class Options(Printing):
     executor: str = "local"
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     from ..experiments import EXPERIMENTS, SCALES, entry, folder_of
     from ..experiments.runner.page import write_pages
 
-    parser = make_parser("reproduce", Options)
-    given = parser.parse_args(words)
+    given = make_parser("reproduce", Options).parse_args(words)
     pages = destination(given.pages) if given.pages else None
     if given.name is None and pages is not None:
         shown = write_pages(Path(given.out), pages)
-        print(json.dumps(shown) if given.json else f"{pages} shows {', '.join(shown)}.")
-        return 0
+        if not answered(given, shown):
+            print(f"{pages} shows {', '.join(shown)}.")
+        return
     if given.name is None:
-        if given.json:
-            print(json.dumps({name: e.summary for name, e in EXPERIMENTS.items()}))
-            return 0
-        width = max(map(len, EXPERIMENTS)) + 2
-        print("\n".join(f"{name:<{width}}{e.summary}" for name, e in EXPERIMENTS.items()))
-        return 0
+        summaries, width = {name: e.summary for name, e in EXPERIMENTS.items()}, max(map(len, EXPERIMENTS)) + 2
+        if not answered(given, summaries):
+            print("\n".join(f"{name:<{width}}{summary}" for name, summary in summaries.items()))
+        return
     names = [*EXPERIMENTS] if given.name == "all" else [given.name]
     entries = {name: entry(name) for name in names}
     if given.scale not in SCALES:
@@ -83,6 +80,4 @@ def run(words: list[str]) -> int:
             print(f"The report is {folder / 'report.html'}; figures and numbers.json are beside it.\n")
     if pages is not None:
         write_pages(out, pages)
-    if given.json:
-        print(json.dumps(numbers if given.name == "all" else numbers[given.name]))
-    return 0
+    answered(given, numbers if given.name == "all" else numbers[given.name])

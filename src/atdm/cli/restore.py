@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from ..errors import UserError
 from .common import (
     Printing,
     add_reading,
+    answered,
     destination,
     open_model,
     print_table,
@@ -19,11 +19,11 @@ from .common import (
     silent,
     tell_notes,
 )
-from .parser import make_parser, positional, required
-from .progress import preparing, progress_bar
+from .parser import make_parser, positional
+from .progress import following, preparing, progress_bar
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Printing):
     """What is restored, and with which model.
 
@@ -38,15 +38,15 @@ class Options(Printing):
     """
 
     data: str = positional()
-    model: str = required()
-    out: str = required()
+    model: str
+    out: str
     corrupt: str = "none"
     seed: int = 0
     compare: int = 0
     label: str | None = None
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("restore", Options)
     add_reading(parser)
     given = parser.parse_args(words)
@@ -73,23 +73,21 @@ def run(words: list[str]) -> int:
         source = Source(dataset.items, parts, given.seed, files=dataset.files)
         model = open_model(given, pixels=True).for_items(dataset.item_shape, given.model, given.data)
         truth = _truth(given, source)
-        look, work = (bar.add_task(name, total=len(source), note="") for name in ("looking", "restoring"))
-        stds = gauge(source, lambda done, total: bar.update(look, completed=done))
+        look, work = (following(bar, name, len(source)) for name in ("looking", "restoring"))
+        stds = gauge(source, look)
         about = {name: given[name] for name in ("data", "model", "corrupt", "seed")} | reading(given)
         about["checkpoint"] = model.hash
         found = Restoration(source, model, stds)
-        result = write(folder, found, dataset.files, about, truth, lambda done, total: bar.update(work, completed=done))
+        result = write(folder, found, dataset.files, about, truth, work)
     tell_notes(dataset.notes)
-    if given.json:
-        print(json.dumps({key: value for key, value in result.items() if key not in ("names", "stds")}))
-        return 0
+    if answered(given, {key: value for key, value in result.items() if key not in ("names", "stds")}):
+        return
     print_table(f"{given.data}: {result['restored']:,} of {result['items']:,} items restored", [*_rows(result)])
     if len(result["formats"]) > 1:
         print_table("by file format", result["formats"])
     if result.get("compared"):
         print_table("on the same noisy images, with the same estimated noise", result["compared"])
     print(f"The restored set is in {folder}, what was done to each item in {folder}/atdm-restore.")
-    return 0
 
 
 def _truth(given: Any, source: Any) -> Any:

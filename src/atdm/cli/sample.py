@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .common import Printing, add_sampling, is_main, open_model, require_outside_data_of, samples_of
+from .common import Printing, add_sampling, answered, is_main, open_model, require_outside_data_of, samples_of
 from .parser import make_parser, positional
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Printing):
     """What is sampled, and where it goes.
 
@@ -35,7 +34,7 @@ class Options(Printing):
     out: str = "samples.png"
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("sample", Options)
     add_sampling(parser, 250, "ddpm")
     given = parser.parse_args(words)
@@ -57,11 +56,8 @@ def run(words: list[str]) -> int:
     require_finite(drawn, "samples")
     if is_main():
         save_samples(drawn, target)
-    if given.json:
-        files = sorted(map(str, target.iterdir())) if target.is_dir() else [str(target)]
-        said = {"out": str(target), "files": files, "n": len(drawn), "item_shape": list(drawn.shape[1:])}
-        how = made.pop("sampling").as_dict()
-        print(json.dumps({**said, **made, **how, "model": given.model}))
-    else:
+    files = sorted(map(str, target.iterdir())) if target.is_dir() else [str(target)]
+    said = {"out": str(target), "files": files, "n": len(drawn), "item_shape": list(drawn.shape[1:])}
+    how = made.pop("sampling").as_dict()
+    if not answered(given, {**said, **made, **how, "model": given.model}):
         print(f"{len(drawn)} samples are in {target}.")
-    return 0

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, nearest
 from ..training.config import TrainConfig
-from .common import Printing, numbers, require_outside_data_of
+from .common import Printing, answered, numbers, require_outside_data_of
 from .parser import EXAMPLES, make_parser, positional, with_examples
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunOptions(Printing):
     """Curves of a run, above its samples.
 
@@ -41,24 +40,20 @@ class RadiusOptions(Printing):
     out: str = "ray.png"
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     what = words[0] if words else ""
     if what in ("-h", "--help"):
         usage = "usage: atdm show radius [options]\n       atdm show run RUN [options]\n\nEach has a --help of its own."
         print(with_examples(usage, [EXAMPLES["show radius"][0], EXAMPLES["show run"][0]]).rstrip())
-        return 0
+        return
     if what not in ("radius", "run"):
         raise UserError(f"Cannot show '{what}'. {nearest(what, ['radius', 'run'])}")
-    parser = make_parser(f"show {what}", RunOptions if what == "run" else RadiusOptions)
-    given = parser.parse_args(words[1:])
+    given = make_parser(f"show {what}", RunOptions if what == "run" else RadiusOptions).parse_args(words[1:])
     result = _radius(given) if what == "radius" else _run(given)
-    if given.json:
-        print(json.dumps(result))
-    else:
+    if not answered(given, result):
         print(f"Drawn in {result['out']}.")
         if what == "run":
             print(f"The samples in it are {result['samples']}." if result["samples"] else "There are no samples yet.")
-    return 0
 
 
 def _radius(given: Any) -> dict[str, Any]:

@@ -11,12 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-NAMES = (
-    "SIGINT",
-    "SIGTERM",
-    "SIGHUP",
-    "SIGUSR1",
-)  # Ctrl-C, kill, a closed terminal, and what schedulers are often set to send
+# Ctrl-C, kill, a closed terminal, and what schedulers are often set to send.
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 AGAIN = 1.0  # seconds within which a signal is the same wish: a launcher passes on what the terminal sent to all
 PARENT = "ATDM_PARENT"  # the process that started this one as one of several

@@ -15,7 +15,7 @@ from ..files import read_yaml
 from ..training.config import ObjectiveConfig, TrainConfig
 from ..training.recipes import recipe_file
 from ..training.versions import require_version
-from .common import Printing, is_main, print_table, silent, tell_notes
+from .common import Printing, answered, is_main, print_table, silent, tell_notes
 from .parser import make_parser, options_of, spell
 from .progress import note, preparing, progress_bar
 from .signals import STOP, Interrupted
@@ -88,7 +88,7 @@ class Options(Printing):
     dry_run: bool = False
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     parser = make_parser("train", Options)
     parser.add_argument("--config", action="config", help="a .yaml file, or the name of a recipe such as cifar10-cpu")
     parser.add_class_arguments(TrainConfig, fail_untyped=False)
@@ -103,7 +103,8 @@ def run(words: list[str]) -> int:
     from ..training.checkpoint import read_config
 
     if given.dry_run:
-        return _dry_run(config, given.json)
+        _dry_run(config, given.json)
+        return
     last = None
     try:
         with progress_bar(silent(given)) as bar:
@@ -134,9 +135,9 @@ def run(words: list[str]) -> int:
         }
         if config.metrics != "none" and done["step"] >= steps:
             done["metrics"] = f"{config.out}/metrics.json"
-        if given.json:
-            print(json.dumps(done))
-        elif STOP():
+        if answered(given, done):
+            return
+        if STOP():
             print(f"Stopped after step {done['step']} and saved; the same command goes on from there.")
         else:
             if "metrics" in done:
@@ -144,10 +145,9 @@ def run(words: list[str]) -> int:
             print(
                 f"The model is in {config.out}/model, a diffusers pipeline. Next: atdm evaluate {config.out}{_reference(config)}"
             )
-    return 130 if STOP() else 0
 
 
-def _dry_run(config: TrainConfig, as_json: bool) -> int:
+def _dry_run(config: TrainConfig, as_json: bool) -> None:
     """What would be trained, and what it costs."""
     from ..training.parts import build, estimate
 
@@ -159,7 +159,6 @@ def _dry_run(config: TrainConfig, as_json: bool) -> int:
     else:
         print(yaml.safe_dump(config.as_dict(), sort_keys=False))
         print_table("cost", [{"what": k, "value": v} for k, v in cost.items()])
-    return 0
 
 
 def _reference(config: TrainConfig) -> str:

@@ -175,11 +175,8 @@ class RankShare:
         x = batch.x.to(self.device, non_blocking=True)
         levels: list[Tensor | None] = [None] * self.settings.accumulate
         if loss.levels_from is not None:
-            levels = [
-                *self.levels(loss, x, batch.indices, batch.epochs)
-                .to(self.device, non_blocking=True)
-                .split(self.micro_size)
-            ]
+            known = self.levels(loss, x, batch.indices, batch.epochs).to(self.device, non_blocking=True)
+            levels = [*known.split(self.micro_size)]
         found, labels = [], self._labels(step)
         for i, (x0, items) in enumerate(zip(x.split(self.micro_size), self.mine.split(self.micro_size), strict=True)):
             begin = (i * self.world + self.rank) * self.micro_size

@@ -14,10 +14,9 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,8 +75,7 @@ def _measured(options: Options, progress: Callable[[str], None]) -> dict[str, An
     turn = max(1, round(TURN / _timed(loops["ddpm"], 2, device)[0]))
     perturbed = TWICE * auto.EVERY * -(-turn // auto.EVERY)  # perturbed steps come at random
     turns = dict.fromkeys(loops, turn) | dict.fromkeys((AUTO, HALF), perturbed)
-    times: dict[str, list[float]] = {name: [] for name in loops}
-    waits: dict[str, list[float]] = {name: [] for name in loops}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in loops}
     order, shuffle = list(loops), random.Random(0)
     longest = 0.0
     while len(times["ddpm"]) < MOST_ROUNDS:
@@ -86,20 +84,19 @@ def _measured(options: Options, progress: Callable[[str], None]) -> dict[str, An
             break
         shuffle.shuffle(order)  # no contestant always runs after the same other
         for name in order:
-            cost, wait = _timed(loops[name], turns[name], device)
-            times[name].append(cost)
-            waits[name].append(wait)
+            times[name].append(_timed(loops[name], turns[name], device))
         longest = max(longest, time.perf_counter() - since)
         progress(f"{len(times['ddpm'])} rounds")
     plain = times["ddpm"]
     passes = {name: objective.passes() for name, objective in objectives.items()}
-    ratios = {n: statistics.median(a / b for a, b in zip(t, plain, strict=True)) for n, t in times.items()}
+    ratios = {n: statistics.median(a / b for (a, _), (b, _) in zip(t, plain, strict=True)) for n, t in times.items()}
+    walls = {n: statistics.median(wall for _, wall in t) for n, t in times.items()}
     floors = {n: p.pop("floor_over_ddpm") for n, p in passes.items()}
     for costs in (ratios, floors):  # auto perturbs in the last part of the training only
         costs[AUTO] = 1 + (costs[AUTO] - 1) * (1 - auto.START)
     return {
         "ratio": ratios,
-        "samples_per_second": {n: options.batch_size / statistics.median(w) for n, w in waits.items()},
+        "samples_per_second": {n: options.batch_size / wall for n, wall in walls.items()},
         "peak_memory": sizes,
         "floor": floors,
         "passes": passes,
@@ -109,10 +106,8 @@ def _measured(options: Options, progress: Callable[[str], None]) -> dict[str, An
 
 def _objectives(process: Process, options: Options) -> dict[str, Loss]:
     """Ours, ``auto`` and, if asked for, the baselines that can learn from items of that shape."""
-    perturbation, r = (
-        Perturbation("l2", steps=1, kappa=math.inf),
-        auto.LENGTH / math.sqrt(math.prod(options.item_shape())),
-    )
+    perturbation = Perturbation("l2", steps=1, kappa=math.inf)
+    r = auto.LENGTH / math.sqrt(math.prod(options.item_shape()))
     objectives: dict[str, Loss] = {name: Objective(name, process) for name in KINDS}
     objectives[HALF] = Objective("robust_adv", process, every=2)
     objectives[AUTO] = Objective(
@@ -137,7 +132,7 @@ class _Loop:
     """An endless training loop, and the tensors it keeps from step to step."""
 
     steps: Iterator[Any]
-    kept: Callable[[], list[Tensor]]
+    kept: Callable[[], Iterable[Tensor]]
 
 
 def _loops(options: Options, objectives: dict[str, Loss], device: torch.device) -> dict[str, _Loop]:
@@ -157,19 +152,16 @@ def _loops(options: Options, objectives: dict[str, Loss], device: torch.device) 
         torch.manual_seed(0)
         return State.create(build_net(options.net, shape).to(device), settings)
 
-    loops = {}
-    for name, objective in objectives.items():
+    def loop(objective: Loss) -> _Loop:
         state = fresh()
-        loops[name] = _Loop(fit(objective, state, source, settings, alone()), partial(_kept_by, state))
+        return _Loop(fit(objective, state, source, settings, alone()), lambda: state.tensors().values())
+
+    loops = {name: loop(objective) for name, objective in objectives.items()}
     net = fresh().model
     if options.compile:
         net.compile()
     loops[EXAMPLE] = example(net, data, options.batch_size, alone())
     return loops
-
-
-def _kept_by(state: State) -> list[Tensor]:
-    return list(state.tensors().values())
 
 
 def example(net: nn.Module, data: Tensor, batch_size: int, accelerator: Accelerator) -> _Loop:

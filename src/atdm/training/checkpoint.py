@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -123,9 +123,7 @@ class Writer:
         self, run: Path, keep: int, written: Callable[[int, Path], None] = lambda step, checkpoint: None
     ) -> None:
         self.run, self.keep, self.written = run, keep, written
-        self._found: tuple[int, Path] | None = None
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self._writing: tuple[ThreadPoolExecutor, int, Future[Path]] | None = None
 
     def save(self, state: State) -> None:
         """Copy the state and begin to write it, once the checkpoint before it is written. Of a split one all processes take part.
@@ -135,27 +133,17 @@ class Writer:
         """
         self.wait()
         tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.tensors().items()}
-        # Not a daemon: Python waits for it at its end, whatever ends the training.
-        self._thread = threading.Thread(target=self._write, args=(tensors, state.step), name=f"checkpoint {state.step}")
-        self._thread.start()
+        # Python waits for it at its end, whatever ends the training.
+        thread = ThreadPoolExecutor(1, f"checkpoint {state.step}")
+        self._writing = thread, state.step, thread.submit(write, self.run, tensors, state.step, self.keep)
 
     def wait(self) -> None:
         """Until all is written; the errors are those of :meth:`save`."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
-        if self._found is not None:
-            found, self._found = self._found, None
-            self.written(*found)
-
-    def _write(self, tensors: dict[str, Tensor], step: int) -> None:
-        try:
-            self._found = step, write(self.run, tensors, step, self.keep)
-        except BaseException as problem:  # raised where the training waits for this thread
-            self._failure = problem
+        if self._writing is not None:
+            thread, step, checkpoint = self._writing
+            thread.shutdown()
+            self._writing = None
+            self.written(step, checkpoint.result())
 
 
 def write(run: Path, tensors: dict[str, Tensor], step: int, keep: int) -> Path:
@@ -227,8 +215,7 @@ def load(checkpoint: Path, state: State) -> None:
         Damaged: it cannot be read, or is not as it was written.
         UserError: it belongs to another network.
     """
-    step = _step(checkpoint)
-    tensors = _tensors(checkpoint)
+    step, tensors = _read(checkpoint)
     try:
         state.restore(tensors, step)
     except (KeyError, RuntimeError) as problem:
@@ -244,7 +231,7 @@ def load_weights(run: Path, model: nn.Module, part: Literal["ema", "model"]) -> 
     found = latest(run)
     if found is None:
         raise UserError(f"The run {run} has no checkpoint. Expected checkpoints/step-..., as atdm train writes them.")
-    step, weights = _step(found), _tensors(found, f"{part}.")
+    step, weights = _read(found, f"{part}.")
     try:
         model.load_state_dict({k[len(part) + 1 :]: v for k, v in weights.items()})
     except RuntimeError as problem:
@@ -252,18 +239,15 @@ def load_weights(run: Path, model: nn.Module, part: Literal["ema", "model"]) -> 
     return step
 
 
-def _step(checkpoint: Path) -> int:
+def _read(checkpoint: Path, prefix: str = "") -> tuple[int, dict[str, Tensor]]:
+    """The step of a checkpoint, and its tensors whose names begin with ``prefix``."""
     try:
         step = read_json(checkpoint / "state.json", {"step": int}, "what atdm train wrote")["step"]
     except UserError as problem:
         raise Damaged(f"The checkpoint {checkpoint} is damaged: {problem}") from problem
     if checkpoint.name != f"{STEP}{step:08d}":
         raise Damaged(f"The checkpoint {checkpoint} is damaged: its state.json is of step {step}.")
-    return int(step)
-
-
-def _tensors(checkpoint: Path, prefix: str = "") -> dict[str, torch.Tensor]:
     try:
-        return load_tensors(checkpoint / TENSORS, prefix)
+        return int(step), load_tensors(checkpoint / TENSORS, prefix)
     except FileNotFoundError as problem:
         raise Damaged(f"The checkpoint {checkpoint} is damaged: it has no {TENSORS}.") from problem

@@ -69,12 +69,8 @@ class Fingerprint:
     def save(self, run: Path, file: str = FILE) -> None:
         """Keep it in a run folder."""
         with atomic(run / file) as scratch:
-            np.savez(
-                scratch,
-                crc32=self.sums,
-                item_shape=np.array(self.item_shape),
-                classes=np.array(self.classes, dtype=str),
-            )
+            classes = np.array(self.classes, dtype=str)
+            np.savez(scratch, crc32=self.sums, item_shape=self.item_shape, classes=classes)
 
     def differs(self, now: Fingerprint) -> str | None:
         """What is different of data whose fingerprint is ``now``; None: nothing."""

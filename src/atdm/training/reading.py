@@ -48,10 +48,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 0:
             raise UserError(f"workers is {self.workers}. Expected an integer >= 0, or null.")
-        if self.workers is not None and self.workers > 16 * (
-            os.cpu_count() or 1
-        ):  # each is a process with a torch of its own
+        most = 16 * (os.cpu_count() or 1)  # each is a process with a torch of its own
+        if self.workers is not None and self.workers > most:
             raise UserError(
                 f"workers is {self.workers}, and this machine has {os.cpu_count()} cores. "
-                f"Expected at most {16 * (os.cpu_count() or 1)}, or null to let atdm choose."
+                f"Expected at most {most}, or null to let atdm choose."
             )

@@ -79,8 +79,7 @@ class _Rounds:
     def of(cls, share: RankShare, loss: Sfbd) -> _Rounds:
         still, found = replace(share.source, flip=False), []
         for indices in torch.arange(len(still)).split(AT_ONCE):
-            epochs = torch.zeros_like(indices)
-            found.append(share.levels(loss, still.batch(indices, epochs), indices, epochs))
+            found.append(share.levels(loss, still[indices], indices, torch.zeros_like(indices)))
         stds = torch.cat(found)
         noisy = torch.nonzero(stds > 0)[:, 0]
         size = 8.0 * len(noisy) * math.prod(still.item_shape)
@@ -120,7 +119,7 @@ class _Rounds:
                 found[0, rows] = backward(
                     state.ema,
                     self.loss.process,
-                    source.batch(indices, torch.zeros_like(indices)).to(share.device),
+                    source[indices].to(share.device),
                     self.stds[rows],
                     evaluations=self.loss.evaluations,
                     generator=generator_of("cpu", share.settings.seed, "backward", number, start),
@@ -150,7 +149,7 @@ class _Renewed:
         return len(self.source)
 
     def __getitem__(self, indices: Int[Tensor, "b"]) -> Float[Tensor, "b *item"]:
-        x, rows = self.source.batch(indices, torch.zeros_like(indices)), self.rows[indices]
+        x, rows = self.source[indices], self.rows[indices]
         replaced = rows >= 0
         x[replaced] = self.instead[rows[replaced]]
         return x

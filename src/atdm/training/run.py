@@ -7,9 +7,10 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -91,31 +92,11 @@ def train(
         # Closed before the folder is given up: what is being written is then whole.
         with (
             _logging(tracking if main else None, parts.config, state.step, callbacks) as listeners,
-            closing(_work(config, parts, state, spaces, accelerator, stop, notify, listeners)) as steps,
+            closing(_Run(config, parts, state, spaces, accelerator, stop, notify, listeners).work()) as steps,
         ):
             for step in steps:
                 hold.beat()
                 yield step
-
-
-def _work(
-    config: TrainConfig,
-    parts: Parts,
-    state: State,
-    spaces: list[metrics.Features],
-    accelerator: Accelerator,
-    stop: Callable[[], bool],
-    notify: Callable[[str], None],
-    callbacks: Sequence[Callback],
-) -> Generator[Step, None, None]:
-    """The steps that are left and what follows them, with as many threads as they are worth."""
-    each = config.batch_size // (config.accumulate * accelerator.num_processes)
-    with worth(parts.net, tuple(parts.source.item_shape), each, config.threads) as note:
-        for sentence in filter(None, (note, _precision(config, parts.net, accelerator.device))):
-            notify(sentence)
-        yield from _steps(config, parts, state, accelerator, stop, callbacks)
-        if state.step == config.steps and not anyone(accelerator, stop()):
-            _finish(config, parts, state, spaces, accelerator, notify, callbacks)
 
 
 def _restore(folder: Path, state: State, steps: int, notify: Callable[[str], None]) -> None:
@@ -133,11 +114,8 @@ def _logging(
     if tracking is None:
         yield others
         return
-    with ExitStack() as stack:
-        log = Log(Path(config.out), done)
-        stack.callback(log.close)
-        tracked = trackers.Trackers(tracking, Path(config.out), config.hyperparameters(), done)
-        stack.callback(tracked.close)
+    folder, options = Path(config.out), config.hyperparameters()
+    with closing(Log(folder, done)) as log, closing(trackers.Trackers(tracking, folder, options, done)) as tracked:
         yield [log, tracked, *others]
 
 
@@ -194,128 +172,144 @@ def _begin(config: TrainConfig, folder: Path, parts: Parts, data: dict[str, Fing
             fingerprint.save(folder, file)
 
 
-def _steps(
-    config: TrainConfig,
-    parts: Parts,
-    state: State,
-    accelerator: Accelerator,
-    stop: Callable[[], bool],
-    callbacks: Sequence[Callback],
-) -> Iterator[Step]:
-    """The steps that are still to be made, logged and saved."""
-    folder, main = Path(config.out), accelerator.is_main_process
+@dataclass(frozen=True)
+class _Run:
+    """What is left of a run whose folder is ready.
 
-    def written(step: int, path: Path) -> None:
+    Args:
+        config: with as many steps as its epochs make.
+        spaces: in which samples are measured after training.
+        stop, notify, callbacks: as of :func:`train`; the log and the trackers are among the last.
+    """
+
+    config: TrainConfig
+    parts: Parts
+    state: State
+    spaces: list[metrics.Features]
+    accelerator: Accelerator
+    stop: Callable[[], bool]
+    notify: Callable[[str], None]
+    callbacks: Sequence[Callback]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.out)
+
+    def work(self) -> Generator[Step, None, None]:
+        """The steps that are left and what follows them, with as many threads as they are worth."""
+        config, parts, device = self.config, self.parts, self.accelerator.device
+        each = config.batch_size // (config.accumulate * self.accelerator.num_processes)
+        with worth(parts.net, tuple(parts.source.item_shape), each, config.threads) as note:
+            for sentence in filter(None, (note, _precision(config, parts.net, device))):
+                self.notify(sentence)
+            yield from self._steps()
+            if self.state.step == config.steps and not self._stopped():
+                self._finish()
+
+    def _stopped(self) -> bool:
+        return anyone(self.accelerator, self.stop())
+
+    def _draw(self, stop: Callable[[], bool]) -> None:
+        save_grid(self.folder, self.parts, self.state, self.accelerator.device, stop, self.callbacks)
+
+    def _draws(self) -> bool:
+        step, every = self.state.step, self.config.sample_every
+        return bool(every) and step > 0 and step % every == 0
+
+    def _written(self, step: int, path: Path) -> None:
         LOG.info("saved %s", path)
-        for each in callbacks:
+        for each in self.callbacks:
             each.on_save(step, path)
 
-    writer, saved = checkpoint.Writer(folder, config.keep, written), state.step
-    waits = any(type(each).on_save is not Callback.on_save for each in callbacks)  # they hear of it in its step
+    def _steps(self) -> Iterator[Step]:
+        """The steps that are still to be made, logged and saved."""
+        config, state, main = self.config, self.state, self.accelerator.is_main_process
+        writer, saved = checkpoint.Writer(self.folder, config.keep, self._written), state.step
+        # They hear of it in its step.
+        waits = any(type(each).on_save is not Callback.on_save for each in self.callbacks)
 
-    def save(whole: bool) -> int:
-        if saved < state.step:
-            state.gather(accelerator)
-            if main:
-                writer.save(state)
-            elif config.shard:
-                state.tensors(keep=False)
-        if whole or waits:
-            writer.wait()
-        return state.step
-
-    def draws(step: int) -> bool:
-        return bool(config.sample_every) and step > 0 and step % config.sample_every == 0
-
-    try:
-        if main and draws(state.step) and not grid_file(folder, state.step).is_file():
-            save_grid(folder, parts, state, accelerator.device, stop, callbacks)  # killed before it was drawn
-        # As many in every process.
-        stepwise = [each for each in callbacks if type(each).on_step is not Callback.on_step]
-        for step in fit(parts.objective, state, parts.source, parts.config, accelerator, config.workers, stepwise):
-            last = step.index == config.steps
-            if main and (step.index % config.log_every == 0 or last):
-                scalars = step.summary()
-                for each in callbacks:
-                    each.on_log(step, scalars)
-            ending = anyone(accelerator, stop()) or step.stop
-            if ending or last or step.index % config.save_every == 0:
-                saved = save(ending or last)
-            if draws(step.index) and not ending:
+        def save(whole: bool) -> int:
+            if saved < state.step:
+                state.gather(self.accelerator)
                 if main:
-                    save_grid(folder, parts, state, accelerator.device, stop, callbacks)
-                if ending := anyone(accelerator, stop()):
-                    saved = save(True)
-            yield step
-            if ending:
-                return
-    except Diverged as problem:
-        writer.wait()
-        raise Diverged(f"{problem} The last good checkpoint is of step {saved}.") from problem
-    finally:
-        writer.wait()
+                    writer.save(state)
+                elif config.shard:
+                    state.tensors(keep=False)
+            if whole or waits:
+                writer.wait()
+            return state.step
 
+        try:
+            if main and self._draws() and not grid_file(self.folder, state.step).is_file():
+                self._draw(self.stop)  # killed before it was drawn
+            # As many in every process.
+            stepwise = [each for each in self.callbacks if type(each).on_step is not Callback.on_step]
+            source, objective = self.parts.source, self.parts.objective
+            for step in fit(objective, state, source, self.parts.config, self.accelerator, config.workers, stepwise):
+                last = step.index == config.steps
+                if main and (step.index % config.log_every == 0 or last):
+                    scalars = step.summary()
+                    for each in self.callbacks:
+                        each.on_log(step, scalars)
+                ending = self._stopped() or step.stop
+                if ending or last or step.index % config.save_every == 0:
+                    saved = save(ending or last)
+                if self._draws() and not ending:
+                    if main:
+                        self._draw(self.stop)
+                    if ending := self._stopped():
+                        saved = save(True)
+                yield step
+                if ending:
+                    return
+        except Diverged as problem:
+            writer.wait()
+            raise Diverged(f"{problem} The last good checkpoint is of step {saved}.") from problem
+        finally:
+            writer.wait()
 
-def _finish(
-    config: TrainConfig,
-    parts: Parts,
-    state: State,
-    spaces: list[metrics.Features],
-    accelerator: Accelerator,
-    notify: Callable[[str], None],
-    callbacks: Sequence[Callback],
-) -> None:
-    """What follows the last step: the pipeline, a grid of samples, and numbers, with a warning where they rank nothing."""
-    folder, main = Path(config.out), accelerator.is_main_process
-    trained = {k: whole(v) for k, v in state.ema.state_dict().items()} if config.shard else {}
-    if main and config.shard:
-        parts.net.load_state_dict(trained)
-        notify(f"Exporting the whole model to {folder / 'model'}; atdm sample draws from it.")
-        parts.model(parts.net).save_pretrained(folder / "model")
-        LOG.info("exported %s", folder / "model")
-    elif main:
-        state.ema.eval()
-        notify(f"Exporting the model to {folder / 'model'} and drawing samples.")
-        parts.model(state.ema).save_pretrained(folder / "model")
-        LOG.info("exported %s", folder / "model")
-        save_grid(folder, parts, state, accelerator.device, lambda: False, callbacks)
-    if config.metrics != "none":
-        notify(f"Drawing and measuring {config.metrics_samples} samples.")
-        kind = metrics.ReferenceSet
-        corrupted = config.corrupt != "none"
-        against = kind.trusted(parts.trusted) if parts.trusted else kind.of(parts.dataset, corrupted)
-        rows = _measure(config, parts, state, spaces, accelerator, against)
+    def _finish(self) -> None:
+        """What follows the last step: the pipeline, a grid of samples, and numbers, with a warning where they rank nothing."""
+        config, parts, ema, target = self.config, self.parts, self.state.ema, self.folder / "model"
+        trained = {k: whole(v) for k, v in ema.state_dict().items()} if config.shard else {}
+        if self.accelerator.is_main_process:
+            if config.shard:
+                parts.net.load_state_dict(trained)
+                self.notify(f"Exporting the whole model to {target}; atdm sample draws from it.")
+            else:
+                self.notify(f"Exporting the model to {target} and drawing samples.")
+            parts.model(parts.net if config.shard else ema).save_pretrained(target)
+            LOG.info("exported %s", target)
+            if not config.shard:
+                self._draw(lambda: False)
+        if config.metrics != "none":
+            self._measure()
+        self.accelerator.wait_for_everyone()
+
+    def _measure(self) -> None:
+        """Write what ``atdm evaluate`` measures, with its sampler, steps and seed; all processes take part."""
+        config, parts, kind = self.config, self.parts, metrics.ReferenceSet
+        self.notify(f"Drawing and measuring {config.metrics_samples} samples.")
+        against = kind.trusted(parts.trusted) if parts.trusted else kind.of(parts.dataset, config.corrupt != "none")
+        model = parts.model(self.state.ema)
+        sampling = model.sampling(Sampling(steps=min(250, model.process.steps)), "ddpm")
+        drawn = model.sample(config.metrics_samples, sampling, seed=0, batch_size=256, accelerator=self.accelerator)
+        truth = parts.dataset.truth
+        provenance = metrics.Provenance(
+            len(drawn),
+            **against.as_dict(),
+            model=config.out,
+            checkpoint=model.hash,
+            weights="ema",
+            sampling=sampling,
+            last_ratio=sampling.last_ratio(model.process),
+            seed=0,
+        )
+        scores = metrics.score_errors(model, truth)
+        scores += metrics.measure(drawn, against.items, truth, self.spaces, accelerator=self.accelerator)
+        rows = [metrics.Result(score, provenance).as_dict() for score in scores]
         if against.warning:
-            notify(against.warning)
-        if main:
-            with atomic(folder / "metrics.json") as scratch:
+            self.notify(against.warning)
+        if self.accelerator.is_main_process:
+            with atomic(self.folder / "metrics.json") as scratch:
                 scratch.write_text(json.dumps({"rows": rows, "summary": metrics.over_seeds(rows)}, indent=1))
-    accelerator.wait_for_everyone()
-
-
-def _measure(
-    config: TrainConfig,
-    parts: Parts,
-    state: State,
-    spaces: list[metrics.Features],
-    accelerator: Any,
-    against: metrics.ReferenceSet,
-) -> list[dict[str, Any]]:
-    """Rows of what ``atdm evaluate`` measures, with its sampler, steps and seed; all processes take part."""
-    model = parts.model(state.ema)
-    sampling = model.sampling(Sampling(steps=min(250, model.process.steps)), "ddpm")
-    drawn = model.sample(config.metrics_samples, sampling, seed=0, batch_size=256, accelerator=accelerator)
-    truth = parts.dataset.truth
-    provenance = metrics.Provenance(
-        len(drawn),
-        **against.as_dict(),
-        model=config.out,
-        checkpoint=model.hash,
-        weights="ema",
-        sampling=sampling,
-        last_ratio=sampling.last_ratio(model.process),
-        seed=0,
-    )
-    scores = metrics.score_errors(model, truth)
-    scores += metrics.measure(drawn, against.items, truth, spaces, accelerator=accelerator)
-    return [metrics.Result(score, provenance).as_dict() for score in scores]

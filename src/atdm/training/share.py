@@ -14,7 +14,6 @@ import yaml
 from .. import __version__, hub
 from ..corruption import Truth
 from ..data import DATASETS, PATHS, is_streamed
-from ..diffusion.latent import Latents
 from ..diffusion.model import Model
 from ..diffusion.schedulers import NATIVE
 from ..errors import UserError, first_line, unknown
@@ -24,6 +23,7 @@ from ..nets import count_parameters
 from ..objective import KINDS
 from ..text import code, markdown, one_line, without_folders
 from . import checkpoint
+from .pictures import grid_file
 
 WEIGHTS = ("ema", "raw")
 # What is a number's own, and what all numbers of a card share, for they are of its weights.
@@ -62,24 +62,24 @@ def export(
     model: Any = Model.from_pretrained(run)
     process, shape = model.process, model.net_shape
     step = checkpoint.load_weights(run, model.net, "ema" if weights == "ema" else "model")
-    rows = _rows(run, numbers)
+    rows = read_rows(numbers or run) if numbers or (run / "metrics.json").is_file() else []
     fitting = [row for row in rows if row.get("checkpoint") == model.hash]
-    picture = _picture(run, step) if weights == "ema" else None
+    picture = grid_file(run, step)
+    pictured = weights == "ema" and picture.is_file()
     with atomic(out) as scratch:
         model.write(scratch)
-        if picture:
+        if pictured:
             (scratch / "samples.png").write_bytes(picture.read_bytes())
         card = _card(
             front=_front(config, licence, stock=len(shape) == 3),
             title=markdown(name.partition("/")[2] or out.name),
             lead=_lead(config, len(shape) == 3),
-            picture="samples.png" if picture else None,
+            picture="samples.png" if pictured else None,
             stock=len(shape) == 3 and process.prediction in NATIVE[process.family],
             family=process.family,
             opens=model.pipeline_class,
-            latent=model.latents is not None,
+            latents=model.latents,
             **_drawing(model),
-            decoding=_decoding(model.latents),
             prediction=process.prediction,
             imported=_imported(model.net),
             where=json.dumps(one_line(name or out.name), ensure_ascii=False),
@@ -189,13 +189,6 @@ def _drawing(model: Model) -> dict[str, Any]:
     return {"labels": labels, "classes": shown, "no_class": len(names), "by_hand": by_hand}
 
 
-def _decoding(latents: Latents | None) -> str:
-    """What the autoencoder is to decode, in terms of ``latents``."""
-    if latents is None:
-        return ""
-    return f"latents / {latents.scale:g}" + (f" + {latents.shift:g}" if latents.shift else "")
-
-
 def _front(config: Mapping[str, Any], licence: str, stock: bool) -> str:
     """The YAML that the Hub reads."""
     front: dict[str, Any] = {"license": licence, "library_name": "diffusers"}
@@ -281,17 +274,6 @@ def _public(spec: str, model: bool = False) -> str:
 
 def _option(spec: str, key: str) -> str:
     return dict(part.split("=", 1) for part in spec.partition(":")[2].split(","))[key]
-
-
-def _picture(run: Path, step: int) -> Path | None:
-    found = run / "samples" / f"step-{step:08d}.png"
-    return found if found.is_file() else None
-
-
-def _rows(run: Path, numbers: Path | None) -> list[dict[str, Any]]:
-    if numbers is None and not (run / "metrics.json").is_file():
-        return []
-    return read_rows(numbers or run)
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -100,17 +100,14 @@ class State:
         """Take over the tensors of :meth:`tensors`, saved after ``step`` optimizer steps."""
         for part, module in (("model.", self.model), ("ema.", self.ema)):
             load_whole(module, {k[len(part) :]: v for k, v in named.items() if k.startswith(part)})
-        for name, parameter in self.model.named_parameters():
-            keys = [k.split(".")[1] for k in named if k.startswith("optimizer.") and k.split(".", 2)[2] == name]
-            if keys:
-                saved = {key: named[f"optimizer.{key}.{name}"] for key in keys}
-                self.optimizer.state[parameter] = {
-                    # In the memory format of the parameter, as the optimizer itself makes them.
-                    key: v.clone()
-                    if key == "step"
-                    else torch.empty_like(parameter, requires_grad=False).copy_(split_like(v, parameter))
-                    for key, v in saved.items()
-                }
+        parameters = dict(self.model.named_parameters())
+        for entry in (k for k in named if k.startswith("optimizer.")):
+            _, key, name = entry.split(".", 2)
+            value = named[entry].clone()
+            if key != "step":  # in the memory format of the parameter, as the optimizer itself makes them
+                empty = torch.empty_like(parameters[name], requires_grad=False)
+                value = empty.copy_(split_like(named[entry], empty))
+            self.optimizer.state[parameters[name]][key] = value
         positions = {k.removeprefix("stream."): v for k, v in named.items() if k.startswith("stream.")}
         self.positions = {int(k): bytes(v.tolist()).decode() for k, v in positions.items()}
         self.step, self.denoised = step, named.get("denoised")

@@ -81,7 +81,8 @@ class Trackers(Callback):
                         f"The tracker {name} cannot start: {cause(problem) or first_line(problem)}. Expected another --log_with, or what it asks for."
                     ) from problem
                 self._lose(name, problem)
-        ids = {name: _id(name, tracker) for name, tracker in self.open.items() if name != "tensorboard"}
+        runs = {name: each.tracker for name, each in self.open.items() if name != "tensorboard"}
+        ids = {name: str(run.id if name == "wandb" else run.info.run_id) for name, run in runs.items()}
         if ids:
             with atomic(file) as scratch:
                 scratch.write_text(json.dumps(known | ids), encoding="utf-8")
@@ -134,10 +135,6 @@ def _start(name: str, folder: Path, known: str | None, done: int) -> Any:
         tracker = tracking.MLflowTracker(PROJECT, run_name=folder.name, run_id=known)
     tracker.start()
     return tracker
-
-
-def _id(name: str, tracker: Any) -> str:
-    return str(tracker.tracker.id if name == "wandb" else tracker.tracker.info.run_id)
 
 
 def _show(name: str, tracker: Any, step: int, path: Path) -> None:

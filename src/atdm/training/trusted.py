@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..data import Dataset, load
 from ..data.decode import Progress
@@ -70,8 +68,8 @@ def said_of(data: Dataset, found: Dataset) -> tuple[str, ...]:
     Raises:
         UserError: they hold all the data, under whatever name: nothing is left that nobody vouches for.
     """
-    shared = _among(_sums(found), _sums(data)).sum()
-    if shared and len(data.items) <= len(found.items) and _among(_sums(data), _sums(found)).all():
+    shared = np.isin(_sums(found), _sums(data)).sum()
+    if shared and len(data.items) <= len(found.items) and np.isin(_sums(data), _sums(found)).all():
         raise UserError(
             f"The data {data.spec} are all among the trusted images {found.spec}. Expected trusted images apart from those "
             "that nobody vouches for: a folder of their own, outside the data."
@@ -93,7 +91,7 @@ def reference_for(run: Path, config: Mapping[str, Any], dataset: Dataset) -> Ref
     before = Fingerprint.load(run) if config.get("corrupt") == "none" else None
     classes = dataset.classes if config.get("class_labels") and dataset.labelled is not None else None
     now = None if before is None else Fingerprint.of(dataset, classes)
-    if before is not None and now is not None and _among(before.sums, now.sums).mean() > 0.5:
+    if before is not None and now is not None and np.isin(before.sums, now.sums).mean() > 0.5:
         return ReferenceSet.of(dataset, corrupted=False)
     return ReferenceSet.trusted(dataset)
 
@@ -101,10 +99,6 @@ def reference_for(run: Path, config: Mapping[str, Any], dataset: Dataset) -> Ref
 def _sums(dataset: Dataset) -> np.ndarray:
     found = Fingerprint.of(dataset)
     return Sums.of(every(dataset.items).numpy()).values if found is None else found.sums
-
-
-def _among(items: np.ndarray, others: np.ndarray) -> np.ndarray:
-    return np.isin(items, others)
 
 
 def of_run(run: Path, config: Mapping[str, Any]) -> Dataset | None:
@@ -123,20 +117,6 @@ def of_run(run: Path, config: Mapping[str, Any]) -> Dataset | None:
             "Expected the same, or --reference FOLDER."
         )
     return found
-
-
-@dataclass(frozen=True)
-class _FirstEpoch:
-    """The items of a source as of epoch 0, by index."""
-
-    source: Source
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, indices: Tensor) -> Tensor:
-        return self.source.batch(indices, torch.zeros_like(indices))
 
 
 def levels_of(source: Source, run: Path | None, progress: Progress | None = None) -> Levels:
@@ -165,10 +145,10 @@ def levels_of(source: Source, run: Path | None, progress: Progress | None = None
                 "Expected the data that the run began with, or another --out."
             )
         return found
-    prepared = source.prepared()
-    indices = torch.arange(others, len(source))
-    trusted = prepared.batch(indices, torch.zeros_like(indices))
-    return least_levels(_FirstEpoch(prepared, others), trusted, source.seed, progress)
+    prepared: Any = source.prepared()
+    untrusted: Any = torch.arange(others)
+    trusted = prepared[torch.arange(others, len(source))]
+    return least_levels(torch.utils.data.Subset(prepared, untrusted), trusted, source.seed, progress)
 
 
 def only_noise(source: Source, found: Levels) -> bool:

@@ -81,11 +81,11 @@ class Update:
         return terms, norm
 
     def _gradients(self, loss_of: Loss, micro_batches: Sequence[MicroBatch], draws: Draws, seed: int) -> Terms:
-        if not self.compiled:
-            return self._backward(loss_of, micro_batches, draws, seed)
         try:
             return self._backward(loss_of, micro_batches, draws, seed)
         except Exception as problem:  # compilers fail in many ways, and some only when a new shape comes
+            if not self.compiled:
+                raise
             warnings.warn(
                 f"torch.compile cannot compile this network here ({first_line(problem)[:200]}); training goes on without it.",
                 stacklevel=2,
