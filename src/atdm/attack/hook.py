@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..diffusion.process import States
 from ..diffusion.sampling import Solver
-from ..errors import UserError, unknown
+from ..errors import UserError, expect, unknown
 from .goals import Goal
 from .search import Found, Search
 
@@ -84,8 +84,7 @@ class TrajectoryAttack:
     ) -> None:
         if through not in THROUGH:
             raise unknown("way through the sampler", through, THROUGH)
-        if not budget >= 0:
-            raise UserError(f"The budget of the attack is {budget}. Expected a number >= 0, in noise units.")
+        expect(budget >= 0, "The budget of the attack", budget, "a number >= 0, in noise units")
         if through == "rest" and goal.sees != "image":
             raise UserError(
                 "An attack through the rest of the sampler needs a goal that sees the image; this one sees the "

@@ -24,7 +24,7 @@ from ..data.items import Items
 from ..diffusion.model import Model
 from ..diffusion.process import Process
 from ..diffusion.sampling import evaluating
-from ..errors import UserError
+from ..errors import UserError, expect
 from ..nets.passes import frozen
 from . import Search
 
@@ -53,12 +53,8 @@ class Poison:
     label: str | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise UserError(f"share of the poison is {self.share}. Expected a number from 0 to 1.")
-        if not 0 < self.radius <= 2:
-            raise UserError(
-                f"radius of the poison is {self.radius}. Expected a number above 0 and up to 2, data units."
-            )
+        expect(0 <= self.share <= 1, "share of the poison", self.share, "a number from 0 to 1")
+        expect(0 < self.radius <= 2, "radius of the poison", self.radius, "a number above 0 and up to 2, data units")
         if self.label == "all":
             raise UserError("The poison is made against one class, or none. Expected a label by name or number.")
         if self.steps < 0 or self.draws < 1:

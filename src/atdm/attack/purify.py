@@ -21,7 +21,7 @@ from ..diffusion.process import Process, States
 from ..diffusion.sampling import evaluating, generators, open_solver
 from ..diffusion.solver import Solver
 from ..diffusion.steps import Sampling, asked
-from ..errors import UserError
+from ..errors import UserError, expect
 from . import Finding, Search
 
 
@@ -58,10 +58,7 @@ class Purifier(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        if not noise > 0:
-            raise UserError(
-                f"The noise of the purifier is {noise}. Expected a level sigma_t/alpha_t > 0, in data units."
-            )
+        expect(noise > 0, "The noise of the purifier", noise, "a level sigma_t/alpha_t > 0, in data units")
         if not isinstance(model, Model):
             if process is None:
                 raise UserError("The purifier has a network without its process. Expected a Model, or both.")

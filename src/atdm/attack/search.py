@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..diffusion.process import PerItem, States, per_item
-from ..errors import UserError
+from ..errors import expect
 from ..objective.perturb import Ball, Perturbation
 
 
@@ -68,8 +68,7 @@ class Search:
     def __post_init__(self) -> None:
         Perturbation(self.norm, self.steps, self.kappa)
         for name in ("restarts", "draws"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} of the attack is {getattr(self, name)}. Expected an integer >= 1.")
+            expect(getattr(self, name) >= 1, f"{name} of the attack", getattr(self, name), "an integer >= 1")
 
     @property
     def ball(self) -> Ball:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, unknown
+from ..errors import UserError, expect, unknown
 from ..nets import call
 from .process import States
 
@@ -40,8 +40,7 @@ def drop_conditioning(
     Raises:
         UserError: a probability outside [0, 1], tensors of different length, or one without its ``null``.
     """
-    if not 0 <= probability <= 1:
-        raise UserError(f"The probability of dropping the conditioning is {probability}. Expected a number in [0, 1].")
+    expect(0 <= probability <= 1, "The probability of dropping the conditioning", probability, "a number in [0, 1]")
     for name in conditioning:
         if name not in null:
             raise unknown("null conditioning", name, null)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from ..errors import UserError, unknown
+from ..errors import UserError, expect, unknown
 from .predictions import PREDICTIONS, require_levels
 
 # Shapes: items, states or noise; a number for each item; the timestep of each item.
@@ -104,8 +104,7 @@ class Process:
         Raises:
             UserError: a shift that is not positive, or a prediction that says nothing about x_0 at s = 1.
         """
-        if not shift > 0:
-            raise UserError(f"The shift of the flow is {shift}. Expected a number > 0, such as 1 or 3.")
+        expect(shift > 0, "The shift of the flow", shift, "a number > 0, such as 1 or 3")
         _require_steps(steps)
         s = torch.arange(1, steps + 1, dtype=torch.float64) / steps
         s = shift * s / (1 + (shift - 1) * s)
@@ -159,8 +158,7 @@ class Process:
         c_in = (sigma.square() + sigma_data**2).rsqrt()
         middles = (sigma.log()[1:] + sigma.log()[:-1]) / 2
         below = torch.special.ndtr((middles - p_mean) / p_std)
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        chances = torch.cat([ends[:1], below, ends[1:]]).diff()
+        chances = below.diff(prepend=below.new_zeros(1), append=below.new_ones(1))
         schedule = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho, "sigma_data": sigma_data}
         return cls(
             c_in.float(),

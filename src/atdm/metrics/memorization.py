@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, expect
 from ..spec import build
 from .features import Features, FeatureSpace
 from .measure import FEATURES
@@ -98,8 +98,7 @@ def memorization(
         )
     if min(len(samples), len(train), len(held_out)) < 2:
         raise UserError("Expected two or more samples, training items and held-out items.")
-    if not 0 < quantile < 1:
-        raise UserError(f"The quantile of the background is {quantile}. Expected a number between 0 and 1.")
+    expect(0 < quantile < 1, "The quantile of the background", quantile, "a number between 0 and 1")
     space = (build("feature space", features, FEATURES) if isinstance(features, str) else features).fit(train)
     points = _features(space, train)
     mean = points.mean(0) if centre else torch.zeros(points.shape[1], dtype=points.dtype)

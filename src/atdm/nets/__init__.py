@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import hub, memory, spec
-from ..errors import UserError, first_line
+from ..errors import UserError, expect, first_line
 from ..files import require_sealed
 from .checks import halvings, quiet, require_size, require_weights, try_out, variant
 from .unet import MOST_LAYERS, CelebA64UNet, Cifar10UNet, DigitsUNet, TinyUNet
@@ -51,8 +51,7 @@ class Perceptron:
                 f"The MLP has width {self.width} and depth {self.depth}. "
                 f"Expected a width of at least 2 and a depth from 1 to {MOST_LAYERS}."
             )
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"The dropout of the network is {self.dropout}. Expected a number in [0, 1).")
+        expect(0 <= self.dropout < 1, "The dropout of the network", self.dropout, "a number in [0, 1)")
 
         from .mlp import MLP
 

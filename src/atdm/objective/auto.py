@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .. import spec
-from ..errors import UserError
+from ..errors import UserError, expect
 from ..noise import Gauge
 from ..noise.estimate import by_patches
 from .perturb import RADII, WEIGHTS, Perturbation
@@ -106,8 +106,7 @@ def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0)
     Raises:
         UserError: a weight that is not positive.
     """
-    if not 0 < k < math.inf:
-        raise UserError(f"The k of objective auto is {k:g}. Expected a positive weight, such as {K:g}.")
+    expect(0 < k < math.inf, "The k of objective auto", f"{k:g}", f"a positive weight, such as {K:g}")
     if len(x) < FEWEST:
         return {"name": "ddpm"}
     std, d = max(quiet_std(x[:ITEMS]), hidden), math.prod(x.shape[1:])

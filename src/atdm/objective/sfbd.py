@@ -7,7 +7,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from ..diffusion.process import PerItem, States, Timesteps
-from ..errors import UserError
+from ..errors import UserError, expect
 from ..noise.filters import THIN
 from .terms import Baseline, Draws, LevelsFrom, Predict, Terms
 
@@ -36,14 +36,10 @@ class Sfbd(Baseline):
     known: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.pretrain < 1:
-            raise UserError(
-                f"pretrain is {self.pretrain:g}. Expected a share of the training in (0, 1), such as 0.5: sfbd begins on "
-                "trusted items alone."
-            )
+        share = "a share of the training in (0, 1), such as 0.5: sfbd begins on trusted items alone"
+        expect(0 < self.pretrain < 1, "pretrain", f"{self.pretrain:g}", share)
         for name, low in (("rounds", 1), ("evaluations", 2)):
-            if getattr(self, name) < low:
-                raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
+            expect(getattr(self, name) >= low, name, getattr(self, name), f"an integer >= {low}")
 
     @property
     def levels_from(self) -> LevelsFrom:  # type: ignore[override]
