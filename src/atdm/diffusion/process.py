@@ -83,7 +83,7 @@ class Process:
             )
         betas = torch.linspace(beta_start * scale, beta_end * scale, steps, dtype=torch.float64)
         schedule = {"beta_schedule": "linear", "beta_start": beta_start * scale, "beta_end": beta_end * scale}
-        return cls._from_betas(betas, prediction, schedule)
+        return cls._from_abar(torch.cumprod(1 - betas, 0), prediction, schedule)
 
     @classmethod
     def cosine(cls, steps: int = 1000, prediction: str = "epsilon") -> Process:
@@ -92,7 +92,7 @@ class Process:
         u = torch.arange(steps + 1, dtype=torch.float64) / steps
         abar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
-        return cls._from_betas(betas, prediction, {"beta_schedule": "squaredcos_cap_v2"})
+        return cls._from_abar(torch.cumprod(1 - betas, 0), prediction, {"beta_schedule": "squaredcos_cap_v2"})
 
     @classmethod
     def flow(cls, steps: int = 1000, shift: float = 1.0, prediction: str = "flow") -> Process:
@@ -210,10 +210,6 @@ class Process:
         if (kind := str(config.get("variance_type", ""))).startswith("fixed"):  # learned ones are not sampled from
             schedule["variance_type"] = kind.replace("large_log", "large")  # of the log diffusers takes the root
         return cls._from_abar(abar.double(), str(config.get("prediction_type", "epsilon")), schedule)
-
-    @classmethod
-    def _from_betas(cls, betas: Tensor, prediction: str, schedule: dict[str, Any]) -> Process:
-        return cls._from_abar(torch.cumprod(1 - betas, 0), prediction, schedule)
 
     @classmethod
     def _from_abar(cls, abar: Tensor, prediction: str, schedule: dict[str, Any]) -> Process:

@@ -201,10 +201,9 @@ def pipeline_scheduler(process: Process, clip_sample: bool, deterministic: bool 
     """
     import diffusers
 
-    preserving = "DDIMScheduler" if deterministic else "DDPMScheduler"
-    names = {"vp": preserving, "flow": "FlowMatchEulerDiscreteScheduler", "edm": "EDMEulerScheduler"}
+    name = default_sampler(process, "ddim" if deterministic else "ddpm")
     config = process.scheduler_config(clip_sample)
-    kind = getattr(diffusers, names[process.family])
+    kind = getattr(diffusers, FAMILY_SAMPLERS[process.family][name].scheduler)
     accepted = inspect.signature(kind.__init__).parameters
     # The spacing of atdm's samplers: DDPMPipeline then takes the same steps.
     config = {"timestep_spacing": "trailing", **config} if process.family == "vp" else config
