@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -199,25 +199,19 @@ WITHOUT_REFERENCE = (
 )
 
 
-class Family(NamedTuple):
-    """How the numbers of one measure are called in tables: in Inception's features, and in any others."""
-
-    inception: str
-    other: str
-
-
-# Measures taken in a feature space: their names end in that of the space. FID, KID and IS are those of Inception alone.
-FAMILIES: dict[str, Family] = {
-    "frechet_extrapolated": Family("FID-infinity", "FD-infinity"),
-    "frechet": Family("FID", "FD"),
-    "kernel": Family("KID", "KD"),
-    "precision": Family("precision", "precision"),
-    "recall": Family("recall", "recall"),
-    "density": Family("density", "density"),
-    "coverage": Family("coverage", "coverage"),
-    "class_score": Family("IS", "IS"),
+# Measures taken in a feature space, whose name theirs end in, and what tables call them. "frechet" is the last of its kind.
+FAMILIES = {
+    "frechet_extrapolated": "FD-infinity",
+    "frechet": "FD",
+    "kernel": "KD",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "class_score": "IS",
 }
-BARE = ("FID", "FID-infinity", "KID", "IS")
+# What they are called in Inception's features, and nowhere else.
+INCEPTION = {"FD-infinity": "FID-infinity", "FD": "FID", "KD": "KID", "IS": "IS"}
 
 
 def split_name(name: str) -> tuple[str, str | None]:
@@ -253,5 +247,5 @@ def label(name: str) -> str:
     key, space = split_name(name)
     if space is None:
         return name
-    title = FAMILIES[key].inception if space == "Inception" else FAMILIES[key].other
-    return title if title in BARE and space == "Inception" else f"{title}-{space}"
+    title = FAMILIES[key]
+    return INCEPTION[title] if space == "Inception" and title in INCEPTION else f"{title}-{space}"
