@@ -73,12 +73,7 @@ class AmbientBlind(Ambient):
     levels_from: ClassVar[LevelsFrom] = "items"
 
     def require_items(self, item_shape: tuple[int, ...]) -> None:
-        if math.prod(item_shape) < THIN:
-            raise UserError(
-                f"ambient_blind estimates noise along the directions in which the data vary least, and vectors of "
-                f"{math.prod(item_shape)} values have none for sure. Expected items of {THIN} values or more, or ambient, "
-                "which knows the noise."
-            )
+        require_directions("ambient_blind", item_shape, "ambient")
 
 
 @dataclass(frozen=True)
@@ -116,6 +111,22 @@ class Omni(Ambient):
         x_t = self.process.mix(x0, draws.noise, t)
         eps = self.process.to_eps(predict(x_t, t), x_t, t)
         return Terms.unperturbed(t, item_mean((eps - draws.noise).square()) * self.process.eps_weight(t))
+
+
+def require_directions(name: str, item_shape: tuple[int, ...], other: str) -> None:
+    """Refuse items whose noise cannot be estimated.
+
+    Args:
+        name, other: of the loss that estimates it, and of one that knows it.
+
+    Raises:
+        UserError: they have too few values.
+    """
+    if (d := math.prod(item_shape)) < THIN:
+        raise UserError(
+            f"{name} estimates noise along the directions in which the data vary least, and vectors of {d} values have none "
+            f"for sure. Expected items of {THIN} values or more, or {other}, which knows the noise."
+        )
 
 
 def known(levels: PerItem | None) -> PerItem:

@@ -285,11 +285,7 @@ class Perturbation:
         if math.isinf(self.kappa):
             moves = (gradient != 0).flatten(1).any(1)
             return torch.where(per_item(moves, delta), per_item(r, delta) * direction, delta)
-        return self.project(delta + self.kappa * per_item(r, delta) * direction, r)
-
-    def project(self, delta: States, r: PerItem) -> States:
-        """The nearest point of the ball of radius ``r``."""
-        return self.ball.project(delta, r)
+        return self.ball.project(delta + self.kappa * per_item(r, delta) * direction, r)
 
     def find(self, gain: Callable[[Tensor], PerItem], start: States, r: PerItem) -> States:
         """Ascend ``gain(delta)`` from ``r start``. Only delta is differentiated: parameters' ``.grad`` stay untouched."""
