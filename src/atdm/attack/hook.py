@@ -109,16 +109,12 @@ class TrajectoryAttack:
             starts, draws = ([_derived(g, self.seed, index, use) for g in self._solver.generators] for use in range(2))
             look = _Look(self._solver, self._clean, self.goal, self.through, draws)
             r = torch.full((len(x),), float(self.budget), device=x.device)
-            found = self.search.run(look, lambda: self._start(x, starts), r)
+            found = self.search.run(look, x, starts, r)
             self.perturbations[-1].append(_record(index, t, self.search, found, r, look.drew, self.keep))
             x = x + look.sigma * found.delta
         if self._clean is not None:
             self._clean.step()
         return x
-
-    def _start(self, x: Tensor, generators: list[torch.Generator]) -> Tensor:
-        shape = (len(x) // len(generators), *x.shape[1:])
-        return torch.cat([self.search.ball.start(shape, g, torch.device("cpu")) for g in generators]).to(x)
 
 
 class _Look:
@@ -156,8 +152,8 @@ class _Look:
     def _see(self, solver: Solver, x: Tensor, generators: list[torch.Generator]) -> Tensor:
         if self.through == "step":
             # Not clipped: what the sampler clips has no gradient, and an attack must not mistake that for strength.
-            _, eps, denoised = solver.predict(x)
-            return eps if self.goal.sees == "eps" else denoised
+            evaluation = solver.predict(x)
+            return evaluation.eps if self.goal.sees == "eps" else evaluation.raw
         fork = solver.fork(generators)
         fork.move(x)
         before = generators[0].get_state()

@@ -23,9 +23,8 @@ from ..corruption import CORRUPTIONS, PLACES, Truth, item_generator
 from ..data.items import Items
 from ..diffusion.model import Model
 from ..diffusion.process import Process
-from ..diffusion.sampling import evaluating
 from ..errors import UserError, expect
-from ..nets.passes import frozen
+from ..nets.passes import evaluating, frozen
 from . import Search
 
 OTHERS = (*CORRUPTIONS, "none", "poison")
@@ -113,8 +112,7 @@ def poison_item(
             return _loss(surrogate, placed(delta), fresh)[None]
 
         search = Search(how.steps, "linf")
-        unit = lambda: search.ball.start((1, *x.shape), starts, torch.device("cpu")).to(clean)  # noqa: E731
-        found = search.run(gain, unit, torch.full((1,), how.radius, device=model.device))
+        found = search.run(gain, clean, [starts], torch.full((1,), how.radius, device=model.device))
         poisoned = placed(found.delta)
         with torch.no_grad():
             losses = [_loss(surrogate, item, judged).item() for item in (clean, poisoned)]

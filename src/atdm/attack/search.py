@@ -74,16 +74,17 @@ class Search:
     def ball(self) -> Ball:
         return Perturbation(self.norm).ball
 
-    def run(self, gain: Gain, random_start: Callable[[], States], r: PerItem) -> Found:
+    def run(self, gain: Gain, x: States, generators: list[torch.Generator], r: PerItem) -> Found:
         """The best perturbation of all restarts, item by item.
 
         Args:
-            random_start: draws a uniform point of the *unit* ball for each item.
+            x: what is perturbed.
+            generators: of the starts, on the CPU; each serves as many consecutive items.
             r: radius in noise units.
         """
-        tries = []
+        shape, tries = (len(x) // len(generators), *x.shape[1:]), []
         for _ in range(self.restarts):
-            start = random_start()
+            start = torch.cat([self.ball.start(shape, g, torch.device("cpu")) for g in generators]).to(x)
             delta = per_item(r, start) * start if self.start == "random" else torch.zeros_like(start)
             idle = torch.full_like(r, bool(self.steps), dtype=torch.bool)
             for k in range(self.steps):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, first_line
 from ..files import atomic, require_sealed, seal
-from ..nets import call, class_conditioning, fits, item_shape, open_net, weights_hash
+from ..nets import call, class_conditioning, device_of, fits, item_shape, open_net, weights_hash
 from ..nets.checks import halvings
 from .conditioning import Guided, in_turn
 from .folder import CLASSES, class_names, index_of, pipeline_folder, scheduler_of
@@ -168,8 +168,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        parameter = next(self.net.parameters(), None) if isinstance(self.net, nn.Module) else None
-        return torch.device("cpu") if parameter is None else parameter.device
+        return device_of(self.net)
 
     def to(self, device: torch.device | str) -> Model:
         """The same on ``device``; the network and the autoencoder are moved, not copied."""
