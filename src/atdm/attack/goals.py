@@ -17,7 +17,7 @@ from torch import Tensor
 from ..diffusion.process import PerItem, States
 from ..errors import UserError
 from ..metrics import FEATURES, FeatureSpace
-from ..metrics.exact import HasDistance, HasResidual, support_distance
+from ..metrics.exact import HasSupport, support_distance
 from ..spec import build
 
 
@@ -106,7 +106,7 @@ class Distance(Goal):
         Raises:
             UserError: it knows none, or none that can be differentiated.
         """
-        if not isinstance(truth, HasDistance | HasResidual):
+        if not isinstance(truth, HasSupport):
             raise UserError(
                 "The goal 'distance' needs data of a known support. Expected a toy or a subspace, or features."
             )
@@ -122,7 +122,7 @@ class Distance(Goal):
         return replace(self, truth=truth)
 
     def __call__(self, seen: States, beside: Tensor | None) -> PerItem:
-        if not isinstance(self.truth, HasDistance | HasResidual):
+        if not isinstance(self.truth, HasSupport):
             raise UserError("The goal 'distance' has no truth. Expected one, from fit() or Distance(truth=...).")
         return support_distance(seen.cpu(), self.truth).to(seen)
 

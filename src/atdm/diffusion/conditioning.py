@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, expect, unknown
 from ..nets import call
-from .process import States
+from .process import States, per_item
 
 
 def drop_conditioning(
@@ -49,12 +49,10 @@ def drop_conditioning(
         raise UserError(f"The conditioning has {sorted(lengths)} rows. Expected one row per sample in every tensor.")
     count = lengths.pop() if lengths else 0
     dropped = torch.rand(count, generator=generator, device=generator.device if generator else "cpu") < probability
-    return {name: _replace(value, null[name], dropped) for name, value in conditioning.items()}
-
-
-def _replace(value: Tensor, null: Tensor, chosen: Tensor) -> Tensor:
-    chosen = chosen.to(value.device).reshape(-1, *[1] * (value.dim() - 1))
-    return torch.where(chosen, null.to(value), value)
+    return {
+        name: torch.where(per_item(dropped.to(value.device), value), null[name].to(value), value)
+        for name, value in conditioning.items()
+    }
 
 
 def in_turn(value: Tensor, count: int) -> Tensor:

@@ -333,7 +333,7 @@ PROCESSES: dict[str, Callable[..., Process]] = {
 }
 
 
-def per_item(values: Shaped[Tensor, "batch"], like: States) -> Tensor:
+def per_item(values: Shaped[Tensor, "batch"], like: Shaped[Tensor, "rows *dims"]) -> Tensor:
     """One value per item, shaped to broadcast against ``like``."""
     return values.reshape(-1, *[1] * (like.dim() - 1))
 

@@ -40,11 +40,6 @@ GOOD = 0.98  # share of items as good as trusted ones from which on there is not
 STOP = 0.5  # of the gate: sampling that stops there returns the denoised state, without what the network errs below
 
 
-def hidden_std(images: Any) -> float:
-    """The noise of ``images`` that only their files show; 0 where there is no telling."""
-    return images.hidden_std if _of_files(images) else 0.0
-
-
 def _of_files(images: Any) -> bool:
     """Whether these are items of ``atdm.load`` or a ``Source``, which know their files; asking costs no look at them."""
     return hasattr(type(images), "hidden_std")
@@ -161,7 +156,8 @@ def arguments(x: Float[Tensor, "n *item"], k: float = K, hidden: float = 0.0) ->
 
 def chosen(images: Any, k: float | None, seed: int) -> tuple[Gauge, str] | dict[str, Any]:
     """What :func:`gauged` finds for training data, if ``k`` is None and it finds something; else :func:`arguments`."""
-    items, hidden = items_of(images, seed), hidden_std(images)
+    items = items_of(images, seed)
+    hidden = images.hidden_std if _of_files(images) else 0.0  # noise that only files show
     if k is None and hidden == 0 and (found := gauged(items, count_of(images, items))):
         return found
     return arguments(items, K if k is None else k, hidden)
