@@ -138,7 +138,7 @@ class PixelFeatures:
 
     def fit(self, reference: Float[Tensor, "m *dims"]) -> FeatureSpace:
         """The space, whatever the reference."""
-        return FeatureSpace("pixels", flatten)
+        return FeatureSpace("pixels", lambda x: x.flatten(1))
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class PcaFeatures:
         Raises:
             UserError: no direction is asked for, or the reference has no variance.
         """
-        _, covariance = FeatureSpace("pixels", flatten).moments(reference)
+        _, covariance = PixelFeatures().fit(reference).moments(reference)
         variance, basis = torch.linalg.eigh(covariance)
         rank = int((variance > variance[-1] * 1e-10).sum())
         if self.directions < 1 or rank == 0:
@@ -194,7 +194,3 @@ class PatchFeatures:
         return FeatureSpace(
             f"patches{self.size}", lambda x: nn.functional.unfold(x, self.size).transpose(1, 2).flatten(0, 1)
         )
-
-
-def flatten(x: Tensor) -> Tensor:
-    return x.flatten(1)

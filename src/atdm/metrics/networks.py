@@ -100,6 +100,11 @@ class NetworkFeatures(ABC):
         return self.space
 
 
+def space_of(name: str, network: Any, classes: Callable[[Tensor], Tensor] | None = None) -> FeatureSpace:
+    """The space of a ``network`` that says its ``preprocessing``, with the hash of its weights."""
+    return FeatureSpace(name, network, network.preprocessing, weights_hash(network), classes)
+
+
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -145,14 +150,8 @@ class Inception(NetworkFeatures):
                 ) from problem
         path = Path(self.file or cached).expanduser()
         network = fitting(path, "inception", lambda: InceptionFID(read_weights(path, "inception")))
-        return FeatureSpace(
-            "Inception",
-            network,
-            network.preprocessing,
-            weights_hash(network),
-            # without the bias, as in published inception scores
-            lambda features: features @ network.body.fc.weight.T,
-        )
+        # Classes without the bias, as in published inception scores.
+        return space_of("Inception", network, lambda features: features @ network.body.fc.weight.T)
 
 
 @dataclass(frozen=True)
@@ -234,7 +233,7 @@ def timm_space(name: str, file: str | None, size: int | None, title: str, spec: 
     linear = isinstance(head, nn.Linear)
     body = Body(model, lambda model, x: model.forward_head(model.forward_features(x), pre_logits=True))
     network = Network(body, size or wanted["input_size"][-1], wanted["mean"], wanted["std"])
-    return FeatureSpace(title, network, network.preprocessing, weights_hash(network), head if linear else None)
+    return space_of(title, network, head if linear else None)
 
 
 def _on_hub(source: str | None) -> Path | None:
@@ -279,9 +278,7 @@ class EfficientNetLite(NetworkFeatures):
         # (255 x - 127) / 128: the package's README says ImageNet's mean and std, which halve its accuracy.
         body = Body(model, lambda model, x: model.extract_features(x).mean((2, 3)))  # averaged over positions
         network = Network(body, self.size, (127 / 255,) * 3, (128 / 255,) * 3)
-        return FeatureSpace(
-            "EfficientNetLite0", network, network.preprocessing, weights_hash(network), model._fc.requires_grad_(False)
-        )
+        return space_of("EfficientNetLite0", network, model._fc.requires_grad_(False))
 
 
 def _short(value: Tensor) -> str:
