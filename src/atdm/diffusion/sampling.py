@@ -238,11 +238,9 @@ class Batches:
         blocks = math.ceil(self.n / block)
         together = max(1, self.batch_size // block)
         found = [(b * block, range(b, min(b + together, blocks))) for b in range(0, blocks, together)]
-        return (
-            found
-            if self.accelerator is None
-            else found[self.accelerator.process_index :: self.accelerator.num_processes]
-        )
+        if self.accelerator is None:
+            return found
+        return found[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def gather(self, found: Float[Tensor, "slots n *item"]) -> None:
         """Put into ``found`` what the other processes found: a sum with zeros, for each row has one owner."""

@@ -88,11 +88,6 @@ def default_sampler(process: Process, preserving: str = "ddim") -> str:
     return preserving if process.family == "vp" else "euler"
 
 
-def strided(name: str, process: Process) -> bool:
-    """Whether steps of the sampler ``name`` always span ``T // steps`` timesteps."""
-    return FAMILY_SAMPLERS[process.family][name].strided
-
-
 def require_signal(process: Process, name: str | None = None) -> None:
     """Refuse what cannot begin at pure noise, of a process that ends there (Lin et al. 2024, arXiv 2305.08891).
 

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import UserError, expect, first_line
 from .process import Process
-from .schedulers import adopt, build_scheduler, default_sampler, strided
+from .schedulers import FAMILY_SAMPLERS, adopt, build_scheduler, default_sampler
 
 MAX_SIGNAL_AT_START = 0.1  # largest alpha_t at which starting from pure noise is still sampling
 
@@ -76,7 +76,8 @@ class Sampling:
         sampling = self.resolved(process)
         if isinstance(sampling.sampler, str):
             scheduler = build_scheduler(sampling.sampler, process, bool(sampling.clip_sample))
-            return scheduler, set_timesteps(scheduler, process, self.steps, strided(sampling.sampler, process))
+            strided = FAMILY_SAMPLERS[process.family][sampling.sampler].strided
+            return scheduler, set_timesteps(scheduler, process, self.steps, strided)
         return self._given(process)
 
     def _given(self, process: Process) -> tuple[Any, list[int]]:
