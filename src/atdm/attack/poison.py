@@ -28,6 +28,7 @@ from ..nets.passes import evaluating, frozen
 from . import Search
 
 OTHERS = (*CORRUPTIONS, "none", "poison")
+MEASURED = ("loss_before", "loss_after", "moved_rms", "moved_max")
 JUDGED = 64  # draws of (t, eps) that a loss in the truth is the mean over
 
 
@@ -117,9 +118,8 @@ def poison_item(
         with torch.no_grad():
             losses = [_loss(surrogate, item, judged).item() for item in (clean, poisoned)]
     moved = (poisoned - clean).cpu()
-    measured = dict(zip(("loss_before", "loss_after"), losses, strict=True))
-    measured |= {"moved_rms": moved.square().mean().sqrt().item(), "moved_max": moved.abs().max().item()}
-    return poisoned[0].cpu(), measured
+    measured = (*losses, moved.square().mean().sqrt().item(), moved.abs().max().item())
+    return poisoned[0].cpu(), dict(zip(MEASURED, measured, strict=True))
 
 
 def poison(
@@ -143,8 +143,7 @@ def poison(
             poisoned.append(item)
             done.append(measured)
             progress(index + 1, len(items))
-    names = ("loss_before", "loss_after", "moved_rms", "moved_max")
-    values = {name: np.array([np.nan if measured is None else measured[name] for measured in done]) for name in names}
+    values = {name: np.array([np.nan if found is None else found[name] for found in done]) for name in MEASURED}
     about = {"items": len(done), "parts": [dataclasses.asdict(how) | {"kind": "poison"}], "checkpoint": model.hash}
     touched = np.array([[measured is not None for measured in done]])
     return torch.stack(poisoned), Truth(touched, specs.describe("poison", how), seed, about, {"poison": values})

@@ -156,9 +156,8 @@ def above(process: Process, levels: PerItem, t: Timesteps, beta: PerItem) -> Tim
     t and a uniform ``beta`` in (0, 1] make a uniform number of [0, 1), which is inverted on the timesteps that are left.
     """
     chances = torch.full((process.steps,), 1 / process.steps) if process.chances is None else process.chances
-    below = (
-        torch.cat([chances.new_zeros(1), chances]).double().cumsum(0).to(t.device)
-    )  # how often an earlier one is drawn
+    # How often an earlier timestep is drawn.
+    below = torch.cat([chances.new_zeros(1), chances]).double().cumsum(0).to(t.device)
     first = first_above(process, levels)
     u = below[t] + (1 - beta.double()) * (below[t + 1] - below[t])
     u = below[first] + u * (below[-1] - below[first])
