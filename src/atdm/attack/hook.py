@@ -6,7 +6,7 @@ Budgets are in noise units: at every attacked step ``x_t`` becomes ``x_t + sigma
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ class StepPerturbation:
     delta: States | None = None
 
 
+@dataclass(eq=False, repr=False)
 class TrajectoryAttack:
     """A hook that attacks: give it to ``sample(..., hook=...)`` or ``trajectory``, with any sampler.
 
@@ -71,29 +72,26 @@ class TrajectoryAttack:
         UserError: a budget or a combination that makes no sense.
     """
 
-    def __init__(
-        self,
-        search: Search,
-        goal: Goal,
-        budget: float,
-        *,
-        at: Collection[int] | None = None,
-        through: str = "step",
-        seed: int = 0,
-        keep: bool = False,
-    ) -> None:
-        if through not in THROUGH:
-            raise unknown("way through the sampler", through, THROUGH)
-        expect(budget >= 0, "The budget of the attack", budget, "a number >= 0, in noise units")
-        if through == "rest" and goal.sees != "image":
+    search: Search
+    goal: Goal
+    budget: float
+    _: KW_ONLY
+    at: Collection[int] | None = None
+    through: str = "step"
+    seed: int = 0
+    keep: bool = False
+    perturbations: list[list[StepPerturbation]] = field(default_factory=list, init=False)  # of each batch
+
+    def __post_init__(self) -> None:
+        if self.through not in THROUGH:
+            raise unknown("way through the sampler", self.through, THROUGH)
+        expect(self.budget >= 0, "The budget of the attack", self.budget, "a number >= 0, in noise units")
+        if self.through == "rest" and self.goal.sees != "image":
             raise UserError(
                 "An attack through the rest of the sampler needs a goal that sees the image; this one sees the "
                 "prediction. Expected through='step', or another goal such as denoised."
             )
-        self.search, self.goal, self.budget, self.through, self.seed = search, goal, budget, through, seed
-        self.keep = keep
-        self.at = None if at is None else frozenset(at)
-        self.perturbations: list[list[StepPerturbation]] = []  # of each batch
+        self.at = None if self.at is None else frozenset(self.at)
         self._clean: Solver | None = None
 
     def attach(self, solver: Solver) -> None:

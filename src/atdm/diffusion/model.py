@@ -99,9 +99,8 @@ class Model:
         names = class_names(folder)
         conditioning = class_conditioning(net, source, label, names)
         latents = Latents.load(folder) if latent else None
-        model = cls(net.eval(), process, clip, latents, conditioning=conditioning, classes=names)
-        if label is not None:
-            model = dataclasses.replace(model, conditioned_on=f"class {label}")
+        given = None if label is None else f"class {label}"
+        model = cls(net.eval(), process, clip, latents, None, conditioning, names, given)
         return model if guidance == 1 else model.guided(guidance)
 
     def guided(self, scale: float) -> Model:

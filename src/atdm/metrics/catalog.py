@@ -186,7 +186,7 @@ WITHOUT_REFERENCE = (
 )
 
 
-# Measures taken in a feature space, whose name theirs end in, and what tables call them. "frechet" is the last of its kind.
+# Measures taken in a feature space: their names end in that of the space. What tables call them; longer names before shorter ones.
 FAMILIES = {
     "frechet_extrapolated": "FD-infinity",
     "frechet": "FD",
