@@ -132,13 +132,9 @@ class Features(Protocol):
     def fit(self, reference: Tensor, /) -> FeatureSpace: ...
 
 
-@dataclass(frozen=True)
-class PixelFeatures:
+def pixels() -> FeatureSpace:
     """All values, flattened. Sees everything that two moments see; needs more images than values."""
-
-    def fit(self, reference: Float[Tensor, "m *dims"]) -> FeatureSpace:
-        """The space, whatever the reference."""
-        return FeatureSpace("pixels", lambda x: x.flatten(1))
+    return FeatureSpace("pixels", lambda x: x.flatten(1))
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,7 @@ class PcaFeatures:
         Raises:
             UserError: no direction is asked for, or the reference has no variance.
         """
-        _, covariance = PixelFeatures().fit(reference).moments(reference)
+        _, covariance = pixels().moments(reference)
         variance, basis = torch.linalg.eigh(covariance)
         rank = int((variance > variance[-1] * 1e-10).sum())
         if self.directions < 1 or rank == 0:
