@@ -132,7 +132,8 @@ class _Look:
         generators = self.generators
         if draw_index is not None and self.through == "rest":
             if draw_index not in self.common:  # drawn once, and seen by every candidate
-                self.common[draw_index] = [torch.Generator().manual_seed(_number(g)) for g in self.generators]
+                numbers = (int(torch.randint(2**62, (), generator=g)) for g in self.generators)
+                self.common[draw_index] = [torch.Generator().manual_seed(number) for number in numbers]
             generators = [g.clone_state() for g in self.common[draw_index]]
         same = [g.clone_state() for g in generators]
         seen = self._see(self.solver, self.x + self.sigma * delta, generators)
@@ -212,7 +213,3 @@ def _derived(generator: torch.Generator, *numbers: int) -> torch.Generator:
     entropy = [generator.initial_seed(), *(n for number in numbers for n in (abs(number), int(number < 0)))]
     (state,) = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state) >> 1)
-
-
-def _number(g: torch.Generator) -> int:
-    return int(torch.randint(2**62, (), generator=g))
