@@ -82,7 +82,8 @@ class Search:
             generators: of the starts, on the CPU; each serves as many consecutive items.
             r: radius in noise units.
         """
-        shape, tries = (len(x) // len(generators), *x.shape[1:]), []
+        shape = (len(x) // len(generators), *x.shape[1:])
+        tries = []
         for _ in range(self.restarts):
             start = torch.cat([self.ball.start(shape, g, torch.device("cpu")) for g in generators]).to(x)
             delta = per_item(r, start) * start if self.start == "random" else torch.zeros_like(start)

@@ -100,7 +100,7 @@ class Model:
         conditioning = class_conditioning(net, source, label, names)
         latents = Latents.load(folder) if latent else None
         given = None if label is None else f"class {label}"
-        model = cls(net.eval(), process, clip, latents, None, conditioning, names, given)
+        model = cls(net.eval(), process, clip, latents, conditioning=conditioning, classes=names, conditioned_on=given)
         return model if guidance == 1 else model.guided(guidance)
 
     def guided(self, scale: float) -> Model:
