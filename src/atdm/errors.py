@@ -73,6 +73,20 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
     return UserError(f"Unknown {kind} '{name}'. {nearest(name, valid)}")
 
 
+def expect(ok: bool, what: str, value: object, expected: str) -> None:
+    """Refuse a value.
+
+    Args:
+        ok: whether it is as expected.
+        what: it is called in the sentence, as in "omega of the radius".
+
+    Raises:
+        UserError: it is not.
+    """
+    if not ok:
+        raise UserError(f"{what} is {value}. Expected {expected}.")
+
+
 def require_utf8(name: str, value: str) -> None:
     """Refuse the name of a file that is no text: weights are not read from there, and what is written down is not read back.
 

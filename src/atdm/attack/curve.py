@@ -56,8 +56,7 @@ class Victim:
 
     def sample(self, seed: int, hook: Hook | None = None) -> Float[Tensor, "n *item"]:
         """The samples of a seed, clean or under a hook."""
-        options: dict[str, Any] = {"seed": seed, "hook": hook, "batch_size": self.batch_size}
-        return self.model.sample(self.n, self.sampling, **options)
+        return self.model.sample(self.n, self.sampling, seed=seed, hook=hook, batch_size=self.batch_size)
 
     def attack(
         self, search: Search, budget: float, seed: int, keep: bool = False

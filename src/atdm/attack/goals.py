@@ -17,7 +17,7 @@ from torch import Tensor
 from ..diffusion.process import PerItem, States
 from ..errors import UserError
 from ..metrics import FEATURES, FeatureSpace
-from ..metrics.exact import HasDistance, HasResidual, support_distance
+from ..metrics.exact import HasSupport, support_distance
 from ..spec import build
 
 
@@ -31,23 +31,20 @@ class Goal(Protocol):
             this perturbation; both see the same random numbers. ``none`` compares with nothing.
     """
 
-    sees: ClassVar[str]
-    beside: ClassVar[str]
+    sees: ClassVar[str] = "image"
+    beside: ClassVar[str] = "none"
 
     def fit(self, reference: Tensor, truth: object | None, /) -> Goal:
         """The goal for this data: a clean reference ``[n, *item]``, and what is known exactly (or None)."""
-        ...
+        return self
 
     def __call__(self, seen: Tensor, beside: Tensor | None, /) -> Tensor:
         """One value per item, larger where the attack got further."""
         ...
 
 
-class _Moved:
+class _Moved(Goal):
     """How far what is seen moves (mean square over an item's coordinates)."""
-
-    def fit(self, reference: Tensor, truth: object | None) -> Goal:
-        return self  # type: ignore[return-value]
 
     def __call__(self, seen: States, beside: States | None) -> Tensor:
         if beside is None:
@@ -59,7 +56,6 @@ class _Moved:
 class Denoised(_Moved):
     """Move the image away from that of the trajectory that was never perturbed."""
 
-    sees: ClassVar[str] = "image"
     beside: ClassVar[str] = "clean"
 
 
@@ -72,7 +68,7 @@ class Prediction(_Moved):
 
 
 @dataclass(frozen=True)
-class Target:
+class Target(Goal):
     """Pull the image to one item of the reference (minus the mean square distance from it).
 
     Args:
@@ -81,9 +77,6 @@ class Target:
 
     item: int = 0
     image: Tensor | None = field(default=None, compare=False, repr=False)
-
-    sees: ClassVar[str] = "image"
-    beside: ClassVar[str] = "none"
 
     def fit(self, reference: Float[Tensor, "n *item"], truth: object | None) -> Target:
         """Aim at ``reference[item]``.
@@ -102,13 +95,10 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Distance:
+class Distance(Goal):
     """Move the image away from the data, by its exact distance from their support (data units)."""
 
     truth: object | None = field(default=None, compare=False, repr=False)
-
-    sees: ClassVar[str] = "image"
-    beside: ClassVar[str] = "none"
 
     def fit(self, reference: Float[Tensor, "n *item"], truth: object | None) -> Distance:
         """With the distance that ``truth`` knows.
@@ -116,7 +106,7 @@ class Distance:
         Raises:
             UserError: it knows none, or none that can be differentiated.
         """
-        if not isinstance(truth, HasDistance | HasResidual):
+        if not isinstance(truth, HasSupport):
             raise UserError(
                 "The goal 'distance' needs data of a known support. Expected a toy or a subspace, or features."
             )
@@ -132,13 +122,13 @@ class Distance:
         return replace(self, truth=truth)
 
     def __call__(self, seen: States, beside: Tensor | None) -> PerItem:
-        if not isinstance(self.truth, HasDistance | HasResidual):
+        if not isinstance(self.truth, HasSupport):
             raise UserError("The goal 'distance' has no truth. Expected one, from fit() or Distance(truth=...).")
         return support_distance(seen.cpu(), self.truth).to(seen)
 
 
 @dataclass(frozen=True)
-class FeatureDistance:
+class FeatureDistance(Goal):
     """Move the image away from the data: mean square distance to the nearest reference item in a feature space.
 
     Args:
@@ -150,9 +140,6 @@ class FeatureDistance:
     most: int = 2000
     fn: Callable[[Tensor], Tensor] | None = field(default=None, compare=False, repr=False)
     points: Tensor | None = field(default=None, compare=False, repr=False)
-
-    sees: ClassVar[str] = "image"
-    beside: ClassVar[str] = "none"
 
     def fit(self, reference: Float[Tensor, "n *item"], truth: object | None) -> FeatureDistance:
         """The space and the features of the reference.

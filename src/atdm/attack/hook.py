@@ -6,7 +6,7 @@ Budgets are in noise units: at every attacked step ``x_t`` becomes ``x_t + sigma
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..diffusion.process import States
 from ..diffusion.sampling import Solver
-from ..errors import UserError, unknown
+from ..errors import UserError, expect, unknown
 from .goals import Goal
 from .search import Found, Search
 
@@ -45,6 +45,7 @@ class StepPerturbation:
     delta: States | None = None
 
 
+@dataclass(eq=False, repr=False)
 class TrajectoryAttack:
     """A hook that attacks: give it to ``sample(..., hook=...)`` or ``trajectory``, with any sampler.
 
@@ -71,30 +72,26 @@ class TrajectoryAttack:
         UserError: a budget or a combination that makes no sense.
     """
 
-    def __init__(
-        self,
-        search: Search,
-        goal: Goal,
-        budget: float,
-        *,
-        at: Collection[int] | None = None,
-        through: str = "step",
-        seed: int = 0,
-        keep: bool = False,
-    ) -> None:
-        if through not in THROUGH:
-            raise unknown("way through the sampler", through, THROUGH)
-        if not budget >= 0:
-            raise UserError(f"The budget of the attack is {budget}. Expected a number >= 0, in noise units.")
-        if through == "rest" and goal.sees != "image":
+    search: Search
+    goal: Goal
+    budget: float
+    _: KW_ONLY
+    at: Collection[int] | None = None
+    through: str = "step"
+    seed: int = 0
+    keep: bool = False
+    perturbations: list[list[StepPerturbation]] = field(default_factory=list, init=False)  # of each batch
+
+    def __post_init__(self) -> None:
+        if self.through not in THROUGH:
+            raise unknown("way through the sampler", self.through, THROUGH)
+        expect(self.budget >= 0, "The budget of the attack", self.budget, "a number >= 0, in noise units")
+        if self.through == "rest" and self.goal.sees != "image":
             raise UserError(
                 "An attack through the rest of the sampler needs a goal that sees the image; this one sees the "
                 "prediction. Expected through='step', or another goal such as denoised."
             )
-        self.search, self.goal, self.budget, self.through, self.seed = search, goal, budget, through, seed
-        self.keep = keep
-        self.at = None if at is None else frozenset(at)
-        self.perturbations: list[list[StepPerturbation]] = []  # of each batch
+        self.at = None if self.at is None else frozenset(self.at)
         self._clean: Solver | None = None
 
     def attach(self, solver: Solver) -> None:
@@ -110,16 +107,12 @@ class TrajectoryAttack:
             starts, draws = ([_derived(g, self.seed, index, use) for g in self._solver.generators] for use in range(2))
             look = _Look(self._solver, self._clean, self.goal, self.through, draws)
             r = torch.full((len(x),), float(self.budget), device=x.device)
-            found = self.search.run(look, lambda: self._start(x, starts), r)
+            found = self.search.run(look, x, starts, r)
             self.perturbations[-1].append(_record(index, t, self.search, found, r, look.drew, self.keep))
             x = x + look.sigma * found.delta
         if self._clean is not None:
             self._clean.step()
         return x
-
-    def _start(self, x: Tensor, generators: list[torch.Generator]) -> Tensor:
-        shape = (len(x) // len(generators), *x.shape[1:])
-        return torch.cat([self.search.ball.start(shape, g, torch.device("cpu")) for g in generators]).to(x)
 
 
 class _Look:
@@ -139,7 +132,8 @@ class _Look:
         generators = self.generators
         if draw_index is not None and self.through == "rest":
             if draw_index not in self.common:  # drawn once, and seen by every candidate
-                self.common[draw_index] = [torch.Generator().manual_seed(_number(g)) for g in self.generators]
+                numbers = (int(torch.randint(2**62, (), generator=g)) for g in self.generators)
+                self.common[draw_index] = [torch.Generator().manual_seed(number) for number in numbers]
             generators = [g.clone_state() for g in self.common[draw_index]]
         same = [g.clone_state() for g in generators]
         seen = self._see(self.solver, self.x + self.sigma * delta, generators)
@@ -157,8 +151,8 @@ class _Look:
     def _see(self, solver: Solver, x: Tensor, generators: list[torch.Generator]) -> Tensor:
         if self.through == "step":
             # Not clipped: what the sampler clips has no gradient, and an attack must not mistake that for strength.
-            _, eps, denoised = solver.predict(x)
-            return eps if self.goal.sees == "eps" else denoised
+            evaluation = solver.predict(x)
+            return evaluation.eps if self.goal.sees == "eps" else evaluation.raw
         fork = solver.fork(generators)
         fork.move(x)
         before = generators[0].get_state()
@@ -219,7 +213,3 @@ def _derived(generator: torch.Generator, *numbers: int) -> torch.Generator:
     entropy = [generator.initial_seed(), *(n for number in numbers for n in (abs(number), int(number < 0)))]
     (state,) = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state) >> 1)
-
-
-def _number(g: torch.Generator) -> int:
-    return int(torch.randint(2**62, (), generator=g))

@@ -23,12 +23,12 @@ from ..corruption import CORRUPTIONS, PLACES, Truth, item_generator
 from ..data.items import Items
 from ..diffusion.model import Model
 from ..diffusion.process import Process
-from ..diffusion.sampling import evaluating
-from ..errors import UserError
-from ..nets.passes import frozen
+from ..errors import UserError, expect
+from ..nets.passes import evaluating, frozen
 from . import Search
 
 OTHERS = (*CORRUPTIONS, "none", "poison")
+MEASURED = ("loss_before", "loss_after", "moved_rms", "moved_max")
 JUDGED = 64  # draws of (t, eps) that a loss in the truth is the mean over
 
 
@@ -53,12 +53,8 @@ class Poison:
     label: str | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise UserError(f"share of the poison is {self.share}. Expected a number from 0 to 1.")
-        if not 0 < self.radius <= 2:
-            raise UserError(
-                f"radius of the poison is {self.radius}. Expected a number above 0 and up to 2, data units."
-            )
+        expect(0 <= self.share <= 1, "share of the poison", self.share, "a number from 0 to 1")
+        expect(0 < self.radius <= 2, "radius of the poison", self.radius, "a number above 0 and up to 2, data units")
         if self.label == "all":
             raise UserError("The poison is made against one class, or none. Expected a label by name or number.")
         if self.steps < 0 or self.draws < 1:
@@ -117,15 +113,13 @@ def poison_item(
             return _loss(surrogate, placed(delta), fresh)[None]
 
         search = Search(how.steps, "linf")
-        unit = lambda: search.ball.start((1, *x.shape), starts, torch.device("cpu")).to(clean)  # noqa: E731
-        found = search.run(gain, unit, torch.full((1,), how.radius, device=model.device))
+        found = search.run(gain, clean, [starts], torch.full((1,), how.radius, device=model.device))
         poisoned = placed(found.delta)
         with torch.no_grad():
             losses = [_loss(surrogate, item, judged).item() for item in (clean, poisoned)]
     moved = (poisoned - clean).cpu()
-    measured = dict(zip(("loss_before", "loss_after"), losses, strict=True))
-    measured |= {"moved_rms": moved.square().mean().sqrt().item(), "moved_max": moved.abs().max().item()}
-    return poisoned[0].cpu(), measured
+    measured = (*losses, moved.square().mean().sqrt().item(), moved.abs().max().item())
+    return poisoned[0].cpu(), dict(zip(MEASURED, measured, strict=True))
 
 
 def poison(
@@ -149,8 +143,7 @@ def poison(
             poisoned.append(item)
             done.append(measured)
             progress(index + 1, len(items))
-    names = ("loss_before", "loss_after", "moved_rms", "moved_max")
-    values = {name: np.array([np.nan if measured is None else measured[name] for measured in done]) for name in names}
+    values = {name: np.array([np.nan if found is None else found[name] for found in done]) for name in MEASURED}
     about = {"items": len(done), "parts": [dataclasses.asdict(how) | {"kind": "poison"}], "checkpoint": model.hash}
     touched = np.array([[measured is not None for measured in done]])
     return torch.stack(poisoned), Truth(touched, specs.describe("poison", how), seed, about, {"poison": values})

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from ..diffusion.model import Model
 from ..diffusion.process import Process, States
-from ..diffusion.sampling import evaluating, generators, open_solver
+from ..diffusion.sampling import generators, open_solver
 from ..diffusion.solver import Solver
 from ..diffusion.steps import Sampling, asked
-from ..errors import UserError
+from ..errors import UserError, expect
+from ..nets import device_of
+from ..nets.passes import evaluating
 from . import Finding, Search
 
 
@@ -58,10 +60,7 @@ class Purifier(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        if not noise > 0:
-            raise UserError(
-                f"The noise of the purifier is {noise}. Expected a level sigma_t/alpha_t > 0, in data units."
-            )
+        expect(noise > 0, "The noise of the purifier", noise, "a level sigma_t/alpha_t > 0, in data units")
         if not isinstance(model, Model):
             if process is None:
                 raise UserError("The purifier has a network without its process. Expected a Model, or both.")
@@ -102,7 +101,7 @@ def purify(
     purifier: Purifier, x: Float[Tensor, "n *item"], *, seed: int = 0, batch_size: int = 256
 ) -> Float[Tensor, "n *item"]:
     """``x`` purified, on the CPU; the noise of item i is a function of ``seed`` and i alone."""
-    device = next((p.device for p in purifier.parameters()), torch.device("cpu"))
+    device = device_of(purifier)
     out = []
     for start in range(0, len(x), batch_size):
         part = x[start : start + batch_size].to(device)
@@ -141,8 +140,7 @@ class ImageAttack:
 
         with evaluating(classifier):
             r = torch.full((len(x),), float(self.radius), device=x.device)
-            start = lambda: self.search.ball.start(tuple(x.shape), starts, torch.device("cpu")).to(x)  # noqa: E731
-            return (x + self.search.run(gain, start, r).delta).clamp(-1, 1)
+            return (x + self.search.run(gain, x, [starts], r).delta).clamp(-1, 1)
 
 
 def auto_attack(

@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..diffusion.process import PerItem, States, per_item
-from ..errors import UserError
+from ..errors import expect
 from ..objective.perturb import Ball, Perturbation
 
 
@@ -68,23 +68,24 @@ class Search:
     def __post_init__(self) -> None:
         Perturbation(self.norm, self.steps, self.kappa)
         for name in ("restarts", "draws"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} of the attack is {getattr(self, name)}. Expected an integer >= 1.")
+            expect(getattr(self, name) >= 1, f"{name} of the attack", getattr(self, name), "an integer >= 1")
 
     @property
     def ball(self) -> Ball:
         return Perturbation(self.norm).ball
 
-    def run(self, gain: Gain, random_start: Callable[[], States], r: PerItem) -> Found:
+    def run(self, gain: Gain, x: States, generators: list[torch.Generator], r: PerItem) -> Found:
         """The best perturbation of all restarts, item by item.
 
         Args:
-            random_start: draws a uniform point of the *unit* ball for each item.
+            x: what is perturbed.
+            generators: of the starts, on the CPU; each serves as many consecutive items.
             r: radius in noise units.
         """
+        shape = (len(x) // len(generators), *x.shape[1:])
         tries = []
         for _ in range(self.restarts):
-            start = random_start()
+            start = torch.cat([self.ball.start(shape, g, torch.device("cpu")) for g in generators]).to(x)
             delta = per_item(r, start) * start if self.start == "random" else torch.zeros_like(start)
             idle = torch.full_like(r, bool(self.steps), dtype=torch.bool)
             for k in range(self.steps):

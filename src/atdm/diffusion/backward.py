@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..nets import call
+from ..nets.passes import evaluating
 from .process import PerItem, Process, States, per_item
-from .sampling import evaluating
 
 
 def timesteps_of(process: Process, stds: Float[Tensor, "n"]) -> Int[Tensor, "n"]:

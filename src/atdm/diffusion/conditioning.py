@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, unknown
+from ..errors import UserError, expect, unknown
 from ..nets import call
-from .process import States
+from .process import States, per_item
 
 
 def drop_conditioning(
@@ -40,8 +40,7 @@ def drop_conditioning(
     Raises:
         UserError: a probability outside [0, 1], tensors of different length, or one without its ``null``.
     """
-    if not 0 <= probability <= 1:
-        raise UserError(f"The probability of dropping the conditioning is {probability}. Expected a number in [0, 1].")
+    expect(0 <= probability <= 1, "The probability of dropping the conditioning", probability, "a number in [0, 1]")
     for name in conditioning:
         if name not in null:
             raise unknown("null conditioning", name, null)
@@ -50,12 +49,10 @@ def drop_conditioning(
         raise UserError(f"The conditioning has {sorted(lengths)} rows. Expected one row per sample in every tensor.")
     count = lengths.pop() if lengths else 0
     dropped = torch.rand(count, generator=generator, device=generator.device if generator else "cpu") < probability
-    return {name: _replace(value, null[name], dropped) for name, value in conditioning.items()}
-
-
-def _replace(value: Tensor, null: Tensor, chosen: Tensor) -> Tensor:
-    chosen = chosen.to(value.device).reshape(-1, *[1] * (value.dim() - 1))
-    return torch.where(chosen, null.to(value), value)
+    return {
+        name: torch.where(per_item(dropped.to(value.device), value), null[name].to(value), value)
+        for name, value in conditioning.items()
+    }
 
 
 def in_turn(value: Tensor, count: int) -> Tensor:

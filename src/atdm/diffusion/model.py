@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, first_line
 from ..files import atomic, require_sealed, seal
-from ..nets import call, class_conditioning, fits, item_shape, open_net, weights_hash
+from ..nets import call, class_conditioning, device_of, fits, item_shape, open_net, weights_hash
 from ..nets.checks import halvings
 from .conditioning import Guided, in_turn
 from .folder import CLASSES, class_names, index_of, pipeline_folder, scheduler_of
@@ -99,9 +99,8 @@ class Model:
         names = class_names(folder)
         conditioning = class_conditioning(net, source, label, names)
         latents = Latents.load(folder) if latent else None
-        model = cls(net.eval(), process, clip, latents, conditioning=conditioning, classes=names)
-        if label is not None:
-            model = dataclasses.replace(model, conditioned_on=f"class {label}")
+        given = None if label is None else f"class {label}"
+        model = cls(net.eval(), process, clip, latents, conditioning=conditioning, classes=names, conditioned_on=given)
         return model if guidance == 1 else model.guided(guidance)
 
     def guided(self, scale: float) -> Model:
@@ -168,8 +167,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        parameter = next(self.net.parameters(), None) if isinstance(self.net, nn.Module) else None
-        return torch.device("cpu") if parameter is None else parameter.device
+        return device_of(self.net)
 
     def to(self, device: torch.device | str) -> Model:
         """The same on ``device``; the network and the autoencoder are moved, not copied."""

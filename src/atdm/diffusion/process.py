@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from ..errors import UserError, unknown
+from ..errors import UserError, expect, unknown
 from .predictions import PREDICTIONS, require_levels
 
 # Shapes: items, states or noise; a number for each item; the timestep of each item.
@@ -83,7 +83,7 @@ class Process:
             )
         betas = torch.linspace(beta_start * scale, beta_end * scale, steps, dtype=torch.float64)
         schedule = {"beta_schedule": "linear", "beta_start": beta_start * scale, "beta_end": beta_end * scale}
-        return cls._from_betas(betas, prediction, schedule)
+        return cls._from_abar(torch.cumprod(1 - betas, 0), prediction, schedule)
 
     @classmethod
     def cosine(cls, steps: int = 1000, prediction: str = "epsilon") -> Process:
@@ -92,7 +92,7 @@ class Process:
         u = torch.arange(steps + 1, dtype=torch.float64) / steps
         abar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
-        return cls._from_betas(betas, prediction, {"beta_schedule": "squaredcos_cap_v2"})
+        return cls._from_abar(torch.cumprod(1 - betas, 0), prediction, {"beta_schedule": "squaredcos_cap_v2"})
 
     @classmethod
     def flow(cls, steps: int = 1000, shift: float = 1.0, prediction: str = "flow") -> Process:
@@ -104,8 +104,7 @@ class Process:
         Raises:
             UserError: a shift that is not positive, or a prediction that says nothing about x_0 at s = 1.
         """
-        if not shift > 0:
-            raise UserError(f"The shift of the flow is {shift}. Expected a number > 0, such as 1 or 3.")
+        expect(shift > 0, "The shift of the flow", shift, "a number > 0, such as 1 or 3")
         _require_steps(steps)
         s = torch.arange(1, steps + 1, dtype=torch.float64) / steps
         s = shift * s / (1 + (shift - 1) * s)
@@ -159,8 +158,7 @@ class Process:
         c_in = (sigma.square() + sigma_data**2).rsqrt()
         middles = (sigma.log()[1:] + sigma.log()[:-1]) / 2
         below = torch.special.ndtr((middles - p_mean) / p_std)
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        chances = torch.cat([ends[:1], below, ends[1:]]).diff()
+        chances = below.diff(prepend=below.new_zeros(1), append=below.new_ones(1))
         schedule = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho, "sigma_data": sigma_data}
         return cls(
             c_in.float(),
@@ -212,10 +210,6 @@ class Process:
         if (kind := str(config.get("variance_type", ""))).startswith("fixed"):  # learned ones are not sampled from
             schedule["variance_type"] = kind.replace("large_log", "large")  # of the log diffusers takes the root
         return cls._from_abar(abar.double(), str(config.get("prediction_type", "epsilon")), schedule)
-
-    @classmethod
-    def _from_betas(cls, betas: Tensor, prediction: str, schedule: dict[str, Any]) -> Process:
-        return cls._from_abar(torch.cumprod(1 - betas, 0), prediction, schedule)
 
     @classmethod
     def _from_abar(cls, abar: Tensor, prediction: str, schedule: dict[str, Any]) -> Process:
@@ -339,7 +333,7 @@ PROCESSES: dict[str, Callable[..., Process]] = {
 }
 
 
-def per_item(values: Shaped[Tensor, "batch"], like: States) -> Tensor:
+def per_item(values: Shaped[Tensor, "batch"], like: Shaped[Tensor, "rows *dims"]) -> Tensor:
     """One value per item, shaped to broadcast against ``like``."""
     return values.reshape(-1, *[1] * (like.dim() - 1))
 

@@ -6,7 +6,6 @@ carry ``x_0 + (sigma_t/alpha_t) eps`` inside (Euler, Heun, those of EDM).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,9 +14,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError, unknown
+from ..nets import device_of
+from ..nets.passes import evaluating
 from .conditioning import of_items
 from .process import Process, States
 from .solver import SamplingStep, Solver
@@ -37,19 +38,6 @@ class LooksAhead(Protocol):
     def attach(self, solver: Solver) -> None: ...
 
     def __call__(self, index: int, t: int, x: Tensor) -> Tensor: ...
-
-
-@contextlib.contextmanager
-def evaluating(model: Callable[..., Any]) -> Iterator[None]:
-    """Evaluation mode; afterwards every submodule is back in the mode it was in."""
-    modes = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def trajectory(
@@ -126,7 +114,8 @@ def open_solver(
         raise UserError(
             f"{len(shared)} generators cannot share a batch of {shape[0]}. Expected a divisor of the batch size."
         )
-    return Solver(model, process, shape, how, shared, _device(model, device), conditioning)
+    where = device_of(model) if device is None else torch.device(device)
+    return Solver(model, process, shape, how, shared, where, conditioning)
 
 
 def sample(
@@ -249,11 +238,9 @@ class Batches:
         blocks = math.ceil(self.n / block)
         together = max(1, self.batch_size // block)
         found = [(b * block, range(b, min(b + together, blocks))) for b in range(0, blocks, together)]
-        return (
-            found
-            if self.accelerator is None
-            else found[self.accelerator.process_index :: self.accelerator.num_processes]
-        )
+        if self.accelerator is None:
+            return found
+        return found[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def gather(self, found: Float[Tensor, "slots n *item"]) -> None:
         """Put into ``found`` what the other processes found: a sum with zeros, for each row has one owner."""
@@ -326,10 +313,3 @@ def generators(seed: int, blocks: Iterable[int]) -> list[torch.Generator]:
         >>> pipeline(batch_size=16, generator=generators(seed=0, blocks=range(16)))  # diffusers: the images of sample()
     """
     return [torch.Generator().manual_seed((SEEDS_APART * seed + block) % 2**32) for block in blocks]
-
-
-def _device(model: Callable[..., Any], device: torch.device | str | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return torch.device("cpu") if parameter is None else parameter.device

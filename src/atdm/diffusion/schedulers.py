@@ -88,11 +88,6 @@ def default_sampler(process: Process, preserving: str = "ddim") -> str:
     return preserving if process.family == "vp" else "euler"
 
 
-def strided(name: str, process: Process) -> bool:
-    """Whether steps of the sampler ``name`` always span ``T // steps`` timesteps."""
-    return FAMILY_SAMPLERS[process.family][name].strided
-
-
 def require_signal(process: Process, name: str | None = None) -> None:
     """Refuse what cannot begin at pure noise, of a process that ends there (Lin et al. 2024, arXiv 2305.08891).
 
@@ -201,10 +196,9 @@ def pipeline_scheduler(process: Process, clip_sample: bool, deterministic: bool 
     """
     import diffusers
 
-    preserving = "DDIMScheduler" if deterministic else "DDPMScheduler"
-    names = {"vp": preserving, "flow": "FlowMatchEulerDiscreteScheduler", "edm": "EDMEulerScheduler"}
+    name = default_sampler(process, "ddim" if deterministic else "ddpm")
     config = process.scheduler_config(clip_sample)
-    kind = getattr(diffusers, names[process.family])
+    kind = getattr(diffusers, FAMILY_SAMPLERS[process.family][name].scheduler)
     accepted = inspect.signature(kind.__init__).parameters
     # The spacing of atdm's samplers: DDPMPipeline then takes the same steps.
     config = {"timestep_spacing": "trailing", **config} if process.family == "vp" else config

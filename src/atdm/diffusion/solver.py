@@ -186,16 +186,12 @@ class Solver:
         copied.generators = [g.clone_state() for g in self.generators] if generators is None else list(generators)
         return copied
 
-    def predict(self, x: States, checkpointed: bool = False) -> tuple[Tensor, States, States]:
-        """At ``x`` and the present t: the network's output, the noise it amounts to, and ``D(x, t)``, not clipped.
+    def predict(self, x: States, checkpointed: bool = False) -> Evaluation:
+        """The evaluation of the network at ``x`` and the present t.
 
         Args:
-            checkpointed: on the way back compute the evaluation again, instead of keeping its intermediate values.
+            checkpointed: on the way back compute it again, instead of keeping its intermediate values.
         """
-        evaluation = self._evaluate(x, checkpointed)
-        return evaluation.output, evaluation.eps, evaluation.raw
-
-    def _evaluate(self, x: Tensor, checkpointed: bool) -> Evaluation:
         t = torch.tensor(self.t, device=self.device).expand(self.shape[0])
         times = self.process.time(t)
         if checkpointed and torch.is_grad_enabled() and x.requires_grad:
@@ -209,7 +205,7 @@ class Solver:
     def step(self, checkpointed: bool = False) -> SamplingStep:
         """Evaluate the network and go on to the next state."""
         x, t, index = self.x, self.t, self.index
-        evaluation = self._evaluate(x, checkpointed)
+        evaluation = self.predict(x, checkpointed)
         output = evaluation.output
         if self.expected is not self.process:
             output = self.expected.target(evaluation.raw, evaluation.eps, evaluation.t)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UserError, first_line
+from ..errors import UserError, expect, first_line
 from .process import Process
-from .schedulers import adopt, build_scheduler, default_sampler, strided
+from .schedulers import FAMILY_SAMPLERS, adopt, build_scheduler, default_sampler
 
 MAX_SIGNAL_AT_START = 0.1  # largest alpha_t at which starting from pure noise is still sampling
 
@@ -43,13 +43,12 @@ class Sampling:
     clip_sample: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.start_ratio is not None and not self.start_ratio > 0:
-            raise UserError(f"start_ratio is {self.start_ratio}. Expected a noise level sigma_t/alpha_t > 0.")
-        if self.stop_ratio is not None and not self.stop_ratio >= 0:
-            raise UserError(f"stop_ratio is {self.stop_ratio}. Expected a noise level sigma_t/alpha_t >= 0.")
-        if self.start_ratio is not None and self.stop_ratio is not None and self.start_ratio < self.stop_ratio:
+        start, stop = self.start_ratio, self.stop_ratio
+        expect(start is None or start > 0, "start_ratio", start, "a noise level sigma_t/alpha_t > 0")
+        expect(stop is None or stop >= 0, "stop_ratio", stop, "a noise level sigma_t/alpha_t >= 0")
+        if start is not None and stop is not None and start < stop:
             raise UserError(
-                f"Sampling begins at the noise level {self.start_ratio:g}, below {self.stop_ratio:g}, where it stops. "
+                f"Sampling begins at the noise level {start:g}, below {stop:g}, where it stops. "
                 "Expected a start_ratio above the stop_ratio."
             )
 
@@ -77,7 +76,8 @@ class Sampling:
         sampling = self.resolved(process)
         if isinstance(sampling.sampler, str):
             scheduler = build_scheduler(sampling.sampler, process, bool(sampling.clip_sample))
-            return scheduler, set_timesteps(scheduler, process, self.steps, strided(sampling.sampler, process))
+            strided = FAMILY_SAMPLERS[process.family][sampling.sampler].strided
+            return scheduler, set_timesteps(scheduler, process, self.steps, strided)
         return self._given(process)
 
     def _given(self, process: Process) -> tuple[Any, list[int]]:
@@ -133,10 +133,8 @@ def set_timesteps(scheduler: Any, process: Process, steps: int, strided: bool) -
     Raises:
         UserError: a number of steps that cannot work.
     """
-    if not 1 <= steps <= process.steps:
-        raise UserError(
-            f"The number of sampling steps is {steps}. Expected 1 to {process.steps}, the timesteps of the process."
-        )
+    possible = f"1 to {process.steps}, the timesteps of the process"
+    expect(1 <= steps <= process.steps, "The number of sampling steps", steps, possible)
     if process.family != "vp":
         return _set_sigmas(scheduler, process, steps)
     if strided and process.steps % steps:

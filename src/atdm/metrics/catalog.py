@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import unknown
-from .exact import (
-    HasDistance,
-    HasModes,
-    HasResidual,
-    HasSpread,
-    diverged_share,
-    mode_mass_error,
-    off_support_rms,
-    outlier_share,
-    sliced_wasserstein,
-    spread_ratio,
-    wasserstein,
-)
-from .image import nearest_psnr, never_varying, never_varying_noise, noise_std
+from . import exact, image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,33 +62,33 @@ class Metric:
 
 
 def _diverged(s: MetricInputs) -> float:
-    return diverged_share(s.drawn, 10 * s.reference.abs().max().item())
+    return exact.diverged_share(s.drawn, 10 * s.reference.abs().max().item())
 
 
 def _off_support(s: MetricInputs) -> float | None:
-    return off_support_rms(s.samples, s.truth) if isinstance(s.truth, HasDistance | HasResidual) else None
+    return exact.off_support_rms(s.samples, s.truth) if isinstance(s.truth, exact.HasSupport) else None
 
 
 def _outliers(s: MetricInputs) -> float | None:
-    known = isinstance(s.truth, HasDistance | HasResidual)
-    return outlier_share(s.samples, s.truth, s.outlier_threshold) if known else None  # type: ignore[arg-type]
+    known = isinstance(s.truth, exact.HasSupport)
+    return exact.outlier_share(s.samples, s.truth, s.outlier_threshold) if known else None  # type: ignore[arg-type]
 
 
 def _spread(s: MetricInputs) -> float | None:
-    return spread_ratio(s.samples, s.truth, s.reference) if isinstance(s.truth, HasSpread) else None
+    return exact.spread_ratio(s.samples, s.truth, s.reference) if isinstance(s.truth, exact.HasSpread) else None
 
 
 def _modes(s: MetricInputs) -> float | None:
-    return mode_mass_error(s.samples, s.truth) if isinstance(s.truth, HasModes) else None
+    return exact.mode_mass_error(s.samples, s.truth) if isinstance(s.truth, exact.HasModes) else None
 
 
 def _noise(x: Tensor) -> float | None:
-    return noise_std(x) if x.dim() == 4 and min(x.shape[2:]) >= 8 else None
+    return image.noise_std(x) if x.dim() == 4 and min(x.shape[2:]) >= 8 else None
 
 
 def _never_varying(s: MetricInputs) -> float | None:
-    known = s.images and bool(never_varying(s.reference).any())
-    return never_varying_noise(s.samples, s.reference) if known else None
+    known = s.images and bool(image.never_varying(s.reference).any())
+    return image.never_varying_noise(s.samples, s.reference) if known else None
 
 
 METRICS: dict[str, Metric] = {
@@ -119,13 +106,13 @@ METRICS: dict[str, Metric] = {
         _modes, "lower", "", "Share of probability mass that sits in the wrong mode (total variation)."
     ),
     "sliced_wasserstein": Metric(
-        lambda s: sliced_wasserstein(s.samples, s.reference, generator=s.generator()),
+        lambda s: exact.sliced_wasserstein(s.samples, s.reference, generator=s.generator()),
         "lower",
         "data units",
         "Distance to the reference: the 2-Wasserstein distance of 1-D projections, rms over directions.",
     ),
     "wasserstein": Metric(
-        lambda s: None if s.images else wasserstein(s.samples, s.reference, generator=s.generator()),
+        lambda s: None if s.images else exact.wasserstein(s.samples, s.reference, generator=s.generator()),
         "lower",
         "data units",
         "Exact 2-Wasserstein distance to the reference: the cost of moving one onto it.",
@@ -152,7 +139,7 @@ METRICS: dict[str, Metric] = {
         "Noise on the pixels that never vary in the reference, where it is exact.",
     ),
     "nearest_psnr": Metric(
-        lambda s: nearest_psnr(s.samples, s.reference).median().item() if s.images else None,
+        lambda s: image.nearest_psnr(s.samples, s.reference).median().item() if s.images else None,
         "higher",
         "dB",
         "Closeness of a typical sample to its nearest image of the reference; very high values are copies.",
@@ -199,25 +186,19 @@ WITHOUT_REFERENCE = (
 )
 
 
-class Family(NamedTuple):
-    """How the numbers of one measure are called in tables: in Inception's features, and in any others."""
-
-    inception: str
-    other: str
-
-
-# Measures taken in a feature space: their names end in that of the space. FID, KID and IS are those of Inception alone.
-FAMILIES: dict[str, Family] = {
-    "frechet_extrapolated": Family("FID-infinity", "FD-infinity"),
-    "frechet": Family("FID", "FD"),
-    "kernel": Family("KID", "KD"),
-    "precision": Family("precision", "precision"),
-    "recall": Family("recall", "recall"),
-    "density": Family("density", "density"),
-    "coverage": Family("coverage", "coverage"),
-    "class_score": Family("IS", "IS"),
+# Measures taken in a feature space: their names end in that of the space. What tables call them; longer names before shorter ones.
+FAMILIES = {
+    "frechet_extrapolated": "FD-infinity",
+    "frechet": "FD",
+    "kernel": "KD",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "class_score": "IS",
 }
-BARE = ("FID", "FID-infinity", "KID", "IS")
+# What they are called in Inception's features, and nowhere else.
+INCEPTION = {"FD-infinity": "FID-infinity", "FD": "FID", "KD": "KID", "IS": "IS"}
 
 
 def split_name(name: str) -> tuple[str, str | None]:
@@ -253,5 +234,5 @@ def label(name: str) -> str:
     key, space = split_name(name)
     if space is None:
         return name
-    title = FAMILIES[key].inception if space == "Inception" else FAMILIES[key].other
-    return title if title in BARE and space == "Inception" else f"{title}-{space}"
+    title = FAMILIES[key]
+    return INCEPTION[title] if space == "Inception" and title in INCEPTION else f"{title}-{space}"

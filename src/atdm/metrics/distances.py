@@ -191,11 +191,9 @@ class _Gaussian:
     def fitted(cls, x: Float[Tensor, "n d"]) -> _Gaussian:
         """To features, by the smaller of their deviations and their covariance."""
         mean, deviations = _centred(x)
-        return (
-            cls(mean, deviations=deviations)
-            if len(deviations) <= deviations.shape[1]
-            else cls(mean, deviations.T @ deviations)
-        )
+        if len(deviations) <= deviations.shape[1]:
+            return cls(mean, deviations=deviations)
+        return cls(mean, deviations.T @ deviations)
 
     @cached_property
     def variance(self) -> Tensor:

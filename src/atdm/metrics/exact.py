@@ -32,6 +32,9 @@ class HasResidual(Protocol):
     def residual_rms(self, x: Tensor, /) -> float | Tensor: ...
 
 
+HasSupport = HasDistance | HasResidual
+
+
 @runtime_checkable
 class HasSpread(Protocol):
     """Knows how widely samples are spread along the support (rms over directions, data units)."""
@@ -68,19 +71,19 @@ def diverged_share(x: Float[Tensor, "n *dims"], limit: float) -> float:
     return diverged(x, limit).double().mean().item()
 
 
-def support_distance(x: Float[Tensor, "n *dims"], truth: HasDistance | HasResidual) -> Float[Tensor, "n"]:
+def support_distance(x: Float[Tensor, "n *dims"], truth: HasSupport) -> Float[Tensor, "n"]:
     """How far each sample is off the support, by ``truth.residual`` (subspaces) or ``truth.distance`` (toys)."""
     return truth.residual(x) if isinstance(truth, HasResidual) else truth.distance(x)
 
 
-def off_support_rms(x: Float[Tensor, "n *dims"], truth: HasDistance | HasResidual) -> float:
+def off_support_rms(x: Float[Tensor, "n *dims"], truth: HasSupport) -> float:
     """Root mean square distance from the support: data units for toys, the subspace's own units for subspaces."""
     if isinstance(truth, HasResidual):
         return float(truth.residual_rms(x))
     return truth.distance(x).double().square().mean().sqrt().item()
 
 
-def outlier_share(x: Float[Tensor, "n *dims"], truth: HasDistance | HasResidual, threshold: float) -> float:
+def outlier_share(x: Float[Tensor, "n *dims"], truth: HasSupport, threshold: float) -> float:
     """Share of samples farther than ``threshold`` from the support (data units)."""
     return (support_distance(x, truth) > threshold).double().mean().item()
 

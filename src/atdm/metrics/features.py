@@ -132,13 +132,9 @@ class Features(Protocol):
     def fit(self, reference: Tensor, /) -> FeatureSpace: ...
 
 
-@dataclass(frozen=True)
-class PixelFeatures:
+def pixels() -> FeatureSpace:
     """All values, flattened. Sees everything that two moments see; needs more images than values."""
-
-    def fit(self, reference: Float[Tensor, "m *dims"]) -> FeatureSpace:
-        """The space, whatever the reference."""
-        return FeatureSpace("pixels", flatten)
+    return FeatureSpace("pixels", lambda x: x.flatten(1))
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,7 @@ class PcaFeatures:
         Raises:
             UserError: no direction is asked for, or the reference has no variance.
         """
-        _, covariance = FeatureSpace("pixels", flatten).moments(reference)
+        _, covariance = pixels().moments(reference)
         variance, basis = torch.linalg.eigh(covariance)
         rank = int((variance > variance[-1] * 1e-10).sum())
         if self.directions < 1 or rank == 0:
@@ -194,7 +190,3 @@ class PatchFeatures:
         return FeatureSpace(
             f"patches{self.size}", lambda x: nn.functional.unfold(x, self.size).transpose(1, 2).flatten(0, 1)
         )
-
-
-def flatten(x: Tensor) -> Tensor:
-    return x.flatten(1)

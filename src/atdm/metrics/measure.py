@@ -17,14 +17,14 @@ from .catalog import METRICS, MetricInputs
 from .distances import SPLITS, SUBSET, class_score, frechet_distance, frechet_extrapolated, kernel_distance, moments
 from .distances import neighbours as nearest_neighbours
 from .exact import HasScore, score_error
-from .features import Features, FeatureSpace, PatchFeatures, PcaFeatures, PixelFeatures
+from .features import Features, FeatureSpace, PatchFeatures, PcaFeatures, pixels
 from .networks import DinoV2, EfficientNetLite, Inception, NetworkFeatures, Timm
 from .onnx_network import Onnx
 from .results import Score
 from .small import Small
 
 FEATURES: dict[str, Any] = {
-    "pixels": PixelFeatures,
+    "pixels": pixels,
     "pca": PcaFeatures,
     "patches": PatchFeatures,
     "inception": Inception,

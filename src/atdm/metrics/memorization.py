@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from ..errors import UserError
+from ..errors import UserError, expect
 from ..spec import build
 from .features import Features, FeatureSpace
 from .measure import FEATURES
@@ -98,14 +99,13 @@ def memorization(
         )
     if min(len(samples), len(train), len(held_out)) < 2:
         raise UserError("Expected two or more samples, training items and held-out items.")
-    if not 0 < quantile < 1:
-        raise UserError(f"The quantile of the background is {quantile}. Expected a number between 0 and 1.")
+    expect(0 < quantile < 1, "The quantile of the background", quantile, "a number between 0 and 1")
     space = (build("feature space", features, FEATURES) if isinstance(features, str) else features).fit(train)
     points = _features(space, train)
-    mean = points.mean(0) if centre else torch.zeros(points.shape[1], dtype=points.dtype)
-    points = _unit(points - mean)
-    similarity, nearest = _nearest(_unit(_features(space, samples) - mean), points)
-    background, _ = _nearest(_unit(_features(space, held_out) - mean), points)
+    mean = points.mean(0) if centre else torch.zeros_like(points[0])
+    points = normalize(points - mean)
+    similarity, nearest = _nearest(normalize(_features(space, samples) - mean), points)
+    background, _ = _nearest(normalize(_features(space, held_out) - mean), points)
     return Memorization(similarity, background, nearest, background.quantile(quantile).item(), space.name)
 
 
@@ -114,10 +114,6 @@ def _features(space: FeatureSpace, x: Tensor) -> Tensor:
     if len(features) != len(x):
         raise UserError(f"The feature space '{space.name}' has several rows for an item. Expected one, as in pixels.")
     return features
-
-
-def _unit(x: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(x, dim=1)
 
 
 def _nearest(x: Tensor, points: Tensor, batch: int = 512) -> tuple[Tensor, Tensor]:

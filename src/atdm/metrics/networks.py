@@ -100,6 +100,11 @@ class NetworkFeatures(ABC):
         return self.space
 
 
+def space_of(name: str, network: Any, classes: Callable[[Tensor], Tensor] | None = None) -> FeatureSpace:
+    """The space of a ``network`` that says its ``preprocessing``, with the hash of its weights."""
+    return FeatureSpace(name, network, network.preprocessing, weights_hash(network), classes)
+
+
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -145,14 +150,8 @@ class Inception(NetworkFeatures):
                 ) from problem
         path = Path(self.file or cached).expanduser()
         network = fitting(path, "inception", lambda: InceptionFID(read_weights(path, "inception")))
-        return FeatureSpace(
-            "Inception",
-            network,
-            network.preprocessing,
-            weights_hash(network),
-            # without the bias, as in published inception scores
-            lambda features: features @ network.body.fc.weight.T,
-        )
+        # Classes without the bias, as in published inception scores.
+        return space_of("Inception", network, lambda features: features @ network.body.fc.weight.T)
 
 
 @dataclass(frozen=True)
@@ -232,8 +231,9 @@ def timm_space(name: str, file: str | None, size: int | None, title: str, spec: 
     model.eval()
     head = model.get_classifier()
     linear = isinstance(head, nn.Linear)
-    network = Network(Pooled(model), size or wanted["input_size"][-1], wanted["mean"], wanted["std"])
-    return FeatureSpace(title, network, network.preprocessing, weights_hash(network), head if linear else None)
+    body = Body(model, lambda model, x: model.forward_head(model.forward_features(x), pre_logits=True))
+    network = Network(body, size or wanted["input_size"][-1], wanted["mean"], wanted["std"])
+    return space_of(title, network, head if linear else None)
 
 
 def _on_hub(source: str | None) -> Path | None:
@@ -242,15 +242,19 @@ def _on_hub(source: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-class Pooled(nn.Module):
-    """A timm model up to the features that its classifier sees."""
+class Body(nn.Module):
+    """A model of classes up to the features that its classifier sees.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        features: these, of the model and its input.
+    """
+
+    def __init__(self, model: Any, features: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.features = model, features
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+        return self.features(self.model, x)
 
 
 @dataclass(frozen=True)
@@ -272,21 +276,9 @@ class EfficientNetLite(NetworkFeatures):
         model = models.EfficientNet.from_name("efficientnet-lite0")
         fitting(path, "efficientnet-lite", lambda: model.load_state_dict(read_weights(path, "efficientnet-lite")))
         # (255 x - 127) / 128: the package's README says ImageNet's mean and std, which halve its accuracy.
-        network = Network(Convolutions(model), self.size, (127 / 255,) * 3, (128 / 255,) * 3)
-        return FeatureSpace(
-            "EfficientNetLite0", network, network.preprocessing, weights_hash(network), model._fc.requires_grad_(False)
-        )
-
-
-class Convolutions(nn.Module):
-    """The body of an EfficientNet, averaged over positions."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model.extract_features(x).mean((2, 3))
+        body = Body(model, lambda model, x: model.extract_features(x).mean((2, 3)))  # averaged over positions
+        network = Network(body, self.size, (127 / 255,) * 3, (128 / 255,) * 3)
+        return space_of("EfficientNetLite0", network, model._fc.requires_grad_(False))
 
 
 def _short(value: Tensor) -> str:

@@ -78,12 +78,8 @@ class Provenance:
     def as_dict(self) -> dict[str, Any]:
         """Flat: the fields of ``sampling`` beside the others, None where nothing is known of it."""
         flat = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "sampling"}
-        how = (
-            dict.fromkeys(f.name for f in dataclasses.fields(Sampling))
-            if self.sampling is None
-            else self.sampling.as_dict()
-        )
-        return flat | how
+        how = dict.fromkeys(f.name for f in dataclasses.fields(Sampling))
+        return flat | (how if self.sampling is None else self.sampling.as_dict())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,30 +127,19 @@ def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 # --- comparing --------------------------------------------------------------------------------------------------------
 
-# What must be equal for numbers to be ranked. Checkpoints, objectives and seeds may differ: they are what is compared,
+# What must be equal for numbers to be ranked, and what it is called. Checkpoints, objectives and seeds may differ: they are what is compared,
 # and so is an early stop, which is a baseline to a trained model.
-ALIKE = (
-    "weights",
-    "sampler",
-    "steps",
-    "start_ratio",
-    "clip_sample",
-    "samples",
-    "reference_hash",
-    "features",
-    "features_hash",
-    "preprocessing",
-    "settings",
-)
-WORDS = {
+ALIKE = {
     "weights": "averaged or raw weights",
+    "sampler": "sampler",
+    "steps": "steps",
     "start_ratio": "noise level at which sampling begins",
     "clip_sample": "clipping while sampling",
+    "samples": "number of samples",
     "reference_hash": "reference",
-    "reference_kind": "reference that nobody vouches for",
     "features": "feature space",
     "features_hash": "weights of the feature network",
-    "samples": "number of samples",
+    "preprocessing": "preprocessing",
     "settings": "settings of the measure",
 }
 
@@ -170,8 +155,7 @@ class Difference:
     @property
     def word(self) -> str:
         """The difference in plain words."""
-        word = WORDS.get(self.field, self.field)
-        return word if self.field == "reference_kind" else f"different {word}"
+        return f"different {ALIKE[self.field]}" if self.field in ALIKE else "reference that nobody vouches for"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from ..data.items import to_uint8
 from ..errors import UserError
 from ..files import atomic, load_tensors, misfit, save_tensors, tensor_metadata
-from ..nets import weights_hash
 from .features import FeatureSpace
-from .networks import NetworkFeatures
+from .networks import NetworkFeatures, space_of
 from .results import content_hash
 from .weights import fitting
 
@@ -197,4 +196,4 @@ class Small(NetworkFeatures):
             raise UserError(f"{path} holds no small features. Expected a file that atdm features wrote.")
         network = SmallNetwork(about["channels"], about["size"])
         fitting(path, "small", lambda: network.load_state_dict(weights))
-        return FeatureSpace("Small", network.requires_grad_(False), network.preprocessing, weights_hash(network))
+        return space_of("Small", network.requires_grad_(False))

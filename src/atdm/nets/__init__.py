@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import hub, memory, spec
-from ..errors import UserError, first_line
+from ..errors import UserError, expect, first_line
 from ..files import require_sealed
 from .checks import halvings, quiet, require_size, require_weights, try_out, variant
+from .passes import evaluating
 from .unet import MOST_LAYERS, CelebA64UNet, Cifar10UNet, DigitsUNet, TinyUNet
 
 
@@ -51,8 +52,7 @@ class Perceptron:
                 f"The MLP has width {self.width} and depth {self.depth}. "
                 f"Expected a width of at least 2 and a depth from 1 to {MOST_LAYERS}."
             )
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"The dropout of the network is {self.dropout}. Expected a number in [0, 1).")
+        expect(0 <= self.dropout < 1, "The dropout of the network", self.dropout, "a number in [0, 1)")
 
         from .mlp import MLP
 
@@ -280,6 +280,12 @@ def item_shape(net: nn.Module) -> tuple[int, ...]:
     return (config["in_channels"], *((size, size) if isinstance(size, int) else tuple(size or ())))
 
 
+def device_of(model: Callable[..., Any]) -> torch.device:
+    """Where the parameters of a network are; of a function, or where there are none, the CPU."""
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
 def count_parameters(net: nn.Module) -> int:
     """How many numbers the network learns."""
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
@@ -301,12 +307,6 @@ def flops(net: nn.Module, item_shape: tuple[int, ...], **conditioning: Any) -> i
 
     parameter = next(net.parameters())
     x = torch.zeros(1, *item_shape, device=parameter.device, dtype=parameter.dtype)
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        with FlopCounterMode(display=False) as counter:
-            call(net, x, torch.zeros(1, dtype=torch.long, device=x.device), **conditioning)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(net), FlopCounterMode(display=False) as counter:
+        call(net, x, torch.zeros(1, dtype=torch.long, device=x.device), **conditioning)
     return counter.get_total_flops()

@@ -33,6 +33,19 @@ def frozen(model: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
             parameter.requires_grad_(True)
 
 
+@contextmanager
+def evaluating(model: Callable[..., Any]) -> Iterator[None]:
+    """Evaluation mode; afterwards every submodule is back in the mode it was in."""
+    modes = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def known_random(model: Callable[..., Any]) -> bool:
     """Whether an earlier pass through ``model`` drew random numbers, as dropout does."""
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import flops, is_unet
+from . import device_of, flops, is_unet
 
 PER_THREAD = 0.25e9  # floating point operations of a forward pass below which another thread costs more than it saves
 TRIES = 3  # of a timing, of which the shortest counts
@@ -40,7 +40,7 @@ def worth(
         A sentence, where they are fewer than there were and nobody asked for that.
     """
     before = torch.get_num_threads()
-    on_cpu = next(net.parameters()).device.type == "cpu"
+    on_cpu = device_of(net).type == "cpu"
     chosen, note = asked or before, None
     if not asked and on_cpu and before > 1:
         work = batch * flops(net, item_shape, **conditioning)

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from ..errors import UserError, expect
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -67,8 +67,7 @@ class UNet:
             raise UserError("channels, blocks and head_dim of a U-Net must be at least 1.")
         if self.blocks > MOST_LAYERS:
             raise UserError(f"The U-Net has {self.blocks} blocks in each level. Expected at most {MOST_LAYERS}.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"The dropout of the network is {self.dropout}. Expected a number in [0, 1).")
+        expect(0 <= self.dropout < 1, "The dropout of the network", self.dropout, "a number in [0, 1)")
         widths = [self.channels * m for m in multipliers]
         attends = [sides[0] >> level in attention for level in range(len(multipliers))]
         heads = [w for w, a in zip(widths, attends, strict=True) if a] + widths[-1:]

@@ -73,12 +73,7 @@ class AmbientBlind(Ambient):
     levels_from: ClassVar[LevelsFrom] = "items"
 
     def require_items(self, item_shape: tuple[int, ...]) -> None:
-        if math.prod(item_shape) < THIN:
-            raise UserError(
-                f"ambient_blind estimates noise along the directions in which the data vary least, and vectors of "
-                f"{math.prod(item_shape)} values have none for sure. Expected items of {THIN} values or more, or ambient, "
-                "which knows the noise."
-            )
+        require_directions("ambient_blind", item_shape, "ambient")
 
 
 @dataclass(frozen=True)
@@ -118,6 +113,22 @@ class Omni(Ambient):
         return Terms.unperturbed(t, item_mean((eps - draws.noise).square()) * self.process.eps_weight(t))
 
 
+def require_directions(name: str, item_shape: tuple[int, ...], other: str) -> None:
+    """Refuse items whose noise cannot be estimated.
+
+    Args:
+        name, other: of the loss that estimates it, and of one that knows it.
+
+    Raises:
+        UserError: they have too few values.
+    """
+    if (d := math.prod(item_shape)) < THIN:
+        raise UserError(
+            f"{name} estimates noise along the directions in which the data vary least, and vectors of {d} values have none "
+            f"for sure. Expected items of {THIN} values or more, or {other}, which knows the noise."
+        )
+
+
 def known(levels: PerItem | None) -> PerItem:
     """The levels.
 
@@ -145,9 +156,8 @@ def above(process: Process, levels: PerItem, t: Timesteps, beta: PerItem) -> Tim
     t and a uniform ``beta`` in (0, 1] make a uniform number of [0, 1), which is inverted on the timesteps that are left.
     """
     chances = torch.full((process.steps,), 1 / process.steps) if process.chances is None else process.chances
-    below = (
-        torch.cat([chances.new_zeros(1), chances]).double().cumsum(0).to(t.device)
-    )  # how often an earlier one is drawn
+    # How often an earlier timestep is drawn.
+    below = torch.cat([chances.new_zeros(1), chances]).double().cumsum(0).to(t.device)
     first = first_above(process, levels)
     u = below[t] + (1 - beta.double()) * (below[t + 1] - below[t])
     u = below[first] + u * (below[-1] - below[first])

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .. import spec
-from ..errors import UserError
+from ..errors import UserError, expect
 from ..noise import Gauge
 from ..noise.estimate import by_patches
 from .perturb import RADII, WEIGHTS, Perturbation
@@ -38,11 +38,6 @@ CLEAN = 100  # images without noise, from which on low noise is learned from the
 EVIDENCE = "ambient_blind:exchange=true"
 GOOD = 0.98  # share of items as good as trusted ones from which on there is nothing to keep out
 STOP = 0.5  # of the gate: sampling that stops there returns the denoised state, without what the network errs below
-
-
-def hidden_std(images: Any) -> float:
-    """The noise of ``images`` that only their files show; 0 where there is no telling."""
-    return images.hidden_std if _of_files(images) else 0.0
 
 
 def _of_files(images: Any) -> bool:
@@ -106,8 +101,7 @@ def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0)
     Raises:
         UserError: a weight that is not positive.
     """
-    if not 0 < k < math.inf:
-        raise UserError(f"The k of objective auto is {k:g}. Expected a positive weight, such as {K:g}.")
+    expect(0 < k < math.inf, "The k of objective auto", f"{k:g}", f"a positive weight, such as {K:g}")
     if len(x) < FEWEST:
         return {"name": "ddpm"}
     std, d = max(quiet_std(x[:ITEMS]), hidden), math.prod(x.shape[1:])
@@ -162,7 +156,8 @@ def arguments(x: Float[Tensor, "n *item"], k: float = K, hidden: float = 0.0) ->
 
 def chosen(images: Any, k: float | None, seed: int) -> tuple[Gauge, str] | dict[str, Any]:
     """What :func:`gauged` finds for training data, if ``k`` is None and it finds something; else :func:`arguments`."""
-    items, hidden = items_of(images, seed), hidden_std(images)
+    items = items_of(images, seed)
+    hidden = images.hidden_std if _of_files(images) else 0.0  # noise that only files show
     if k is None and hidden == 0 and (found := gauged(items, count_of(images, items))):
         return found
     return arguments(items, K if k is None else k, hidden)

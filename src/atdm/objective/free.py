@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.process import PerItem, States, Timesteps, per_item
-from ..errors import UserError
+from ..errors import UserError, expect
 from .terms import Baseline, Draws, Predict, Terms, counted, item_mean
 
 
@@ -34,12 +34,8 @@ class Free(Baseline):
 
     def __post_init__(self) -> None:
         for name, value in (("radius", self.radius), ("step", self.step)):
-            if not value > 0:
-                raise UserError(f"{name} of free adversarial training is {value}. Expected a number > 0, such as 0.1.")
-        if self.replays < 1:
-            raise UserError(
-                f"replays of free adversarial training is {self.replays}. Expected an integer >= 1, such as 3."
-            )
+            expect(value > 0, f"{name} of free adversarial training", value, "a number > 0, such as 0.1")
+        expect(self.replays >= 1, "replays of free adversarial training", self.replays, "an integer >= 1, such as 3")
 
     def passes(self) -> dict[str, float]:
         return counted(self.replays, self.replays)

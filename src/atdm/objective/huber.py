@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from ..diffusion.process import PerItem, States, Timesteps, per_item
-from ..errors import UserError
+from ..errors import expect
 from .terms import Baseline, Draws, Predict, Terms, item_mean
 
 
@@ -29,12 +29,9 @@ class PseudoHuber(Baseline):
     schedule: Literal["exponential", "constant", "snr"] = "exponential"
 
     def __post_init__(self) -> None:
-        if not self.c > 0:
-            raise UserError(f"c of the pseudo-Huber loss is {self.c}. Expected a number > 0, such as 0.1.")
-        if math.isinf(self.c) and self.schedule != "constant":
-            raise UserError(
-                f"c of the schedule '{self.schedule}' is inf. Expected a finite number, or schedule=constant."
-            )
+        expect(self.c > 0, "c of the pseudo-Huber loss", self.c, "a number > 0, such as 0.1")
+        finite = not math.isinf(self.c) or self.schedule == "constant"
+        expect(finite, f"c of the schedule '{self.schedule}'", self.c, "a finite number, or schedule=constant")
 
     def threshold(self, t: Timesteps) -> PerItem:
         """``c_t``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..diffusion.process import PerItem, States, Timesteps
-from ..errors import UserError
+from ..errors import expect
 from .terms import Draws, Noisier, Predict, Terms
 
 
@@ -22,8 +22,7 @@ class InputPerturbation(Noisier):
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.gamma >= 0:
-            raise UserError(f"gamma of the input perturbation is {self.gamma}. Expected a number >= 0, such as 0.1.")
+        expect(self.gamma >= 0, "gamma of the input perturbation", self.gamma, "a number >= 0, such as 0.1")
 
     def terms(self, predict: Predict, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
         x_t = self.process.mix(x0, draws.noise + self.gamma * draws.need("more"), t)

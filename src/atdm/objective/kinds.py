@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..errors import UserError, unknown
+from ..errors import UserError, expect, unknown
 from .baselines import BASELINES
 from .terms import world
 
@@ -49,10 +49,8 @@ def require_options(name: str, ascent: str, gate: float | None, every: int, atta
     """Refuse options that an objective of this name cannot have (:class:`~atdm.errors.UserError`)."""
     if ascent not in ASCENTS:
         raise unknown("ascent", ascent, ASCENTS)
-    if gate is not None and gate <= 0:
-        raise UserError(f"The gate is {gate}. Expected a noise level sigma_t/alpha_t > 0, or none.")
-    if every < 1:
-        raise UserError(f"every is {every}. Expected an integer >= 1: apply the regularizer every N steps.")
+    expect(gate is None or not gate <= 0, "The gate", gate, "a noise level sigma_t/alpha_t > 0, or none")
+    expect(every >= 1, "every", every, "an integer >= 1: apply the regularizer every N steps")
     if KINDS[name].adversarial and attack_steps < 1:
         raise UserError(
             f"{name} has {attack_steps} attack steps. Expected at least 1; "

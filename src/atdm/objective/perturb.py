@@ -17,12 +17,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.process import PerItem, Process, States, Timesteps, per_item
-from ..errors import UserError, unknown
-
-
-def _require(ok: bool, what: str, value: float, expected: str) -> None:
-    if not ok:
-        raise UserError(f"{what} is {value}. Expected {expected}.")
+from ..errors import expect, unknown
 
 
 # --- how far -----------------------------------------------------------------------------------------------------------
@@ -71,9 +66,9 @@ class PublishedRadius(Radius):
     beta_min: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.omega >= 0, "omega of the radius", self.omega, "a number >= 0")
-        _require(self.floor > 0, "floor of the radius", self.floor, "a number > 0, such as 8/255")
-        _require(0 <= self.beta_min < 1, "beta_min of the radius", self.beta_min, "a number in [0, 1), such as 0.05")
+        expect(self.omega >= 0, "omega of the radius", self.omega, "a number >= 0")
+        expect(self.floor > 0, "floor of the radius", self.floor, "a number > 0, such as 8/255")
+        expect(0 <= self.beta_min < 1, "beta_min of the radius", self.beta_min, "a number in [0, 1), such as 0.05")
 
     def ray(self, process: Process, t: Timesteps, beta: PerItem) -> PerItem:
         """``beta r(t)``."""
@@ -99,7 +94,7 @@ class ConstantRadius(Radius):
     r: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(self.r > 0, "r of the radius", self.r, "a number > 0")
+        expect(self.r > 0, "r of the radius", self.r, "a number > 0")
 
     def __call__(self, process: Process, t: Timesteps, beta: PerItem) -> PerItem:
         return torch.full_like(beta, self.r)
@@ -128,7 +123,7 @@ class PublishedWeight(Weight):
     lam: float = 0.3
 
     def __post_init__(self) -> None:
-        _require(self.lam >= 0, "lam of the weight", self.lam, "a number >= 0")
+        expect(self.lam >= 0, "lam of the weight", self.lam, "a number >= 0")
 
     def __call__(self, reach: Reach, delta: States) -> PerItem:
         return self.lam * math.sqrt(3) / reach.ray
@@ -160,7 +155,7 @@ class RelativeWeight(Weight):
     k: float = 5.0
 
     def __post_init__(self) -> None:
-        _require(self.k >= 0, "k of the weight", self.k, "a number >= 0")
+        expect(self.k >= 0, "k of the weight", self.k, "a number >= 0")
 
     def __call__(self, reach: Reach, delta: States) -> PerItem:
         return self.k / delta.square().flatten(1).mean(1).clamp_min(1e-12)
@@ -173,7 +168,7 @@ class ConstantWeight(Weight):
     value: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(self.value >= 0, "value of the weight", self.value, "a number >= 0")
+        expect(self.value >= 0, "value of the weight", self.value, "a number >= 0")
 
     def __call__(self, reach: Reach, delta: States) -> PerItem:
         return torch.full_like(reach.r, self.value)
@@ -271,8 +266,8 @@ class Perturbation:
     def __post_init__(self) -> None:
         if self.norm not in BALLS:
             raise unknown("norm", self.norm, BALLS)
-        _require(self.steps >= 0, "steps of the perturbation", self.steps, "an integer >= 0")
-        _require(self.kappa > 0, "kappa of the perturbation", self.kappa, "a number > 0 (inf: full steps)")
+        expect(self.steps >= 0, "steps of the perturbation", self.steps, "an integer >= 0")
+        expect(self.kappa > 0, "kappa of the perturbation", self.kappa, "a number > 0 (inf: full steps)")
 
     @property
     def ball(self) -> Ball:
@@ -290,11 +285,7 @@ class Perturbation:
         if math.isinf(self.kappa):
             moves = (gradient != 0).flatten(1).any(1)
             return torch.where(per_item(moves, delta), per_item(r, delta) * direction, delta)
-        return self.project(delta + self.kappa * per_item(r, delta) * direction, r)
-
-    def project(self, delta: States, r: PerItem) -> States:
-        """The nearest point of the ball of radius ``r``."""
-        return self.ball.project(delta, r)
+        return self.ball.project(delta + self.kappa * per_item(r, delta) * direction, r)
 
     def find(self, gain: Callable[[Tensor], PerItem], start: States, r: PerItem) -> States:
         """Ascend ``gain(delta)`` from ``r start``. Only delta is differentiated: parameters' ``.grad`` stay untouched."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from dataclasses import dataclass
 
 from ..diffusion.process import PerItem, States, Timesteps
-from ..errors import UserError
-from ..noise.filters import THIN
+from ..errors import expect
+from .ambient import require_directions
 from .terms import Baseline, Draws, LevelsFrom, Predict, Terms
 
 
@@ -36,25 +35,18 @@ class Sfbd(Baseline):
     known: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.pretrain < 1:
-            raise UserError(
-                f"pretrain is {self.pretrain:g}. Expected a share of the training in (0, 1), such as 0.5: sfbd begins on "
-                "trusted items alone."
-            )
+        share = "a share of the training in (0, 1), such as 0.5: sfbd begins on trusted items alone"
+        expect(0 < self.pretrain < 1, "pretrain", f"{self.pretrain:g}", share)
         for name, low in (("rounds", 1), ("evaluations", 2)):
-            if getattr(self, name) < low:
-                raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
+            expect(getattr(self, name) >= low, name, getattr(self, name), f"an integer >= {low}")
 
     @property
     def levels_from(self) -> LevelsFrom:  # type: ignore[override]
         return "truth" if self.known else "items"
 
     def require_items(self, item_shape: tuple[int, ...]) -> None:
-        if not self.known and math.prod(item_shape) < THIN:
-            raise UserError(
-                f"sfbd estimates noise along the directions in which the data vary least, and vectors of {math.prod(item_shape)} "
-                f"values have none for sure. Expected items of {THIN} values or more, or sfbd:known=true, which knows the noise."
-            )
+        if not self.known:
+            require_directions("sfbd", item_shape, "sfbd:known=true")
 
     def round(self, step: int, steps: int) -> tuple[int, int, int]:
         """Which round step ``step`` of ``steps`` is in, 0 on trusted items alone; its first step, and that of the next."""

@@ -13,8 +13,8 @@ from ..data.source import Source
 from ..diffusion.backward import timesteps_of
 from ..diffusion.model import Model, require_finite
 from ..diffusion.process import per_item
-from ..diffusion.sampling import evaluating
 from ..errors import UserError
+from ..nets.passes import evaluating
 from ..noise import noise_stds
 
 BATCH = 256
