@@ -10,7 +10,7 @@ clean data it closes: what is left is ddpm.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +19,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .. import spec
+from ..diffusion.process import Process
 from ..errors import UserError, expect
 from ..noise import Gauge
 from ..noise.estimate import by_patches
+from .ambient import AmbientGauged
 from .perturb import RADII, WEIGHTS, Perturbation
+from .terms import Loss
 
 ITEMS = 4096  # that are looked at
 FEWEST = 16  # of which something can be said
@@ -154,13 +157,27 @@ def arguments(x: Float[Tensor, "n *item"], k: float = K, hidden: float = 0.0) ->
     }
 
 
-def chosen(images: Any, k: float | None, seed: int) -> tuple[Gauge, str] | dict[str, Any]:
-    """What :func:`gauged` finds for training data, if ``k`` is None and it finds something; else :func:`arguments`."""
+def loss_for(
+    objective: Callable[..., Loss], images: Any, process: Process | Any, k: float | None = None, seed: int = 0
+) -> Loss:
+    """The loss that suits training data, as ``atdm train --objective auto`` chooses it; says what it chose.
+
+    Args:
+        objective: the class :class:`~atdm.objective.Objective`, of which this is the class method ``auto``.
+        images: a tensor ``[n, *item]`` in [-1, 1], a data set, a loader, or an iterator of batches. JPEG and resizing
+            hide a part of the noise, which only files show: give ``atdm.load("photos/", image_size=32)`` to have it seen.
+        process: the forward process, or a diffusers scheduler of it.
+        k: relative weight of the regularizer; more removes more noise, less stays closer to the data. None: 2, unless noise
+            is found on some of the images and not on others, which is used without the regularizer (``ambient_blind``).
+        seed: of the objective's own generator, and of which images are looked at.
+    """
     items = items_of(images, seed)
     hidden = images.hidden_std if _of_files(images) else 0.0  # noise that only files show
     if k is None and hidden == 0 and (found := gauged(items, count_of(images, items))):
-        return found
-    return arguments(items, K if k is None else k, hidden)
+        gauge, note = found
+        process = process if isinstance(process, Process) else Process.from_scheduler(process)
+        return AmbientGauged(process, True, gauge=gauge, note=note, seed=seed)
+    return objective(process=process, seed=seed, **arguments(items, K if k is None else k, hidden))
 
 
 def gauged(x: Float[Tensor, "n *item"], items: int) -> tuple[Gauge, str] | None:

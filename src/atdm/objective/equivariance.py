@@ -18,7 +18,6 @@ from ..diffusion.process import PerItem, Process, States, Timesteps
 from ..nets.precision import half_precision
 from ..text import changed
 from . import auto as automatic
-from .ambient import AmbientGauged
 from .kinds import KINDS, Kind, due, require_kind, require_options
 from .passes import Attack, Moves, Passes, cost, items_below, too_fine
 from .perturb import Perturbation, PublishedRadius, PublishedWeight, Radius, Weight
@@ -74,21 +73,7 @@ class Objective(Loss):
         if self.kind.perturbs and not self.kind.adversarial and self.perturbation.steps:
             object.__setattr__(self, "perturbation", Perturbation(self.perturbation.norm, steps=0))
 
-    @classmethod
-    def auto(cls, images: Any, process: Process | Any, k: float | None = None, seed: int = 0) -> Loss:
-        """The loss that suits training data, as ``atdm train --objective auto`` chooses it; says what it chose.
-
-        Args:
-            images: a tensor ``[n, *item]`` in [-1, 1], a data set, a loader, or an iterator of batches. JPEG and resizing
-                hide a part of the noise, which only files show: give ``atdm.load("photos/", image_size=32)`` to have it seen.
-            k: relative weight of the regularizer; more removes more noise, less stays closer to the data. None: 2, unless noise
-                is found on some of the images and not on others, which is used without the regularizer (``ambient_blind``).
-        """
-        found = automatic.chosen(images, k, seed)
-        if isinstance(found, dict):
-            return cls(process=process, seed=seed, **found)
-        process = process if isinstance(process, Process) else Process.from_scheduler(process)
-        return AmbientGauged(process, True, gauge=found[0], note=found[1], seed=seed)
+    auto = classmethod(automatic.loss_for)
 
     @property
     def kind(self) -> Kind:
