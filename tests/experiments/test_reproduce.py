@@ -303,7 +303,7 @@ def test_larger_scales_compare_ddpm_with_the_rest_under_the_same_corruption(name
         return
 
     def alike(job):
-        return job.condition, job.seed, job.config.data, job.config.process
+        return job.condition, job.seed, job.config.data, job.config.process, job.config.image_size
 
     for job in todo:
         same = [j for j in todo if alike(j) == alike(job)]
