@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from ..errors import UserError, expect
 from .common import (
     Printing,
     add_reading,
@@ -77,8 +77,7 @@ def run(words: list[str]) -> None:
     budgets = numbers(given.budgets, "budgets")
     _steps(given.at, 2 * given.sampling_steps)  # no sampler evaluates the network more often
     seeds = seeds_of(given)
-    if given.n < 2:
-        raise UserError(f"n is {given.n}. Expected 2 or more samples.")
+    expect(given.n >= 2, "n", given.n, "2 or more samples")
     if min(budgets) < 0:
         raise UserError(f"The budgets are {budgets}. Expected 0 or more.")
     out = destination(given.out)

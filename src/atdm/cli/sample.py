@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import expect
 from .common import Printing, add_sampling, answered, is_main, open_model, require_outside_data_of, samples_of
 from .parser import make_parser, positional
 
@@ -46,8 +46,7 @@ def run(words: list[str]) -> None:
     require_own(target)
     model = open_model(given)
     if given.image_size is not None:
-        if given.image_size < 1:
-            raise UserError(f"image_size is {given.image_size}. Expected a positive number of pixels.")
+        expect(given.image_size >= 1, "image_size", given.image_size, "a positive number of pixels")
         size = (given.image_size, given.image_size)
         model = model.for_items((model.channels, *size), given.model, f"--image_size {given.image_size}")
     check_target(target, model.item_shape)

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..errors import UserError, require_utf8, unknown
+from ..errors import UserError, expect, require_utf8, unknown
 from ..memory import require_threads
 from ..spec import build, parse_spec
 from ..text import changed
@@ -64,17 +64,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, low in [("steps", 1), ("batch_size", 1), ("accumulate", 1), ("warmup", 0), ("regularize_from", 0)]:
-            if getattr(self, name) < low:
-                raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
+            expect(getattr(self, name) >= low, name, getattr(self, name), f"an integer >= {low}")
         for name in ("lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} is {getattr(self, name)}. Expected a finite number >= 0.")
-        if not self.grad_clip >= 0:
-            raise UserError(f"grad_clip is {self.grad_clip}. Expected a number >= 0.")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"ema is {self.ema}. Expected a decay in [0, 1), such as 0.999.")
-        if not 0 <= self.label_dropout <= 1:
-            raise UserError(f"label_dropout is {self.label_dropout}. Expected a share in [0, 1].")
+            expect(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "a finite number >= 0")
+        expect(self.grad_clip >= 0, "grad_clip", self.grad_clip, "a number >= 0")
+        expect(0 <= self.ema < 1, "ema", self.ema, "a decay in [0, 1), such as 0.999")
+        expect(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "a share in [0, 1]")
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"A batch of {self.batch_size} does not split into {self.accumulate} equal micro-batches. "
@@ -132,8 +127,8 @@ class ObjectiveConfig:
     __repr__ = changed
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < 1:
-            raise UserError(f"start is {self.start:g}. Expected a share of the training in [0, 1), such as 0.5.")
+        share = "a share of the training in [0, 1), such as 0.5"
+        expect(0 <= self.start < 1, "start", f"{self.start:g}", share)
 
     def first_step(self, steps: int) -> int:
         """The first of ``steps`` optimizer steps in which the regularizer may be applied."""
@@ -254,11 +249,10 @@ class TrainConfig(Settings, DataConfig):
         Settings.__post_init__(self)
         DataConfig.__post_init__(self)
         for name, low in {"log_every": 1, "save_every": 1, "sample_every": 0, "metrics_samples": 2, "keep": 1}.items():
-            if getattr(self, name) < low:
-                raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
+            expect(getattr(self, name) >= low, name, getattr(self, name), f"an integer >= {low}")
         require_threads(self.threads)
-        if self.epochs is not None and not self.epochs > 0:
-            raise UserError(f"epochs is {self.epochs:g}. Expected a number > 0, or null.")
+        if self.epochs is not None:
+            expect(self.epochs > 0, "epochs", f"{self.epochs:g}", "a number > 0, or null")
         object.__setattr__(self, "regularize_from", self.objective.first_step(self.steps))
 
     def over(self, items: int) -> TrainConfig:
