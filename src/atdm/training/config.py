@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..errors import UserError, expect, require_utf8, unknown
 from ..memory import require_threads
 from ..spec import build, parse_spec
-from ..text import changed
+from ..text import changed, dotted
 from .reading import DataConfig
 from .versions import RENAMED, in_todays_words
 
@@ -298,7 +298,7 @@ class TrainConfig(Settings, DataConfig):
 
     def hyperparameters(self) -> dict[str, bool | int | float | str]:
         """The same for trackers: without groups, and null as text."""
-        return {name: "null" if value is None else value for name, value in _flat(self.as_dict()).items()}
+        return {name: "null" if value is None else value for name, value in dotted(self.as_dict()).items()}
 
     def require_same(self, stored: dict[str, Any], where: str, start: float) -> None:
         """Refuse to resume a run that another configuration made.
@@ -313,9 +313,9 @@ class TrainConfig(Settings, DataConfig):
         free = set(self.FREE) if longer else set(self.FREE) - {"steps", "epochs"}
         if self.epochs is not None and self.epochs == stored.get("epochs"):
             free.add("steps")  # which they became when the data were there
-        defaults = _flat(self.unsaid().as_dict())
-        for key, value in _flat(self.as_dict()).items():
-            before = _flat(stored).get(key, defaults[key])
+        defaults = dotted(self.unsaid().as_dict())
+        for key, value in dotted(self.as_dict()).items():
+            before = dotted(stored).get(key, defaults[key])
             if key not in free and before != value:
                 renamed = key == "objective.weight" and before == in_todays_words({"weight": value})["weight"]
                 hint = f" {RENAMED}; --objective.weight {before} goes on with the run." if renamed else ""
@@ -335,10 +335,3 @@ class TrainConfig(Settings, DataConfig):
             f"{self.objective.name} begins its {what} at a share of the steps, so a longer run begins {they} later; "
             "--init with the model of a run goes on from its weights."
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return out
