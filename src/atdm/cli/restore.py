@@ -9,12 +9,12 @@ from typing import Any
 from ..errors import UserError, expect
 from .common import (
     Printing,
-    add_reading,
     answered,
     destination,
     open_model,
     print_table,
     reading,
+    reading_options,
     require_outside,
     silent,
     tell_notes,
@@ -47,9 +47,7 @@ class Options(Printing):
 
 
 def run(words: list[str]) -> None:
-    parser = make_parser("restore", Options)
-    add_reading(parser)
-    given = parser.parse_args(words)
+    given = make_parser("restore", Options, reading_options()).parse_args(words)
     from ..corruption import parse_corruption
     from ..data import load
     from ..data.source import Source

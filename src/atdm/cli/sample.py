@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import expect
-from .common import Printing, add_sampling, answered, is_main, open_model, require_outside_data_of, samples_of
+from .common import Printing, answered, is_main, open_model, require_outside_data_of, samples_of, sampling_options
 from .parser import make_parser, positional
 
 
@@ -35,9 +35,7 @@ class Options(Printing):
 
 
 def run(words: list[str]) -> None:
-    parser = make_parser("sample", Options)
-    add_sampling(parser, 250, "ddpm")
-    given = parser.parse_args(words)
+    given = make_parser("sample", Options, sampling_options(250, "ddpm")).parse_args(words)
     from ..data.folders import require_own
     from ..diffusion.model import require_finite
     from ..plot.samples import check_target, save_samples
