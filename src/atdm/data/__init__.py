@@ -220,11 +220,10 @@ def _streamed(
     """A stream, and a sample of it that stands for the set."""
     shards, test = open_shards(source)
     count = min(source.sample, limit or source.sample)
-    found = sampled(shards, count, seed, framing, **how)
-    items, notes, broken = found.read
+    listing, (items, notes, broken), keys = sampled(shards, count, seed, framing, **how)
     if len(items) < 2:
         raise UserError(f"{spec} holds {len(items) or 'no'} image. Expected at least 2.")
-    held = sampled(test, count, seed, framing, **how).read.pixels if test and hold_out else None
+    held = sampled(test, count, seed, framing, **how)[1].pixels if test and hold_out else None
     said = f"{spec} is a stream of {shards.count} shards: {len(items):,} images of up to {LOOKED_AT} of them stand for the set."
     shape = tuple(items.item_shape)
     if held is not None and tuple(held.item_shape) != shape:
@@ -237,9 +236,9 @@ def _streamed(
         notes=(said, *notes, *shards.notes),
         broken=broken,
         window=framing.window,
-        files=Files(found.listing, broken, framing, how["cache"]),
+        files=Files(listing, broken, framing, how["cache"]),
         stream=Stream(shards, source.buffer, framing, shape, how["skip_broken"], how["max_pixels"]),
-        keys=found.keys,
+        keys=keys,
     )
 
 
