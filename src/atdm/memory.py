@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, expect
 
 CGROUP = Path("/sys/fs/cgroup")
 PER_CORE = 8  # threads; many more only wait for each other, so that next to nothing moves
@@ -50,7 +50,5 @@ def require_threads(threads: int) -> None:
         UserError: it is negative, or far beyond the number of cores.
     """
     most = PER_CORE * (os.cpu_count() or 1)
-    if not 0 <= threads <= most:
-        raise UserError(
-            f"threads is {threads}. Expected at most {most}, {PER_CORE} for each core, or 0: as many as the work is worth."
-        )
+    possible = f"at most {most}, {PER_CORE} for each core, or 0: as many as the work is worth"
+    expect(0 <= threads <= most, "threads", threads, possible)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import html
 import re
+from collections.abc import Mapping
+from importlib import resources
 from typing import Any
 
 # What moves the cursor, colors, rings or turns the direction of text, and half characters of names that are no UTF-8.
@@ -71,6 +73,26 @@ def figure(text: str) -> str:
 def without_folders(text: str) -> str:
     """Text without the folders of this machine; the names of files stay."""
     return PLACE.sub("", text)
+
+
+def template(package: str, name: str, **options: Any) -> Any:
+    """A template of jinja that lies in a package. What it names must be given.
+
+    Args:
+        options: more of its environment.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **options)
+    return environment.from_string((resources.files(package) / name).read_text(encoding="utf-8"))
+
+
+def dotted(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested mappings as one, whose names have dots."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= dotted(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return found
 
 
 def changed(value: Any) -> str:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from ..data.decode import Progress
 from ..data.source import Source
 from ..noise import NoiseEstimate
-from ..noise.estimate import SAMPLE, PatchMeter, by_patches, spread, whole_estimate
+from ..noise.estimate import SAMPLE, PatchMeter, by_patches, median_above_zero, spread, whole_estimate
 from ..noise.files import FileNoise
 from ..noise.mixture import SEEN
 from ..noise.pixels import replaced_share
@@ -68,7 +68,7 @@ class Audit:
     def noise_std(self) -> float | None:
         """Std of the noise of the noisy ones (median); None where there are none."""
         if self._files_tell or self.estimate is None:
-            return _median(self.noise_of_each)
+            return median_above_zero(self.noise_of_each)
         return self.estimate.noise.std
 
     @property
@@ -148,16 +148,11 @@ class Audit:
                     "smallest": sizes[order[0]].tolist(),
                     "largest": sizes[order[-1]].tolist(),
                     "share": float((each[chosen] > 0).mean()),
-                    "std_in_file": _median(saved[chosen]),
-                    "std": _median(each[chosen]),
+                    "std_in_file": median_above_zero(saved[chosen]),
+                    "std": median_above_zero(each[chosen]),
                 }
             )
         return out
-
-
-def _median(stds: Float[np.ndarray, "n"]) -> float | None:
-    """Of those above 0."""
-    return float(np.median(stds[stds > 0])) if (stds > 0).any() else None
 
 
 def _quantiles(x: Float[np.ndarray, "n"]) -> dict[str, float] | None:

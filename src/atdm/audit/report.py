@@ -39,8 +39,8 @@ def write(folder: Path, found: Audit, source: Source, base: TrainConfig) -> dict
     result = found.as_dict() | {"recipe": {"yaml": text, "reasons": reasons, "cost": cost}}
     with atomic(folder) as scratch:
         scratch.mkdir()
-        (scratch / "audit.json").write_text(json.dumps(result, indent=1))
-        (scratch / "recipe.yaml").write_text(text)
+        (scratch / "audit.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        (scratch / "recipe.yaml").write_text(text, encoding="utf-8")
     plot.save(_sheet(found, source), folder / "sheet.png")
     return result
 

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from ..errors import UserError, expect
 from .common import (
     Printing,
-    add_reading,
-    add_sampling,
     answered,
     clean_data,
     destination,
     numbers,
     open_model,
     print_table,
+    reading_options,
     require_memory,
     sampling_of,
+    sampling_options,
     seeds_of,
     silent,
 )
@@ -70,15 +70,11 @@ class Options(Printing):
 
 
 def run(words: list[str]) -> None:
-    parser = make_parser("attack", Options)
-    add_reading(parser)
-    add_sampling(parser, 50)
-    given = parser.parse_args(words)
+    given = make_parser("attack", Options, reading_options(), sampling_options(50)).parse_args(words)
     budgets = numbers(given.budgets, "budgets")
     _steps(given.at, 2 * given.sampling_steps)  # no sampler evaluates the network more often
     seeds = seeds_of(given)
-    if given.n < 2:
-        raise UserError(f"n is {given.n}. Expected 2 or more samples.")
+    expect(given.n >= 2, "n", given.n, "2 or more samples")
     if min(budgets) < 0:
         raise UserError(f"The budgets are {budgets}. Expected 0 or more.")
     out = destination(given.out)
@@ -182,10 +178,9 @@ def _victim(given: Any, source: str, goal: Any, reference: Any) -> Victim:
 def _write(folder: Path, result: dict[str, Any], shown: dict[float, Any], dataset: Any) -> None:
     """``attack.json``, the curve, and samples by budget."""
     from .. import plot
-    from ..files import atomic
+    from ..files import write_text
 
-    with atomic(folder / "attack.json") as scratch:
-        scratch.write_text(json.dumps(result, indent=1))
+    write_text(folder / "attack.json", json.dumps(result, indent=1))
     provenance = result["provenance"]
     title = f"{provenance['attack']} on {Path(provenance['model']).name}, objective {provenance['objective']}"
     measures = [row["measure"] for row in result["summary"]]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..training.config import TrainConfig
-from .common import Printing, add_reading, answered, destination, print_table, reading, silent, tell_notes
+from .common import Printing, answered, destination, print_table, reading, reading_options, silent, tell_notes
 from .parser import make_parser, positional
 from .progress import following, preparing, progress_bar
 
@@ -33,9 +33,8 @@ class Options(Printing):
 
 
 def run(words: list[str]) -> None:
-    parser = make_parser("audit", Options)
-    add_reading(parser, without=("skip_broken",), limit=10_000)  # broken ones are part of what is looked for
-    given = parser.parse_args(words)
+    images = reading_options(without="skip_broken", limit=10_000)  # broken ones are part of what is looked for
+    given = make_parser("audit", Options, images).parse_args(words)
     from ..audit import audit
     from ..audit.report import write
     from ..corruption import parse_corruption

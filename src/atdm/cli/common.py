@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,9 +23,10 @@ READING = TrainConfig.READING[1:]  # the seed is for more than reading
 SKIPPING = ("train", "evaluate", "features", "attack", "report", "purify", "corrupt", "restore")
 
 
-def add_reading(parser: Any, without: tuple[str, ...] = (), **defaults: Any) -> None:
-    """The options of a command that say how images are read."""
-    add_fields(parser, DataConfig, [name for name in READING if name not in without], **defaults)
+def reading_options(without: str = "", **defaults: Any) -> Callable[[Any], None]:
+    """The options of a command that say how images are read, for its parser."""
+    names = [name for name in READING if name != without]
+    return lambda parser: add_fields(parser, DataConfig, names, **defaults)
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def reading_of_data(given: Any) -> dict[str, Any] | None:
     return None
 
 
-def add_sampling(parser: Any, steps: int, preserving: str = "ddim", late: bool = True) -> None:
-    """The options that :func:`sampling_of` reads.
+def sampling_options(steps: int, preserving: str = "ddim", late: bool = True) -> Callable[[Any], None]:
+    """The options that :func:`sampling_of` reads, for the parser of a command.
 
     Args:
         steps: the default.
@@ -96,8 +97,12 @@ def add_sampling(parser: Any, steps: int, preserving: str = "ddim", late: bool =
         start = "begin at this noise level sigma_t/alpha_t, from N(0, I)"
         stop = "stop at this noise level sigma_t/alpha_t and return the denoised image"
         options += [("start_ratio", float | None, None, start), ("stop_ratio", float | None, None, stop)]
-    for name, kind, default, says in options:
-        parser.add_argument(f"--{name}", type=kind, default=default, help=says)
+
+    def add(parser: Any) -> None:
+        for name, kind, default, says in options:
+            parser.add_argument(f"--{name}", type=kind, default=default, help=says)
+
+    return add
 
 
 def sampling_of(given: Any) -> Any:

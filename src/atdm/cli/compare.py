@@ -56,7 +56,7 @@ def run(words: list[str]) -> None:
         _trained(given, out)
         return
     from .. import metrics
-    from ..files import atomic
+    from ..files import write_text
 
     sources = _sources(given.results)
     if len(sources) < 2:
@@ -71,8 +71,7 @@ def run(words: list[str]) -> None:
     table = _table(found)
     notes = _in_words(found.differences)
     if out:
-        with atomic(out) as scratch:
-            scratch.write_text(_markdown(table, notes))
+        write_text(out, _markdown(table, notes))
     differences = [{"metric": d.metric, "field": d.field, "values": d.values} for d in found.differences]
     if answered(given, {"table": found.table, "ranks": found.ranks, "differences": differences}):
         return
@@ -87,7 +86,7 @@ def _trained(given: Any, out: Path | None) -> None:
     """Train the objectives and print one table per benchmark."""
     from ..experiments import baselines
     from ..experiments.runner.reproduce import find
-    from ..files import atomic
+    from ..files import write_text
     from ..report import markdown
 
     if given.results:
@@ -108,8 +107,7 @@ def _trained(given: Any, out: Path | None) -> None:
         )
     text = "\n\n".join([*map(markdown, found.tables), found.paragraph()])
     if out:
-        with atomic(out) as scratch:
-            scratch.write_text(text)
+        write_text(out, text)
     if answered(given, {"rows": found.rows, "claims": [vars(claim) for claim in found.claims]}):
         return
     print(text)

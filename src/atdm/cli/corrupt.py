@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .common import Printing, add_reading, answered, destination, open_model, reading, silent, tell_notes
+from .common import Printing, answered, destination, open_model, reading, reading_options, silent, tell_notes
 from .parser import make_parser
 from .progress import following, preparing, progress_bar
 
@@ -28,9 +28,7 @@ class Options(Printing):
 
 
 def run(words: list[str]) -> None:
-    parser = make_parser("corrupt", Options)
-    add_reading(parser)
-    given = parser.parse_args(words)
+    given = make_parser("corrupt", Options, reading_options()).parse_args(words)
     from ..attack.poison import parse_poison
     from ..data import load
     from ..files import atomic, require_empty

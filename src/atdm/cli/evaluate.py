@@ -10,8 +10,6 @@ from typing import Any
 from ..errors import UserError
 from .common import (
     Printing,
-    add_reading,
-    add_sampling,
     answered,
     clean_data,
     destination,
@@ -20,7 +18,9 @@ from .common import (
     print_table,
     reading,
     reading_of_data,
+    reading_options,
     samples_of,
+    sampling_options,
     seeds_of,
     tell_notes,
 )
@@ -62,17 +62,14 @@ class Options(Printing):
 
 
 def run(words: list[str]) -> None:
-    parser = make_parser("evaluate", Options)
-    add_reading(parser)
-    add_sampling(parser, 250, "ddpm")
-    given = parser.parse_args(words)
+    given = make_parser("evaluate", Options, reading_options(), sampling_options(250, "ddpm")).parse_args(words)
     seeds: list[int | None] = [None] if given.samples is not None else [*seeds_of(given)]
     _check(given)
     import torch
     from accelerate import Accelerator
 
     from .. import metrics
-    from ..files import atomic
+    from ..files import write_text
 
     spaces = metrics.require(given.features)  # what is missing is said before the sampling
     against, truth = _compared_with(given)
@@ -88,8 +85,7 @@ def run(words: list[str]) -> None:
     if not accelerator.is_main_process:
         return
     if given.out:
-        with atomic(Path(given.out)) as scratch:
-            scratch.write_text(json.dumps(found, indent=1))
+        write_text(Path(given.out), json.dumps(found, indent=1))
     if answered(given, found):
         return
     several = len(seeds) > 1

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .common import Printing, add_reading, destination, reading, silent, tell_notes
+from .common import Printing, destination, reading, reading_options, silent, tell_notes
 from .parser import make_parser
 from .progress import progress_bar
 
@@ -31,9 +31,7 @@ class Options(Printing):
 
 
 def run(words: list[str]) -> None:
-    parser = make_parser("features", Options)
-    add_reading(parser)
-    given = parser.parse_args(words)
+    given = make_parser("features", Options, reading_options()).parse_args(words)
     path = destination(given.out, ".safetensors")
     from .. import metrics
     from ..data import load

@@ -104,7 +104,11 @@ class Made(Exception):
 
 
 def make_parser(command: str, *kinds: Any) -> Any:
-    """The parser of a command, with the fields of ``kinds`` as its options."""
+    """The parser of a command.
+
+    Args:
+        kinds: what has its options: dataclasses, for their fields, and functions that add some.
+    """
     from jsonargparse import ArgumentParser
 
     class Parser(ArgumentParser):
@@ -130,7 +134,10 @@ def make_parser(command: str, *kinds: Any) -> Any:
 
     parser = Parser(prog=f"atdm {command}", description=SUMMARY[command.split()[0]], allow_abbrev=False)
     for kind in kinds:
-        add_fields(parser, kind)
+        if dataclasses.is_dataclass(kind):
+            add_fields(parser, kind)
+        else:
+            kind(parser)
     return parser
 
 

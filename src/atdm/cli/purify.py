@@ -8,13 +8,13 @@ from pathlib import Path
 from ..errors import UserError
 from .common import (
     Printing,
-    add_reading,
-    add_sampling,
     answered,
     open_model,
     reading,
+    reading_options,
     require_outside,
     sampling_of,
+    sampling_options,
     tell_notes,
 )
 from .parser import make_parser, positional
@@ -44,10 +44,8 @@ class Options(Printing):
 
 
 def run(words: list[str]) -> None:
-    parser = make_parser("purify", Options)
-    add_reading(parser, limit=64)
-    add_sampling(parser, 100, late=False)
-    given = parser.parse_args(words)
+    options = (Options, reading_options(limit=64), sampling_options(100, late=False))
+    given = make_parser("purify", *options).parse_args(words)
     from ..attack.purify import Purifier, purify
     from ..corruption import corrupt
     from ..data import load

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .common import Printing, add_reading, answered, destination, numbers, reading_of_data, silent
+from .common import Printing, answered, destination, numbers, reading_of_data, reading_options, silent
 from .parser import make_parser, positional
 from .progress import jobs_bar
 
@@ -47,9 +47,7 @@ class Options(Printing):
 
 
 def run(words: list[str]) -> None:
-    parser = make_parser("report", Options)
-    add_reading(parser)
-    given = parser.parse_args(words)
+    given = make_parser("report", Options, reading_options()).parse_args(words)
     out = destination(given.out, ".html")
     steps = numbers(given.steps_list, "numbers of steps", "10,50,250")
     if any(s != int(s) for s in steps):

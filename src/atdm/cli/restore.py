@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, expect
 from .common import (
     Printing,
-    add_reading,
     answered,
     destination,
     open_model,
     print_table,
     reading,
+    reading_options,
     require_outside,
     silent,
     tell_notes,
@@ -47,9 +47,7 @@ class Options(Printing):
 
 
 def run(words: list[str]) -> None:
-    parser = make_parser("restore", Options)
-    add_reading(parser)
-    given = parser.parse_args(words)
+    given = make_parser("restore", Options, reading_options()).parse_args(words)
     from ..corruption import parse_corruption
     from ..data import load
     from ..data.source import Source
@@ -63,10 +61,8 @@ def run(words: list[str]) -> None:
     if given.label == "all":
         raise UserError("The items to restore are not of all classes in turn. Expected one --label, or none.")
     parts = parse_corruption(given.corrupt)
-    if given.compare < 0 or (given.compare and not parts):
-        raise UserError(
-            f"--compare is {given.compare}. Expected a number of images, with --corrupt: without it the clean images are not known."
-        )
+    images = "a number of images, with --corrupt: without it the clean images are not known"
+    expect(given.compare == 0 or (given.compare > 0 and bool(parts)), "--compare", given.compare, images)
     with progress_bar(silent(given)) as bar:
         dataset = load(given.data, seed=given.seed, **reading(given), hold_out=False, progress=preparing(bar))
         dataset.require_whole("atdm restore")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
-from .common import Printing, add_sampling, answered, is_main, open_model, require_outside_data_of, samples_of
+from ..errors import expect
+from .common import Printing, answered, is_main, open_model, require_outside_data_of, samples_of, sampling_options
 from .parser import make_parser, positional
 
 
@@ -35,9 +35,7 @@ class Options(Printing):
 
 
 def run(words: list[str]) -> None:
-    parser = make_parser("sample", Options)
-    add_sampling(parser, 250, "ddpm")
-    given = parser.parse_args(words)
+    given = make_parser("sample", Options, sampling_options(250, "ddpm")).parse_args(words)
     from ..data.folders import require_own
     from ..diffusion.model import require_finite
     from ..plot.samples import check_target, save_samples
@@ -46,8 +44,7 @@ def run(words: list[str]) -> None:
     require_own(target)
     model = open_model(given)
     if given.image_size is not None:
-        if given.image_size < 1:
-            raise UserError(f"image_size is {given.image_size}. Expected a positive number of pixels.")
+        expect(given.image_size >= 1, "image_size", given.image_size, "a positive number of pixels")
         size = (given.image_size, given.image_size)
         model = model.for_items((model.channels, *size), given.model, f"--image_size {given.image_size}")
     check_target(target, model.item_shape)

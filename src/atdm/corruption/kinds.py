@@ -9,14 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from ..errors import UserError
+from ..errors import UserError, expect
 
 Item = Float[np.ndarray, "*item"]
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise UserError(f"{name} of the corruption is {value}. Expected a number from {low:g} to {high:g}.")
+    expect(low <= value <= high, f"{name} of the corruption", value, f"a number from {low:g} to {high:g}")
 
 
 @dataclass(frozen=True)

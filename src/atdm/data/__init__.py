@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import memory
 from .. import spec as specs
-from ..errors import UserError, nearest
+from ..errors import UserError, expect, nearest
 from . import arrays, images
 from .cache import read
 from .classes import NEEDED, Classes
@@ -168,12 +168,9 @@ def load(
     Raises:
         UserError: the spec is unknown or what it names cannot be read.
     """
-    if limit is not None and limit < 2:
-        raise UserError(f"limit is {limit}. Expected at least 2 items, or none.")
-    if max_pixels < 1:
-        raise UserError(f"max_pixels is {max_pixels}. Expected a positive number of pixels.")
-    if not -(2**63) <= seed < 2**63:
-        raise UserError(f"seed is {seed}. Expected an integer of at most 63 bits.")
+    expect(limit is None or limit >= 2, "limit", limit, "at least 2 items, or none")
+    expect(max_pixels >= 1, "max_pixels", max_pixels, "a positive number of pixels")
+    expect(-(2**63) <= seed < 2**63, "seed", seed, "an integer of at most 63 bits")
     framing = Framing(image_size, crop)
     source = _source(spec)
     shadow = _shadow(spec)
@@ -223,11 +220,10 @@ def _streamed(
     """A stream, and a sample of it that stands for the set."""
     shards, test = open_shards(source)
     count = min(source.sample, limit or source.sample)
-    found = sampled(shards, count, seed, framing, **how)
-    items, notes, broken = found.read
+    listing, (items, notes, broken), keys = sampled(shards, count, seed, framing, **how)
     if len(items) < 2:
         raise UserError(f"{spec} holds {len(items) or 'no'} image. Expected at least 2.")
-    held = sampled(test, count, seed, framing, **how).read.pixels if test and hold_out else None
+    held = sampled(test, count, seed, framing, **how)[1].pixels if test and hold_out else None
     said = f"{spec} is a stream of {shards.count} shards: {len(items):,} images of up to {LOOKED_AT} of them stand for the set."
     shape = tuple(items.item_shape)
     if held is not None and tuple(held.item_shape) != shape:
@@ -240,9 +236,9 @@ def _streamed(
         notes=(said, *notes, *shards.notes),
         broken=broken,
         window=framing.window,
-        files=Files(found.listing, broken, framing, how["cache"]),
+        files=Files(listing, broken, framing, how["cache"]),
         stream=Stream(shards, source.buffer, framing, shape, how["skip_broken"], how["max_pixels"]),
-        keys=found.keys,
+        keys=keys,
     )
 
 
@@ -308,8 +304,7 @@ def _toy(source: Toy, spec: str, seed: int, image_size: int | None, limit: int |
 def _digits(source: Digits, spec: str, seed: int, image_size: int | None, limit: int | None) -> Dataset:
     from sklearn.datasets import load_digits
 
-    if image_size not in (None, 8):
-        raise UserError(f"The digits are 8x8; image_size is {image_size}. Expected 8 or none.")
+    expect(image_size in (None, 8), "The digits are 8x8; image_size", image_size, "8 or none")
     x = torch.from_numpy(load_digits().images).float().div(8).sub(1).unsqueeze(1)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     targets, names = torch.from_numpy(load_digits().target)[order], tuple("0123456789")

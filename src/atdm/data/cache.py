@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import memory
-from ..errors import UserError
+from ..errors import UserError, expect
 from ..files import read_json, scratch_beside
 from .decode import AT_ONCE, VERSION, Framing, Progress, Tally, decoded
 from .items import Pixels, write_items
@@ -62,8 +62,7 @@ def read(
     Raises:
         UserError: an unreadable image, mixed sizes without a size, no image left, or no room for the cache.
     """
-    if max_pixels < 1:
-        raise UserError(f"max_pixels is {max_pixels}. Expected a positive number.")
+    expect(max_pixels >= 1, "max_pixels", max_pixels, "a positive number")
     if framing.side is not None:
         many = min(listing.count, AT_ONCE) if cache else listing.count
         memory.require(3 * framing.side**2 * many, f"{many} images of {framing.side}x{framing.side}", _SMALLER)

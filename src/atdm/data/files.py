@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..files import atomic, read_json
+from ..files import read_json, write_text
 from ..noise.blocks import Blocks, measure
 from ..noise.files import FileNoise
 from .cache import entry
@@ -57,8 +57,8 @@ class Files:
         else:
             found = self._measured(progress)
             if self.cache:
-                with suppress(UserError), atomic(path) as scratch:  # what cannot be kept is measured again
-                    scratch.write_text(json.dumps({"files": found, "crc32": _sum(found)}))
+                with suppress(UserError):  # what cannot be kept is measured again
+                    write_text(path, json.dumps({"files": found, "crc32": _sum(found)}))
         return FileNoise.of(found, np.array([self.framing.scale(file.size) for file in found]))
 
     @property

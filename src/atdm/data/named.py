@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UserError
+from ..errors import expect
 from .toy import TOYS
 
 
@@ -46,8 +46,7 @@ class Streamed:
 
     def __post_init__(self) -> None:
         for name, low in (("buffer", 1), ("sample", 2)):
-            if getattr(self, name) < low:
-                raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
+            expect(getattr(self, name) >= low, name, getattr(self, name), f"an integer >= {low}")
 
 
 @dataclass(frozen=True)

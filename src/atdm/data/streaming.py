@@ -141,18 +141,10 @@ class Stream:
         return array
 
 
-class Sampled(NamedTuple):
-    """A sample of a stream: its images as files and decoded, and the key of each that could be read."""
-
-    listing: Listing
-    read: Read
-    keys: Int[Tensor, "n"]
-
-
 def sampled(
     shards: Shards, count: int, seed: int, framing: Framing, progress: Progress | None = None, **how: Any
-) -> Sampled:
-    """So many images of a few shards chosen by ``seed``, decoded.
+) -> tuple[Listing, Read, Int[Tensor, "n"]]:
+    """So many images of a few shards chosen by ``seed``: as files and decoded, and the key of each that could be read.
 
     Args:
         how: as of :func:`atdm.data.cache.read`.
@@ -162,4 +154,4 @@ def sampled(
     keys = [item.key for item in items]
     listing = Listing(len(items), names.__getitem__, lambda i: items[i].encoded, key_of("sample", keys), shards.notes)
     done = read(listing, framing, progress=progress, **how)
-    return Sampled(listing, done, torch.tensor([keys[i] for i in listing.without(done.broken)]))
+    return listing, done, torch.tensor([keys[i] for i in listing.without(done.broken)])

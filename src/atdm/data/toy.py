@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, expect
 
 Level = float | Float[Tensor, ""] | Float[Tensor, "n"]  # alpha or sigma: of all samples, or one per sample
 
@@ -33,8 +33,7 @@ class Toy:
     n: int = 10_000
 
     def __post_init__(self) -> None:
-        if self.n < 2:
-            raise UserError(f"n of the toy is {self.n}. Expected at least 2 points.")
+        expect(self.n >= 2, "n of the toy", self.n, "at least 2 points")
 
     @property
     def true_spread(self) -> float:

@@ -3,7 +3,7 @@
 from .checksums import Damaged, Sums, load_tensors, require_sealed, save_tensors, seal, tensor_metadata
 from .locks import Hold
 from .reading import checked, kinds_of, misfit, read_json, read_lines, read_text, read_yaml, shown
-from .writing import TEMPORARY, atomic, cause, remove, require_empty, require_writable, scratch_beside
+from .writing import TEMPORARY, atomic, cause, remove, require_empty, require_writable, scratch_beside, write_text
 
 __all__ = [
     "TEMPORARY",
@@ -29,4 +29,5 @@ __all__ = [
     "seal",
     "shown",
     "tensor_metadata",
+    "write_text",
 ]

@@ -58,6 +58,12 @@ def atomic(path: Path) -> Iterator[Path]:
         remove(scratch)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text in UTF-8, whole or not at all; the errors are those of :func:`atomic`."""
+    with atomic(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
 def cause(problem: BaseException) -> str | None:
     """What the operating system refused, in words; None if ``problem`` does not come from it.
 

@@ -147,6 +147,11 @@ class WholeMeter(Meter):
         return NoiseEstimate(noise, False, each, np.where(use, noise.stds(each), 0.0))
 
 
+def median_above_zero(stds: Float[np.ndarray, "n"]) -> float | None:
+    """The median of those above 0; None: there are none."""
+    return float(np.median(stds[stds > 0])) if (stds > 0).any() else None
+
+
 def by_patches(item_shape: Sequence[int]) -> bool:
     """Whether items of this shape are images large enough to be looked at in patches."""
     return len(item_shape) == 3 and min(item_shape[1:]) >= LEAST

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.process import PerItem, States, Timesteps, per_item
-from ..errors import UserError
+from ..errors import expect
 from .ambient import first_above, known
 from .terms import Draws, LevelsFrom, Noisier, Predict, Terms, counted, item_mean
 
@@ -36,10 +36,8 @@ class Sure(Noisier):
     full_precision: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise UserError(f"weight of SURE is {self.weight}. Expected a number >= 0, such as 1.")
-        if not self.step > 0:
-            raise UserError(f"step of SURE is {self.step}. Expected a number > 0, such as 0.001.")
+        expect(self.weight >= 0, "weight of SURE", self.weight, "a number >= 0, such as 1")
+        expect(self.step > 0, "step of SURE", self.step, "a number > 0, such as 0.001")
 
     def passes(self) -> dict[str, float]:
         return counted(3, 3)

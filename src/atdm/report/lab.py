@@ -25,7 +25,7 @@ from ..data.source import Source
 from ..diffusion.model import Model, require_finite
 from ..diffusion.schedulers import default_sampler
 from ..diffusion.steps import Sampling
-from ..errors import UserError
+from ..errors import UserError, expect
 from ..metrics import Memorization, memorization
 from ..nets import Unlabelled, count_parameters, flops
 from ..pool import Tell, part
@@ -71,8 +71,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in ("n", "attacked"):
-            if getattr(self, name) < 2:
-                raise UserError(f"{name} is {getattr(self, name)}. Expected 2 or more samples.")
+            expect(getattr(self, name) >= 2, name, getattr(self, name), "2 or more samples")
         if not self.steps or min(self.steps) < 1:
             raise UserError(f"The numbers of steps are {list(self.steps)}. Expected one or more, of 1 or more.")
         if not self.budgets or min(self.budgets) < 0 or not any(self.budgets):

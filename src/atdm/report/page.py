@@ -7,7 +7,6 @@ import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 
 from .. import __version__, text
 from ..errors import UserError, unknown
-from ..files import atomic
+from ..files import write_text
 from ..plot import data_uri
 
 Row = dict[str, Any]  # a line of a table by the names of its columns, as JSON holds it
@@ -96,30 +95,25 @@ def render(
         provenance: how it was made; nested mappings become dotted names.
         drawn: the PNG files of figures that need not be drawn again.
     """
-    from jinja2 import Environment, StrictUndefined
-
     path = Path(path)
-    template = (resources.files(__package__) / "page.html.j2").read_text(encoding="utf-8")
-    options: dict[str, Any] = {
-        "autoescape": True,
-        "undefined": StrictUndefined,
-        "trim_blocks": True,
-        "lstrip_blocks": True,
-    }
-    environment = Environment(**options, finalize=lambda value: text.plain(value) if isinstance(value, str) else value)
-    page = environment.from_string(template).render(
+    template = text.template(
+        "atdm.report",
+        "page.html.j2",
+        autoescape=True,
+        finalize=lambda value: text.plain(value) if isinstance(value, str) else value,
+    )
+    page = template.render(
         title=title,
         lead=lead,
         sections=sections,
-        provenance=_flatten(provenance),
+        provenance=[(name, _fact(value)) for name, value in text.dotted(provenance).items()],
         paragraphs=_paragraphs,
         cells=_cells,
         is_numeric=_is_numeric,
         uri=lambda figure: data_uri((drawn or {}).get(figure, figure)),
         width=lambda figure: round(CSS_PIXELS * figure.get_figwidth()),
     )
-    with atomic(path) as scratch:
-        scratch.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 
@@ -181,17 +175,10 @@ def _paragraphs(text: str) -> list[str]:
     return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
-def _flatten(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
-    """Dotted names and texts."""
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            rows += _flatten(value, f"{before}{key}.")
-        elif isinstance(value, list | tuple):
-            rows.append((f"{before}{key}", ", ".join(map(str, value))))
-        else:
-            rows.append((f"{before}{key}", "–" if value is None else str(value)))
-    return rows
+def _fact(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "–" if value is None else str(value)
 
 
 def machine() -> dict[str, str]:

@@ -23,6 +23,7 @@ from ..data.source import Source
 from ..files import atomic
 from ..metrics import psnr, ssim
 from ..metrics.image import SIDE
+from ..noise.estimate import median_above_zero
 from ..plot.samples import save_picture
 from .classical import denoised, denoisers
 from .denoise import BATCH, Restoration
@@ -147,20 +148,20 @@ def _done(found: Restoration, files: Files | None) -> dict[str, Any]:
     for kind in sorted(set(kinds)):
         chosen = stds[np.array([k == kind for k in kinds])]
         formats.append(
-            {"format": kind, "files": len(chosen), "restored": int((chosen > 0).sum()), "std": _median(chosen)}
+            {
+                "format": kind,
+                "files": len(chosen),
+                "restored": int((chosen > 0).sum()),
+                "std": median_above_zero(chosen),
+            }
         )
     return {
         "items": len(stds),
         "restored": len(noisy),
-        "std": _median(stds),
+        "std": median_above_zero(stds),
         "histogram": histogram,
         "formats": formats,
     }
-
-
-def _median(stds: Float[np.ndarray, "n"]) -> float | None:
-    """Of those above 0."""
-    return float(np.median(stds[stds > 0])) if (stds > 0).any() else None
 
 
 def _quality(found: Restoration, truth: CleanReference | None, values: Mapping[str, Tensor]) -> dict[str, Any]:

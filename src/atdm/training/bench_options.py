@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import UserError, unknown
+from ..errors import UserError, expect, unknown
 from ..memory import require_threads
 from ..spec import parse_spec
 
@@ -44,11 +44,9 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, low in [("batch_size", 1), ("seconds", 0)]:
-            if not getattr(self, name) >= low:
-                raise UserError(f"{name} is {getattr(self, name)}. Expected a number >= {low}.")
+            expect(getattr(self, name) >= low, name, getattr(self, name), f"a number >= {low}")
         require_threads(self.threads)
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise UserError(f"The device is '{self.device}'. Expected cpu, cuda or auto.")
+        expect(self.device in ("auto", "cpu", "cuda"), "The device", f"'{self.device}'", "cpu, cuda or auto")
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
         import torch

@@ -29,6 +29,7 @@ from ..files import (
     read_yaml,
     remove,
     save_tensors,
+    write_text,
 )
 from .config import ObjectiveConfig, TrainConfig
 from .versions import in_todays_words
@@ -56,8 +57,7 @@ def clean(run: Path) -> None:
 
 def write_config(run: Path, config: dict[str, Any]) -> None:
     """Write the resolved configuration of a run."""
-    with atomic(run / "config.yaml") as scratch:
-        scratch.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    write_text(run / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..errors import UserError, require_utf8, unknown
+from ..errors import UserError, expect, require_utf8, unknown
 from ..memory import require_threads
 from ..spec import build, parse_spec
-from ..text import changed
+from ..text import changed, dotted
 from .reading import DataConfig
 from .versions import RENAMED, in_todays_words
 
@@ -64,17 +64,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, low in [("steps", 1), ("batch_size", 1), ("accumulate", 1), ("warmup", 0), ("regularize_from", 0)]:
-            if getattr(self, name) < low:
-                raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
+            expect(getattr(self, name) >= low, name, getattr(self, name), f"an integer >= {low}")
         for name in ("lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} is {getattr(self, name)}. Expected a finite number >= 0.")
-        if not self.grad_clip >= 0:
-            raise UserError(f"grad_clip is {self.grad_clip}. Expected a number >= 0.")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"ema is {self.ema}. Expected a decay in [0, 1), such as 0.999.")
-        if not 0 <= self.label_dropout <= 1:
-            raise UserError(f"label_dropout is {self.label_dropout}. Expected a share in [0, 1].")
+            expect(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "a finite number >= 0")
+        expect(self.grad_clip >= 0, "grad_clip", self.grad_clip, "a number >= 0")
+        expect(0 <= self.ema < 1, "ema", self.ema, "a decay in [0, 1), such as 0.999")
+        expect(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "a share in [0, 1]")
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"A batch of {self.batch_size} does not split into {self.accumulate} equal micro-batches. "
@@ -132,8 +127,8 @@ class ObjectiveConfig:
     __repr__ = changed
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < 1:
-            raise UserError(f"start is {self.start:g}. Expected a share of the training in [0, 1), such as 0.5.")
+        share = "a share of the training in [0, 1), such as 0.5"
+        expect(0 <= self.start < 1, "start", f"{self.start:g}", share)
 
     def first_step(self, steps: int) -> int:
         """The first of ``steps`` optimizer steps in which the regularizer may be applied."""
@@ -254,11 +249,10 @@ class TrainConfig(Settings, DataConfig):
         Settings.__post_init__(self)
         DataConfig.__post_init__(self)
         for name, low in {"log_every": 1, "save_every": 1, "sample_every": 0, "metrics_samples": 2, "keep": 1}.items():
-            if getattr(self, name) < low:
-                raise UserError(f"{name} is {getattr(self, name)}. Expected an integer >= {low}.")
+            expect(getattr(self, name) >= low, name, getattr(self, name), f"an integer >= {low}")
         require_threads(self.threads)
-        if self.epochs is not None and not self.epochs > 0:
-            raise UserError(f"epochs is {self.epochs:g}. Expected a number > 0, or null.")
+        if self.epochs is not None:
+            expect(self.epochs > 0, "epochs", f"{self.epochs:g}", "a number > 0, or null")
         object.__setattr__(self, "regularize_from", self.objective.first_step(self.steps))
 
     def over(self, items: int) -> TrainConfig:
@@ -304,7 +298,7 @@ class TrainConfig(Settings, DataConfig):
 
     def hyperparameters(self) -> dict[str, bool | int | float | str]:
         """The same for trackers: without groups, and null as text."""
-        return {name: "null" if value is None else value for name, value in _flat(self.as_dict()).items()}
+        return {name: "null" if value is None else value for name, value in dotted(self.as_dict()).items()}
 
     def require_same(self, stored: dict[str, Any], where: str, start: float) -> None:
         """Refuse to resume a run that another configuration made.
@@ -319,9 +313,9 @@ class TrainConfig(Settings, DataConfig):
         free = set(self.FREE) if longer else set(self.FREE) - {"steps", "epochs"}
         if self.epochs is not None and self.epochs == stored.get("epochs"):
             free.add("steps")  # which they became when the data were there
-        defaults = _flat(self.unsaid().as_dict())
-        for key, value in _flat(self.as_dict()).items():
-            before = _flat(stored).get(key, defaults[key])
+        defaults = dotted(self.unsaid().as_dict())
+        for key, value in dotted(self.as_dict()).items():
+            before = dotted(stored).get(key, defaults[key])
             if key not in free and before != value:
                 renamed = key == "objective.weight" and before == in_todays_words({"weight": value})["weight"]
                 hint = f" {RENAMED}; --objective.weight {before} goes on with the run." if renamed else ""
@@ -341,10 +335,3 @@ class TrainConfig(Settings, DataConfig):
             f"{self.objective.name} begins its {what} at a share of the steps, so a longer run begins {they} later; "
             "--init with the model of a run goes on from its weights."
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return out

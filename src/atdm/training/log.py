@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import atomic, checked, read_lines
+from ..files import checked, read_lines, write_text
 from .callbacks import Callback
 from .state import Step
 
@@ -26,8 +26,7 @@ class Log(Callback):
         path = folder / "log.jsonl"
         if path.is_file():
             kept = [line for line in _lines(path) if line["step"] <= done]
-            with atomic(path) as scratch:
-                scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.lines = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (closed by close)
 
     def on_log(self, step: Step, scalars: dict[str, float]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from ..errors import UserError
+from ..errors import UserError, expect
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class DataConfig:
     class_labels: bool = False
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 0:
-            raise UserError(f"workers is {self.workers}. Expected an integer >= 0, or null.")
+        expect(self.workers is None or self.workers >= 0, "workers", self.workers, "an integer >= 0, or null")
         most = 16 * (os.cpu_count() or 1)  # each is a process with a torch of its own
         if self.workers is not None and self.workers > most:
             raise UserError(

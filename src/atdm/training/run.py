@@ -19,7 +19,7 @@ from .. import metrics
 from ..data.folders import require_apart
 from ..diffusion.steps import Sampling
 from ..errors import UserError
-from ..files import Hold, atomic, require_writable
+from ..files import Hold, require_writable, write_text
 from ..nets.speed import bf16_slowdown, worth
 from . import checkpoint, trackers, trusted
 from .callbacks import Callback
@@ -162,8 +162,7 @@ def _begin(config: TrainConfig, folder: Path, parts: Parts, data: dict[str, Fing
     """
     checkpoint.clean(folder)
     checkpoint.write_config(folder, config.as_dict())
-    with atomic(folder / "objective.json") as scratch:
-        scratch.write_text(json.dumps(dataclasses.asdict(parts.config.objective), indent=1))
+    write_text(folder / "objective.json", json.dumps(dataclasses.asdict(parts.config.objective), indent=1))
     parts.truth.save(folder / "truth.npz")
     if parts.levels is not None:
         trusted.keep(parts.levels, folder)
@@ -311,5 +310,5 @@ class _Run:
         if against.warning:
             self.notify(against.warning)
         if self.accelerator.is_main_process:
-            with atomic(self.folder / "metrics.json") as scratch:
-                scratch.write_text(json.dumps({"rows": rows, "summary": metrics.over_seeds(rows)}, indent=1))
+            found = {"rows": rows, "summary": metrics.over_seeds(rows)}
+            write_text(self.folder / "metrics.json", json.dumps(found, indent=1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from ..files import atomic, require_empty
 from ..metrics import metric, read_rows
 from ..nets import count_parameters
 from ..objective import KINDS
-from ..text import code, markdown, one_line, without_folders
+from ..text import code, markdown, one_line, template, without_folders
 from . import checkpoint
 from .pictures import grid_file
 
@@ -70,7 +69,7 @@ def export(
         model.write(scratch)
         if pictured:
             (scratch / "samples.png").write_bytes(picture.read_bytes())
-        card = _card(
+        card = template("atdm.training", "card.md.j2", keep_trailing_newline=True).render(
             front=_front(config, licence, stock=len(shape) == 3),
             title=markdown(name.partition("/")[2] or out.name),
             lead=_lead(config, len(shape) == 3),
@@ -166,16 +165,6 @@ def push(folder: Path, name: str, private: bool = False) -> str:
 
 
 # --- the parts of a card ----------------------------------------------------------------------------------------------
-def _card(**parts: Any) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    template = (resources.files(__package__) / "card.md.j2").read_text(encoding="utf-8")
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    return environment.from_string(template).render(**parts)
-
-
 def _drawing(model: Model) -> dict[str, Any]:
     """How diffusers draws: its argument for classes, what labels stand for, and whether a loop must be written by hand."""
     names, latents = model.classes, model.latents

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line, unknown
-from ..files import atomic, read_json
+from ..files import read_json, write_text
 from ..files.writing import cause
 from .callbacks import Callback
 from .state import Step
@@ -84,8 +84,7 @@ class Trackers(Callback):
         runs = {name: each.tracker for name, each in self.open.items() if name != "tensorboard"}
         ids = {name: str(run.id if name == "wandb" else run.info.run_id) for name, run in runs.items()}
         if ids:
-            with atomic(file) as scratch:
-                scratch.write_text(json.dumps(known | ids), encoding="utf-8")
+            write_text(file, json.dumps(known | ids))
 
     def on_log(self, step: Step, scalars: dict[str, float]) -> None:
         # A folder of MLflow's store cannot be called as a file in it is: denoise/q0 and denoise.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import plot, report
-from ...files import atomic
+from ...files import write_text
 from ...report import Row, finite
 from .rows import number
 
@@ -136,8 +136,7 @@ def write(found: Findings, title: str, out: Path) -> None:
     for name, (_, figure) in found.figures.items():
         plot.save(figure, out / f"{name}.svg")
     for file, text in (("numbers.json", json.dumps(found.numbers(), indent=1)), ("paragraph.md", found.paragraph())):
-        with atomic(out / file) as scratch:
-            scratch.write_text(text, encoding="utf-8")
+        write_text(out / file, text)
     judged = report.Table(
         ["published or expected", "agrees", "measured"],
         [[c.statement, c.holds, c.measured] for c in found.claims],

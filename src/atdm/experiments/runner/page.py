@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from ...files import atomic, checked, read_json, read_text, shown
+from ...files import atomic, checked, read_json, read_text, shown, write_text
 from ...report import Table, markdown
 from .. import DEMO, EXPERIMENTS, SUBSPACE, folder_of, label_of
 
@@ -48,9 +48,9 @@ def write_pages(folder: Path, pages: Path) -> list[str]:
     for name, record in results.items():
         for title in record["figures"]:
             _shrink(folder / name / f"{title}.png", pages / "images" / f"{name}-{title}.png")
-        _write(pages / f"{name}.json", json.dumps(record, indent=1))
-        _write(pages / f"{name}.md", page_of(name, record))
-    _write(pages / INDEX, index(pages))
+        write_text(pages / f"{name}.json", json.dumps(record, indent=1))
+        write_text(pages / f"{name}.md", page_of(name, record))
+    write_text(pages / INDEX, index(pages))
     return [*results]
 
 
@@ -180,11 +180,6 @@ def _made(provenance: Mapping[str, Any]) -> str:
         f"in {provenance['cpu seconds of all jobs']:.0f} seconds of {provenance['device']}; atdm {provenance['atdm']}, "
         f"torch {provenance['torch']}."
     )
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
 
 
 def _shrink(picture: Path, small: Path) -> None:
