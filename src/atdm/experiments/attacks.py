@@ -158,9 +158,10 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
 def _claims(rows: Sequence[Row], condition: str, measure: str, attack: str, methods: Sequence[str]) -> Iterator[Claim]:
     """What becomes of samples under attack, beside ddpm's."""
 
+    chosen = [r for r in rows if (r["condition"], r["attack"]) == (condition, attack)]
+
     def curve_of(method: str) -> dict[float, float]:
-        where = {"condition": condition, "method": method, "attack": attack}
-        return {b: mean_over_seeds(rows, measure, budget=b, **where) for b in values_of(rows, "budget")}
+        return {b: mean_over_seeds(chosen, measure, method=method, budget=b) for b in values_of(chosen, "budget")}
 
     plain = {b: v for b, v in curve_of("ddpm").items() if v == v}
     if measure == "off_support_rms":

@@ -180,9 +180,9 @@ def _metric_label(name: str) -> str:
     if name not in METRICS and not name.startswith("frechet_"):
         return name.replace("_", " ")
     entry = metric_entry(name)
-    good = {"lower": "lower is better", "higher": "higher is better", "one": "one is best"}[entry.better]
+    good = {"lower": "lower is better", "higher": "higher is better", "one": "one is best", "none": ""}[entry.better]
     unit = f" ({entry.unit})" if entry.unit else ""
-    return f"{name.replace('_', ' ')}{unit}\n{good}"
+    return f"{name.replace('_', ' ')}{unit}\n{good}".rstrip()
 
 
 def damage(models: Mapping[str, Sequence[Mapping[str, Any]]], measures: Sequence[str], title: str = "") -> Figure:
