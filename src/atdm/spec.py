@@ -42,7 +42,9 @@ def build(kind: str, spec: str, registry: Mapping[str, Callable[..., T]], **give
     if name not in registry:
         raise unknown(kind, name, registry)
     maker = registry[name]
-    parameters = {k: p for k, p in inspect.signature(maker).parameters.items() if k not in given}
+    fields = dataclasses.fields(maker) if dataclasses.is_dataclass(maker) else ()
+    taken = given.keys() | {f.name for f in fields if not f.compare}  # what no comparison sees has no spelling
+    parameters = {k: p for k, p in inspect.signature(maker).parameters.items() if k not in taken}
     hints = typing.get_type_hints(
         maker if dataclasses.is_dataclass(maker) or not inspect.isclass(maker) else maker.__init__
     )

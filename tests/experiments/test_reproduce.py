@@ -23,7 +23,7 @@ from atdm.data import load
 from atdm.diffusion.model import Model
 from atdm.diffusion.process import Process
 from atdm.errors import UserError
-from atdm.experiments import EXPERIMENTS, folder_of, module_of
+from atdm.experiments import EXPERIMENTS, attacks, folder_of, module_of
 from atdm.experiments.runner import reproduce, stored
 from atdm.experiments.runner.findings import Claim, Findings, Outcome, at_most
 from atdm.experiments.runner.jobs import RECOMMENDED, Job, recommended
@@ -485,6 +485,19 @@ def test_the_comparison_follows_the_claims():
     assert text == "Lead.\n\n**Agrees:**\n\n- up (1 > 0).\n\n**Does not agree:**\n\n- down (1 > 0).\n\nNote.\n"
     found.provenance = {"scale": "smoke"}
     assert "hardly trained" in found.paragraph()
+
+
+def test_an_attack_on_points_is_judged_at_the_budgets_of_points_alone():
+    errors = {"ddpm": {0.0: 0.1, 0.3: 0.4}, "robust_adv": {0.0: 0.1, 0.3: 0.2}}
+    rows = [
+        {"condition": "plane", "attack": "pgd", "method": method, "budget": budget, "off_support_rms": error}
+        for method, curve in errors.items()
+        for budget, error in curve.items()
+    ]
+    rows += [{"condition": "digits", "attack": "pgd", "method": method, "budget": 0.001} for method in errors]
+    found = [*attacks._claims(rows, "plane", "off_support_rms", "pgd", ["robust_adv"])]
+    assert all(claim.holds for claim in found)
+    assert found[0].measured == "by 0.0333 to 0.133, ddpm by 0.1 to 0.2"
 
 
 def test_cells_are_the_mean_and_the_standard_deviation_over_seeds():

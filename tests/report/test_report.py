@@ -165,6 +165,11 @@ def test_bars_with_two_keys_make_clusters():
     assert [t.get_text() for t in axis.get_xticklabels()] == ["a", "b"]
 
 
+def test_of_a_metric_that_says_nothing_on_samples_no_side_is_called_better():
+    figure = plot.bars([{"objective": "ddpm", "noise_std_reference": 0.1}], "noise_std_reference")
+    assert figure.axes[0].get_ylabel() == "noise std reference (data units)"
+
+
 def test_image_grids_show_pixels_as_they_are():
     x = torch.full((4, 1, 5, 5), -1.0)
     x[3] = 1

@@ -170,9 +170,14 @@ def doubt(
         undefended: the same but for the model, sampled alike.
     """
 
+    clean = {id(of): of.sample(seed) for of in (victim, undefended) if of is not None}
+
     def run(of: Victim, how: Search, keep: bool = False) -> tuple[float, Any]:
         samples, hook = of.attack(how, budget, seed, keep)
-        return of.damage(samples, of.sample(seed)), hook
+        return of.damage(samples, clean[id(of)]), hook
+
+    def replayed(of: Victim, found: Any) -> float:
+        return of.damage(of.sample(seed, Replay(found)), clean[id(of)])
 
     damage, hook = run(victim, search, keep=undefended is not None)
     perturbations = [one for batch in hook.perturbations for one in batch]
@@ -192,9 +197,8 @@ def doubt(
     findings.append(check_stronger("restarts", damage, wider))
     if undefended is not None:
         _, theirs = run(undefended, search, keep=True)
-        into = victim.damage(victim.sample(seed, Replay(theirs)), victim.sample(seed))
-        out = undefended.damage(undefended.sample(seed, Replay(hook)), undefended.sample(seed))
-        findings += [check_transfer_in(damage, into), check_transfer_out(out, run(undefended, blind)[0])]
+        findings.append(check_transfer_in(damage, replayed(victim, theirs)))
+        findings.append(check_transfer_out(replayed(undefended, hook), run(undefended, blind)[0]))
     return findings
 
 

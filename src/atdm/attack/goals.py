@@ -165,22 +165,10 @@ class FeatureDistance(Goal):
         return (found - nearest).square().mean(1)
 
 
-def _target(item: int = 0) -> Target:
-    return Target(item)
-
-
-def _distance() -> Distance:
-    return Distance()
-
-
-def _features(space: str = "pixels", most: int = 2000) -> FeatureDistance:
-    return FeatureDistance(space, most)
-
-
 GOALS: dict[str, Callable[..., Goal]] = {
     "denoised": Denoised,
     "prediction": Prediction,
-    "target": _target,  # specs give the options that are words; what fit() adds has no spelling
-    "distance": _distance,
-    "features": _features,
+    "target": Target,
+    "distance": Distance,
+    "features": FeatureDistance,
 }

@@ -196,16 +196,9 @@ class Replay:
 def _record(index: int, t: int, search: Search, found: Found, r: Tensor, drew: bool, keep: bool) -> StepPerturbation:
     flat = found.delta.flatten(1)
     norm = flat.abs().amax(1) if search.norm == "linf" else flat.square().mean(1).sqrt()
-    return StepPerturbation(
-        index,
-        t,
-        found.gain.mean().item(),
-        search.ball.used(found.delta, r).mean().item(),
-        (norm / r).max().item(),
-        found.idle.float().mean().item(),
-        drew,
-        found.delta.cpu() if keep else None,
-    )
+    gain, used = found.gain.mean().item(), search.ball.used(found.delta, r).mean().item()
+    excess, idle = (norm / r).max().item(), found.idle.float().mean().item()
+    return StepPerturbation(index, t, gain, used, excess, idle, drew, found.delta.cpu() if keep else None)
 
 
 def _derived(generator: torch.Generator, *numbers: int) -> torch.Generator:

@@ -160,15 +160,9 @@ class Process:
         below = torch.special.ndtr((middles - p_mean) / p_std)
         chances = below.diff(prepend=below.new_zeros(1), append=below.new_ones(1))
         schedule = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho, "sigma_data": sigma_data}
+        times = (sigma.log() / 4).float()
         return cls(
-            c_in.float(),
-            (c_in * sigma).float(),
-            prediction,
-            schedule,
-            "edm",
-            (sigma.log() / 4).float(),
-            chances.float(),
-            sigma_data,
+            c_in.float(), (c_in * sigma).float(), prediction, schedule, "edm", times, chances.float(), sigma_data
         )
 
     @classmethod

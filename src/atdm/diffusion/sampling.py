@@ -170,8 +170,8 @@ def sample_paths(
         last = step.index
         return ((slot, step.x) for slot, index in enumerate(keep) if index == step.index)
 
-    batches = _batches(n, item_shape, options)
-    paths, written = _collect(model, process, batches, len(keep) + 1, kept, sampling=sampling, **options)
+    slots = len(keep) + 1
+    paths, written = _collect(model, process, n, item_shape, slots, kept, sampling=sampling, **options)
     if not all(written[:-1]):
         raise UserError(f"Cannot keep the steps {list(keep)}. Expected indices from 0 to {last}.")
     return paths
@@ -200,8 +200,7 @@ def sample_stops(
 
     last = None if None in stops else min(stop for stop in stops if stop is not None)
     how = dataclasses.replace(asked(sampling, options), stop_ratio=last)
-    batches = _batches(n, item_shape, options)
-    return _collect(model, process, batches, len(stops), stopped, sampling=how, **options)[0]
+    return _collect(model, process, n, item_shape, len(stops), stopped, sampling=how, **options)[0]
 
 
 @dataclass(frozen=True)
@@ -249,16 +248,11 @@ class Batches:
                 part.copy_(self.accelerator.reduce(part.to(self.accelerator.device), "sum"))
 
 
-def _batches(n: int, item_shape: tuple[int, ...], options: dict[str, Any]) -> Batches:
-    """Those that ``options`` say, which are taken out of there."""
-    names = ("seed", "batch_size", "accelerator")
-    return Batches(n, item_shape, **{name: options.pop(name) for name in names if name in options})
-
-
 def _collect(
     model: Callable[..., Any],
     process: Process,
-    batches: Batches,
+    n: int,
+    item_shape: tuple[int, ...],
     slots: int,
     pick: Callable[[SamplingStep], Iterable[tuple[int, Tensor]]],
     *,
@@ -267,20 +261,17 @@ def _collect(
     **options: Any,
 ) -> tuple[Float[Tensor, "slots n *item"], list[bool]]:
     """What ``pick`` first finds for each slot along the trajectories, the samples where it finds nothing; and where it found."""
-    n, block, mine = batches.n, block_size(batches.item_shape), batches.mine()
-    found, written = torch.zeros(slots, n, *batches.item_shape), [True] * slots
+    names = ("seed", "batch_size", "accelerator")
+    batches = Batches(n, item_shape, **{name: options.pop(name) for name in names if name in options})
+    block, mine = block_size(item_shape), batches.mine()
+    found, written = torch.zeros(slots, n, *item_shape), [True] * slots
     for turn, (start, blocks) in enumerate(mine):
         stop = min(start + len(blocks) * block, n)
         # The last block is drawn and computed whole, so that its noise does not depend on n.
         indices = torch.arange(start, start + len(blocks) * block).clamp(max=n - 1)
-        steps = trajectory(
-            model,
-            process,
-            (len(indices), *batches.item_shape),
-            generator=generators(batches.seed, blocks),
-            conditioning=of_items(conditioning, indices, n),
-            **options,
-        )
+        shape, noise = (len(indices), *item_shape), generators(batches.seed, blocks)
+        given = of_items(conditioning, indices, n)
+        steps = trajectory(model, process, shape, generator=noise, conditioning=given, **options)
         written = [False] * slots
         for step in steps:
             for slot, x in pick(step):

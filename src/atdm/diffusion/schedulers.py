@@ -129,23 +129,17 @@ def build_scheduler(name: str, process: Process, clip_sample: bool = False) -> A
 
     samplers = FAMILY_SAMPLERS[process.family]
     if name not in samplers:
-        raise unknown(
-            "sampler" if process.family == "vp" else f"sampler of a process of the family {process.family}",
-            name,
-            samplers,
-        )
+        of_family = "" if process.family == "vp" else f" of a process of the family {process.family}"
+        raise unknown(f"sampler{of_family}", name, samplers)
     require_signal(process, name)
     sampler = samplers[name]
-    expected = process.prediction if process.prediction in sampler.predictions else sampler.predictions[0]
+    known = process.prediction in sampler.predictions
+    expected = process if known else _predicting(process, sampler.predictions[0])
     kind = getattr(unrespaced if hasattr(unrespaced, sampler.scheduler) else diffusers, sampler.scheduler)
-    config = {
-        "timestep_spacing": "trailing",
-        **sampler.options,
-        **_predicting(process, expected).scheduler_config(clip_sample),
-    }
+    config = {"timestep_spacing": "trailing", **sampler.options, **expected.scheduler_config(clip_sample)}
     accepted = inspect.signature(kind.__init__).parameters
     scheduler = kind(**{key: value for key, value in config.items() if key in accepted})
-    check_process(scheduler, _predicting(process, expected))
+    check_process(scheduler, expected)
     return scheduler
 
 

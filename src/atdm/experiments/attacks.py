@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from .. import plot
 from ..attack import ATTACKS, GOALS, Search, Victim, check_seeds, damage_curve, doubt, random, summarize
 from ..pool import Tell, part
@@ -13,7 +15,7 @@ from ..report import Row
 from ..spec import build
 from . import by_scale, digits, plane
 from .runner.findings import Claim, Findings, Outcome, by_condition
-from .runner.jobs import DDPM, RECOMMENDED, Job, Trained, grid, published, recommended, train
+from .runner.jobs import DDPM, RECOMMENDED, Job, Trained, grid, grids, published, recommended, train
 from .runner.rows import mean_over_seeds, number, row, table_of, values_of
 
 BUDGETS = (0.0, 0.01, 0.03, 0.1, 0.3)
@@ -30,33 +32,25 @@ LEAD = (
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """The plane, clean and with noise, under the exact distance; digits, or 16x16 ``data``, under the movement of the image."""
-    exact = {"attack": ATTACK, "goal": "distance", "budgets": BUDGETS, "measure": "off_support_rms"}
-    exact |= {"n": by_scale(scale, 32, 500, 2000), "steps": by_scale(scale, 10, 50, 100)}
-    exact |= {"sampling_seeds": by_scale(scale, 1, SAMPLING_SEEDS, 5)}
-    moved = {
-        **exact,
-        "goal": "denoised",
-        "measure": "moved_rms",
-        "budgets": IMAGE_BUDGETS,
-        "n": by_scale(scale, 32, 200, 1000),
-    }
+    every = {"steps": by_scale(scale, 10, 50, 100), "sampling_seeds": by_scale(scale, 1, SAMPLING_SEEDS, 5)}
+    exact = every | {"attack": ATTACK, "goal": "distance", "budgets": BUDGETS, "measure": "off_support_rms"}
+    exact["n"] = by_scale(scale, 32, 500, 2000)
+    moved = every | {"attack": ATTACK, "goal": "denoised", "budgets": IMAGE_BUDGETS, "measure": "moved_rms"}
+    moved["n"] = by_scale(scale, 32, 200, 1000)
     if scale == "smoke":
         exact |= {"budgets": (0.0, 0.1), "attack": "pgd:steps=2,norm=l2"}
     conditions = [plane.NOISE] if scale == "smoke" else [plane.CLEAN, plane.NOISE]
-    points = {"ddpm": DDPM, "robust_adv": published("robust_adv"), RECOMMENDED: recommended(**plane.GATED)}
-    images = {"ddpm": DDPM, "robust_adv": published("robust_adv"), **digits.recommended_for(scale, data)}
-    if scale == "smoke":
-        del points["robust_adv"]
+    both = {"ddpm": DDPM, "robust_adv": published("robust_adv")}
+    images = both | digits.recommended_for(scale, data)
+    points = by_scale(scale, {"ddpm": DDPM}, both, both) | {RECOMMENDED: recommended(**plane.GATED)}
     noisy = {IMAGES if data is None else "photos, noise 0.2": digits.NOISE["noise 0.2"]}
     if data is not None:
         return grid(digits.photos(data, 4000, 400, 250).but(options=moved), images, noisy, seeds)
-    todo = []
-    for seed in seeds:
-        on_plane = {f"plane, {name}": spec for name, spec in conditions}
-        todo += grid(plane.base(scale).but(options=exact), points, on_plane, [seed])
-        if scale != "smoke":
-            todo += grid(digits.base(scale).but(options=moved), images, noisy, [seed])
-    return todo
+    on_plane = {f"plane, {name}": spec for name, spec in conditions}
+    plans = [(plane.base(scale).but(options=exact), points, on_plane)]
+    if scale != "smoke":
+        plans.append((digits.base(scale).but(options=moved), images, noisy))
+    return grids(plans, seeds)
 
 
 def work(job: Job, tell: Tell) -> Outcome:
@@ -109,11 +103,8 @@ def budget_that_doubles(curve: Mapping[float, float]) -> float | None:
 
 def at(curve: Mapping[float, float], budget: float) -> float:
     """The error at a budget between those measured."""
-    points = sorted(curve.items())
-    for (low, below), (high, above) in itertools.pairwise(points):
-        if low <= budget <= high:
-            return below + (above - below) * (budget - low) / (high - low)
-    return points[-1][1]
+    budgets = sorted(curve)
+    return float(np.interp(budget, budgets, [curve[b] for b in budgets]))
 
 
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
@@ -158,9 +149,10 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
 def _claims(rows: Sequence[Row], condition: str, measure: str, attack: str, methods: Sequence[str]) -> Iterator[Claim]:
     """What becomes of samples under attack, beside ddpm's."""
 
+    chosen = [r for r in rows if (r["condition"], r["attack"]) == (condition, attack)]
+
     def curve_of(method: str) -> dict[float, float]:
-        where = {"condition": condition, "method": method, "attack": attack}
-        return {b: mean_over_seeds(rows, measure, budget=b, **where) for b in values_of(rows, "budget")}
+        return {b: mean_over_seeds(chosen, measure, method=method, budget=b) for b in values_of(chosen, "budget")}
 
     plain = {b: v for b, v in curve_of("ddpm").items() if v == v}
     if measure == "off_support_rms":

@@ -24,7 +24,7 @@ from . import by_scale
 from .images import SETS, folders
 from .runner.findings import Claim, Findings, Outcome
 from .runner.jobs import Job
-from .runner.rows import cell, number, table_of, values_of
+from .runner.rows import by_value, cell, number, table_of
 
 SHARES, STDS = (0.3, 0.6, 0.9), (0.05, 0.1, 0.2)
 POINTS, PERCENT = 5.0, 15.0  # errors of the share and of the std that count as agreement
@@ -142,8 +142,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """Errors of share and std, what is called noise in clean sets and under other corruption, and which outliers are found."""
     rows = [row for o in outcomes for row in o.rows]
     claims: list[Claim] = []
-    for name in values_of(rows, "set"):
-        claims += _claims(name, [r for r in rows if r["set"] == name])
+    for name, of_set in by_value(rows, "set").items():
+        claims += _claims(name, of_set)
     noise = [r for r in rows if r["kind"] == "noise"]
     other = [r for r in rows if r["kind"] != "noise"]
     tables = [
@@ -173,18 +173,19 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
 
 def _claims(name: str, of_set: Sequence[Row]) -> Iterator[Claim]:
     """How far estimates for a set are off, and what is called noise that is none."""
-    noisy = [r for r in of_set if r["kind"] == "noise"]
+    kinds = by_value(of_set, "kind")
+    noisy = kinds.get("noise", [])
     worst = [_largest(noisy, key) for key in ("share_error", "std_error")]
     yield Claim(
         f"{name}: the share is within {POINTS:g} points and the std within {PERCENT:g} %",
         worst[0] <= POINTS and worst[1] <= PERCENT,
         f"largest errors over {len(noisy)} settings {number(worst[0])} points and {number(worst[1])} %",
     )
-    for kind in ["clean", *values_of([r for r in of_set if r["kind"] not in ("noise", "clean")], "kind")]:
-        found = max(r["found_share"] or 0.0 for r in of_set if r["kind"] == kind)
+    for kind in ["clean", *(kind for kind in kinds if kind not in ("noise", "clean"))]:
+        found = max(r["found_share"] or 0.0 for r in kinds[kind])
         what = "clean images" if kind == "clean" else kind
         yield Claim(f"{name}: no Gaussian noise is seen in {what}", found <= POINTS, f"{number(found)} % called noisy")
-    for r in (r for r in of_set if r["kind"] == "outliers"):
+    for r in kinds.get("outliers", []):
         yield Claim(
             f"{name}: nine in ten of the images that are noise alone are outliers",
             r["outliers_found"] >= 90,
@@ -199,8 +200,7 @@ def _largest(rows: Sequence[Row], key: str) -> float:
 def _worst(rows: Sequence[Row]) -> Table:
     """The largest errors of each set."""
     lines = []
-    for name in values_of(rows, "set"):
-        of_set = [r for r in rows if r["set"] == name]
+    for name, of_set in by_value(rows, "set").items():
         noisy = [r for r in of_set if r["kind"] == "noise"]
         clean = cell(of_set, "found_share", condition="clean")
         lines.append([name, _largest(noisy, "share_error"), _largest(noisy, "std_error"), clean])
@@ -210,8 +210,8 @@ def _worst(rows: Sequence[Row]) -> Table:
 
 def _figures(rows: Sequence[Row]) -> dict[str, tuple[str, plot.Figure]]:
     lines = {}
-    for name in values_of(rows, "set"):
-        of_set = sorted((r["share"], r["found_share"]) for r in rows if r["set"] == name)
-        lines[name] = ([a for a, _ in of_set], [b if b is not None else math.nan for _, b in of_set])
+    for name, of_set in by_value(rows, "set").items():
+        shares = sorted((r["share"], r["found_share"]) for r in of_set)
+        lines[name] = ([a for a, _ in shares], [b if b is not None else math.nan for _, b in shares])
     caption = "The share of noisy images that was found against the true one, over all strengths of noise."
     return {"share": (caption, plot.curves(lines, "true share, %", "share found, %"))}

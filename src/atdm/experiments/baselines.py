@@ -18,15 +18,15 @@ from ..diffusion.process import Process
 from ..diffusion.steps import Sampling
 from ..errors import unknown
 from ..objective.auto import GATE, STOP, quiet_std
-from ..plot import panels as pictures
+from ..plot.lines import curve_panels
 from ..pool import Tell, part
 from ..report import Row
 from ..spec import parse_spec
 from ..training.config import ObjectiveConfig
 from . import SUBSPACE, butterflies, by_scale, digits, plane
 from .runner.findings import Claim, Findings, Outcome, at_most
-from .runner.jobs import AUTO, DDPM, Job, ddpm_job, grid, open_held_out, prepare, published, train
-from .runner.rows import mean_over_seeds, number, rows_at_stops, table_of, values_of
+from .runner.jobs import AUTO, DDPM, Job, ddpm_job, grids, open_held_out, prepare, published, train
+from .runner.rows import by_value, mean_over_seeds, number, rows_at_stops, table_of, values_of
 
 SHARES, STDS = (0.3, 0.6, 0.9, 1.0), (0.05, 0.1, 0.2)
 STANDARD = (0.9, 0.2)  # where the shares and the stds cross
@@ -94,16 +94,12 @@ def base(benchmark: str, scale: str, data: str | None) -> Job:
 def photos(scale: str, data: str) -> Job:
     """Images as they are: at scale cpu 16x16 pixels and the network of ``recipes/cifar10-cpu.yaml``, which predicts v."""
     net = "tiny:channels=16,multipliers=1-2-4,head_dim=64"
-    small = ddpm_job(data, net, 600, 32, 500, 25, lr=3e-3, warmup=100, decay="cosine", ema=0.99)
+    small = ddpm_job(data, net, 600, 32, 500, 25, lr=3e-3, warmup=100, decay="cosine", ema=0.99, image_size=16)
+    sampling = Sampling("sde-dpm-solver++", 25)
     return by_scale(
         scale,
         ddpm_job(data, "mlp:width=16,depth=1", 5, 8, 24, 5, warmup=2).but(image_size=8),
-        small.but(
-            sampling=Sampling("sde-dpm-solver++", 25),
-            process="linear:prediction=v_prediction",
-            image_size=16,
-            step_seconds=0.075,
-        ),
+        small.but(sampling=sampling, process="linear:prediction=v_prediction", step_seconds=0.075),
         digits.base("paper").but(data=data, image_size=32),
     )
 
@@ -134,14 +130,12 @@ def jobs(
     if data:
         benchmarks = [data if data in BENCHMARKS else PHOTOS if data.startswith(SUBSPACE) else IMAGES]
         data = data.removeprefix(SUBSPACE)
-    todo = []
-    for seed in seeds:
-        for benchmark in benchmarks:
-            able = {k: o for k, o in chosen.items() if benchmark != "plane" or o.name.split(":")[0] not in IMAGES_ONLY}
-            todo += grid(
-                base(benchmark, scale, data), able, given if corruptions else conditions(benchmark, scale), [seed]
-            )
-    return todo
+    plans = []
+    for benchmark in benchmarks:
+        able = {k: o for k, o in chosen.items() if benchmark != "plane" or o.name.split(":")[0] not in IMAGES_ONLY}
+        corrupted = given if corruptions else conditions(benchmark, scale)
+        plans.append((base(benchmark, scale, data), able, corrupted))
+    return grids(plans, seeds)
 
 
 def named(spec: str) -> tuple[str, ObjectiveConfig]:
@@ -177,9 +171,8 @@ def work(job: Job, tell: Tell) -> Outcome:
 
 def keys(rows: Sequence[Row]) -> tuple[str, str]:
     """What measures residual corruption, and what measures the distance from clean data, in the rows of a benchmark."""
-    residual = next(k for k in ("off_support_rms", "never_varying_noise", "noise_std") if k in rows[0])
     distance = next((k for k in rows[0] if k.startswith("frechet_")), "sliced_wasserstein")
-    return residual, distance
+    return digits.residual_key(rows[0]), distance
 
 
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
@@ -187,8 +180,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     rows = [r for o in outcomes for r in o.rows]
     claims: list[Claim] = []
     tradeoffs, curves, tables = {}, {}, []
-    for benchmark in values_of(rows, "benchmark"):
-        chosen, name = [r for r in rows if r["benchmark"] == benchmark], benchmark.replace(" ", "-")
+    for benchmark, chosen in by_value(rows, "benchmark").items():
+        name = benchmark.replace(" ", "-")
         residual, distance = keys(chosen)
         columns = {
             "residual corruption": residual,
@@ -205,27 +198,26 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
                 f"{', '.join(INFORMED)} know the noise of every item.",
             )
         )  # fmt: skip
-        seen, condition = values_of(chosen, "condition"), noise(*STANDARD)[0]
-        if condition not in seen:
-            condition = seen[-1]
+        seen, standard = by_value(chosen, "condition"), noise(*STANDARD)[0]
+        condition = standard if standard in seen else [*seen][-1]
         tradeoffs[f"{name}-tradeoff"] = (
             f"{benchmark}, {condition}: residual corruption and the distance from clean data, towards the lower left is "
             "better; ddpm and auto with the levels at which their sampling stops.",
-            tradeoff([r for r in chosen if r["condition"] == condition], residual, distance),
+            tradeoff(seen[condition], residual, distance),
         )
         for title, key in (("residual", residual), ("distance", distance)):
             panels = {}
             for what, named in CROSS.items():
-                at = {v: condition for v, condition in named.items() if condition in seen}
+                at = {v: seen[condition] for v, condition in named.items() if condition in seen}
                 if len(at) > 2:
                     panels[f"{what} of the noise"] = {
-                        method: ([*at], [mean_over_seeds(chosen, key, condition=c, method=method) for c in at.values()])
+                        method: ([*at], [mean_over_seeds(those, key, method=method) for those in at.values()])
                         for method in values_of(chosen, "method")
                     }
             if panels:
                 curves[f"{name}-{title}"] = (
                     f"{benchmark}: {words(key)} against share (at std {STANDARD[1]:g}) and std (at {STANDARD[0]:.0%}) of the noise.",
-                    pictures.curve_panels(panels, "share, std", words(key)),
+                    curve_panels(panels, "share, std", words(key)),
                 )
         claims += judged(chosen, benchmark, residual, distance)
     lead = (
@@ -275,8 +267,7 @@ def judged(rows: Sequence[Row], benchmark: str, residual: str, distance: str) ->
     ways = {"auto": AUTO, "stopped": AUTO + HALF}
     for baseline in [m for m in values_of(rows, "method") if m == "robust_adv" or m.startswith(f"ddpm{STOPPED}")]:
         labels: dict[str, list[str]] = {"ahead": [], "level": [], "neither": [], "behind": []}
-        for condition in [c for c in values_of(rows, "condition") if c != "clean"]:
-            chosen = [r for r in rows if r["condition"] == condition]
+        for condition, chosen in by_value([r for r in rows if r["condition"] != "clean"], "condition").items():
             found = {beside(chosen, way, baseline, (residual, distance)) for way in ways.values()}
             best = next(label for label in labels if label in found)
             numbers = ", ".join(f"{name} {shown(way, condition)}" for name, way in ways.items())

@@ -17,7 +17,7 @@ from ..pool import Tell, part
 from ..training.config import ObjectiveConfig
 from . import BUTTERFLIES, by_scale
 from .runner.findings import Claim, Findings, Outcome, at_most, beats_random, beside_training, by_condition
-from .runner.jobs import AUTO, DDPM, Job, Trained, ddpm_job, grid, open_held_out, prepare, published, samples_of, train
+from .runner.jobs import AUTO, DDPM, Job, Trained, ddpm_job, grids, open_held_out, prepare, published, samples_of, train
 from .runner.rows import evaluate, means, number, row, table_of
 
 CONDITIONS = {"clean": "none", "noise 0.1": "gaussian:share=0.9,std=0.1", "noise 0.2": "gaussian:share=0.9,std=0.2"}
@@ -63,23 +63,18 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     everything |= {name: ObjectiveConfig(name) for name in (AUTO, harder)}
     everything |= {STRONG: published("inv_adv", 0.3), weak: published("inv_adv", 0.03)}
     few = ["ddpm", "robust_adv", AUTO, harder]
-    plans: dict[str, list[str]] = by_scale(
+    labels: dict[str, list[str]] = by_scale(
         scale,
         {"noise 0.1": ["ddpm", AUTO, weak]},
         {"clean": [*few, STRONG, weak], "noise 0.1": [*everything], "noise 0.2": few},
         {condition: [*everything] for condition in CONDITIONS},
     )
-    return [
-        job
-        for seed in seeds
-        for condition, labels in plans.items()
-        for job in grid(
-            base(scale, data),
-            {label: everything[label] for label in labels},
-            {condition: CONDITIONS[condition]},
-            [seed],
+    plans = []
+    for condition, those in labels.items():
+        plans.append(
+            (base(scale, data), {name: everything[name] for name in those}, {condition: CONDITIONS[condition]})
         )
-    ]
+    return grids(plans, seeds)
 
 
 def linearized(job: Job) -> Dataset:

@@ -27,13 +27,12 @@ def gated(scale: str, std: float = 0.2) -> dict[str, Any]:
 def base(scale: str, steps: int = 2500, samples: int = 600, sampling_steps: int = 250) -> Job:
     """Digits of 8x8 pixels; at the scale of the paper CIFAR-10 with the network of Improved DDPM."""
     net = "mlp:width=256,depth=3,residual=true,skip=true"
+    cpu = ddpm_job("digits", net, steps, 128, samples, sampling_steps, lr=3e-3, decay="cosine", ema=0.995)
     paper = ddpm_job(CIFAR, "cifar10", 200_000, 128, 10_000, 1000, lr=2e-4, warmup=5000, ema=0.9999)
     return by_scale(
         scale,
         ddpm_job("digits", "mlp:width=32", 30, 32, 64, 10, warmup=5),
-        ddpm_job("digits", net, steps, 128, samples, sampling_steps, lr=3e-3, decay="cosine", ema=0.995).but(
-            step_seconds=0.008
-        ),
+        cpu.but(step_seconds=0.008),
         paper.but(features="inception"),
     )
 
@@ -53,8 +52,8 @@ def photos(data: str, steps: int, samples: int, sampling_steps: int) -> Job:
 
 
 def residual_key(row: dict[str, Any]) -> str:
-    """The measure of residual noise that these data have: exact where some pixels never vary."""
-    return "never_varying_noise" if "never_varying_noise" in row else "noise_std"
+    """The measure of residual noise that these data have: exact where the support is known, or some pixels never vary."""
+    return next((k for k in ("off_support_rms", "never_varying_noise") if k in row), "noise_std")
 
 
 def frechet_key(row: dict[str, Any]) -> str:

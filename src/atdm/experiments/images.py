@@ -300,11 +300,8 @@ def _beats_stopping(title: str, key: str, of: Callable[..., float]) -> Claim:
     stopped = {s: of(f"ddpm, stopped at {s:g}", key) for s in STOPS}
     best, automatic = min(stopped, key=lambda s: stopped[s]), of("auto", key)
     measured = f"auto {automatic:.3g}, ddpm stopped at {best:g} {stopped[best]:.3g}"
-    return Claim(
-        f"{title}: {key.replace('_', ' ')} of auto below that of ddpm stopped early",
-        automatic < stopped[best],
-        measured,
-    )
+    statement = f"{title}: {key.replace('_', ' ')} of auto below that of ddpm stopped early"
+    return Claim(statement, automatic < stopped[best], measured)
 
 
 def _panels(outcomes: Sequence[Outcome]) -> Mapping[str, Tensor]:

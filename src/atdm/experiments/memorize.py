@@ -12,13 +12,13 @@ from ..corruption import corrupt
 from ..data import Dataset, load
 from ..data.items import Floats
 from ..metrics import Memorization, memorization
-from ..plot import panels as pictures
+from ..plot.lines import Curve, curve_panels
 from ..pool import Tell, part
 from ..report import Row
 from ..report.lab import OTHER
 from . import by_scale, digits
 from .runner.findings import Claim, Findings, Outcome, by_condition
-from .runner.jobs import DDPM, Job, ddpm_job, grid, prepare, published, samples_of, train
+from .runner.jobs import DDPM, Job, ddpm_job, grids, prepare, published, samples_of, train
 from .runner.rows import evaluate, means, number, row, table_of
 
 PAIRS = 6
@@ -47,17 +47,11 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     conditions = dict(CONDITIONS)
     if scale == "smoke":
         del objectives["robust_adv"], conditions["noise 0.2"]
-    return [
-        job
-        for seed in seeds
-        for n in sizes
-        for job in grid(
-            base.but(options={"train": n, "smallest": n == min(sizes)}),
-            objectives,
-            {f"{condition}, {n} images": corrupt for condition, corrupt in conditions.items()},
-            [seed],
-        )
-    ]
+    plans = []
+    for n in sizes:
+        named = {f"{condition}, {n} images": corrupt for condition, corrupt in conditions.items()}
+        plans.append((base.but(options={"train": n, "smallest": n == min(sizes)}), objectives, named))
+    return grids(plans, seeds)
 
 
 def few(job: Job) -> tuple[Dataset, Tensor]:
@@ -86,7 +80,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """Similarities, near-duplicates, and the closest pairs as pictures."""
     rows = [r for o in outcomes for r in o.rows]
     frechet = digits.frechet_key(rows[0])
-    panels: dict[str, dict[str, pictures.Curve]] = {}
+    panels: dict[str, dict[str, Curve]] = {}
     claims: list[Claim] = []
     pairs = {}
     for condition, chosen in by_condition(outcomes):
@@ -120,7 +114,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     )
     similarity = (
         "Share of samples that are closer to a training image than this; held-out images are the background.",
-        pictures.curve_panels(panels, "cosine similarity to the nearest training image", "share that is closer"),
+        curve_panels(panels, "cosine similarity to the nearest training image", "share that is closer"),
     )
     return Findings(LEAD, claims, rows, {"similarity": similarity, **pairs}, [table])
 
@@ -152,7 +146,7 @@ def _claims(
         )
 
 
-def _shares(values: Tensor) -> pictures.Curve:
+def _shares(values: Tensor) -> Curve:
     """Each value, from the smallest, and the share of the values that is larger."""
     ordered = values.sort().values
     return ordered.tolist(), (1 - torch.arange(1, len(ordered) + 1) / len(ordered)).tolist()

@@ -12,13 +12,13 @@ from .. import plot
 from ..diffusion.sampling import sample
 from ..objective import Objective
 from ..objective.theory import optimum, shrinkage
-from ..plot import panels as pictures
+from ..plot.points import points2d
 from ..pool import Tell, part
 from ..report import Row
 from ..training.config import ObjectiveConfig
 from . import by_scale
 from .runner.findings import Claim, Findings, Outcome, beside_training, by_condition
-from .runner.jobs import DDPM, RECOMMENDED, Job, ddpm_job, grid, published, recommended, samples_of, train
+from .runner.jobs import DDPM, RECOMMENDED, Job, ddpm_job, grids, published, recommended, samples_of, train
 from .runner.rows import evaluate, means, number, row, table_of
 
 GAUSSIAN = ("one Gaussian", "mixture:modes=1,radius=0,std=0.5", "none")
@@ -51,12 +51,8 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         [(GAUSSIAN, few), (OUTLIERS, {"ddpm": DDPM} | gated)],
         *2 * [[(GAUSSIAN, strong | gated), (BALANCED, usual | gated), (OUTLIERS, usual | gated)]],
     )
-    return [
-        job
-        for seed in seeds
-        for (condition, spec, corruption), objectives in plans
-        for job in grid(_base(scale, spec), objectives, {condition: corruption}, [seed])
-    ]
+    compared = [(_base(scale, spec), chosen, {name: corruption}) for (name, spec, corruption), chosen in plans]
+    return grids(compared, seeds)
 
 
 def _base(scale: str, spec: str) -> Job:
@@ -121,7 +117,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         of, methods = means(rows, condition=condition), [o.job.label for o in chosen]
         points += [(m, condition, of(m, "predicted_std_ratio"), of(m, "std_ratio")) for m in methods]
         short = {GAUSSIAN[0]: "gaussian", BALANCED[0]: "balanced", OUTLIERS[0]: "outliers"}[condition]
-        cloud = pictures.points2d(beside_training(chosen))
+        cloud = points2d(beside_training(chosen))
         clouds[f"samples-{short}"] = (f"{condition}: training data and samples.", cloud)
         claims += _claims(of, condition, methods)
     points.sort(key=lambda p: (p[1], p[2]))

@@ -12,7 +12,7 @@ from ..pool import Tell, part
 from ..spec import build
 from . import by_scale, plane
 from .runner.findings import Claim, Findings, Outcome, at_most
-from .runner.jobs import DDPM, RECOMMENDED, Job, grid, recommended, samples_of, train
+from .runner.jobs import DDPM, RECOMMENDED, Job, grids, recommended, samples_of, train
 from .runner.rows import evaluate, means, number, row, table_of, values_of
 
 WRITTEN = {
@@ -29,18 +29,14 @@ CONDITIONS = [plane.NOISE, plane.CLEAN]
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
     """ddpm and the recommended regularizer with the same constants for every way to write the network."""
     base, objectives = plane.base(scale), {"ddpm": DDPM, RECOMMENDED: recommended(**plane.GATED)}
-    found = []
-    for seed in seeds:
-        for condition, corruption in by_scale(scale, CONDITIONS[:1], CONDITIONS, CONDITIONS):
-            for name in by_scale(scale, ["v", "rectified flow"], [*WRITTEN], [*WRITTEN]):
-                sampler = default_sampler(build("process", WRITTEN[name], PROCESSES), base.sampling.sampler)
-                job = base.but(
-                    process=WRITTEN[name],
-                    sampling=dataclasses.replace(base.sampling, sampler=sampler),
-                    options={"written": name},
-                )
-                found += grid(job, objectives, {condition: corruption}, [seed])
-    return found
+    plans = []
+    for condition, corruption in by_scale(scale, CONDITIONS[:1], CONDITIONS, CONDITIONS):
+        for name in by_scale(scale, ["v", "rectified flow"], [*WRITTEN], [*WRITTEN]):
+            sampler = default_sampler(build("process", WRITTEN[name], PROCESSES), base.sampling.sampler)
+            sampling = dataclasses.replace(base.sampling, sampler=sampler)
+            job = base.but(process=WRITTEN[name], sampling=sampling, options={"written": name})
+            plans.append((job, objectives, {condition: corruption}))
+    return grids(plans, seeds)
 
 
 def work(job: Job, tell: Tell) -> Outcome:
@@ -62,13 +58,11 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         for w in names if condition != plane.CLEAN[0] else ():
             statement = f"{condition}, {w}: at most 0.6 times plain training's distance off the plane"
             claims.append(at_most(statement, of[w](regularized), of[w](plain), 0.6, (regularized, "plain")))
-        claims.append(
-            Claim(
-                f"{condition}: the same constants mean the same in every parameterization (ratios within a factor of two)",
-                max(ratios.values()) <= 2 * min(ratios.values()),
-                ", ".join(f"{w} {number(r)}" for w, r in ratios.items()) + " times plain",
-            )
+        statement = (
+            f"{condition}: the same constants mean the same in every parameterization (ratios within a factor of two)"
         )
+        measured = ", ".join(f"{w} {number(r)}" for w, r in ratios.items()) + " times plain"
+        claims.append(Claim(statement, max(ratios.values()) <= 2 * min(ratios.values()), measured))
         turns = {plain: "plain", regularized: "regularized"}
         points = [(turn, w, of[w](m), of[w](m, "spread")) for w in names for m, turn in turns.items()]
         figures[f"off-plane-{plane.short(condition)}"] = (

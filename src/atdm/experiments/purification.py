@@ -15,7 +15,7 @@ from ..attack import Search, bootstrap
 from ..attack.purify import ImageAttack, Purifier, adversaries, answers, doubt_purifier, purify, with_robust
 from ..data import Dataset
 from ..nets import weights_hash
-from ..plot import panels as pictures
+from ..plot.lines import curve_panels
 from ..pool import Tell, part
 from ..report import Row
 from . import by_scale, digits
@@ -137,7 +137,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
         "accuracy": (
             f"Accuracy on {rows[0]['images']} held-out digits against the radius of the attack, with 95 % intervals over "
             f"the digits: attacks that ignore the purifier (left) and that go through it (right).",
-            pictures.curve_panels(panels, "radius (l_inf, scale of [-1, 1])", "accuracy", bands=bands),
+            curve_panels(panels, "radius (l_inf, scale of [-1, 1])", "accuracy", bands=bands),
         )
     }
     for o in first_seed(outcomes):

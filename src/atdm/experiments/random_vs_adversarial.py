@@ -44,11 +44,8 @@ def work(job: Job, tell: Tell) -> Outcome:
     """Train, sample, measure."""
     trained = train(job, part(tell, 0, 0.8))
     samples = samples_of(trained, part(tell, 0.8, 1))
-    return Outcome(
-        job,
-        [row(trained, samples, evaluate(trained, samples))],
-        {"samples": samples[:36], "corrupted": trained.corrupted[:36]},
-    )
+    shown = {"samples": samples[:36], "corrupted": trained.corrupted[:36]}
+    return Outcome(job, [row(trained, samples, evaluate(trained, samples))], shown)
 
 
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:

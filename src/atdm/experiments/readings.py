@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import plot, report
 from ..diffusion.process import Process
 from ..objective.theory import READINGS, frechet, power_law, sampled_variance, shrinkage
-from ..plot import panels
+from ..plot.lines import curve_panels
 from ..pool import Tell, part
 from ..report import Row
 from ..training.config import ObjectiveConfig
@@ -19,9 +19,11 @@ from ..training.recipes import recipe
 from . import by_scale, digits, plane
 from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
 from .runner.jobs import DDPM, Job, grid, open_held_out, prepare, samples_of, train
-from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.rows import by_value, evaluate, mean_over_seeds, number, row, table_of, values_of
 
 PUBLISHED, *OTHERS = READINGS
+LINEAR = Process.linear()
+EVERY = torch.arange(LINEAR.steps)
 NOISE = (0.0, 0.1, 0.2)  # std of the noise on a share of the items
 SHARE = 0.9
 TAILS = (200, 2000, 8000)  # midpoints of beta between which the mean of 1/beta grows
@@ -85,21 +87,16 @@ Distances = dict[tuple[str, str], list[float]]  # for each std of NOISE, likewis
 
 def shrinkages() -> Shrinkages:
     """``lambda_t c`` of ddpm and of both directions under every reading."""
-    process = Process.linear()
-    every = torch.arange(process.steps)
     kinds = ("robust_rand", "robust_adv")
-    found = {(r, k): shrinkage(objective(r, k).build(process), every, TAILS[1]) for r in READINGS for k in kinds}
-    return {PLAIN: torch.zeros(process.steps)} | found
+    found = {(r, k): shrinkage(objective(r, k).build(LINEAR), EVERY, TAILS[1]) for r in READINGS for k in kinds}
+    return {PLAIN: torch.zeros(LINEAR.steps)} | found
 
 
 def theory(variances: Tensor, lambda_c: Shrinkages) -> Distances:
     """Squared Frechet distances to clean Gaussian data of these variances."""
     noisy = torch.cat([variances + SHARE * std**2 for std in NOISE])
     return {
-        key: [
-            frechet(drawn, variances).item()
-            for drawn in sampled_variance(Process.linear(), noisy, values).chunk(len(NOISE))
-        ]
+        key: [frechet(drawn, variances).item() for drawn in sampled_variance(LINEAR, noisy, values).chunk(len(NOISE))]
         for key, values in lambda_c.items()
     }
 
@@ -133,26 +130,26 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     }
     in_theory = {title: theory(variances, lambda_c) for title, variances in spectra.items()}
     tables = [theory_table(title, len(spectra[title]), distances) for title, distances in in_theory.items()]
-    tables += [trained_table([r for r in rows if r["set"] == kind]) for kind in values_of(rows, "set")]
-    t = torch.arange(Process.linear().steps).tolist()
+    of_sets = by_value(rows, "set")
+    tables += [trained_table(of_set) for of_set in of_sets.values()]
     curves = {
-        title: {reading: (t, lambda_c[reading, kind].tolist()) for reading in READINGS}
+        title: {reading: (EVERY.tolist(), lambda_c[reading, kind].tolist()) for reading in READINGS}
         for kind, title in {"robust_adv": "adversarial, a corner", "robust_rand": "random"}.items()
     }
     figures = {
         "shrinkage": (
             "lambda_t c, its mean over beta: Gaussian data are learned as if their variance were divided by 1 + lambda_t c.",
-            panels.curve_panels(curves, "timestep t", "$\\lambda_t\\, c$", "y"),
+            curve_panels(curves, "timestep t", "$\\lambda_t\\, c$", "y"),
         )
     }
-    for kind in values_of(rows, "set"):
-        noisy = [r for r in rows if r["set"] == kind and not r["condition"].endswith("clean")]
+    for kind, of_set in of_sets.items():
+        noisy = [r for r in of_set if not r["condition"].endswith("clean")]
         figures[f"trained-{kind}"] = (
-            f"{kind}: {noise_key(noisy[0]).replace('_', ' ')} of samples of trained networks.",
-            plot.bars(noisy, noise_key(noisy[0]), ("condition", "method")),
+            f"{kind}: {digits.residual_key(noisy[0]).replace('_', ' ')} of samples of trained networks.",
+            plot.bars(noisy, digits.residual_key(noisy[0]), ("condition", "method")),
         )
-    every, published = torch.arange(Process.linear().steps), objective(PUBLISHED, "robust_adv").build(Process.linear())
-    tail = [theory(natural, {PLAIN: shrinkage(published, every, n)})[PLAIN][-1] for n in TAILS]
+    published = objective(PUBLISHED).build(LINEAR)
+    tail = [theory(natural, {PLAIN: shrinkage(published, EVERY, n)})[PLAIN][-1] for n in TAILS]
     notes = [
         "The mean of 1/beta has no limit, so theory depends on how small a beta is counted. With "
         + ", ".join(f"{n:,}" for n in TAILS)
@@ -171,17 +168,12 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     )
 
 
-def noise_key(found: Row) -> str:
-    """The measure of what noise is left that these data have."""
-    return "off_support_rms" if found["set"] == "plane" else digits.residual_key(found)
-
-
 def trained_table(rows: Sequence[Row]) -> report.Table:
     """Every trained reading on one set."""
     on_plane = rows[0]["set"] == "plane"
     own = {"spread / truth": "spread_ratio"} if on_plane else {"Frechet": digits.frechet_key(rows[0])}
-    columns = {"residual noise": noise_key(rows[0]), **own, "sliced W2": "sliced_wasserstein"}
-    caption = f"Trained: {rows[0]['training_steps']:,} steps of {rows[0]['batch_size']}; residual noise is {noise_key(rows[0]).replace('_', ' ')}."
+    columns = {"residual noise": digits.residual_key(rows[0]), **own, "sliced W2": "sliced_wasserstein"}
+    caption = f"Trained: {rows[0]['training_steps']:,} steps of {rows[0]['batch_size']}; residual noise is {digits.residual_key(rows[0]).replace('_', ' ')}."
     return table_of(rows, {"training data": "condition", "objective": "method"}, columns, caption)
 
 
@@ -205,10 +197,9 @@ EXPECTED = {plane.NOISE[0]: 0.5, plane.OUTLIERS[0]: 0.85, "digits, noise 0.2": 0
 
 def claims_of_training(rows: Sequence[Row]) -> Iterator[Claim]:
     """The published reading against ddpm, against random and invariance, and its price on clean data."""
-    for condition in values_of(rows, "condition"):
-        chosen = [r for r in rows if r["condition"] == condition]
+    for condition, chosen in by_value(rows, "condition").items():
         clean = condition.endswith("clean")
-        key = digits.frechet_key(chosen[0]) if clean else noise_key(chosen[0])
+        key = digits.frechet_key(chosen[0]) if clean else digits.residual_key(chosen[0])
         of = {m: mean_over_seeds(chosen, key, method=m) for m in values_of(chosen, "method")}
         plain, names = of["ddpm"], ("robust_adv", "ddpm")
         if clean:

@@ -90,7 +90,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     rows = [r for o in outcomes for r in o.rows]
     process, truth = Process.linear(), load(outcomes[0].job.config.data).truth
     ideal = field(lambda x, t: truth.score(x, process.alphas[FIELD_T].item(), process.sigmas[FIELD_T].item()), truth)
-    summaries = [r for r in rows if "lyapunov" in r]
+    summaries, levels = [r for r in rows if "lyapunov" in r], process.ratio(torch.tensor(ERROR_T)).tolist()
     claims: list[Claim] = []
     figures, notes = {}, []
     for condition, chosen in by_condition(outcomes):
@@ -99,24 +99,16 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             f"{condition}: scores at t = {FIELD_T} in the plane of an in-plane direction (across) and the normal (up).",
             plot.score_fields({"truth": ideal} | {o.job.label: o.tensors["field"] for o in chosen}),
         )
+        errors = {o.job.label: (levels, o.tensors["errors"]) for o in chosen}
         figures[f"error-{short}"] = (
             f"{condition}: relative error of the score where the clean data's states are.",
-            plot.curves(
-                {o.job.label: (process.ratio(torch.tensor(ERROR_T)).tolist(), o.tensors["errors"]) for o in chosen},
-                "noise level sigma/alpha",
-                "relative error of the score",
-                "xy",
-            ),
+            plot.curves(errors, "noise level sigma/alpha", "relative error of the score", "xy"),
         )
-        ideal_gain = next(o.tensors["truth"] for o in chosen if "truth" in o.tensors)
+        gains = {"truth": next(o.tensors["truth"] for o in chosen if "truth" in o.tensors)}
+        gains |= {o.job.label: o.tensors["gain"] for o in chosen}
         figures[f"jacobian-{short}"] = (
             f"{condition}: how far the predicted noise moves for a unit of noise (spectral norm), along DDIM trajectories.",
-            plot.curves(
-                {"truth": ideal_gain} | {o.job.label: o.tensors["gain"] for o in chosen},
-                "noise level sigma/alpha",
-                "gain of the prediction",
-                "x",
-            ),
+            plot.curves(gains, "noise level sigma/alpha", "gain of the prediction", "x"),
         )
         of = means(summaries, condition=condition)
         claims += _claims(of, condition)

@@ -18,7 +18,7 @@ from ..training.config import ObjectiveConfig
 from . import by_scale, digits
 from .runner.findings import Claim, Findings, Outcome, first_seed
 from .runner.jobs import DDPM, RECOMMENDED, Job, published, recommended, samples_of, train
-from .runner.rows import evaluate, mean_over_seeds, number, row, table_of, values_of
+from .runner.rows import by_value, evaluate, mean_over_seeds, number, row, table_of, values_of
 
 STRONG = 3.0  # lambda of the sweeps of omega and floor: at 0.3 they would show little
 LATE = (0.5, 0.75, 0.9)  # share of the training after which the regularizer is applied
@@ -98,9 +98,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     shown = [o for o in first_seed(outcomes) if o.job.condition == NOISY]
     left, frechet, base = digits.residual_key(rows[0]), digits.frechet_key(rows[0]), digits.gated(scale)
     noisy = [r for r in rows if r["condition"] == NOISY]
-    lines = {
-        sweep: values_of([r for r in noisy if r["sweep"] == sweep], "value") for sweep in values_of(noisy, "sweep")
-    }
+    lines = {sweep: values_of(those, "value") for sweep, those in by_value(noisy, "sweep").items()}
     for name, settings in sweeps(scale).items():  # a setting that several sweeps share came first
         if name in lines:
             lines[name] = [value for value, _ in settings if value in lines[name]]

@@ -64,14 +64,10 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             f"{condition}: a cut across the plane. The last part of reverse trajectories of the DDIM sampler, from noise level 1.2 (grey) on.",
             plot.trajectories({o.job.label: o.tensors["paths"] for o in chosen}, truth),
         )
+        away = {o.job.label: o.tensors["away"] for o in chosen}
         figures[f"distance-{short}"] = (
             f"{condition}: distance of the trajectories from the plane as the noise level falls (right to left).",
-            plot.curves(
-                {o.job.label: o.tensors["away"] for o in chosen},
-                "noise level sigma/alpha",
-                "rms distance from the plane (data units)",
-                "xy",
-            ),
+            plot.curves(away, "noise level sigma/alpha", "rms distance from the plane (data units)", "xy"),
         )
         claims += _claims(means(rows, "off_support_rms", condition=condition), condition)
     conditions = values_of(rows, "condition")

@@ -20,7 +20,7 @@ from . import by_scale, digits, plane
 from .baselines import keys, words
 from .runner.findings import Claim, Findings, Outcome, at_most, first_seed
 from .runner.jobs import DDPM, Job, grid, open_held_out, prepare, train
-from .runner.rows import means, number, rows_at_stops, table_of, values_of
+from .runner.rows import by_value, means, number, rows_at_stops, table_of, values_of
 
 ONLY, BEST = "ddpm, trusted items only", "ddpm, best early stop"
 STOPS = (0.1, 0.2, 0.3, 0.5)  # noise levels at which the sampling of ddpm is also stopped
@@ -125,8 +125,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     every = [r for o in outcomes for r in o.rows]
     claims: list[Claim] = []
     rows, tables, figures = [], [], {}
-    for benchmark in values_of(every, "benchmark"):
-        chosen = [r for r in every if r["benchmark"] == benchmark]
+    for benchmark, chosen in by_value(every, "benchmark").items():
         residual, distance = keys(chosen)
         order = values_of(chosen, "condition")
         chosen = sorted(

@@ -217,9 +217,8 @@ def timm_space(name: str, file: str | None, size: int | None, title: str, spec: 
     else:
         try:
             if not urllib.request.getproxies():
-                socket.getaddrinfo(
-                    urlsplit(huggingface_hub.constants.ENDPOINT).hostname, 443
-                )  # else retries for a minute
+                host = urlsplit(huggingface_hub.constants.ENDPOINT).hostname
+                socket.getaddrinfo(host, 443)  # else retries for a minute
             model = timm.create_model(name, pretrained=True, **options)
         except Exception as problem:  # timm, huggingface_hub and urllib each raise their own
             where = f"https://huggingface.co/{source}/resolve/main/model.safetensors" if source else "its weights"

@@ -84,9 +84,8 @@ def _patches(x: Float[Tensor, "n channels height width"], generator: torch.Gener
     ]
     i, j = (begin[:, None] + torch.arange(side) for begin, side in zip(begins, sides, strict=True))
     each = torch.arange(len(x))[:, None, None]
-    return (
-        x.permute(0, 2, 3, 1)[each, i[:, :, None], j[:, None, :]].permute(0, 3, 1, 2).reshape(-1, sides[0] * sides[1])
-    )
+    patches = x.permute(0, 2, 3, 1)[each, i[:, :, None], j[:, None, :]]
+    return patches.permute(0, 3, 1, 2).reshape(-1, sides[0] * sides[1])
 
 
 def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import warnings
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,6 +113,18 @@ def logarithmic(axis: Axes, sides: str) -> None:
         edge.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
         edge.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
         edge.set_minor_formatter(matplotlib.ticker.NullFormatter())
+
+
+def small_panels(titles: Sequence[str], width: float, height: float, across: int) -> tuple[Figure, list[Any]]:
+    """A figure of axes of ``width`` and ``height`` (inches), each with its title, at most so many ``across``."""
+    figure, axes = side_by_side(len(titles), min(across, len(titles)), width, height)
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=9.5, color=INK, loc="left")
+        axis.tick_params(labelsize=8, colors=INK)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color=FAINT, linewidth=0.6)
+        axis.set_axisbelow(True)
+    return figure, axes
 
 
 def head(axis: Any, title: str, **options: Any) -> None:

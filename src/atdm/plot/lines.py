@@ -20,7 +20,9 @@ from ..errors import UserError
 from ..metrics import METRICS
 from ..metrics import metric as metric_entry
 from ..objective.perturb import PublishedRadius, PublishedWeight
-from .base import INK, MARKERS, Log, colours, dress, frame, legend, need, side_by_side
+from .base import INK, MARKERS, Log, colours, dress, frame, legend, logarithmic, need, side_by_side, small_panels
+
+Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def ray(process: Process, omegas: Sequence[float], floor: float = 8 / 255) -> Figure:
@@ -45,19 +47,14 @@ def ray(process: Process, omegas: Sequence[float], floor: float = 8 / 255) -> Fi
         factor.plot(t, weight(reach, one), **style)
     dress(state, "timestep t", "state units", "Reach of the perturbation, $\\sigma_t\\, r_1(t)$")
     dress(radius, "timestep t", "noise units", "Radius $r_1(t) = \\sigma_t^{\\,\\omega}$ + floor")
-    dress(
-        factor,
-        "timestep t",
-        "",
-        f"Weight $\\lambda_t = {weight.lam:g}\\sqrt{{3}}\\,/\\,\\sigma_t^{{\\,\\omega}}$",
-        log="y",
-    )
+    title = f"Weight $\\lambda_t = {weight.lam:g}\\sqrt{{3}}\\,/\\,\\sigma_t^{{\\,\\omega}}$"
+    dress(factor, "timestep t", "", title, log="y")
     legend(state)
     return figure
 
 
 def curves(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    series: Mapping[str, Curve],
     x_label: str,
     y_label: str,
     log: Log = "",
@@ -77,6 +74,35 @@ def curves(
     dress(axis, x_label, y_label, title, log)
     if len(series) > 1:
         legend(figure, loc="outside right upper")
+    return figure
+
+
+def curve_panels(
+    panels: Mapping[str, Mapping[str, Curve]],
+    x_label: str,
+    y_label: str,
+    log: str = "",
+    bands: Mapping[str, Mapping[str, Curve]] | None = None,
+) -> Figure:
+    """Lines by name in panels that share their labels and one legend.
+
+    Args:
+        bands: low and high ends of the intervals of lines, by panel and name.
+    """
+    figure, axes = small_panels(list(panels), 4.6, 3.4, 2)
+    palette = colours(dict.fromkeys(name for lines in panels.values() for name in lines))
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        for name, (x, y) in lines.items():
+            if bands is not None:
+                axis.fill_between(x, *bands[title][name], color=palette[name], alpha=0.15, linewidth=0)
+            marker = "o" if len(x) <= 30 else ""
+            axis.plot(x, y, color=palette[name], marker=marker, markersize=4, linewidth=1.5, label=text.figure(name))
+        logarithmic(axis, log)
+        axis.set_xlabel(x_label, fontsize=9, color=INK)
+        axis.set_ylabel(y_label, fontsize=9, color=INK)
+    handles = {h.get_label(): h for axis in axes for h in axis.get_lines()}
+    across = min(2 * min(2, len(panels)), len(handles))  # each panel is as wide as two names
+    figure.legend(handles=[*handles.values()], loc="outside lower center", ncols=across, fontsize=9, frameon=False)
     return figure
 
 
@@ -152,9 +178,7 @@ def bars(
     for (cluster, name), found in values.items():
         offset = (names.index(name) - (per_cluster - 1) / 2) * width if per_cluster > 1 else 0
         at, mean = clusters.index(cluster) + offset, statistics.fmean(found)
-        axis.bar(
-            at, mean, 0.92 * width, color=palette[name], label=text.figure(name) if cluster == clusters[0] else None
-        )
+        axis.bar(at, mean, 0.92 * width, color=palette[name])
         spread = statistics.stdev(found) if len(found) > 1 else 0.0
         if spread:
             axis.errorbar(at, mean, spread, color=INK, capsize=3, linewidth=1)
@@ -180,9 +204,9 @@ def _metric_label(name: str) -> str:
     if name not in METRICS and not name.startswith("frechet_"):
         return name.replace("_", " ")
     entry = metric_entry(name)
-    good = {"lower": "lower is better", "higher": "higher is better", "one": "one is best"}[entry.better]
+    good = {"lower": "lower is better", "higher": "higher is better", "one": "one is best", "none": ""}[entry.better]
     unit = f" ({entry.unit})" if entry.unit else ""
-    return f"{name.replace('_', ' ')}{unit}\n{good}"
+    return f"{name.replace('_', ' ')}{unit}\n{good}".rstrip()
 
 
 def damage(models: Mapping[str, Sequence[Mapping[str, Any]]], measures: Sequence[str], title: str = "") -> Figure:
@@ -203,11 +227,9 @@ def damage(models: Mapping[str, Sequence[Mapping[str, Any]]], measures: Sequence
         for name, rows in models.items():
             of = sorted((row for row in rows if row["measure"] == measure), key=lambda row: row["budget"])
             x = [row["budget"] for row in of]
-            low, high = ([row[end] for row in of] for end in ("low", "high"))
+            mean, low, high = ([row[key] for row in of] for key in ("mean", "low", "high"))
             axis.fill_between(x, low, high, color=palette[name], alpha=0.18, linewidth=0)
-            axis.plot(
-                x, [row["mean"] for row in of], color=palette[name], marker="o", markersize=4, label=text.figure(name)
-            )
+            axis.plot(x, mean, color=palette[name], marker="o", markersize=4, label=text.figure(name))
         dress(axis, "budget (noise units)", "", _metric_label(measure))
         axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
     if len(models) > 1:

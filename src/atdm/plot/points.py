@@ -20,7 +20,23 @@ from torch import Tensor
 from .. import text
 from ..errors import UserError
 from ..metrics.exact import HasDistance
-from .base import COLOURS, DISTANCE, INK, array, balanced, colours, dress, frame, head, need, side_by_side
+from .base import COLOURS, DISTANCE, INK, array, balanced, colours, dress, frame, head, need, side_by_side, small_panels
+
+
+def points2d(clouds: Mapping[str, Tensor]) -> Figure:
+    """Clouds of points of the plane; the first one sets the frame, and titles say how many points lie outside."""
+    first = next(iter(clouds.values()))
+    reach = 1.15 * float(first[first.isfinite().all(1)].abs().max())
+    figure, axes = small_panels(list(clouds), 2.6, 2.8, 4)
+    palette = colours(clouds)
+    for axis, (name, x) in zip(axes, clouds.items(), strict=True):
+        inside = x[(x.abs() <= reach).all(1)]
+        outside = 1 - len(inside) / len(x)
+        if outside:
+            axis.set_title(f"{name}\n({100 * outside:.2g} % outside)", fontsize=9.5, color=INK, loc="left")
+        axis.scatter(*inside.numpy().T, s=3, linewidths=0, alpha=0.5, color=palette[name], rasterized=True)
+        axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    return figure
 
 
 def points3d(
@@ -107,28 +123,19 @@ def scatter(x: Float[Tensor, "n d"], reference: Float[Tensor, "m d"] | None = No
     clouds = [("reference", reference, "#bbbbbb")] if reference is not None else []
     clouds.append(("samples", x, COLOURS["robust_adv"]))
     base = _finite(clouds[0][1])
-    if x.shape[1] == 3:
-        figure, axes = _panels3d(1, _cube(base), _view(base))
-    else:
-        figure, axes = frame(5, 4.6)
-        dress(axes[0], "$x_1$", "$x_2$")
-        axes[0].set_aspect("equal")
-        axes[0].set(xlim=_cube(base), ylim=_cube(base))
     low, high = _cube(base)
+    style: dict[str, Any] = {"s": 5, "alpha": 0.6, "linewidths": 0, "rasterized": True}
+    if x.shape[1] == 3:
+        figure, (axis,) = _panels3d(1, (low, high), _view(base))
+        style["depthshade"] = False
+    else:
+        figure, (axis,) = frame(5, 4.6)
+        dress(axis, "$x_1$", "$x_2$")
+        axis.set(aspect="equal", xlim=(low, high), ylim=(low, high))
     for name, cloud, colour in clouds:
         points = _inside(cloud, low, high)
-        options = {"depthshade": False} if x.shape[1] == 3 else {}
         label = name + _outside(len(cloud) - len(points), len(cloud))
-        axes[0].scatter(
-            *array(points[:most]).T,
-            s=5,
-            color=colour,
-            alpha=0.6,
-            linewidths=0,
-            label=label,
-            rasterized=True,
-            **options,
-        )
+        axis.scatter(*array(points[:most]).T, color=colour, label=label, **style)
     figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False, markerscale=2)
     return figure
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .. import metrics, plot
 from ..data import load
-from ..plot import panels as pictures
+from ..plot.lines import curve_panels
+from ..plot.points import points2d
 from ..pool import Progress, work_through
 from . import page as report
 from .lab import ModelJob, ModelOutcome, work
@@ -144,7 +145,7 @@ def _samples(outcomes: Sequence[ModelOutcome], reference: Tensor) -> Section:
         known = truth if isinstance(truth, metrics.exact.HasDistance) else None
         drawn = [plot.points3d(clouds, known) for clouds in (panels, clean | shorter)]
     elif reference.shape[1] == 2:
-        drawn = [pictures.points2d(clouds) for clouds in (panels, clean | shorter)]
+        drawn = [points2d(clouds) for clouds in (panels, clean | shorter)]
     text = (
         "These are samples as the models make them, not chosen by anybody. All models start from the same noise, so the "
         "same place in two grids shows what each of them makes of it: look for grain, smudges, and variety that is missing."
@@ -168,7 +169,7 @@ def _few_steps(outcomes: Sequence[ModelOutcome], kept: Sequence[str]) -> Section
         for k in shown
         for sampler in dict.fromkeys(name for o in outcomes for name in o.job.samplers)
     }
-    figure = pictures.curve_panels(panels, "sampling steps", "", "xy")
+    figure = curve_panels(panels, "sampling steps", "", "xy")
     counts = outcomes[0].job.plan.steps
     table = Table(
         ["number", "model", "sampler", *(f"{count} steps" for count in counts)],

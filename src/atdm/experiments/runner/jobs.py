@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,6 +98,14 @@ def grid(
         for condition, corrupt in corruptions.items()
         for label, objective in objectives.items()
     ]
+
+
+def grids(
+    plans: Iterable[tuple[Job, Mapping[str, ObjectiveConfig], Mapping[str, str]]], seeds: Sequence[int]
+) -> list[Job]:
+    """The jobs of every :func:`grid`, seed by seed."""
+    plans = [*plans]
+    return [job for seed in seeds for plan in plans for job in grid(*plan, [seed])]
 
 
 # --- objectives -------------------------------------------------------------------------------------------------------
@@ -227,14 +235,6 @@ def sampling_of(trained: Trained, options: dict[str, Any]) -> Sampling:
 
 def _sampled(way: Callable[..., Tensor], trained: Trained, tell: Tell, n: int | None, **options: Any) -> Tensor:
     job, shape, sampling = trained.job, trained.dataset.item_shape, sampling_of(trained, options)
-    return way(
-        trained.net,
-        trained.process,
-        n or job.samples,
-        shape,
-        sampling,
-        seed=job.seed,
-        batch_size=1024 if len(shape) == 3 else 4096,
-        progress=lambda done, total: tell(done / total),
-        **options,
-    )
+    how: dict[str, Any] = {"seed": job.seed, "batch_size": 1024 if len(shape) == 3 else 4096}
+    how["progress"] = lambda done, total: tell(done / total)
+    return way(trained.net, trained.process, n or job.samples, shape, sampling, **how, **options)

@@ -189,8 +189,7 @@ def _shrink(picture: Path, small: Path) -> None:
     small.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(picture) as image:
         width = min(PIXELS, image.width)
-        resized = image.convert("RGB").resize(
-            (width, round(image.height * width / image.width)), Image.Resampling.LANCZOS
-        )
+        size = (width, round(image.height * width / image.width))
+        resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     with atomic(small) as scratch:
         resized.quantize(128, dither=Image.Dither.NONE).save(scratch, "PNG", optimize=True)

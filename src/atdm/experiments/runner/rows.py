@@ -107,6 +107,14 @@ def values_of(rows: Iterable[Row], key: str) -> list[Any]:
     return list(dict.fromkeys(r[key] for r in rows))
 
 
+def by_value(rows: Iterable[Row], key: str) -> dict[Any, list[Row]]:
+    """The rows that have each value of ``key``, in their order."""
+    found: dict[Any, list[Row]] = {}
+    for r in rows:
+        found.setdefault(r[key], []).append(r)
+    return found
+
+
 def table_of(
     rows: Sequence[Row],
     by: Mapping[str, str],
