@@ -209,6 +209,9 @@ def _metric_label(name: str) -> str:
     return f"{name.replace('_', ' ')}{unit}\n{good}".rstrip()
 
 
+APART = 1000  # times the damage of another: such lines share no linear axis
+
+
 def damage(models: Mapping[str, Sequence[Mapping[str, Any]]], measures: Sequence[str], title: str = "") -> Figure:
     """Measures against the budget of an attack: a panel each, the mean over seeds and its bootstrap interval as a band.
 
@@ -232,6 +235,10 @@ def damage(models: Mapping[str, Sequence[Mapping[str, Any]]], measures: Sequence
             axis.plot(x, mean, color=palette[name], marker="o", markersize=4, label=text.figure(name))
         dress(axis, "budget (noise units)", "", _metric_label(measure))
         axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
+        tops = [top for line in axis.get_lines() if (top := float(max(line.get_ydata(), default=0))) > 0]
+        if tops and max(tops) > APART * min(tops):
+            axis.set_yscale("symlog", linthresh=min(tops))
+            axis.set_ylim(bottom=0)
     if len(models) > 1:
         handles = [matplotlib.patches.Patch(color=palette[name], label=text.figure(name)) for name in models]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(models)), fontsize=9, frameon=False)

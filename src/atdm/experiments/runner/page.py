@@ -183,7 +183,7 @@ def _made(provenance: Mapping[str, Any]) -> str:
 
 
 def _shrink(picture: Path, small: Path) -> None:
-    """A picture for a page: no wider than ``PIXELS``, in 128 colours."""
+    """A picture for a page: no wider than ``PIXELS``, in 128 colours, those of thin lines among them."""
     from PIL import Image
 
     small.parent.mkdir(parents=True, exist_ok=True)
@@ -192,4 +192,4 @@ def _shrink(picture: Path, small: Path) -> None:
         size = (width, round(image.height * width / image.width))
         resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     with atomic(small) as scratch:
-        resized.quantize(128, dither=Image.Dither.NONE).save(scratch, "PNG", optimize=True)
+        resized.quantize(128, kmeans=3, dither=Image.Dither.NONE).save(scratch, "PNG", optimize=True)
