@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from .text import one_line
 
@@ -71,6 +71,12 @@ def _question(close: list[str]) -> str:
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
     """The error for a name that is not one of the ``valid`` names of its ``kind``."""
     return UserError(f"Unknown {kind} '{name}'. {nearest(name, valid)}")
+
+
+def require_known(kind: str, name: str, valid: Collection[str]) -> None:
+    """Refuse a name that is not one of the ``valid`` names of its ``kind`` (:class:`UserError`)."""
+    if name not in valid:
+        raise unknown(kind, name, valid)
 
 
 def expect(ok: bool, what: str, value: object, expected: str) -> None:

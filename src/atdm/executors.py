@@ -81,7 +81,12 @@ class _Submitted(Executor):
 
     def __init__(self, options: str, folder: Path) -> None:
         submitit = _library("slurm", "submitit")
-        given = dict(self._pair(part) for part in options.split(",") if part)
+        given: dict[str, Any] = {}
+        for part in filter(None, options.split(",")):
+            key, equals, value = part.partition("=")
+            if not equals:
+                raise UserError(f"Cannot read '{part}'. Expected options as in slurm:partition=gpu,gpus_per_node=1.")
+            given[key] = int(value) if value.isdecimal() else value
         cluster = given.pop("cluster", "slurm")
         named = {key if key in SHARED else f"{cluster}_{key}": value for key, value in given.items()}
         try:
@@ -93,13 +98,6 @@ class _Submitted(Executor):
         self._lock = threading.Lock()
         self._ended = False
         threading.Thread(target=self._watch, daemon=True).start()
-
-    @staticmethod
-    def _pair(part: str) -> tuple[str, Any]:
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise UserError(f"Cannot read '{part}'. Expected options as in slurm:partition=gpu,gpus_per_node=1.")
-        return key, int(value) if value.isdecimal() else value
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()

@@ -50,5 +50,4 @@ def fetch(name: str) -> Path:
             "Expected a folder, or a Hub name such as google/ddpm-cifar10-32 (log in first where it is private)."
         ) from problem
     except Exception as problem:  # the HTTP client and the operating system each raise their own
-        reason = first_line(problem)
-        raise UserError(f"Cannot download '{name}' from the Hugging Face Hub: {reason}.") from problem
+        raise UserError(f"Cannot download '{name}' from the Hugging Face Hub: {first_line(problem)}.") from problem

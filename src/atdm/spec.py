@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from .errors import UserError, nearest, unknown
+from .errors import UserError, nearest, require_known
 
 T = TypeVar("T")
 # Options that may be infinite: pseudo_huber is a square then, a step of an attack goes all the way.
@@ -39,8 +39,7 @@ def build(kind: str, spec: str, registry: Mapping[str, Callable[..., T]], **give
         UserError: the name or an option is unknown, a value has the wrong type, or a required option is missing.
     """
     name, options = parse_spec(spec)
-    if name not in registry:
-        raise unknown(kind, name, registry)
+    require_known(kind, name, registry)
     maker = registry[name]
     fields = dataclasses.fields(maker) if dataclasses.is_dataclass(maker) else ()
     taken = given.keys() | {f.name for f in fields if not f.compare}  # what no comparison sees has no spelling

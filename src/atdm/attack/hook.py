@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..diffusion.process import States
 from ..diffusion.sampling import Solver
-from ..errors import UserError, expect, unknown
+from ..errors import UserError, expect, require_known
 from .goals import Goal
 from .search import Found, Search
 
@@ -83,8 +83,7 @@ class TrajectoryAttack:
     perturbations: list[list[StepPerturbation]] = field(default_factory=list, init=False)  # of each batch
 
     def __post_init__(self) -> None:
-        if self.through not in THROUGH:
-            raise unknown("way through the sampler", self.through, THROUGH)
+        require_known("way through the sampler", self.through, THROUGH)
         expect(self.budget >= 0, "The budget of the attack", self.budget, "a number >= 0, in noise units")
         if self.through == "rest" and self.goal.sees != "image":
             raise UserError(

@@ -56,7 +56,9 @@ def image_duplicates(small: Float[Tensor, "n c s t"], noise: Float[np.ndarray, "
     side = min(8, *small.shape[2:])
     thumbs = nn.functional.adaptive_avg_pool2d(flat.mean(1, keepdim=True), side)
     images, mirrors = _unit(thumbs), _unit(thumbs.flip(-1))
-    basis = _directions(images, mirrors)
+    # Thumbnails and their mirror images differ most in these few directions: two that are alike are near along them.
+    moment = (images.T @ images + mirrors.T @ mirrors).double()
+    basis = torch.linalg.eigh(moment).eigenvectors[:, -SEARCHED:].float()
     use = torch.nonzero(contrast >= PLAIN)[:, 0]
     index = cKDTree((images[use] @ basis).double().numpy(), leafsize=64) if len(use) else None
     found: dict[tuple[int, int], Pair] = {}
@@ -83,12 +85,6 @@ def vector_duplicates(x: Float[Tensor, "n d"]) -> Duplicates:
 def _unit(thumbs: Float[Tensor, "n _ s t"]) -> Float[Tensor, "n d"]:
     images = thumbs.flatten(1)
     return images / images.norm(dim=1, keepdim=True).clamp(min=1e-6)
-
-
-def _directions(images: Float[Tensor, "n d"], mirrors: Float[Tensor, "n d"]) -> Float[Tensor, "d k"]:
-    """Those few directions in which thumbnails and their mirror images differ most: two that are alike are near along them."""
-    moment = (images.T @ images + mirrors.T @ mirrors).double()
-    return torch.linalg.eigh(moment).eigenvectors[:, -SEARCHED:].float()
 
 
 def _candidates(

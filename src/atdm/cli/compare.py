@@ -62,14 +62,14 @@ def run(words: list[str]) -> None:
     if len(sources) < 2:
         raise UserError(f"Got the results of {len(sources)} model. Expected two or more to compare.")
     found = metrics.compare(sources)
-    if found.differences and not given.unranked:
-        lines = [f"  {line}" for line in _in_words(found.differences)]
+    notes = _in_words(found.differences)
+    if notes and not given.unranked:
+        lines = [f"  {line}" for line in notes]
         if any(d.field == "reference_kind" for d in found.differences):
             lines.append(metrics.LEFT_TO_DO)
         lines.append("Expected numbers made alike: evaluate again with the same options, or list them with --unranked.")
         raise UserError("These numbers cannot be ranked:", lines=lines)
     table = _table(found)
-    notes = _in_words(found.differences)
     if out:
         write_text(out, _markdown(table, notes))
     differences = [{"metric": d.metric, "field": d.field, "values": d.values} for d in found.differences]

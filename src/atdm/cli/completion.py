@@ -6,7 +6,7 @@ import argparse
 import importlib
 from typing import Any, Literal, get_args, get_origin
 
-from ..errors import unknown
+from ..errors import require_known
 from .parser import SUMMARY, Made
 
 PARTS = {"show": ("radius", "run")}
@@ -21,8 +21,7 @@ def script(shell: str) -> str:
     """
     import shtab
 
-    if shell not in shtab.SUPPORTED_SHELLS:
-        raise unknown("shell", shell, shtab.SUPPORTED_SHELLS)
+    require_known("shell", shell, shtab.SUPPORTED_SHELLS)
     root = argparse.ArgumentParser("atdm", description="Adversarial training for diffusion models.")
     commands = root.add_subparsers()
     for name, says in SUMMARY.items():

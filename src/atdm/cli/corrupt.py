@@ -30,7 +30,9 @@ class Options(Printing):
 def run(words: list[str]) -> None:
     given = make_parser("corrupt", Options, reading_options()).parse_args(words)
     from ..attack.poison import parse_poison
+    from ..corruption import parse_corruption, truth_of
     from ..data import load
+    from ..data.source import Source
     from ..files import atomic, require_empty
     from ..plot.samples import save_samples
 
@@ -41,7 +43,11 @@ def run(words: list[str]) -> None:
     with progress_bar(silent(given)) as bar:
         dataset = load(given.data, **how, hold_out=False, progress=preparing(bar))
     dataset.require_whole("atdm corrupt")
-    source, truth = _poisoned(given, poisoner, dataset) if poisoner else _corrupted(given, dataset)
+    if poisoner:
+        source, truth = _poisoned(given, poisoner, dataset)
+    else:
+        source = Source(dataset.items, parse_corruption(given.corrupt), given.seed)
+        truth = truth_of(given.corrupt, len(source), dataset.item_shape, given.seed)
     with atomic(folder) as scratch:
         scratch.mkdir()
         source.save(scratch / "samples.npz")
@@ -65,17 +71,8 @@ def run(words: list[str]) -> None:
         )
 
 
-def _corrupted(given: Any, dataset: Any) -> tuple[Any, Any]:
-    """The source of corrupted items, and the truth."""
-    from ..corruption import parse_corruption, truth_of
-    from ..data.source import Source
-
-    source = Source(dataset.items, parse_corruption(given.corrupt), given.seed)
-    return source, truth_of(given.corrupt, len(source), dataset.item_shape, given.seed)
-
-
 def _poisoned(given: Any, how: Any, dataset: Any) -> tuple[Any, Any]:
-    """The same of poisoned items."""
+    """The source of poisoned items, and the truth."""
     from ..attack.poison import poison
     from ..data.items import Floats
     from ..data.source import Source

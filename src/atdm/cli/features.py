@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .common import Printing, destination, reading, reading_options, silent, tell_notes
+from .common import Printing, answered, destination, reading, reading_options, silent, tell_notes
 from .parser import make_parser
 from .progress import progress_bar
 
@@ -47,8 +46,6 @@ def run(words: list[str]) -> None:
         task = bar.add_task("features", total=given.steps, note="")
         for step, loss in training:
             bar.update(task, completed=step, note=f"loss {loss:.3f}")
-    if given.json:
-        learned = {"trained_on": given.data, "images": len(images), "images_hash": metrics.content_hash(images)}
-        print(json.dumps({"file": str(path), "loss": loss} | learned))
-    else:
+    learned = {"trained_on": given.data, "images": len(images), "images_hash": metrics.content_hash(images)}
+    if not answered(given, {"file": str(path), "loss": loss} | learned):
         print(f"The features are in {path}. Next: atdm evaluate RUN --features small:file={path}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError, unknown
+from ..errors import UserError, require_known
 from .common import Printing, answered, destination, seeds_of, silent
 from .parser import make_parser, positional
 from .progress import jobs_bar
@@ -58,8 +58,7 @@ def run(words: list[str]) -> None:
         return
     names = [*EXPERIMENTS] if given.name == "all" else [given.name]
     entries = {name: entry(name) for name in names}
-    if given.scale not in SCALES:
-        raise unknown("scale", given.scale, SCALES)
+    require_known("scale", given.scale, SCALES)
     seeds = seeds_of(given)
     takers = [name for name, e in entries.items() if e.data is not None]
     if given.data is not None and not takers:

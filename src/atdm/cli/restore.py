@@ -73,8 +73,7 @@ def run(words: list[str]) -> None:
         stds = gauge(source, look)
         about = {name: given[name] for name in ("data", "model", "corrupt", "seed")} | reading(given)
         about["checkpoint"] = model.hash
-        found = Restoration(source, model, stds)
-        result = write(folder, found, dataset.files, about, truth, work)
+        result = write(folder, Restoration(source, model, stds), dataset.files, about, truth, work)
     tell_notes(dataset.notes)
     if answered(given, {key: value for key, value in result.items() if key not in ("names", "stds")}):
         return

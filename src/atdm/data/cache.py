@@ -137,7 +137,11 @@ def _write(path: Path, chunks: Iterator[np.ndarray], tally: Tally, most: int) ->
     scratch, gray, note = (scratch_beside(path.with_suffix(ending)) for ending in (".npy", ".gray", ".json"))
     try:
         first = next(chunks)
-        _require_room(path.parent, most * first[0].nbytes)
+        size, free = most * first[0].nbytes, shutil.disk_usage(path.parent).free
+        if size > free:
+            raise UserError(
+                f"The decoded images take {size / 1e9:.1f} GB, and {path.parent} has {free / 1e9:.1f} GB free. {_ELSEWHERE}"
+            )
         sums = write_items(scratch, chain([first], chunks))
         if tally.gray == tally.items:  # three equal channels: keep one
             wide = np.load(scratch, mmap_mode="r")
@@ -150,11 +154,3 @@ def _write(path: Path, chunks: Iterator[np.ndarray], tally: Tally, most: int) ->
     finally:
         for left in (scratch, gray, note):
             left.unlink(missing_ok=True)
-
-
-def _require_room(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise UserError(
-            f"The decoded images take {size / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free. {_ELSEWHERE}"
-        )

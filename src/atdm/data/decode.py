@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UserError, expect, unknown
+from ..errors import UserError, expect, require_known
 from ..text import one_line
 from .listing import Listing, require_handles
 from .pixels import UnknownScale, common_top, decode, extent, formats, settings, why
@@ -47,8 +47,7 @@ class Framing:
     crop: str = "center"
 
     def __post_init__(self) -> None:
-        if self.crop not in CROPS:
-            raise unknown("crop", self.crop, CROPS)
+        require_known("crop", self.crop, CROPS)
         expect(self.size is None or self.size >= 1, "image_size", self.size, "a positive number of pixels")
         if self.size is None and self.crop == "random":
             raise UserError("A random crop needs image_size. Expected --image_size N.")

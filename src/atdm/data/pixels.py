@@ -204,6 +204,8 @@ def _scale_is_open(image: Image) -> bool:
 
 
 def _converted(image: Image, top: float | None) -> tuple[Image, list[str]]:
+    from PIL import Image
+
     notes: list[str] = []
     stored = [tile[3] for tile in getattr(image, "tile", ())][:1]
     image.load()
@@ -221,7 +223,8 @@ def _converted(image: Image, top: float | None) -> tuple[Image, list[str]]:
         gray = picture.mode in ("LA", "La")
         picture = picture.convert("LA").convert("RGBA") if picture.mode == "La" else picture.convert("RGBA")
         empty = picture.getchannel("A").getextrema()[1] == 0
-        picture = _on_white(picture).convert("L" if gray else "RGB")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture).convert("L" if gray else "RGB")
         notes.append("wholly transparent, and so white" if empty else "laid on white where transparent")
     elif picture.mode not in ("L", "RGB"):
         mode = "L" if picture.mode in GRAY_MODES else "RGB"
@@ -270,12 +273,6 @@ def _color_key(image: Image, stored: Any) -> np.ndarray | None:
     if image.mode == "RGB":
         return (np.asarray(image) == (np.asarray(color) >> (8 if stored == "RGB;16B" else 0))).all(-1)
     return np.asarray(image.convert("L")) == np.asarray(color) * {"L;2": 85, "L;4": 17}.get(stored, 1)
-
-
-def _on_white(image: Image) -> Image:
-    from PIL import Image
-
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
 def _look_further(image: Image) -> list[str]:

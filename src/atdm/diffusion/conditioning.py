@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, expect, unknown
+from ..errors import UserError, expect, require_known
 from ..nets import call
 from .process import States, per_item
 
@@ -42,8 +42,7 @@ def drop_conditioning(
     """
     expect(0 <= probability <= 1, "The probability of dropping the conditioning", probability, "a number in [0, 1]")
     for name in conditioning:
-        if name not in null:
-            raise unknown("null conditioning", name, null)
+        require_known("null conditioning", name, null)
     lengths = {len(value) for value in conditioning.values()}
     if len(lengths) > 1:
         raise UserError(f"The conditioning has {sorted(lengths)} rows. Expected one row per sample in every tensor.")

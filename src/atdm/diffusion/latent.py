@@ -65,9 +65,8 @@ class Latents:
         try:
             return cls(_open(where, subfolder))
         except Exception as problem:  # diffusers, safetensors and the Hub client each raise their own
-            reason = first_line(problem)
             raise UserError(
-                f"Cannot load an autoencoder from '{source}': {reason}. "
+                f"Cannot load an autoencoder from '{source}': {first_line(problem)}. "
                 "Expected a folder or Hub name of a diffusers AutoencoderKL, its weights in safetensors."
             ) from problem
 

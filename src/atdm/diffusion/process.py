@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from ..errors import UserError, expect, unknown
+from ..errors import UserError, expect, require_known
 from .predictions import PREDICTIONS, require_levels
 
 # Shapes: items, states or noise; a number for each item; the timestep of each item.
@@ -56,10 +56,8 @@ class Process:
     _tables: dict[torch.device, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.prediction not in PREDICTIONS:
-            raise unknown("prediction", self.prediction, PREDICTIONS)
-        if self.family not in FAMILIES:
-            raise unknown("family of processes", self.family, FAMILIES)
+        require_known("prediction", self.prediction, PREDICTIONS)
+        require_known("family of processes", self.family, FAMILIES)
         require_levels(self.alphas, self.sigmas)
 
     def __repr__(self) -> str:

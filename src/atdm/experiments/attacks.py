@@ -56,8 +56,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
 def work(job: Job, tell: Tell) -> Outcome:
     """Train, attack at every budget, and doubt the attack; a defended model has its undefended baseline trained beside it."""
     trained = train(job, part(tell, 0, 0.3))
-    defended = job.label != "ddpm"
-    plain = train(job.but(objective=DDPM), part(tell, 0.3, 0.4)) if defended else None
+    plain = train(job.but(objective=DDPM), part(tell, 0.3, 0.4)) if job.label != "ddpm" else None
     reference, truth, options = trained.dataset.reference, trained.dataset.truth, job.options
     search: Search = build("attack", options["attack"], ATTACKS)
     victim = _victim(trained)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from torch import Tensor
 
@@ -120,22 +119,15 @@ def work(job: Look, tell: Tell) -> Outcome:
                 "outliers_found": 100 * float(hit[outliers].sum() / hit.sum()) if hit.any() else None,
                 "replaced": 100 * result["replaced"]["share"],
                 "replaced_found": 100 * float((hit & (found.replaced > 0)).sum() / hit.sum()) if hit.any() else None,
-                **_made(job, spec, noisy),
+                "items": len(noisy),
+                "reference": job.config.data,
+                "reference_hash": content_hash(noisy),
+                "corrupt": spec,
+                "item_shape": list(noisy.shape[1:]),
             }
         )
         tell((done + 1) / len(specs))
     return Outcome(job, rows)
-
-
-def _made(job: Look, spec: str, noisy: Tensor) -> dict[str, Any]:
-    """How a row came about."""
-    return {
-        "items": len(noisy),
-        "reference": job.config.data,
-        "reference_hash": content_hash(noisy),
-        "corrupt": spec,
-        "item_shape": list(noisy.shape[1:]),
-    }
 
 
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:

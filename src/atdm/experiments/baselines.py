@@ -16,7 +16,7 @@ from .. import plot
 from ..corruption import parse_corruption
 from ..diffusion.process import Process
 from ..diffusion.steps import Sampling
-from ..errors import unknown
+from ..errors import require_known
 from ..objective.auto import GATE, STOP, quiet_std
 from ..plot.lines import curve_panels
 from ..pool import Tell, part
@@ -51,8 +51,6 @@ OTHER = {
         "missing patches": "patch:share=0.5,size=0.4",
     },
     "plane": {"10 % outliers": "outliers:share=0.1"},
-    PHOTOS: {},
-    IMAGES: {},
 }
 LIMIT = 5000  # images to train on at scale cpu; as many others are held out
 
@@ -73,7 +71,7 @@ def conditions(benchmark: str, scale: str) -> dict[str, str]:
     grid = [(p, s) for p in SHARES for s in STDS]
     few = [STANDARD] if benchmark == IMAGES else [STANDARD, (1.0, STANDARD[1])]
     chosen = by_scale(scale, few, grid if benchmark == "digits" else few, grid)
-    other = {} if scale == "smoke" else OTHER[benchmark]
+    other = {} if scale == "smoke" else OTHER.get(benchmark, {})
     return {"clean": "none", **dict(noise(p, s) for p, s in chosen), **other}
 
 
@@ -145,8 +143,7 @@ def named(spec: str) -> tuple[str, ObjectiveConfig]:
         UserError: an unknown name or option.
     """
     name, options = parse_spec(spec)
-    if name not in OBJECTIVES:
-        raise unknown("objective to compare", name, OBJECTIVES)
+    require_known("objective to compare", name, OBJECTIVES)
     objective = ObjectiveConfig(spec) if options else OBJECTIVES[name]
     if options:
         objective.fitted(torch.eye(16)).build(Process.linear())  # refuses what is no option

@@ -74,8 +74,7 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None, thorough: bool = Fa
         todo += grid(images, strengths, dict([plane.NOISE]), seeds[:1])
     todo += grid(images, objectives, CONDITIONS, seeds)
     todo = [job.but(options={**job.options, "stops": STOPS if thorough else ()}) for job in todo]
-    seconds = by_scale(scale, 0.0, 15.0, 60.0)
-    cost = Cost(config=images.config, samples=0, options={"seconds": seconds})
+    cost = Cost(config=images.config, samples=0, options={"seconds": by_scale(scale, 0.0, 15.0, 60.0)})
     return sorted([*todo, cost], key=lambda job: -job.cost)
 
 

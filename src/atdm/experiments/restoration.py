@@ -80,19 +80,15 @@ def work(job: Job, tell: Tell) -> Outcome:
         shown |= made | {"truth": clean[both]}
     found.append(_drawn(trained, job.label, part(tell, 0.4 if compared else 0.8, 0.5 if compared else 1)))
     if compared:
-        found.append(_drawn(_second(job, trained, restored, part(tell, 0.5, 0.9)), THEN, part(tell, 0.9, 1)))
+        second = job.but(objective=DDPM, corrupt="none")  # learns from the restored images as if they were clean
+        dataset = dataclasses.replace(trained.dataset, items=Floats(restored), window=None, files=None)
+        then = train(second, part(tell, 0.5, 0.9), prepare(second, dataset))
+        found.append(_drawn(then, THEN, part(tell, 0.9, 1)))
     return Outcome(job, found, {"shown": {name: x[:SHOWN] for name, x in shown.items()}})
 
 
 def _quality(x: Tensor, clean: Tensor) -> dict[str, float]:
     return {"psnr": psnr(x, clean).mean().item(), "ssim": ssim(x, clean).mean().item(), "compared": len(x)}
-
-
-def _second(job: Job, first: Trained, restored: Tensor, tell: Tell) -> Trained:
-    """Plain ddpm trained on the restored images as if they were clean."""
-    clean = job.but(objective=DDPM, corrupt="none")
-    dataset = dataclasses.replace(first.dataset, items=Floats(restored), window=None, files=None)
-    return train(clean, tell, prepare(clean, dataset))
 
 
 def _drawn(trained: Trained, method: str, tell: Tell) -> Row:

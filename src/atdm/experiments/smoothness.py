@@ -79,15 +79,10 @@ def smoothness(model: Model, n: int = 256, steps: int = 100, seed: int = 0) -> S
         gains.append(sigmas[i] * torch.linalg.matrix_norm(j, 2).mean().item())
     turned = torch.zeros(n, dtype=torch.float64, device=device)
     for (_, _, eps), (_, _, following) in itertools.pairwise(seen):
-        turned += _angle(eps, following)
+        a, b = (v.double() / v.double().norm(dim=1, keepdim=True).clamp_min(1e-12) for v in (eps, following))
+        turned += 2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1))  # exact for small angles too
     stretch = torch.linalg.matrix_norm(flow, 2).clamp_min(1e-300).log().mean().item()
-    levels = process.ratio(at).tolist()
-    return Smoothness(gains, levels, stretch, turned.mean().item())
-
-
-def _angle(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
-    a, b = (v.double() / v.double().norm(dim=1, keepdim=True).clamp_min(1e-12) for v in (a, b))
-    return 2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1))  # exact for small angles too
+    return Smoothness(gains, process.ratio(at).tolist(), stretch, turned.mean().item())
 
 
 def below(gains: Sequence[float], levels: Sequence[float], level: float) -> float:

@@ -20,7 +20,7 @@ SILENT = 600.0  # seconds without a sign of life after which an owner on another
 _here: set[str] = set()  # folders that this process holds
 
 
-class Hold:
+class Hold(contextlib.AbstractContextManager["Hold"]):
     """A folder that this process alone writes, from :meth:`take` until :meth:`release`, its end, or its death.
 
     The file ``.lock`` tells the owner's machine and process. The operating system holds a lock on it for as long as the
@@ -86,9 +86,6 @@ class Hold:
         os.close(self._file)
         self._file = None
         _here.discard(os.path.realpath(self.path))
-
-    def __enter__(self) -> Hold:
-        return self
 
     def __exit__(self, *problem: object) -> None:
         self.release()

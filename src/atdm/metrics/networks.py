@@ -26,7 +26,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ..data.items import to_uint8
-from ..errors import UserError, first_line, nearest
+from ..errors import UserError, first_line, require_known
 from ..nets import weights_hash
 from .features import FeatureSpace
 from .weights import fitting, package, read_weights
@@ -190,8 +190,7 @@ class DinoV2(NetworkFeatures):
     size: int = 224
 
     def load(self) -> FeatureSpace:
-        if self.model not in DINOV2:
-            raise UserError(f"Unknown DINOv2 model '{self.model}'. {nearest(self.model, DINOV2)}")
+        require_known("DINOv2 model", self.model, DINOV2)
         if self.size < 14 or self.size % 14:
             raise UserError(f"DINOv2 takes no images of {self.size} pixels. Expected a multiple of 14, such as 224.")
         where = f"dinov2:model={self.model},"

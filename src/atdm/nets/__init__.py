@@ -248,11 +248,9 @@ def class_conditioning(
     if label is None:
         return {"class_labels": torch.tensor([classes])}
     number = _class_number(str(label), names)
-    if not 0 <= number < classes:
-        known = f" ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})" if names else ""
-        raise UserError(
-            f"The label is {label}. Expected one of the {classes} classes of '{source}', from 0 to {classes - 1}{known}."
-        )
+    known = f" ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})" if names else ""
+    expected = f"one of the {classes} classes of '{source}', from 0 to {classes - 1}{known}"
+    expect(0 <= number < classes, "The label", label, expected)
     return {"class_labels": torch.tensor([number])}  # for all items of a batch
 
 

@@ -17,20 +17,14 @@ PER_THREAD = 0.25e9  # floating point operations of a forward pass below which a
 TRIES = 3  # of a timing, of which the shortest counts
 
 
-def threads_for(operations: float) -> int:
-    """How many of this process's threads a forward pass of so many floating point operations is worth, at least one.
-
-    A thread more halves the arithmetic, and is waited for in every layer. It is a function of the work and not timed, so that
-    a run that resumes rounds as the one that never stopped.
-    """
-    return max(1, min(torch.get_num_threads(), int(operations / PER_THREAD)))
-
-
 @contextmanager
 def worth(
     net: nn.Module, item_shape: tuple[int, ...], batch: int, asked: int = 0, **conditioning: Any
 ) -> Iterator[str | None]:
     """As many threads as passes of ``net`` on a ``batch`` of items are worth, until the end of the block.
+
+    A thread more halves the arithmetic, and is waited for in every layer. Their number is a function of the work and not
+    timed, so that a run that resumes rounds as the one that never stopped.
 
     Args:
         asked: so many instead; 0: by the work.
@@ -44,7 +38,7 @@ def worth(
     chosen, note = asked or before, None
     if not asked and on_cpu and before > 1:
         work = batch * flops(net, item_shape, **conditioning)
-        chosen = threads_for(work)
+        chosen = max(1, min(before, int(work / PER_THREAD)))
         if chosen < before:
             note = (
                 f"{chosen} of {before} threads: a pass of {batch} items is {work / 1e9:.2g} GFLOP, too few for more. "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..errors import UserError, expect, unknown
+from ..errors import UserError, expect, require_known
 from .baselines import BASELINES
 from .terms import world
 
@@ -41,14 +41,12 @@ def require_kind(name: str) -> None:
         )
     if name == "auto":
         raise UserError("auto is chosen from training data. Expected Objective.auto(images, process).")
-    if name not in KINDS:
-        raise unknown("objective", name, KINDS)
+    require_known("objective", name, KINDS)
 
 
 def require_options(name: str, ascent: str, gate: float | None, every: int, attack_steps: int) -> None:
     """Refuse options that an objective of this name cannot have (:class:`~atdm.errors.UserError`)."""
-    if ascent not in ASCENTS:
-        raise unknown("ascent", ascent, ASCENTS)
+    require_known("ascent", ascent, ASCENTS)
     expect(gate is None or not gate <= 0, "The gate", gate, "a noise level sigma_t/alpha_t > 0, or none")
     expect(every >= 1, "every", every, "an integer >= 1: apply the regularizer every N steps")
     if KINDS[name].adversarial and attack_steps < 1:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.process import PerItem, Process, States, Timesteps, per_item
-from ..errors import expect, unknown
+from ..errors import expect, require_known
 
 
 # --- how far -----------------------------------------------------------------------------------------------------------
@@ -264,8 +264,7 @@ class Perturbation:
     kappa: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.norm not in BALLS:
-            raise unknown("norm", self.norm, BALLS)
+        require_known("norm", self.norm, BALLS)
         expect(self.steps >= 0, "steps of the perturbation", self.steps, "an integer >= 0")
         expect(self.kappa > 0, "kappa of the perturbation", self.kappa, "a number > 0 (inf: full steps)")
 

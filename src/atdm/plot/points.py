@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
@@ -59,7 +59,9 @@ def points3d(
     figure, axes = _panels3d(len(panels), (low, high), _view(first))
     palette = colours(panels)
     if truth is not None:
-        norm = _distance_norm(panels.values(), truth)
+        # To the distance that 98 % of the points of the typical cloud stay below.
+        distances = [truth.distance(found).quantile(0.98).item() for x in panels.values() if len(found := _finite(x))]
+        norm = Normalize(0, max(statistics.median_high(distances), 1e-6) if distances else 1)
         _bar(figure, axes, norm, "distance from the support (data units)")
     for axis, (name, x) in zip(axes, panels.items(), strict=True):
         inside = _inside(x, low, high)
@@ -223,12 +225,6 @@ def _panels3d(n: int, limits: tuple[float, float], view: tuple[float, float]) ->
             edge.set_major_locator(matplotlib.ticker.MaxNLocator(3))
         axis.tick_params(labelsize=7, colors="#666666", pad=-3)
     return figure, axes
-
-
-def _distance_norm(clouds: Iterable[Tensor], truth: HasDistance) -> Normalize:
-    """From the support to the distance that 98 % of the points of the typical cloud stay below."""
-    distances = [truth.distance(_finite(x)).quantile(0.98).item() for x in clouds if len(_finite(x))]
-    return Normalize(0, max(statistics.median_high(distances), 1e-6) if distances else 1)
 
 
 def _bar(figure: Figure, axes: list[Any], norm: Normalize, label: str) -> None:

@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
 
 from .. import __version__, text
-from ..errors import UserError, unknown
+from ..errors import UserError, require_known
 from ..files import write_text
 from ..plot import data_uri
 
@@ -47,8 +47,7 @@ class Table:
             if len(row) != len(self.columns):
                 raise UserError(f"A row of the table has {len(row)} cells. Expected {len(self.columns)}, one a column.")
         for column in (*self.best, *self.units):
-            if column not in self.columns:
-                raise unknown("column", column, self.columns)
+            require_known("column", column, self.columns)
 
 
 def markdown(table: Table) -> str:
@@ -72,12 +71,6 @@ class Section:
     figures: Sequence[tuple[str, Figure]] = ()
     tables: Sequence[Table] = ()
     folded: bool = False
-
-
-class _Cell(NamedTuple):
-    text: str
-    number: bool
-    best: bool
 
 
 def render(
@@ -107,7 +100,7 @@ def render(
         lead=lead,
         sections=sections,
         provenance=[(name, _fact(value)) for name, value in text.dotted(provenance).items()],
-        paragraphs=_paragraphs,
+        paragraphs=lambda prose: [part.strip() for part in re.split(r"\n\s*\n", prose) if part.strip()],
         cells=_cells,
         is_numeric=_is_numeric,
         uri=lambda figure: data_uri((drawn or {}).get(figure, figure)),
@@ -117,11 +110,12 @@ def render(
     return path
 
 
-def _cells(table: Table) -> list[list[_Cell]]:
+def _cells(table: Table) -> list[list[tuple[str, bool, bool]]]:
+    """The text of each cell, whether its column is of numbers, and whether it is the best there."""
     best = {table.columns.index(name): _best(table, name, better) for name, better in table.best.items()}
     numeric = [_is_numeric(table, i) for i in range(len(table.columns))]
     return [
-        [_Cell(shown := show(value), numeric[i], shown in best.get(i, ())) for i, value in enumerate(row)]
+        [(shown := show(value), numeric[i], shown in best.get(i, ())) for i, value in enumerate(row)]
         for row in table.rows
     ]
 
@@ -156,23 +150,16 @@ def show(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        return _with_spread(*value)
+        mean, spread = value
+        if not math.isfinite(mean) or not math.isfinite(spread) or spread < 10**-DECIMALS:
+            return f"{show(mean)} ± {show(spread)}"
+        decimals = max(0, 1 - math.floor(math.log10(spread)))
+        return f"{mean:.{decimals}f} ± {spread:.{decimals}f}".replace("-", "−")
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u202f")  # a thin space, which does not break
     if isinstance(value, float):
         return f"{value:.4g}".replace("-", "−") if math.isfinite(value) else "not finite"
     return str(value)
-
-
-def _with_spread(mean: float, spread: float) -> str:
-    if not math.isfinite(mean) or not math.isfinite(spread) or spread < 10**-DECIMALS:
-        return f"{show(mean)} ± {show(spread)}"
-    decimals = max(0, 1 - math.floor(math.log10(spread)))
-    return f"{mean:.{decimals}f} ± {spread:.{decimals}f}".replace("-", "−")
-
-
-def _paragraphs(text: str) -> list[str]:
-    return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
 def _fact(value: Any) -> str:

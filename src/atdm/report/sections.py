@@ -105,10 +105,11 @@ def _overview(outcomes: Sequence[ModelOutcome], kept: Sequence[str]) -> Section:
     best: dict[str, report.Better] = {
         names[k]: better for k in kept if ranks(outcomes, k) and (better := metrics.metric(k).better) != "none"
     }
+    meanings = {names[k]: metrics.metric(k).meaning for k in kept}
     caption = (
         f"The {_named(outcomes, 0)} sampler with {steps} steps; moved by attack: root mean square movement of the samples at budget "
         f"{worst:g}, with its 95 % interval. Shaded: the best of a column, which may be by chance. "
-        + " ".join(f"{names[k]}: {_decapitalized(metrics.metric(k).meaning)}" for k in kept)
+        + " ".join(f"{name}: {meaning[0].lower()}{meaning[1:]}" for name, meaning in meanings.items())
     )
     text = (
         "The most important numbers, one line for each model. The sections below explain them. An objective called ddpm is "
@@ -121,10 +122,6 @@ def _overview(outcomes: Sequence[ModelOutcome], kept: Sequence[str]) -> Section:
 
 def _words(measure: str) -> str:
     return metrics.label(measure).replace("_", " ")
-
-
-def _decapitalized(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:]
 
 
 def _samples(outcomes: Sequence[ModelOutcome], reference: Tensor) -> Section:

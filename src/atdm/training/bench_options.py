@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import UserError, expect, unknown
+from ..errors import UserError, expect, require_known
 from ..memory import require_threads
 from ..spec import parse_spec
 
@@ -47,8 +47,7 @@ class Options:
             expect(getattr(self, name) >= low, name, getattr(self, name), f"a number >= {low}")
         require_threads(self.threads)
         expect(self.device in ("auto", "cpu", "cuda"), "The device", f"'{self.device}'", "cpu, cuda or auto")
-        if self.precision not in PRECISIONS:
-            raise unknown("precision", self.precision, PRECISIONS)
+        require_known("precision", self.precision, PRECISIONS)
         import torch
 
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -59,8 +58,7 @@ class Options:
         from ..nets import NETS
 
         name, _ = parse_spec(self.net)
-        if name not in NETS:
-            raise unknown("network", name, NETS)
+        require_known("network", name, NETS)
         if self.shape is None and name not in SHAPES:
             raise UserError(f"The usual item shape of the network '{name}' is not known. Expected one, as in 3x32x32.")
         try:

@@ -127,8 +127,7 @@ class ObjectiveConfig:
     __repr__ = changed
 
     def __post_init__(self) -> None:
-        share = "a share of the training in [0, 1), such as 0.5"
-        expect(0 <= self.start < 1, "start", f"{self.start:g}", share)
+        expect(0 <= self.start < 1, "start", f"{self.start:g}", "a share of the training in [0, 1), such as 0.5")
 
     def first_step(self, steps: int) -> int:
         """The first of ``steps`` optimizer steps in which the regularizer may be applied."""

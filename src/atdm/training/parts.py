@@ -289,8 +289,7 @@ def estimate(config: TrainConfig, parts: Parts) -> dict[str, Any]:
     Timed is the processor time of this thread, which has its share in all that several threads do: other programs on a busy
     machine do not count.
     """
-    shape = parts.source.item_shape
-    per_item = flops(parts.net, shape, **parts.unlabelled)
+    per_item = flops(parts.net, parts.source.item_shape, **parts.unlabelled)
     counted = parts.objective.passes() | {"floor_over_ddpm": parts.config.objective.cost(parts.objective.process)}
     few = int(min(config.batch_size, max(2, 2e9 // max(1, per_item))))
     trial = Objective("ddpm", parts.objective.process)

@@ -15,7 +15,7 @@ from ..corruption import Truth
 from ..data import DATASETS, PATHS, is_streamed
 from ..diffusion.model import Model
 from ..diffusion.schedulers import NATIVE
-from ..errors import UserError, first_line, unknown
+from ..errors import UserError, first_line, require_known
 from ..files import atomic, require_empty
 from ..metrics import metric, read_rows
 from ..nets import count_parameters
@@ -53,8 +53,7 @@ def export(
     Raises:
         UserError: ``run`` holds no model, ``out`` holds something, the numbers cannot be read, or the disk is full.
     """
-    if weights not in WEIGHTS:
-        raise unknown("kind of weights", weights, WEIGHTS)
+    require_known("kind of weights", weights, WEIGHTS)
     require_empty(out)
     config = checkpoint.read_config(run)
     config["objective"] = checkpoint.read_objective(run, config)  # of auto what it chose
@@ -157,9 +156,8 @@ def push(folder: Path, name: str, private: bool = False) -> str:
             repo_id=name, folder_path=str(folder), commit_message=f"Diffusion model trained with atdm {__version__}"
         )
     except Exception as problem:  # the Hub's refusals, the HTTP client and the operating system each raise their own
-        reason = first_line(problem)
         raise UserError(
-            f"Cannot push to '{name}': {reason}. The folder {folder} is complete; 'hf upload {name} {folder}' sends it."
+            f"Cannot push to '{name}': {first_line(problem)}. The folder {folder} is complete; 'hf upload {name} {folder}' sends it."
         ) from problem
     return str(address)
 

@@ -61,12 +61,13 @@ def page_of(name: str, record: Mapping[str, Any]) -> str:
         name: the name of its files.
         record: as in ``NAME.json``.
     """
-    summary = record["summary"]
+    summary, command = record["summary"], record["command"]
+    page = " --pages results" if command.startswith("atdm reproduce") else f"\n{AFTERWARDS}"  # what writes it
     parts = [
         f"# {record['heading']}",
         f"<!-- Written by atdm reproduce --pages from {name}.json; edits are lost. -->",
         f"{summary[0].upper()}{summary[1:]}.",
-        f"```bash\n{_with_page(record['command'])}\n```",
+        f"```bash\n{command}{page}\n```",
         record["paragraph"],
     ]
     for title, caption in record["figures"].items():
@@ -166,11 +167,6 @@ def _command(name: str, provenance: Mapping[str, Any]) -> str:
     elif seeds[0]:
         words.append(f"--seed {seeds[0]}")
     return " ".join(words)
-
-
-def _with_page(command: str) -> str:
-    """The command, and what writes its page."""
-    return f"{command} --pages results" if command.startswith("atdm reproduce") else f"{command}\n{AFTERWARDS}"
 
 
 def _made(provenance: Mapping[str, Any]) -> str:
