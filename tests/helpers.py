@@ -148,9 +148,12 @@ for line in sys.stdin:
             start_new_session=True,
         )
         self.err = folder / "err"
+        self.running = False
 
     def begin(self, words, before="", ranks=1):
         """The processes of ``atdm`` with ``words``, once Python code was executed in them."""
+        assert not self.running, "an earlier test did not wait for the end of its command"
+        self.running = True
         self.err.unlink(missing_ok=True)
         common = {
             "WORLD_SIZE": str(ranks),
@@ -173,6 +176,7 @@ for line in sys.stdin:
     def end(self):
         """Their exit codes, and what they wrote to standard error."""
         codes = json.loads(self.process.stdout.readline())
+        self.running = False
         return codes, self.err.read_text()
 
     def __call__(self, words, before=""):

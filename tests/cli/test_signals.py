@@ -106,7 +106,7 @@ PHASES = {
         [*TRAIN, "--steps=2", "--metrics=pixels", "--metrics_samples=8", "--out={out}/run"],
         "All steps are made and saved",
     ),
-    "sharing": ("atdm.training.share", "_card", ["export", "{run}", "--out={out}/model"], "stopped by"),
+    "sharing": ("atdm.training.share", "_facts", ["export", "{run}", "--out={out}/model"], "stopped by"),
     "corrupting": (
         "atdm.data.source",
         "Source.save",
