@@ -169,7 +169,6 @@ def doubt(
         budget: noise units, above 0.
         undefended: the same but for the model, sampled alike.
     """
-
     clean = {id(of): of.sample(seed) for of in (victim, undefended) if of is not None}
 
     def run(of: Victim, how: Search, keep: bool = False) -> tuple[float, Any]:

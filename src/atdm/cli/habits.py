@@ -41,10 +41,8 @@ class Habits:
             self.undo.callback(LIBRARY.setLevel, LIBRARY.level)
             LIBRARY.setLevel(logging.INFO)
         if given.get("device") == "cpu":
-            before = {HIDDEN: os.environ[HIDDEN]} if HIDDEN in os.environ else {}
-            self.undo.callback(os.environ.update, before)
-            self.undo.callback(os.environ.pop, HIDDEN, None)  # is undone first
-            os.environ[HIDDEN] = ""  # torch has not looked yet, and sees no GPU; nor do the processes that are started
+            self.undo.callback(_hide, os.environ.get(HIDDEN))
+            _hide("")  # torch has not looked yet, and sees no GPU; nor do the processes that are started
         elif given.get("device") == "cuda":
             import torch
 
@@ -59,6 +57,13 @@ class Habits:
 def _sentence(message: Warning | str, *_: Any, **__: Any) -> str:
     """A warning without the line of code that it comes from."""
     return f"{plain(str(message))}\n"
+
+
+def _hide(value: str | None) -> None:
+    if value is None:
+        os.environ.pop(HIDDEN, None)
+    else:
+        os.environ[HIDDEN] = value
 
 
 HABITS = Habits()

@@ -127,8 +127,8 @@ def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 # --- comparing --------------------------------------------------------------------------------------------------------
 
-# What must be equal for numbers to be ranked, and what it is called. Checkpoints, objectives and seeds may differ: they are what is compared,
-# and so is an early stop, which is a baseline to a trained model.
+# What must be equal for numbers to be ranked, and what it is called. Checkpoints, objectives and seeds may differ: they are
+# what is compared, and so is an early stop, which is a baseline to a trained model.
 ALIKE = {
     "weights": "averaged or raw weights",
     "sampler": "sampler",

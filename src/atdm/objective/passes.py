@@ -23,9 +23,8 @@ from .terms import counted, predicted
 
 Indices = Int[Tensor, "perturbed"] | slice
 Moves = Callable[[Tensor], Tensor]  # delta -> eps(x + sigma delta) - eps(x), with frozen weights
-RESOLUTION = (
-    4  # relative roundings of a state: the least move of which half precision still gives the gradient within a tenth
-)
+# Relative roundings of a state: the least move of which half precision still gives the gradient within a tenth.
+RESOLUTION = 4
 
 
 @dataclass(frozen=True)
