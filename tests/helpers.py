@@ -1,13 +1,17 @@
-"""What tests share: ideal networks of Gaussian data, seeded generators, and the command line in process."""
+"""What tests share: ideal networks of Gaussian data, seeded generators, the command line in process, and the pages of the documentation."""
 
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -195,3 +199,39 @@ def _free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+# --- pages of the documentation ---------------------------------------------------------------------------------------
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+NOTEBOOKS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
+FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+WRITTEN = [*FRONT, *PAGES, *NOTEBOOKS]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def name_of(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+@cache
+def text_of(file: Path) -> str:
+    """The Markdown of a page, or of the cells of a notebook, whose code becomes fenced blocks."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix != ".ipynb":
+        return text
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+    return "\n\n".join(source if kind == "markdown" else f"```python\n{source}\n```" for kind, source in cells)
+
+
+def blocks(file: Path, language: str) -> list[str]:
+    return [code for found, code in FENCE.findall(text_of(file)) if found == language]
+
+
+def commands(file: Path) -> list[list[str]]:
+    """The words of every ``atdm`` command on a page, also behind ``accelerate launch`` and in a notebook."""
+    code = "\n".join(
+        [*blocks(file, "bash"), *re.findall(r"^\s*!(.*)$", "\n".join(blocks(file, "python")), re.MULTILINE)]
+    )
+    lines = re.findall(r"^(?:accelerate launch .*?\$\(which atdm\)|atdm)\s+([^\n&]*)", code, re.MULTILINE)
+    return [words for line in lines if (words := shlex.split(line, comments=True))]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,33 +13,10 @@ import pytest
 from atdm.cli import parser as cli_parser
 from atdm.errors import UserError
 from atdm.experiments.runner.page import index, page_of
+from helpers import FENCE, NOTEBOOKS, PAGES, ROOT, WRITTEN, commands, name_of, text_of
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = sorted((ROOT / "results").glob("*.json"))
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
-NOTEBOOKS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
-FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
-WRITTEN = [*FRONT, *PAGES, *NOTEBOOKS]
 GENERATED = re.compile(r"reference/(cli|index|objective|diffusion|training|data|nets|metrics|attack|plot)\.md$")
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-
-def name_of(file: Path) -> str:
-    return file.relative_to(ROOT).as_posix()
-
-
-@cache
-def text_of(file: Path) -> str:
-    """The Markdown of a page, or of the cells of a notebook, whose code becomes fenced blocks."""
-    text = file.read_text(encoding="utf-8")
-    if file.suffix != ".ipynb":
-        return text
-    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
-    return "\n\n".join(source if kind == "markdown" else f"```python\n{source}\n```" for kind, source in cells)
-
-
-def blocks(file: Path, language: str) -> list[str]:
-    return [code for found, code in FENCE.findall(text_of(file)) if found == language]
 
 
 def prose(file: Path) -> str:
@@ -146,15 +121,6 @@ def test_every_page_is_in_the_menu():
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
-def commands(file: Path) -> list[list[str]]:
-    """The words of every ``atdm`` command on a page, also behind ``accelerate launch`` and in a notebook."""
-    code = "\n".join(
-        [*blocks(file, "bash"), *re.findall(r"^\s*!(.*)$", "\n".join(blocks(file, "python")), re.MULTILINE)]
-    )
-    lines = re.findall(r"^(?:accelerate launch .*?\$\(which atdm\)|atdm)\s+([^\n&]*)", code, re.MULTILINE)
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
 class Parsed(Exception):
     """A command got past its parser."""
 

@@ -24,7 +24,7 @@ from atdm.cli import main
 from atdm.corruption import CORRUPTIONS
 from atdm.diffusion.process import Process
 from atdm.objective import Objective
-from test_docs import NOTEBOOKS, ROOT, WRITTEN, blocks, commands, name_of
+from helpers import NOTEBOOKS, ROOT, WRITTEN, blocks, commands, name_of
 
 SMALL = {"layers_per_block": 1, "block_out_channels": (8, 8), "norm_num_groups": 4, "sample_size": 8}
 PLAIN = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}

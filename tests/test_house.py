@@ -1,9 +1,11 @@
 """Limits of the source: no module over 350 lines, no function over 60, no signature over 8 parameters, but for what is listed.
 
-No module imports itself round about, not even in a function or for type checkers only. A public class has a name of its own.
+No module imports itself round about, not even in a function or for type checkers only. A public class has a name of its own. Tests do not
+import each other.
 """
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -64,3 +66,9 @@ def test_no_imports_go_in_a_circle():
     while free := {module for module, imported in left.items() if not imported & left.keys()}:
         left = {module: imported for module, imported in left.items() if module not in free}
     assert not left, "of these some import each other"
+
+
+def test_tests_do_not_import_each_other():
+    imports = re.compile(r"^(?:from|import) (?:tests\.)?(test_\w+)", re.MULTILINE)
+    found = {f.name: imports.findall(f.read_text(encoding="utf-8")) for f in Path(__file__).parent.rglob("test_*.py")}
+    assert {name: others for name, others in found.items() if {*others} - {name.removesuffix(".py")}} == {}
