@@ -125,6 +125,7 @@ def test_a_dead_worker_is_a_sentence():
     next(batches)
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGKILL)
+    time.sleep(0.2)  # as in a step: it is no place for an error of the worker
     with pytest.raises(UserError, match="prepares batches failed"):
         for _ in batches:
             pass

@@ -254,6 +254,10 @@ def feed(source: Source, order: ItemOrder, mine: Tensor, steps: range, workers: 
         generator=torch.Generator(),  # the loader's own seed must not come from the generator that training uses
     )
     ahead = iter(loader)
+    # A worker's death must be found where its batch is waited for, and not raised by torch's signal handler wherever this
+    # process happens to be: in a training step, or while another sign of the same death becomes a sentence.
+    torch.utils.data._utils.signal_handling._remove_worker_pids(id(ahead))
+    ahead._worker_pids_set = False
     try:
         yield from ahead
     except UserError as problem:  # of a worker, whose traceback torch puts before the sentence
