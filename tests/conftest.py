@@ -1,8 +1,8 @@
 """Shape and type annotations of the package are checked while the tests run."""
 
-from jaxtyping import install_import_hook
+import typecheck
 
-install_import_hook("atdm", "typecheck.check")
+typecheck.install("atdm")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
