@@ -141,7 +141,6 @@ for line in sys.stdin:
     )
 
     def __init__(self, folder, **environment):
-        self.folder = folder
         threads = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
         self.process = subprocess.Popen(
             [sys.executable, "-c", self.CODE, *self.MODULES],
@@ -151,14 +150,22 @@ for line in sys.stdin:
             text=True,
             start_new_session=True,
         )
-        self.err = folder / "err"
-        self.running = False
+        self.out, self.err = folder / "out", folder / "err"
+        self.running = []
 
-    def begin(self, words, before="", ranks=1):
-        """The processes of ``atdm`` with ``words``, once Python code was executed in them."""
-        assert not self.running, "an earlier test did not wait for the end of its command"
-        self.running = True
-        self.err.unlink(missing_ok=True)
+    def begin(self, words, before="", ranks=1, copies=1):
+        """The processes of ``atdm`` with ``words``, once Python code was executed in them.
+
+        Args:
+            ranks: processes of one run.
+            copies: processes that know nothing of each other.
+        """
+        if self.running:  # an earlier test failed before the end of its command
+            for pid in self.running:
+                os.kill(pid, signal.SIGKILL)
+            self.end()
+        for file in (self.out, self.err):
+            file.unlink(missing_ok=True)
         common = {
             "WORLD_SIZE": str(ranks),
             "MASTER_ADDR": "127.0.0.1",
@@ -169,18 +176,19 @@ for line in sys.stdin:
         order = {
             "words": [str(word) for word in words],
             "before": before,
-            "ranks": each if ranks > 1 else [{}],
-            "out": str(self.folder / "out"),
+            "ranks": each if ranks > 1 else [{}] * copies,
+            "out": str(self.out),
             "err": str(self.err),
         }
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        self.running = json.loads(self.process.stdout.readline())
+        return self.running
 
     def end(self):
         """Their exit codes, and what they wrote to standard error."""
         codes = json.loads(self.process.stdout.readline())
-        self.running = False
+        self.running = []
         return codes, self.err.read_text()
 
     def __call__(self, words, before=""):
@@ -188,6 +196,13 @@ for line in sys.stdin:
         self.begin(words, before)
         codes, err = self.end()
         return codes[0], err
+
+    def succeeds(self, words, before="", ranks=1):
+        """Standard output of a command that ends well, or of Python code alone."""
+        self.begin(words, before if words else f"{before}\nraise SystemExit", ranks)
+        codes, err = self.end()
+        assert not any(codes), err
+        return self.out.read_text()
 
     def close(self):
         """End it, and whatever still runs of what it began."""

@@ -16,7 +16,7 @@ from PIL import Image
 from atdm import cli
 from atdm.cli import faults, launch
 from atdm.training import checkpoint
-from helpers import Warm, atdm
+from helpers import atdm
 
 TRAIN = [
     "train",
@@ -56,12 +56,24 @@ def until(process, condition):
         time.sleep(0.02)
 
 
+def until_alive(pid, condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        os.kill(pid, 0)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
-def test_every_signal_saves_the_step(tmp_path, name):
-    process = begin(*TRAIN, "--steps=1000000", "--log_every=1", "--save_every=1000000", f"--out={tmp_path}/run")
+def test_every_signal_saves_the_step(tmp_path, warm, name):
+    [pid] = warm.begin([*TRAIN, "--steps=1000000", "--log_every=1", "--save_every=1000000", f"--out={tmp_path}/run"])
     log = tmp_path / "run" / "log.jsonl"
-    until(process, lambda: log.is_file() and len(log.read_text().splitlines()) > 3)
-    out, _ = end(process, name)
+    until_alive(pid, lambda: log.is_file() and len(log.read_text().splitlines()) > 3)
+    os.kill(pid, getattr(signal, name))
+    codes, err = warm.end()
+    assert codes == [130], err
+    assert "Traceback" not in err
+    out = warm.out.read_text()
     step = int(checkpoint.latest(tmp_path / "run").name[5:])
     assert f"Stopped after step {step} and saved; the same command goes on from there." in out
     assert json.loads(log.read_text().splitlines()[-1])["step"] == step
@@ -139,13 +151,6 @@ setattr(place, last, slow)
 
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory):
-    process = Warm(tmp_path_factory.mktemp("warm"), ATDM_CACHE=str(tmp_path_factory.mktemp("cache")))
-    yield process
-    process.close()
-
-
-@pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     for i in range(3):
@@ -162,11 +167,7 @@ def ends(out, folder, photos, warm, phase, name):
     slow = slow.replace("MODULE", repr(module)).replace("NAME", repr(function)).replace("MARK", repr(str(mark)))
     words = [word.format(photos=photos, out=out, run=folder) for word in given]
     [pid] = warm.begin(words, slow)
-    deadline = time.monotonic() + PATIENCE
-    while not mark.exists():
-        os.kill(pid, 0)
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until_alive(pid, mark.exists)
     began = time.monotonic()
     os.kill(pid, getattr(signal, name))
     codes, err = warm.end()
@@ -199,11 +200,7 @@ def test_every_signal_ends_every_phase(tmp_path, folder, photos, warm, phase, na
 def test_of_two_processes_without_a_launcher_the_other_ends_by_itself(tmp_path, warm, lost):
     """As on two machines, where nobody else tells it."""
     ranks = warm.begin([*TRAIN, "--steps=1000000", "--save_every=3", f"--out={tmp_path}/run"], ranks=2)
-    deadline = time.monotonic() + PATIENCE
-    while not checkpoint.latest(tmp_path / "run"):
-        os.kill(ranks[lost], 0)
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until_alive(ranks[lost], lambda: checkpoint.latest(tmp_path / "run"))
     os.kill(ranks[lost], signal.SIGKILL)
     began = time.monotonic()
     codes, err = warm.end()
@@ -219,7 +216,7 @@ START = "import sys; from atdm.cli import launch; sys.exit(launch.start(sys.argv
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
-def test_two_processes_end_with_their_launcher_and_save(tmp_path, name):
+def test_two_processes_end_with_their_launcher_and_save(tmp_path, warm, name):
     """A launcher that is killed cannot tell them."""
     process = begin(*TRAIN, "--steps=1000000", "--save_every=3", f"--out={tmp_path}/run", code=START)
     until(process, lambda: checkpoint.latest(tmp_path / "run"))
@@ -235,9 +232,7 @@ def test_two_processes_end_with_their_launcher_and_save(tmp_path, name):
     log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert last >= 3
     assert all(json.loads(line)["step"] <= last for line in log)
-    process = begin(*TRAIN, f"--steps={last + 1}", f"--out={tmp_path}/run")
-    _, err = process.communicate(timeout=2 * PATIENCE)
-    assert process.returncode == 0, err
+    warm.succeeds([*TRAIN, f"--steps={last + 1}", f"--out={tmp_path}/run"])
 
 
 def test_of_two_processes_one_that_is_lost_is_a_sentence(tmp_path):

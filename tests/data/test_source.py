@@ -169,22 +169,19 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_kill_9_of_an_image_run_with_workers(tmp_path, photos):
+def test_kill_9_of_an_image_run_with_workers(tmp_path, photos, warm):
     """Fresh dirt is made on the fly; the uninterrupted run makes its batches without workers."""
     command = ["train", "--data", str(photos), "--corrupt", FULL, "--corrupt_fresh", "true", *IMAGES]
     command += ["--steps", "150", "--batch_size", "8", "--save_every", "5", "--out"]
-    live = [sys.executable, "-m", "atdm", *command]
-    victim = subprocess.Popen(
-        [*live, str(tmp_path / "killed"), "--workers", "2"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    [victim] = warm.begin([*command, tmp_path / "killed", "--workers", "2"])
     deadline = time.time() + 60
     while time.time() < deadline and checkpoint.latest(tmp_path / "killed") is None:
         time.sleep(0.01)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    os.kill(victim, signal.SIGKILL)
+    warm.end()
     assert not (tmp_path / "killed" / "model").exists(), "it was killed too late to show anything"
-    subprocess.run([*live, str(tmp_path / "killed"), "--workers", "2"], check=True, capture_output=True)
-    subprocess.run([*live, str(tmp_path / "whole"), "--workers", "0"], check=True, capture_output=True)
+    warm.succeeds([*command, tmp_path / "killed", "--workers", "2"])
+    warm.succeeds([*command, tmp_path / "whole", "--workers", "0"])
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 
 
@@ -208,18 +205,11 @@ def test_ctrl_c_stops_a_run_with_workers_after_its_step(tmp_path, photos):
     assert json.loads((checkpoint.latest(tmp_path / "run") / "state.json").read_text())["step"] > 0
 
 
-def test_two_processes_train_like_one_on_images(tmp_path, photos):
+def test_two_processes_train_like_one_on_images(tmp_path, photos, warm):
     options = ["--data", str(photos), "--corrupt", FULL, "--corrupt_fresh", "true", *IMAGES]
     options += ["--steps", "6", "--batch_size", "16", "--accumulate", "2", "--workers", "1"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--main_process_port", "0"]
-    for world in ("1", "2"):
-        subprocess.run(
-            [*launch, "--num_processes", world, "-m", "atdm", "train", *options, "--out", str(tmp_path / world)],
-            check=True,
-            capture_output=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            timeout=120,
-        )
+    for world in (1, 2):
+        warm.succeeds(["train", *options, "--out", tmp_path / str(world)], ranks=world)
     one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5, msg=name)

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import subprocess
 import sys
 import urllib.error
 from pathlib import Path
@@ -433,14 +432,15 @@ def test_scores_of_a_network(generator):
 # --- many processes --------------------------------------------------------------------------------------------------
 
 PROCESSES = """
-import dataclasses, json, sys, torch
+import dataclasses, json, os, torch
+os.environ["ATDM_CACHE"] = PLACE
 from accelerate import Accelerator
 from atdm import metrics
 from atdm.metrics.features import gather_items
 torch.set_num_threads(1)
 accelerator = Accelerator(cpu=True)
 x, y = torch.randn(2, 300, 3, 16, 16, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
-scores = metrics.measure(x, y, features=sys.argv[1], accelerator=accelerator)
+scores = metrics.measure(x, y, features=FEATURES, accelerator=accelerator)
 rank = accelerator.process_index
 own = torch.arange(3.0)[:, None] + 10 * rank if rank == 0 else None
 rows = gather_items(own, torch.zeros(1, 1), accelerator).flatten().tolist()
@@ -449,19 +449,10 @@ if accelerator.is_main_process:
 """
 
 
-def test_two_processes_measure_like_one(weights, tmp_path):
-    (tmp_path / "measure.py").write_text(PROCESSES)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--main_process_port", "0"]
+def test_two_processes_measure_like_one(weights, tmp_path, warm):
     told = []
-    for world in ("1", "2"):
-        done = subprocess.run(
-            [*launch, "--num_processes", world, str(tmp_path / "measure.py"), weights["small"] + "+pixels"],
-            check=True,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "ATDM_CACHE": str(tmp_path / world)},
-            timeout=120,
-        )
-        told.append(done.stdout.splitlines()[-1])
+    for world in (1, 2):
+        code = f"PLACE, FEATURES = {str(tmp_path / str(world))!r}, {weights['small'] + '+pixels'!r}\n" + PROCESSES
+        told.append(warm.succeeds([], code, ranks=world).splitlines()[-1])
     assert told[0] == told[1]  # to the last digit
     assert told[0].startswith("[[0.0, 1.0, 2.0], ")

@@ -1,7 +1,5 @@
 """The loss in a person's own loop: what is chosen from the data, when it pushes, on several processes, in half precision."""
 
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
@@ -157,14 +155,14 @@ def test_networks_in_half_precision_learn(dtype, own, images):
 
 
 PROCESSES = """
-    import sys
+    import os
     import torch
     from torch import nn
     from torch.nn.parallel import DistributedDataParallel
     from atdm import Objective, Process
     from atdm.errors import UserError
-    place, rank = sys.argv[1], int(sys.argv[2])
-    torch.distributed.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
+    rank = int(os.environ["RANK"])
+    torch.distributed.init_process_group("gloo")
     process = Process.linear()
     objective = Objective("robust_adv", process)
     torch.manual_seed(0)
@@ -197,12 +195,5 @@ PROCESSES = """
 """
 
 
-def test_two_processes_of_a_loop_of_ones_own(tmp_path):
-    command = [sys.executable, "-c", textwrap.dedent(PROCESSES), str(tmp_path)]
-    both = [
-        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for rank in (0, 1)
-    ]
-    for process in both:
-        out, err = process.communicate(timeout=200)
-        assert out == "done\n", err
+def test_two_processes_of_a_loop_of_ones_own(warm):
+    assert warm.succeeds([], textwrap.dedent(PROCESSES), ranks=2).split() == ["done", "done"]

@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import Warm
-
 PLAIN = [
     "--net=mlp:width=16,depth=1",
     "--batch_size=16",
@@ -77,13 +75,6 @@ def photos(tmp_path_factory):
         pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i:02d}.png")
     return folder
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory):
-    process = Warm(tmp_path_factory.mktemp("warm"), ATDM_CACHE=str(tmp_path_factory.mktemp("cache")))
-    yield process
-    process.close()
 
 
 def contents(out):

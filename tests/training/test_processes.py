@@ -24,13 +24,12 @@ SAMPLING = ["--n", "700", "--sampling_steps", "5", "--batch_size", "170"]  # fiv
 
 ACCELERATE = ["-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "2"]
 ACCELERATE += ["--main_process_port", "0", "-m", "atdm"]
-STARTED = ["-c", "import sys; from atdm.cli import launch; sys.exit(launch.start(sys.argv[1:], 2))"]  # what it leads to
 
 
-def launched(*words, how=STARTED):
+def launched(words):
     environment = {k: v for k, v in os.environ.items() if k not in launch.SIZES} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *how, *words], capture_output=True, text=True, env=environment, timeout=600, check=False
+        [sys.executable, *ACCELERATE, *words], capture_output=True, text=True, env=environment, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -42,9 +41,9 @@ def train_here(out, steps):
     return out
 
 
-def train_in_two(out, steps, how=STARTED):
-    words = [f"--{key}={value}" for key, value in OPTIONS.items()] + ["--objective=robust_adv"]
-    return json.loads(launched("train", *words, "--steps", str(steps), "--out", str(out), "--json", how=how))
+def training(out, steps):
+    words = [f"--{key}={value}" for key, value in OPTIONS.items()]
+    return ["train", *words, "--objective=robust_adv", "--steps", str(steps), "--out", str(out), "--json"]
 
 
 def weights(out):
@@ -56,12 +55,12 @@ def one(tmp_path_factory):
     return train_here(tmp_path_factory.mktemp("runs") / "one", 6)
 
 
-def test_two_processes_train_like_one_and_resume_exactly(one, tmp_path):
-    assert train_in_two(tmp_path / "two", 6, ACCELERATE)["step"] == 6, "the main process alone speaks"
+def test_two_processes_train_like_one_and_resume_exactly(one, tmp_path, warm):
+    assert json.loads(launched(training(tmp_path / "two", 6)))["step"] == 6, "the main process alone speaks"
     shutil.copytree(tmp_path / "two", tmp_path / "parts")  # as if killed after step 3
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-00000006")
     shutil.rmtree(tmp_path / "parts" / "model")
-    train_in_two(tmp_path / "parts", 6)
+    warm.succeeds(training(tmp_path / "parts", 6), ranks=2)
     alone, two, parts = weights(one), weights(tmp_path / "two"), weights(tmp_path / "parts")
     for name in alone:
         torch.testing.assert_close(alone[name], two[name], rtol=1e-4, atol=1e-5, msg=name)
@@ -71,10 +70,10 @@ def test_two_processes_train_like_one_and_resume_exactly(one, tmp_path):
     assert sorted(f.name for f in (tmp_path / "two" / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
 
 
-def test_samples_and_metrics_of_two_processes_are_those_of_one(one, tmp_path, capsys):
-    told = launched("sample", str(one), *SAMPLING, "--out", str(tmp_path / "two.npz"), "--json")
+def test_samples_and_metrics_of_two_processes_are_those_of_one(one, tmp_path, capsys, warm):
+    told = warm.succeeds(["sample", one, *SAMPLING, "--out", tmp_path / "two.npz", "--json"], ranks=2)
     assert json.loads(told)["n"] == 700
-    measured = json.loads(launched("evaluate", str(one), *SAMPLING, "--json"))
+    measured = json.loads(warm.succeeds(["evaluate", one, *SAMPLING, "--json"], ranks=2))
     for words in (
         ["sample", str(one), *SAMPLING, "--out", str(tmp_path / "one.npz")],
         ["evaluate", str(one), *SAMPLING],

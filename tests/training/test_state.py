@@ -1,9 +1,9 @@
 """Damaged run folders: what is read again, what an older checkpoint makes good, and what is one sentence."""
 
 import json
+import os
 import shutil
-import subprocess
-import sys
+import signal
 
 import numpy as np
 import pytest
@@ -261,39 +261,32 @@ def test_a_log_that_ends_in_half_a_line_goes_on(whole, copy, capsys):
 
 
 def command(out, *more):
-    return [sys.executable, "-m", "atdm", "train", *WORDS, f"--out={out}", "--threads=1", *more]
+    return ["train", *WORDS, f"--out={out}", "--threads=1", *more]
 
 
-def test_of_two_writers_of_a_run_one_is_refused_and_nothing_is_lost(whole, tmp_path):
+def test_of_two_writers_of_a_run_one_is_refused_and_nothing_is_lost(whole, tmp_path, capsys, warm):
     out = tmp_path / "run"
-    first = subprocess.Popen(command(out, "--steps=100000"), stderr=subprocess.PIPE, text=True)
-    try:
-        while not checkpoint.latest(out):
-            assert first.poll() is None
-        second = subprocess.run(
-            command(out, "--steps=100000"), capture_output=True, text=True, timeout=120, check=False
-        )
-    finally:
-        first.kill()
-        first.communicate()
-    assert second.returncode == 2
-    assert f"The run folder {out} is being written by process {first.pid} on " in second.stderr
-    assert "Traceback" not in second.stderr
+    [first] = warm.begin(command(out, "--steps=100000"))
+    while not checkpoint.latest(out):
+        os.kill(first, 0)
+    code, _, err = atdm(capsys, *command(out, "--steps=100000"))
+    os.kill(first, signal.SIGKILL)
+    warm.end()
+    assert code == 2
+    assert f"The run folder {out} is being written by process {first} on " in " ".join(err.split())
+    assert "Traceback" not in err
     begun = int(checkpoint.latest(out).name[5:])
     steps = iter(range(100))
     options = {**OPTIONS, "out": str(out), "steps": 100000}
     assert next(run.train(TrainConfig(**options), stop=lambda: next(steps) >= 0)).index == begun + 1
 
 
-def test_of_two_that_begin_together_one_ends_the_run(whole, tmp_path):
-    both = [
-        subprocess.Popen(command(tmp_path / "run", "--steps=8", "--metrics=pixels"), stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    told = [process.communicate(timeout=180)[1] for process in both]
-    codes = [process.returncode for process in both]
-    assert sorted(codes) in ([0, 0], [0, 2]), told  # both: one began when the other had ended, and found it done
-    assert all("is being written by process" in text for text, code in zip(told, codes, strict=True) if code)
+def test_of_two_that_begin_together_one_ends_the_run(whole, tmp_path, warm):
+    warm.begin(command(tmp_path / "run", "--steps=8", "--metrics=pixels"), copies=2)
+    codes, err = warm.end()
+    assert sorted(codes) in ([0, 0], [0, 2]), err  # both: one began when the other had ended, and found it done
+    assert err.count("is being written by process") == codes.count(2)
+    assert "Traceback" not in err
     assert same(weights(tmp_path / "run"), weights(whole))
 
 

@@ -1,9 +1,8 @@
 """Exactness: resume, kill -9, two processes, accumulation; and what a run folder promises."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -60,31 +59,18 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, gate):
     ]
 
 
-def test_kill_9_and_the_same_command_again(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "atdm",
-        "train",
-        "--data",
-        "plane:n=300",
-        "--net",
-        "mlp:width=32",
-        "--steps",
-        "120",
-    ]
+def test_kill_9_and_the_same_command_again(tmp_path, warm):
+    command = ["train", "--data", "plane:n=300", "--net", "mlp:width=32", "--steps", "120"]
     command += ["--batch_size", "32", "--save_every", "5", "--threads", "1", "--out"]
-    victim = subprocess.Popen(
-        [*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    [victim] = warm.begin([*command, tmp_path / "killed"])
     deadline = time.time() + 60
     while time.time() < deadline and checkpoint.latest(tmp_path / "killed") is None:
         time.sleep(0.01)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    os.kill(victim, signal.SIGKILL)
+    warm.end()
     assert not (tmp_path / "killed" / "model").exists(), "it was killed too late to show anything"
     for out in ("killed", "whole"):
-        subprocess.run([*command, str(tmp_path / out)], check=True, capture_output=True)
+        warm.succeeds([*command, tmp_path / out])
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
     assert not list((tmp_path / "killed").rglob(f"{checkpoint.TEMPORARY}*"))
 

@@ -129,12 +129,8 @@ def test_a_compiled_network_trains_alike(gate):
     assert done.returncode == 0, done.stderr
 
 
-def test_bf16_trains_in_bf16_and_keeps_weights_in_float32(tmp_path):
+def test_bf16_trains_in_bf16_and_keeps_weights_in_float32(tmp_path, warm):
     """In a process of its own: accelerate fixes the precision once."""
-    import os
-    import subprocess
-    import sys
-
     command = [
         "train",
         "--data",
@@ -150,14 +146,11 @@ def test_bf16_trains_in_bf16_and_keeps_weights_in_float32(tmp_path):
         "--log_every",
         "1",
     ]
-    command = [sys.executable, "-m", "atdm", *command, "--objective.name", "robust_adv", "--threads", "1"]
+    command += ["--objective.name", "robust_adv", "--threads", "1"]
     logs = {}
     for precision in ("no", "bf16"):
         out = tmp_path / precision
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(
-            [*command, "--precision", precision, "--out", str(out)], check=True, env=environment, capture_output=True
-        )
+        warm.succeeds([*command, "--precision", precision, "--out", out])
         logs[precision] = [line["denoise"] for line in read_log(out)]
         saved = load_file(checkpoint.latest(out) / "state.safetensors")
         assert all(v.dtype == torch.float32 for v in saved.values())
