@@ -122,7 +122,7 @@ def theory_table(title: str, directions: int, found: Distances) -> report.Table:
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """The table of theory, the same trained, and the shrinkage over time."""
     rows = [r for o in outcomes for r in o.rows]
-    lambda_c, natural = shrinkages(), power_law()
+    lambda_c, natural = shrinkages(), power_law(by_scale(scale, 192, 3072, 3072))
     spectra = {NATURAL: natural} | {
         f"the spectrum of {o.job.options['set']}": o.tensors["variances"]
         for o in first_seed(outcomes)

@@ -134,6 +134,7 @@ def write(found: Findings, title: str, out: Path) -> None:
     """Write figures, ``numbers.json``, ``paragraph.md`` and ``report.html``, whose heading is ``title``."""
     drawn = {figure: plot.save(figure, out / f"{name}.png") for name, (_, figure) in found.figures.items()}
     for name, (_, figure) in found.figures.items():
+        figure.set_layout_engine("none")  # it is that of the picture
         plot.save(figure, out / f"{name}.svg")
     for file, text in (("numbers.json", json.dumps(found.numbers(), indent=1)), ("paragraph.md", found.paragraph())):
         write_text(out / file, text)
