@@ -108,11 +108,20 @@ class Warm:
     """
 
     CODE = """
-import importlib, json, os, sys
+import atexit, gc, importlib, json, os, sys, threading
 for name in sys.argv[1:]:
     importlib.import_module(name)
 from atdm.cli import main
-importlib.import_module("diffusers").DDPMScheduler
+importlib.import_module("diffusers").DDPMPipeline
+def leave(code):  # without taking all that was imported down, which copies it first
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+gc.freeze()
 for line in sys.stdin:
     order = json.loads(line)
     children = []
@@ -122,8 +131,12 @@ for line in sys.stdin:
             os.environ.update(rank | {"ATDM_PARENT": str(os.getppid())} if rank else {})
             for stream, file in ((1, order["out"]), (2, order["err"])):
                 os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-            exec(order["before"], {})
-            main(order["words"])
+            try:
+                exec(order["before"], {})
+                main(order["words"])
+            except SystemExit as end:
+                leave(end.code)
+            leave(0)
         children.append(child)
     print(json.dumps(children), flush=True)
     print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
@@ -132,12 +145,18 @@ for line in sys.stdin:
         "atdm.cli.train",
         "atdm.cli.evaluate",
         "atdm.cli.export",
-        "atdm.training.parts",
+        "atdm.cli.sample",
+        "atdm.training.run",
+        "atdm.training.share",
         "atdm.plot.samples",
         "accelerate",
         "matplotlib.pyplot",
         "torch.utils.tensorboard",
         "sklearn.datasets",
+        "jsonargparse",
+        "docstring_parser",
+        "huggingface_hub.repocard",
+        "ot",
     )
 
     def __init__(self, folder, **environment):
