@@ -129,3 +129,15 @@ def test_what_is_wrong_is_found(package, name, call):
     with pytest.raises(Exception, match="violates type hint") as found:
         call(package)
     assert found.value.__notes__[0].startswith("annotated."), name
+
+
+def test_what_is_called_often_is_checked_now_and_then(package):
+    for _ in range(typecheck.FIRST):
+        package.outer("x")
+    found = []
+    for _ in range(2 * typecheck.THEN):
+        try:
+            package.outer(3)
+        except Exception as problem:
+            found.append(problem)
+    assert len(found) == 2

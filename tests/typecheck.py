@@ -1,7 +1,8 @@
 """Annotations of the package are checked while its tests run: types, and shapes that agree within a call.
 
 ``jaxtyping.install_import_hook`` would do, but it makes each checker of a nested function again whenever the outer function
-runs, and checks arguments twice: half of the time of all tests. Here hints are read once per function of the source.
+runs, and checks arguments twice: half of the time of all tests. Here hints are read once per function of the source. What a test
+calls often, as the steps of a training do, is checked at its first calls and then now and then.
 """
 
 import ast
@@ -11,6 +12,7 @@ import hashlib
 import inspect
 import sys
 import typing
+from collections import Counter
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
@@ -22,6 +24,8 @@ from beartype.door import die_if_unbearable
 
 CONF = BeartypeConf(is_pep484_tower=True)  # an int will do where a float is asked
 CACHE = Path(__file__).parent / "__pycache__" / f"checked-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]}"
+FIRST, THEN = 30, 10  # calls of a function in each test that are all checked; of the later ones one in so many
+CALLS = Counter()  # of a function's code in this test
 HINTS = {}  # of a function's code: its hints, and place and name of the positional parameters that have one; of a class: its hints
 
 
@@ -78,7 +82,8 @@ def checked(function):
             positional = enumerate(code.co_varnames[: code.co_argcount])
             HINTS[code] = hints, [(place, name) for place, name in positional if name in hints]
         hints, positional = HINTS[code]
-        if not hints:
+        CALLS[code] = call = CALLS[code] + 1
+        if not hints or (call > FIRST and call % THEN):
             return function(*args, **kwargs)
         with jaxtyping.jaxtyped("context"):
             for place, name in positional:
