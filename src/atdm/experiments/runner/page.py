@@ -14,7 +14,7 @@ from ...report import Table, markdown
 from .. import DEMO, EXPERIMENTS, SUBSPACE, folder_of, label_of
 
 PIXELS = 1000  # width of a picture
-PICTURES = 3  # of an experiment: the first ones of its figures
+PICTURES = 4  # of an experiment: the first ones of its figures
 INDEX = "README.md"
 SHOWN = {"demo": DEMO, **EXPERIMENTS}
 AFTERWARDS = "atdm reproduce --out reproduce --pages results"
