@@ -107,7 +107,11 @@ def test_workers_of_several_threads_and_absent_schedulers_are_refused(tmp_path):
 
 @needs_slurm
 def test_submitit_takes_jobs(importable, tmp_path):
-    check(executors.open_executor("slurm:cluster=local,timeout_min=5", tmp_path))
+    executor = executors.open_executor("slurm:cluster=local,timeout_min=5", tmp_path)
+    check(executor)
+    executor.shutdown()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(square, 2)
     with pytest.raises(UserError, match="-1 is negative"):
         pool.work_through(
             square, [Task(-1)], executor=executors.open_executor("slurm:cluster=local,timeout_min=5", tmp_path)

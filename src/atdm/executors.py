@@ -101,9 +101,10 @@ class _Submitted(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        job = self._engine.submit(fn, *args, **kwargs)
         with self._lock:
-            self._open[future] = job
+            if self._ended:
+                raise RuntimeError("cannot schedule new futures after shutdown")  # as executors of the standard library
+            self._open[future] = self._engine.submit(fn, *args, **kwargs)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

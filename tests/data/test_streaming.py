@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from PIL import Image
 from atdm.corruption import parse_corruption
 from atdm.data import load, streaming
 from atdm.data.named import Parquet, Webdataset
-from atdm.data.shards import Position, open_shards
+from atdm.data.shards import Position, _item, open_shards
 from atdm.data.source import Source, stream_batches
 from atdm.errors import UserError
 from atdm.nets import build_net
@@ -219,6 +220,20 @@ def test_broken_images_are_skipped_or_named(folder, tmp_path):
     assert len(data.keys) == 8
     source = Source(data.items, stream=data.stream, keys=data.keys)
     assert {int(key) for batch in taken(source, 8) for key in batch.indices} == {*data.keys.tolist()}
+
+
+def test_a_shard_may_name_files_that_are_not_there_but_none_that_may_not_be_read(tmp_path, monkeypatch):
+    row = {"image": {"bytes": None, "path": str(tmp_path / "a.png")}}
+    assert _item(row, "image", "here").content is None
+    (tmp_path / "a.png").write_bytes(png(1))
+    assert _item(row, "image", "here").content == png(1)
+
+    def refused(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(PermissionError, match=r"a\.png"):
+        _item(row, "image", "here")
 
 
 def test_a_stream_of_mixed_sizes_says_so(tmp_path):

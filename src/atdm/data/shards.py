@@ -198,7 +198,7 @@ def _item(row: dict[str, Any], column: str, where: str) -> Item:
     if isinstance(cell, dict):
         cell, path = cell["bytes"], cell["path"]
         if cell is None and path:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(FileNotFoundError):  # a shard may hold the name alone
                 cell = Path(path).read_bytes()
     key = int.from_bytes(hashlib.blake2b(cell or b"", digest_size=8).digest(), "big") >> (64 - KEY_BITS)
     return Item(key, f"{row.get('__url__', where)}/{path or f'{key:x}'}", cell)
