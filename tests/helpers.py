@@ -181,7 +181,8 @@ for line in sys.stdin:
         """
         if self.running:  # an earlier test failed before the end of its command
             for pid in self.running:
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self.end()
         for file in (self.out, self.err):
             file.unlink(missing_ok=True)
