@@ -172,7 +172,7 @@ def same(a, b):
 def test_kill_9_of_an_image_run_with_workers(tmp_path, photos, warm):
     """Fresh dirt is made on the fly; the uninterrupted run makes its batches without workers."""
     command = ["train", "--data", str(photos), "--corrupt", FULL, "--corrupt_fresh", "true", *IMAGES]
-    command += ["--steps", "150", "--batch_size", "8", "--save_every", "5", "--out"]
+    command += ["--steps", "300", "--batch_size", "8", "--save_every", "5", "--out"]
     [victim] = warm.begin([*command, tmp_path / "killed", "--workers", "2"])
     deadline = time.time() + 60
     while time.time() < deadline and checkpoint.latest(tmp_path / "killed") is None:

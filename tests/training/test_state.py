@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -269,6 +270,7 @@ def test_of_two_writers_of_a_run_one_is_refused_and_nothing_is_lost(whole, tmp_p
     [first] = warm.begin(command(out, "--steps=100000"))
     while not checkpoint.latest(out):
         os.kill(first, 0)
+        time.sleep(0.01)
     code, _, err = atdm(capsys, *command(out, "--steps=100000"))
     os.kill(first, signal.SIGKILL)
     warm.end()

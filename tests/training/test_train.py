@@ -60,7 +60,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, gate):
 
 
 def test_kill_9_and_the_same_command_again(tmp_path, warm):
-    command = ["train", "--data", "plane:n=300", "--net", "mlp:width=32", "--steps", "120"]
+    command = ["train", "--data", "plane:n=300", "--net", "mlp:width=32", "--steps", "400"]
     command += ["--batch_size", "32", "--save_every", "5", "--threads", "1", "--out"]
     [victim] = warm.begin([*command, tmp_path / "killed"])
     deadline = time.time() + 60
