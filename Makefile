@@ -42,9 +42,9 @@ $(DOCS_STAMP): $(STAMP)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,docs]'
 	@touch $@
 
-# Two at a time, a file on each: more would share too few cores, and the tests' own processes want some, too.
+# Two at a time, a file on each, one thread each: more would share too few cores, and the tests' own processes want some, too.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest -n 2 --dist loadfile
 
 demo: setup
 	$(BIN)/atdm demo
