@@ -141,3 +141,16 @@ def test_what_is_called_often_is_checked_now_and_then(package):
         except Exception as problem:
             found.append(problem)
     assert len(found) == 2
+
+
+def test_equal_code_with_other_annotations_is_another_function():
+    """Code objects of other files are equal where text and place are; annotations are no part of them."""
+    same = "def take(x{}):\n    return x"
+    numbers, anything = ({}, {})
+    exec(compile(same.format(": int"), "a.py", "exec"), numbers)
+    exec(compile(same.format(""), "b.py", "exec"), anything)
+    take_number, take = typecheck.checked(numbers["take"]), typecheck.checked(anything["take"])
+    take_number(1)
+    assert take("text") == "text"
+    with pytest.raises(Exception, match="violates type hint"):
+        take_number("text")

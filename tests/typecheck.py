@@ -25,8 +25,9 @@ from beartype.door import die_if_unbearable
 CONF = BeartypeConf(is_pep484_tower=True)  # an int will do where a float is asked
 CACHE = Path(__file__).parent / "__pycache__" / f"checked-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]}"
 FIRST, THEN = 30, 10  # calls of a function in each test that are all checked; of the later ones one in so many
-CALLS = Counter()  # of a function's code in this test
-HINTS = {}  # of a function's code: its hints, and place and name of the positional parameters that have one; of a class: its hints
+# By the identity of a function's code: equal code, of other modules or with other annotations, is another function.
+CALLS = Counter()  # in this test
+HINTS = {}  # hints, place and name of the positional parameters that have one, and the code, which so keeps its identity; of a class its hints
 
 
 def install(package):
@@ -71,18 +72,19 @@ class _Loader(SourceFileLoader):
 def checked(function):
     """The function, whose arguments and result must be what its annotations say."""
     code = function.__code__
+    key = id(code)
     rest = code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
         if jaxtyping.config.jaxtyping_disable:
             return function(*args, **kwargs)
-        if code not in HINTS:
+        if key not in HINTS:
             hints = _hints(function.__annotations__, function.__globals__)
             positional = enumerate(code.co_varnames[: code.co_argcount])
-            HINTS[code] = hints, [(place, name) for place, name in positional if name in hints]
-        hints, positional = HINTS[code]
-        CALLS[code] = call = CALLS[code] + 1
+            HINTS[key] = hints, [(place, name) for place, name in positional if name in hints], code
+        hints, positional, _ = HINTS[key]
+        CALLS[key] = call = CALLS[key] + 1
         if not hints or (call > FIRST and call % THEN):
             return function(*args, **kwargs)
         with jaxtyping.jaxtyped("context"):
