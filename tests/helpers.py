@@ -270,3 +270,13 @@ def commands(file: Path) -> list[list[str]]:
     )
     lines = re.findall(r"^(?:accelerate launch .*?\$\(which atdm\)|atdm)\s+([^\n&]*)", code, re.MULTILINE)
     return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def pictures(n, noisy=0, side=16, std=0.2):
+    """Smooth images in color of which the first hold noise."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(n, 3, 3, 3, generator=generator) * 1.6 - 0.8
+    x = torch.nn.functional.interpolate(corners, size=side, mode="bicubic", align_corners=True)
+    x = x + 0.01 * torch.randn(x.shape, generator=generator)
+    x[:noisy] += std * torch.randn(x[:noisy].shape, generator=generator)
+    return x[torch.randperm(n, generator=generator)]

@@ -397,10 +397,18 @@ def test_clean_data_get_ddpm_and_outliers_of_vectors_a_push(photos):
     assert "far from the others" in reasons[0]
 
 
-def test_what_no_objective_mends_is_told(photos):
-    dirty, _ = corrupt(torch.cat([photos, photos[:20]]), "salt_pepper:share=0.2,rate=0.1", 0)
-    _, reasons = recommend(TrainConfig(), looked(dirty), False)
-    assert any("replaced pixels" in line for line in reasons)
+def test_auto_is_for_replaced_pixels_and_the_eye_for_few(photos):
+    config, reasons = recommend(TrainConfig(), looked(corrupt(photos, "salt_pepper:share=0.2,rate=0.1", 0)[0]), False)
+    assert config.objective.name == "auto"
+    assert "of the pixels look replaced" in reasons[0]
+    few = looked(corrupt(photos, "salt_pepper:share=0.1,rate=0.02", 0)[0])
+    config, reasons = recommend(TrainConfig(), few, False)
+    assert config.objective.name == "ddpm"
+    assert any(f"Look at the {len(few.most_replaced)} images with replaced pixels" in line for line in reasons)
+
+
+def test_near_duplicates_are_mentioned(photos):
+    _, reasons = recommend(TrainConfig(), looked(torch.cat([photos, photos[:20]])), False)
     assert any("near duplicates" in line for line in reasons)
 
 

@@ -23,6 +23,7 @@ from atdm.training.choice import choose
 from atdm.training.config import ObjectiveConfig, TrainConfig
 from atdm.training.parts import build
 from atdm.training.run import train
+from helpers import pictures
 
 
 def plane(dirt: str) -> torch.Tensor:
@@ -61,16 +62,6 @@ def test_directions_and_their_variance_come_from_different_halves():
     """On the same half the least of many directions would look quieter than it is."""
     x = torch.randn(300, 100, generator=torch.Generator().manual_seed(0))
     assert quiet_std(x) == pytest.approx(1.0, rel=0.1)
-
-
-def pictures(n, noisy, side=16, std=0.2):
-    """Smooth images in color of which the first hold noise."""
-    generator = torch.Generator().manual_seed(0)
-    corners = torch.rand(n, 3, 3, 3, generator=generator) * 1.6 - 0.8
-    x = torch.nn.functional.interpolate(corners, size=side, mode="bicubic", align_corners=True)
-    x = x + 0.01 * torch.randn(x.shape, generator=generator)
-    x[:noisy] += std * torch.randn(x[:noisy].shape, generator=generator)
-    return x[torch.randperm(n, generator=generator)]
 
 
 @pytest.mark.parametrize(

@@ -503,6 +503,7 @@ def test_a_run_with_fresh_noise_resumes_exactly(tmp_path):
         ("pseudo_huber:schedule=linear", "exponential"),
         ("sure:step=0", "step of SURE"),
         ("ambient_blind:floor=0.1", "no option 'floor'"),
+        ("masked:rate=0.1", "no option 'rate'"),
         ("robust_adv:gate=0.2", "--objective.gate"),
     ],
 )
@@ -595,7 +596,7 @@ def test_what_lacks_less_than_the_spread_is_level():
 def test_every_method_learns_images_of_a_folder_as_they_are_or_on_a_subspace(tmp_path, prefix):
     save_samples(pictures(120, 8), tmp_path / "photos")
     jobs = baselines.jobs("smoke", [0], f"{prefix}{tmp_path}/photos")
-    assert {job.label for job in jobs} == {baselines.named(name)[0] for name in baselines.OBJECTIVES}
+    assert {job.label for job in jobs} == {baselines.named(name)[0] for name in baselines.COMPARED}
     assert {job.condition for job in jobs} >= {"clean", "90% noise 0.2"}
     outcomes = [baselines.work(job, lambda share: None) for job in jobs if job.condition != "clean"]
     rows = [row for outcome in outcomes for row in outcome.rows]

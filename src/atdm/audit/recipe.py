@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..objective.auto import REPLACED
 from ..training.config import ObjectiveConfig, TrainConfig
 from .look import Audit
 
@@ -26,15 +27,17 @@ def recommend(base: TrainConfig, found: Audit, cuda: bool) -> tuple[TrainConfig,
     outliers = len(found.outliers.why) / found.items
     noisy = std if std is not None and share >= MATTERS and std >= WORTH else None
     far = vectors and outliers >= MATTERS
-    if noisy is not None or far:
+    pixels = found.replaced.mean() if found.replaced.mean() >= REPLACED else 0.0
+    if noisy is not None or far or pixels:
         values["objective"] = ObjectiveConfig("auto")
         seen = [] if noisy is None else [f"{share:.0%} of the items carry noise of std {noisy:.2g}"]
         seen += [f"{outliers:.0%} of the items lie far from the others"] if far else []
+        seen += [f"{pixels:.1%} of the pixels look replaced"] if pixels else []
         files = found.files is not None and bool(found.files.remains.any())
         where = ", or from the noise in the files, whichever is more" if files else ""
         reasons = [
-            f"objective auto: {', and '.join(seen)}. It learns low noise from clean images where there are enough, or takes gate and "
-            f"strength from the directions in which the data vary least{where}.",
+            f"objective auto: {', and '.join(seen)}. It learns low noise from clean images where there are enough, and nothing from "
+            f"replaced pixels, or takes gate and strength from the directions in which the data vary least{where}.",
             "Train with --objective.name ddpm, too: sampled with --stop_ratio near the noise, early stopping is the baseline that costs nothing.",
         ]
     else:
@@ -52,11 +55,8 @@ def recommend(base: TrainConfig, found: Audit, cuda: bool) -> tuple[TrainConfig,
 def _by_hand(found: Audit) -> list[str]:
     """What no objective mends."""
     out, hit, extra = [], len(found.most_replaced), found.duplicates.extra
-    if hit >= MATTERS * found.items:
-        out.append(
-            f"Look at the {hit:,} images with replaced pixels first: the regularizer is for small noise on many values, "
-            "and these are better repaired or left out."
-        )
+    if hit >= MATTERS * found.items and found.replaced.mean() < REPLACED:
+        out.append(f"Look at the {hit:,} images with replaced pixels: they are too few for auto to treat them apart.")
     if extra >= DUPLICATED * found.items:
         out.append(f"Leave out the {extra:,} near duplicates: what occurs often is memorized first.")
     if found.broken:

@@ -82,6 +82,10 @@ EXPERIMENTS: dict[str, Entry] = {
     ),
     "parameterizations": Entry("the same perturbation whatever the network predicts: eps, x_0, v, score, flow, EDM"),
     "baselines": Entry("objectives of other papers on the same corruption, with the same compute", "digits and plane"),
+    "replaced-pixels": Entry(
+        "salt and pepper, missing pixels and patches: learning from the other pixels alone; --data: images, at 16x16",
+        "CIFAR-10",
+    ),
     "trusted": Entry(
         "150 clean items beside corrupted ones: what they are worth, and to which objective", "digits and plane"
     ),

@@ -33,14 +33,15 @@ STANDARD = (0.9, 0.2)  # where the shares and the stds cross
 STOPS = (0.3, 0.5)  # noise levels at which the sampling of ddpm is also stopped; what suits is not known without labels
 STOPPED = ", stopped "
 HALF = f"{STOPPED}at half its gate"
-BASELINES = ("input_perturbation", "pseudo_huber", "free", "ambient", "ambient_blind", "sure")
+BASELINES = ("input_perturbation", "pseudo_huber", "free", "ambient", "ambient_blind", "sure", "masked")
 OBJECTIVES = {
     "ddpm": DDPM,
     **{name: published(name) for name in ("robust_rand", "robust_adv")},
     **{name: ObjectiveConfig(name) for name in ("auto", *BASELINES)},
 }
+COMPARED = tuple(name for name in OBJECTIVES if name != "masked")  # which is for replaced pixels (.replaced_pixels)
 INFORMED = ("ambient", "sure")  # know the noise of every item
-IMAGES_ONLY = ("ambient_blind",)
+IMAGES_ONLY = ("ambient_blind", "masked")
 PHOTOS, IMAGES = "photos on a subspace", "images"
 BENCHMARKS = ("digits", "plane")
 OTHER = {
@@ -106,7 +107,7 @@ def jobs(
     scale: str,
     seeds: Sequence[int],
     data: str | None,
-    objectives: Sequence[str] = tuple(OBJECTIVES),
+    objectives: Sequence[str] = COMPARED,
     corruptions: Sequence[str] = (),
 ) -> list[Job]:
     """Every objective under every condition.

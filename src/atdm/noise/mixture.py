@@ -90,7 +90,8 @@ def fit(levels: Float[np.ndarray, "n"], tau: float, usual: float) -> Noise:
     """
     nearest = _grid_indices(_logs(levels))
     error = round(max(float(np.hypot(tau, 0.015)), 0.6 * STEP), 3)
-    em = _Em(np.bincount(nearest, minlength=len(GRID)).astype(float), error, float(np.log(usual)))
+    counts = np.bincount(nearest, minlength=len(GRID)).astype(float)
+    em = _Em(counts, error, float(np.log(usual)))
     null = em.run([(0, 0.0)], noisy=False)
     coarse = em.run([(index, width) for width in COARSE for index in range(0, len(SIGMAS), 2)])
     near = range(max(0, coarse.sigma - 2), min(len(SIGMAS), coarse.sigma + 3))
@@ -98,12 +99,13 @@ def fit(levels: Float[np.ndarray, "n"], tau: float, usual: float) -> Noise:
     gain = (best.score - null.score) / len(levels)
     if best.score - null.score < 2 * np.log(len(levels)):
         return Noise(0.0, None, 0.0, _median(GRID, null.content), gain, np.zeros(len(GRID)), np.exp(GRID))
-    given = em.kernels @ best.content  # of levels, for each sigma
+    kernels, clean = _kernels(error)
+    given = kernels @ best.content  # of levels, for each sigma
     noisy = best.share * _weights(best.sigma, best.width) @ given
-    posterior = noisy / (noisy + (1 - best.share) * _background(em.clean @ best.content)).clip(1e-300)
+    posterior = noisy / (noisy + (1 - best.share) * _background(clean @ best.content)).clip(1e-300)
     each = _weights(best.sigma, max(best.width, 0.1))[:, None] * given
     log_sigma = (np.log(SIGMAS) @ each) / each.sum(0).clip(1e-300)
-    noisy = em.counts * posterior
+    noisy = counts * posterior
     order = np.argsort(log_sigma)
     return Noise(
         share=float(noisy.sum() / len(levels)),
@@ -151,15 +153,16 @@ def _weights(index: int, width: float) -> Float[np.ndarray, "sigmas"]:
 
 
 def _background(density: Float[np.ndarray, "*laws levels"]) -> Float[np.ndarray, "*laws levels"]:
-    return (1 - BACKGROUND) * density + BACKGROUND / density.shape[-1]
+    return (1 - BACKGROUND) * density + BACKGROUND / len(GRID)
 
 
 class _Em:
-    """Fits by expectation maximization to a histogram of log levels."""
+    """Fits by expectation maximization to a histogram of log levels, of which only those that occur are looked at."""
 
     def __init__(self, counts: Float[np.ndarray, "levels"], error: float, usual: float) -> None:
-        self.counts = counts
-        self.kernels, self.clean = _kernels(error)
+        (there,) = np.nonzero(counts)
+        kernels, clean = _kernels(error)
+        self.counts, self.kernels, self.clean = counts[there], kernels[:, there], clean[there]
         self.usual = usual
 
     def run(self, laws: Sequence[tuple[int, float]], noisy: bool = True) -> _Model:

@@ -7,6 +7,7 @@ from .free import Free
 from .huber import PseudoHuber
 from .input_perturbation import InputPerturbation
 from .kinds import ASCENTS, KINDS
+from .masked import Masked
 from .sfbd import Sfbd
 from .sure import Sure
 from .terms import Baseline, Draws, Loss, Terms
@@ -25,6 +26,7 @@ __all__ = [
     "Free",
     "InputPerturbation",
     "Loss",
+    "Masked",
     "Objective",
     "Omni",
     "PseudoHuber",

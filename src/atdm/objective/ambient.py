@@ -13,6 +13,7 @@ from ..diffusion.process import PerItem, Process, States, Timesteps, per_item
 from ..errors import UserError
 from ..noise import Gauge
 from ..noise.filters import THIN
+from .masked import require_pixels, seen
 from .terms import Baseline, Draws, LevelsFrom, Predict, Terms, item_mean
 
 
@@ -32,9 +33,11 @@ class Ambient(Baseline):
     Args:
         exchange: where the timestep drawn is below an item's level, another item of the batch that may be used there takes its
             place, as in :class:`Omni`, so that low noise is trained as often as always; False, as published, moves the timestep.
+        masked: pixels that look replaced are no target, as in :class:`Masked`.
     """
 
     exchange: bool = False
+    masked: bool = False
 
     levels_from: ClassVar[LevelsFrom] = "truth"
 
@@ -51,6 +54,10 @@ class Ambient(Baseline):
             (*exchanged(self.process, s, t, beta), s) if self.exchange else (None, above(self.process, s, t, beta), s)
         )
 
+    def require_items(self, item_shape: tuple[int, ...]) -> None:
+        if self.masked:
+            require_pixels("masked=true", item_shape)
+
     def levels(self, x0: States, given: PerItem | None) -> PerItem:
         """The level of each item, above which it is used.
 
@@ -60,9 +67,10 @@ class Ambient(Baseline):
         return known(given)
 
     def terms(self, predict: Predict, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
+        x0, mean = seen(x0) if self.masked else (x0, item_mean)
         x_t, kappa = noised(self.process, x0, known(levels), t, draws.noise)
         eps = self.process.to_eps(predict(x_t, t), x_t, t)
-        squared = item_mean((per_item(kappa, eps) * eps - draws.noise).square())
+        squared = mean((per_item(kappa, eps) * eps - draws.noise).square())
         return Terms.unperturbed(t, squared * self.process.eps_weight(t))
 
 
@@ -73,6 +81,7 @@ class AmbientBlind(Ambient):
     levels_from: ClassVar[LevelsFrom] = "items"
 
     def require_items(self, item_shape: tuple[int, ...]) -> None:
+        super().require_items(item_shape)
         require_directions("ambient_blind", item_shape, "ambient")
 
 
@@ -108,9 +117,10 @@ class Omni(Ambient):
     levels_from: ClassVar[LevelsFrom] = "trusted"
 
     def terms(self, predict: Predict, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None) -> Terms:
+        x0, mean = seen(x0) if self.masked else (x0, item_mean)
         x_t = self.process.mix(x0, draws.noise, t)
         eps = self.process.to_eps(predict(x_t, t), x_t, t)
-        return Terms.unperturbed(t, item_mean((eps - draws.noise).square()) * self.process.eps_weight(t))
+        return Terms.unperturbed(t, mean((eps - draws.noise).square()) * self.process.eps_weight(t))
 
 
 def require_directions(name: str, item_shape: tuple[int, ...], other: str) -> None:

@@ -1,7 +1,8 @@
 """``objective: auto``: loss, gate and strength from the training data alone, without labels and without a validation set.
 
 On images where Gaussian noise is found on some and not on others, noisy ones are used above their noise level only
-(``ambient_blind``), and low noise is learned from the others. Else the regularizer is applied. A perturbation inside a gate ``g``
+(``ambient_blind``), and low noise is learned from the others. Where pixels were replaced, only the others are learned from (``masked``).
+Else the regularizer is applied. A perturbation inside a gate ``g``
 shrinks what has a standard deviation up to about g (docs/method.md), and corruption shows where the data vary least: noise of std s
 on a share p of the items shows as ``sqrt(p) s`` there, clean data nearly nothing. So the gate follows :func:`quiet_std`, and on
 clean data it closes: what is left is ddpm.
@@ -23,7 +24,9 @@ from ..diffusion.process import Process
 from ..errors import UserError, expect
 from ..noise import Gauge
 from ..noise.estimate import by_patches
+from ..noise.pixels import replaced_share
 from .ambient import AmbientGauged
+from .masked import Masked
 from .perturb import RADII, WEIGHTS, Perturbation
 from .terms import Loss
 
@@ -39,6 +42,7 @@ START = 0.5  # of the training is ddpm's: the denoiser that is made to agree wit
 NOISY = 0.05  # share of the images from which on noise is believed
 CLEAN = 100  # images without noise, from which on low noise is learned from them alone
 EVIDENCE = "ambient_blind:exchange=true"
+REPLACED = 0.003  # share of all pixels that look replaced from which on they are believed to be: clean photos have a third of it
 GOOD = 0.98  # share of items as good as trusted ones from which on there is nothing to keep out
 STOP = 0.5  # of the gate: sampling that stops there returns the denoised state, without what the network errs below
 
@@ -120,23 +124,38 @@ def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0)
     }
 
 
-class NoiseFound(NamedTuple):
-    """The Gaussian noise of images one by one: the share of them that is noisy, and its std there (root mean square)."""
+class Found(NamedTuple):
+    """What is wrong with images one by one.
+
+    Args:
+        share: of the images that hold Gaussian noise.
+        std: of it, root mean square over them.
+        replaced: share of all pixels that look replaced.
+    """
 
     share: float
     std: float
+    replaced: float
 
     @classmethod
-    def of(cls, gauge: Gauge, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> NoiseFound:
-        """Of items ``x`` with these indices in their set."""
-        stds = gauge.stds(x, indices).double()
+    def of(cls, gauge: Gauge | None, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> Found:
+        """In items ``x`` with these indices in their set.
+
+        Args:
+            gauge: of the noise of single items; None where it is not to be looked for.
+        """
+        stds = torch.zeros(len(x)).double() if gauge is None else gauge.stds(x, indices).double()
         noisy = stds > 0
-        return cls(float(noisy.double().mean()), float(stds[noisy].square().mean().sqrt()) if noisy.any() else 0.0)
+        std = float(stds[noisy].square().mean().sqrt()) if noisy.any() else 0.0
+        return cls(float(noisy.double().mean()), std, float(replaced_share(x).mean()))
 
 
-def by_noise(noise: NoiseFound, items: int) -> dict[str, Any] | None:
-    """The options of an objective for so many images with this noise: ``ambient_blind``; None where too few are noisy or clean."""
-    return {"name": EVIDENCE} if noise.share >= NOISY and (1 - noise.share) * items >= CLEAN else None
+def by_images(found: Found, items: int) -> dict[str, Any] | None:
+    """The options of an objective for so many images of which this was found: ``ambient_blind`` or ``masked``, or both in one; else None."""
+    masked = found.replaced >= REPLACED
+    if found.share >= NOISY and (1 - found.share) * items >= CLEAN:
+        return {"name": f"{EVIDENCE},masked=true" if masked else EVIDENCE}
+    return {"name": "masked"} if masked else None
 
 
 def arguments(x: Float[Tensor, "n *item"], k: float = K, hidden: float = 0.0) -> dict[str, Any]:
@@ -172,31 +191,36 @@ def loss_for(
     """
     items = items_of(images, seed)
     hidden = images.hidden_std if _of_files(images) else 0.0  # noise that only files show
-    if k is None and hidden == 0 and (found := gauged(items, count_of(images, items))):
-        gauge, note = found
-        process = process if isinstance(process, Process) else Process.from_scheduler(process)
-        return AmbientGauged(process, True, gauge=gauge, note=note, seed=seed)
-    return objective(process=process, seed=seed, **arguments(items, K if k is None else k, hidden))
+    process = process if isinstance(process, Process) else Process.from_scheduler(process)
+    loss = image_by_image(items, count_of(images, items), process, hidden, seed) if k is None else None
+    return loss or objective(process=process, seed=seed, **arguments(items, K if k is None else k, hidden))
 
 
-def gauged(x: Float[Tensor, "n *item"], items: int) -> tuple[Gauge, str] | None:
-    """What tells the noise of images one by one, and why it is used, which is also printed; None where they are not used so.
+def image_by_image(
+    x: Float[Tensor, "n *item"], items: int, process: Process, hidden: float, seed: int
+) -> AmbientGauged | Masked | None:
+    """The loss for images that are judged one by one, and why, which is also printed; None where they are not.
 
     Args:
         x: those that are looked at.
         items: how many there are.
+        hidden: noise that only files show, where it is not looked for in the images.
     """
     if not by_patches(x.shape[1:]) or len(x) < FEWEST:
         return None
     indices = torch.arange(len(x))
-    gauge = Gauge.fit(x, indices)
-    noise = NoiseFound.of(gauge, x, indices)
-    chosen = by_noise(noise, items)
+    gauge = None if hidden > 0 else Gauge.fit(x, indices)
+    found = Found.of(gauge, x, indices)
+    chosen = by_images(found, items)
     if chosen is None:
         return None
-    note = explain(chosen, items, noise)
+    note = explain(chosen, items, found)
     print(note)  # noqa: T201 (as arguments)
-    return gauge, note
+    if chosen["name"] == "masked":
+        return Masked(process, note=note, seed=seed)
+    assert gauge is not None
+    masked = chosen["name"] != EVIDENCE
+    return AmbientGauged(process, True, masked, gauge=gauge, note=note, seed=seed)
 
 
 def by_levels(stds: Float[Tensor, "n"], noise: bool = False) -> dict[str, Any] | None:
@@ -213,31 +237,38 @@ def by_levels(stds: Float[Tensor, "n"], noise: bool = False) -> dict[str, Any] |
     return None if noise else {"name": "omni"}
 
 
-def explain(found: Mapping[str, Any], items: int, noise: NoiseFound | None = None) -> str:
+def explain(chosen: Mapping[str, Any], items: int, found: Found | None = None) -> str:
     """What was chosen for so many items, as a sentence.
 
     Args:
-        noise: by which it was chosen.
+        found: by which it was chosen.
     """
-    if noise is not None:
+    name = chosen["name"]
+    if found is not None and name == "masked":
         return (
-            f"objective auto: {EVIDENCE}, for Gaussian noise of std {noise.std:.2g} was found on {noise.share:.0%} of the images. These "
-            f"train above their noise levels, the others at all levels. Sampling with --stop_ratio {noise.std:.2g}, the noise level, reduces "
-            f"noise further; auto:k={K:g} applies the regularizer instead."
+            f"objective auto: masked, for {found.replaced:.1%} of the pixels look replaced (salt and pepper, missing, blank). It learns from "
+            f"the others; auto:k={K:g} applies the regularizer instead."
         )
-    if found["name"] == "omni":
+    if found is not None:
+        pixels = f" {found.replaced:.1%} of the pixels look replaced, and are no targets." if name != EVIDENCE else ""
+        return (
+            f"objective auto: {name}, for Gaussian noise of std {found.std:.2g} was found on {found.share:.0%} of the images. These "
+            f"train above their noise levels, the others at all levels.{pixels} Sampling with --stop_ratio {found.std:.2g}, the noise "
+            f"level, reduces noise further; auto:k={K:g} applies the regularizer instead."
+        )
+    if name == "omni":
         return "objective auto: omni, for the trusted images show which others to use, and from which noise level on."
-    if found["name"] == "ddpm" and items < FEWEST:
+    if name == "ddpm" and items < FEWEST:
         return f"objective auto: ddpm, for {items} items are too few to distinguish corruption from content; {FEWEST} are enough."
-    if found["name"] == "ddpm":
+    if name == "ddpm":
         return "objective auto: ddpm, for nearly all items are as good as the trusted images."
-    gate = found["gate"] or 0.0
+    gate = chosen["gate"] or 0.0
     quiet = gate / GATE
     if quiet < 1e-3:
         return "objective auto: there are directions in which the data do not vary at all, so there is no corruption to remove: ddpm."
     return (
         f"objective auto: where the data vary least their std is {quiet:.3g}. robust_adv with gate {gate:g}, "
-        f"weight {found['weight']}, radius {found['radius']}, l2, every {found['every']} steps after {found['start']:.0%} of the "
+        f"weight {chosen['weight']}, radius {chosen['radius']}, l2, every {chosen['every']} steps after {chosen['start']:.0%} of the "
         f"training. If the corruption is noise, sampling with --stop_ratio {STOP * gate:.3g}, half the gate, reduces it further."
     )
 

@@ -31,6 +31,7 @@ COLOURS: dict[str, str] = {
     "ddpm, stopped": "#009e73",
     "input_perturbation": "#a6761d",
     "pseudo_huber": "#8b3a8b",
+    "masked": "#1f5fa8",
     "ambient": "#117733",
     "ambient_blind": "#6b8e23",
     "omni": "#a03050",

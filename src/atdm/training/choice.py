@@ -30,22 +30,22 @@ def choose(config: TrainConfig, source: Source, levels: Levels | None) -> tuple[
     """
     by_trusted = None if levels is None else auto.by_levels(levels.stds, only_noise(source, levels))
     # auto:k=3 asks for the regularizer, and in latents noise is not what it is in pixels.
-    gauged = config.objective.name == "auto" and by_trusted is None and config.vae is None
-    noise = noise_of(source) if gauged else None
-    chosen = by_trusted or (auto.by_noise(noise, len(source)) if noise else None)
+    looked = config.objective.name == "auto" and config.vae is None
+    found = found_in(source) if looked else None
+    chosen = by_trusted or (auto.by_images(found, len(source)) if found else None)
     if chosen:
         objective = ObjectiveConfig(**chosen)
     else:
         objective = config.objective.fitted(source.some(auto.ITEMS), source.hidden_std)
-    why = [auto.explain(vars(objective), len(source), noise if chosen and not by_trusted else None)]
+    why = [auto.explain(vars(objective), len(source), found if chosen and not by_trusted else None)]
     if config.vae:
         why.append("It looked at the latents, where auto was not measured: train with --objective ddpm, too.")
     return objective, why
 
 
-def noise_of(source: Source) -> auto.NoiseFound | None:
-    """The Gaussian noise of the images of a source; None where only files show it, or items are no images that show any."""
-    if not by_patches(source.item_shape) or source.hidden_std > 0:
+def found_in(source: Source) -> auto.Found | None:
+    """What is wrong with single images of a source, in its pixels; None where items are no images that show it."""
+    if not by_patches(source.item_shape):
         return None
     x, indices = source.some_indexed(GAUGED)
-    return auto.NoiseFound.of(source.gauge(), x, indices)
+    return auto.Found.of(None if source.hidden_std > 0 else source.gauge(), x, indices)

@@ -49,7 +49,7 @@ def require_shardable(config: TrainConfig, objective: Loss, accelerator: Acceler
     if objective.passes()["floor_over_ddpm"] > 1:
         raise UserError(
             f"The objective {config.objective.name} passes several times through a network whose weights it freezes, on some rows "
-            "only, and the processes of a sharded one must pass alike. Expected ddpm, pseudo_huber, input_perturbation, "
+            "only, and the processes of a sharded one must pass alike. Expected ddpm, pseudo_huber, masked, input_perturbation, "
             "ambient or ambient_blind, or no shard."
         )
 
