@@ -124,7 +124,7 @@ def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0)
     }
 
 
-class Found(NamedTuple):
+class CorruptionFound(NamedTuple):
     """What is wrong with images one by one.
 
     Args:
@@ -138,7 +138,7 @@ class Found(NamedTuple):
     replaced: float
 
     @classmethod
-    def of(cls, gauge: Gauge | None, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> Found:
+    def of(cls, gauge: Gauge | None, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> CorruptionFound:
         """In items ``x`` with these indices in their set.
 
         Args:
@@ -150,7 +150,7 @@ class Found(NamedTuple):
         return cls(float(noisy.double().mean()), std, float(replaced_share(x).mean()))
 
 
-def by_images(found: Found, items: int) -> dict[str, Any] | None:
+def by_images(found: CorruptionFound, items: int) -> dict[str, Any] | None:
     """The options of an objective for so many images of which this was found: ``ambient_blind`` or ``masked``, or both in one; else None."""
     masked = found.replaced >= REPLACED
     if found.share >= NOISY and (1 - found.share) * items >= CLEAN:
@@ -210,7 +210,7 @@ def image_by_image(
         return None
     indices = torch.arange(len(x))
     gauge = None if hidden > 0 else Gauge.fit(x, indices)
-    found = Found.of(gauge, x, indices)
+    found = CorruptionFound.of(gauge, x, indices)
     chosen = by_images(found, items)
     if chosen is None:
         return None
@@ -237,7 +237,7 @@ def by_levels(stds: Float[Tensor, "n"], noise: bool = False) -> dict[str, Any] |
     return None if noise else {"name": "omni"}
 
 
-def explain(chosen: Mapping[str, Any], items: int, found: Found | None = None) -> str:
+def explain(chosen: Mapping[str, Any], items: int, found: CorruptionFound | None = None) -> str:
     """What was chosen for so many items, as a sentence.
 
     Args:

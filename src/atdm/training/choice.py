@@ -43,9 +43,9 @@ def choose(config: TrainConfig, source: Source, levels: Levels | None) -> tuple[
     return objective, why
 
 
-def found_in(source: Source) -> auto.Found | None:
+def found_in(source: Source) -> auto.CorruptionFound | None:
     """What is wrong with single images of a source, in its pixels; None where items are no images that show it."""
     if not by_patches(source.item_shape):
         return None
     x, indices = source.some_indexed(GAUGED)
-    return auto.Found.of(None if source.hidden_std > 0 else source.gauge(), x, indices)
+    return auto.CorruptionFound.of(None if source.hidden_std > 0 else source.gauge(), x, indices)
