@@ -16,6 +16,7 @@ from atdm.data.items import Floats
 from atdm.data.source import Source
 from atdm.diffusion.process import Process
 from atdm.errors import UserError
+from atdm.noise.estimate import noise_alone
 from atdm.objective import Objective
 from atdm.objective.ambient import AmbientGauged
 from atdm.objective.auto import EVIDENCE, GATE, LENGTH, constants, quiet_std
@@ -91,6 +92,33 @@ def test_low_noise_is_learned_from_clean_images_where_there_are_enough(n, noisy,
     chosen, _ = choose(TrainConfig(objective=ObjectiveConfig("auto:k=2")), source, None)
     assert chosen.name == "robust_adv"
     assert isinstance(Objective.auto(images, Process.linear(), k=2), Objective)
+
+
+@pytest.mark.parametrize(("noisy", "words"), [(0, "for 1"), (200, "for Gaussian noise")])
+def test_images_that_are_noise_alone_are_not_used(noisy, words):
+    images, truth = corrupt(pictures(600, noisy), "outliers:share=0.1", 0)
+    chosen, (why,) = choose(TrainConfig(objective=ObjectiveConfig("auto")), Source(Floats(images)), None)
+    assert chosen.name == EVIDENCE
+    assert words in why
+    found = float(re.search(r"(\d+\.\d)% of the images are noise alone, and are not used", why)[1])
+    assert found == pytest.approx(100 * truth.corrupted.mean(), abs=0.6)
+    loss = Objective.auto(images, Process.linear())
+    outputs = torch.zeros_like(images, requires_grad=True)
+    draws = dataclasses.replace(loss.draw(images.shape), t=torch.full((600,), 900))  # far above their noise
+    loss = dataclasses.replace(loss, exchange=False)
+    loss(lambda x, t: outputs, images, draws=draws).loss.sum().backward()
+    learned = outputs.grad.flatten(1).any(1).numpy()
+    assert learned[truth.corrupted].mean() < 0.05
+    assert learned[~truth.corrupted].all()
+
+
+def test_flat_images_with_noise_are_used():
+    flat = torch.zeros(600, 3, 16, 16) + torch.linspace(-0.8, 0.8, 600).reshape(-1, 1, 1, 1)
+    noise = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))
+    assert not noise_alone(flat + 0.2 * noise, torch.full((600,), 0.2)).any()
+    assert noise_alone(flat + 0.5 * noise, torch.full((600,), 0.5)).double().mean() > 0.98
+    assert not noise_alone(pictures(600) + 0.5 * noise, torch.full((600,), 0.5)).any()
+    assert not noise_alone(torch.randn(600, 20), torch.ones(600)).any()
 
 
 def test_a_loop_of_ones_own_learns_from_the_levels_that_its_batches_show():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
 from . import mixture
@@ -22,6 +22,11 @@ USUAL = {3: 0.006, 1: 0.02}  # level of clean photographs by channels, as CIFAR-
 THIN_USUAL = 0.01
 COMMON_GAIN = 0.1  # log likelihood per image from which on gray noise in color images is believed
 SAMPLE = 512  # images that the filters are fitted to
+LOUD, BLOCKS = (
+    0.3,
+    4,
+)  # noise std from which on an image may be nothing else, and blocks of a side by which that is judged
+EMPTY = 2.0  # variance of the means of blocks, over that of noise, below which there is nothing else
 
 
 @dataclass(frozen=True)
@@ -225,6 +230,19 @@ def _look(x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"] | None = None) 
     use = (replaced_share(x) == 0).cpu().numpy() if patches else np.ones(len(x), bool)
     found = meter.judge(meter.levels(x, indices), use)
     return Gauge(meter, found.noise, int(found.common)), found
+
+
+def noise_alone(x: Float[Tensor, "n *item"], stds: Float[Tensor, "n"]) -> Bool[Tensor, "n"]:
+    """The images that are noise and nothing else: their 4x4 blocks differ no more than noise of their std makes them.
+
+    Args:
+        stds: of the noise of each, as estimated; images with less than 0.3 are none. Nor are vectors, and images below 12x12.
+    """
+    if not by_patches(x.shape[1:]):
+        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    means = nn.functional.adaptive_avg_pool2d(x, BLOCKS).flatten(2)
+    expected = stds.square() * BLOCKS**2 / (x.shape[2] * x.shape[3])
+    return (stds >= LOUD) & (means.var(2).mean(1) < EMPTY * expected)
 
 
 def estimate_noise(x: Float[Tensor, "n *item"]) -> NoiseEstimate:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..diffusion.process import PerItem, Process, States, Timesteps, per_item
 from ..errors import UserError
 from ..noise import Gauge
+from ..noise.estimate import noise_alone
 from ..noise.filters import THIN
 from .masked import require_pixels, seen
 from .terms import Baseline, Draws, LevelsFrom, Predict, Terms, item_mean
@@ -76,9 +77,20 @@ class Ambient(Baseline):
 
 @dataclass(frozen=True)
 class AmbientBlind(Ambient):
-    """:class:`Ambient` that does not know the levels: they are estimated from the items (:mod:`atdm.noise`)."""
+    """:class:`Ambient` that does not know the levels: they are estimated from the items (:mod:`atdm.noise`).
+
+    Images that are noise alone train at no level.
+    """
 
     levels_from: ClassVar[LevelsFrom] = "items"
+
+    def levels(self, x0: States, given: PerItem | None) -> PerItem:
+        levels = self.estimated(x0, given)
+        return torch.where(noise_alone(x0, levels), math.inf, levels)
+
+    def estimated(self, x0: States, given: PerItem | None) -> PerItem:
+        """The noise std of each item."""
+        return known(given)
 
     def require_items(self, item_shape: tuple[int, ...]) -> None:
         super().require_items(item_shape)
@@ -97,7 +109,7 @@ class AmbientGauged(AmbientBlind):
     gauge: Gauge = field(kw_only=True, repr=False)
     note: str = field(default="", kw_only=True, repr=False)
 
-    def levels(self, x0: States, given: PerItem | None) -> PerItem:
+    def estimated(self, x0: States, given: PerItem | None) -> PerItem:
         return self.gauge.stds(x0, torch.arange(len(x0))) if given is None else given
 
 

@@ -23,7 +23,7 @@ from .. import spec
 from ..diffusion.process import Process
 from ..errors import UserError, expect
 from ..noise import Gauge
-from ..noise.estimate import by_patches
+from ..noise.estimate import by_patches, noise_alone
 from ..noise.pixels import replaced_share
 from .ambient import AmbientGauged
 from .masked import Masked
@@ -40,6 +40,7 @@ LENGTH = 5.0  # of the perturbation, noise units, however many dimensions there 
 EVERY = 2  # steps for one with the regularizer, and
 START = 0.5  # of the training is ddpm's: the denoiser that is made to agree with itself should first be a good one
 NOISY = 0.05  # share of the images from which on noise is believed
+ALONE = 0.01  # share of images that are noise alone, likewise
 CLEAN = 100  # images without noise, from which on low noise is learned from them alone
 EVIDENCE = "ambient_blind:exchange=true"
 REPLACED = 0.003  # share of all pixels that look replaced from which on they are believed to be: clean photos have a third of it
@@ -130,11 +131,13 @@ class CorruptionFound(NamedTuple):
     Args:
         share: of the images that hold Gaussian noise.
         std: of it, root mean square over them.
+        alone: share of the images that are noise and nothing else.
         replaced: share of all pixels that look replaced.
     """
 
     share: float
     std: float
+    alone: float
     replaced: float
 
     @classmethod
@@ -144,16 +147,18 @@ class CorruptionFound(NamedTuple):
         Args:
             gauge: of the noise of single items; None where it is not to be looked for.
         """
-        stds = torch.zeros(len(x)).double() if gauge is None else gauge.stds(x, indices).double()
-        noisy = stds > 0
-        std = float(stds[noisy].square().mean().sqrt()) if noisy.any() else 0.0
-        return cls(float(noisy.double().mean()), std, float(replaced_share(x).mean()))
+        stds = torch.zeros(len(x)) if gauge is None else gauge.stds(x, indices)
+        alone = noise_alone(x, stds)
+        noisy = (stds > 0) & ~alone
+        std = float(stds[noisy].double().square().mean().sqrt()) if noisy.any() else 0.0
+        return cls(float(noisy.double().mean()), std, float(alone.double().mean()), float(replaced_share(x).mean()))
 
 
 def by_images(found: CorruptionFound, items: int) -> dict[str, Any] | None:
     """The options of an objective for so many images of which this was found: ``ambient_blind`` or ``masked``, or both in one; else None."""
     masked = found.replaced >= REPLACED
-    if found.share >= NOISY and (1 - found.share) * items >= CLEAN:
+    wrong = found.share >= NOISY or found.alone >= ALONE
+    if wrong and (1 - found.share - found.alone) * items >= CLEAN:
         return {"name": f"{EVIDENCE},masked=true" if masked else EVIDENCE}
     return {"name": "masked"} if masked else None
 
@@ -250,12 +255,17 @@ def explain(chosen: Mapping[str, Any], items: int, found: CorruptionFound | None
             f"the others; auto:k={K:g} applies the regularizer instead."
         )
     if found is not None:
-        pixels = f" {found.replaced:.1%} of the pixels look replaced, and are no targets." if name != EVIDENCE else ""
-        return (
-            f"objective auto: {name}, for Gaussian noise of std {found.std:.2g} was found on {found.share:.0%} of the images. These "
-            f"train above their noise levels, the others at all levels.{pixels} Sampling with --stop_ratio {found.std:.2g}, the noise "
-            f"level, reduces noise further; auto:k={K:g} applies the regularizer instead."
-        )
+        reasons = []
+        if found.share >= NOISY:
+            reasons.append(
+                f"Gaussian noise of std {found.std:.2g} was found on {found.share:.0%} of the images. These train above their noise levels, "
+                f"the others at all levels. Sampling with --stop_ratio {found.std:.2g}, the noise level, reduces noise further."
+            )
+        if found.alone >= ALONE:
+            reasons.append(f"{found.alone:.1%} of the images are noise alone, and are not used.")
+        if name != EVIDENCE:
+            reasons.append(f"{found.replaced:.1%} of the pixels look replaced, and are no targets.")
+        return f"objective auto: {name}, for {' '.join(reasons)} auto:k={K:g} applies the regularizer instead."
     if name == "omni":
         return "objective auto: omni, for the trusted images show which others to use, and from which noise level on."
     if name == "ddpm" and items < FEWEST:
