@@ -237,11 +237,10 @@ def test_other_damaged_text_beside_results(tmp_path, capsys, file):
         assert err.startswith(f"atdm: Cannot read {damaged}: it is not text in UTF-8")
 
 
-def test_pages_of_experiments_of_another_version_come_last(tmp_path):
-    for name in ("baselines", "gone"):
-        record = {"experiment": name, "heading": name, "summary": "s", "command": "c", "claims": []}
-        (tmp_path / f"{name}.json").write_text(json.dumps(record))
-    assert re.findall(r"\((\w+)\.md\)", index(tmp_path)) == ["baselines", "gone"]
+def test_pages_of_experiments_of_another_version_come_last():
+    record = {"summary": "s", "command": "c", "claims": []}
+    records = {name: {**record, "experiment": name, "heading": name} for name in ("gone", "baselines")}
+    assert re.findall(r"\((\w+)\.md\) \|", index(records)) == ["baselines", "gone"]
 
 
 def test_a_damaged_outcome_is_measured_again(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from atdm.corruption import parse_corruption
+from atdm.corruption import corrupt, parse_corruption
 from atdm.data import load
 from atdm.data.items import Floats, Joined
 from atdm.data.source import Source
@@ -17,7 +17,7 @@ from atdm.errors import UserError
 from atdm.metrics import ReferenceSet
 from atdm.training.config import TrainConfig
 from atdm.training.parts import build
-from helpers import atdm
+from helpers import atdm, pictures
 
 NOISE = "gaussian:share=1,std=0.2"
 SHORT = [
@@ -215,10 +215,8 @@ def test_omni_is_refused_in_a_sentence_without_trusted_images_or_fixed_corruptio
 def test_auto_takes_omni_or_ddpm_by_the_trusted_images_and_says_why(clean):
     from atdm.training.config import ObjectiveConfig
 
-    for corrupt, name in (("outliers:share=0.5", "omni"), ("none", "ddpm")):
-        config = TrainConfig(
-            data="digits", limit=200, trusted=clean, corrupt=corrupt, objective=ObjectiveConfig("auto")
-        )
+    for spec, name in (("outliers:share=0.5", "omni"), ("none", "ddpm")):
+        config = TrainConfig(data="digits", limit=200, trusted=clean, corrupt=spec, objective=ObjectiveConfig("auto"))
         parts = build(config)
         assert parts.config.objective.name == name
         assert parts.notes[-1].startswith(f"objective auto: {name}, for ")
@@ -235,6 +233,30 @@ def test_auto_keeps_the_regularizer_where_noise_is_what_is_wrong(clean, corrupt,
 
     config = TrainConfig(data="digits", corrupt=corrupt, trusted=clean, objective=ObjectiveConfig("auto"))
     assert build(config).config.objective.name == name
+
+
+def test_pixels_tell_more_than_levels_of_whole_images():
+    from atdm.training.choice import choose, trusted_levels
+    from atdm.training.config import ObjectiveConfig
+
+    corrupted = corrupt(pictures(300), "salt_pepper:share=0.8,rate=0.1", 0)[0]
+    source = Source(Floats(torch.cat([corrupted, pictures(340)[300:]])), trusted=40)
+    config = TrainConfig(objective=ObjectiveConfig("auto"))
+    levels = trusted_levels(config, source)
+    assert levels is not None
+    assert (levels.stds > 0).double().mean() > 0.5
+    chosen, why = choose(config, source, levels)
+    assert chosen.name == "masked"
+    assert why[0].startswith("objective auto: masked, for ")
+
+
+def test_omni_with_options_finds_its_levels(clean):
+    from atdm.training.config import ObjectiveConfig
+
+    chosen = ObjectiveConfig("omni:masked=true,exchange=false")
+    parts = build(TrainConfig(data="digits", limit=200, trusted=clean, corrupt="outliers:share=0.5", objective=chosen))
+    assert parts.levels is not None
+    assert (parts.objective.masked, parts.objective.exchange) == (True, False)
 
 
 def test_omni_of_a_loop_needs_levels():

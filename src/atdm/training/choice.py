@@ -9,6 +9,7 @@ from ..data.source import GAUGED, Source
 from ..noise import Levels
 from ..noise.estimate import by_patches
 from ..objective import auto
+from ..spec import parse_spec
 from .config import ObjectiveConfig, TrainConfig
 from .trusted import levels_of, only_noise
 
@@ -18,7 +19,7 @@ def trusted_levels(
 ) -> Levels | None:
     """Where trusted items are to say from which noise level on each other item is used: those levels."""
     name = config.objective.name  # auto:k=3 asks for the regularizer
-    able = name == "omni" or (name == "auto" and not source.fresh)
+    able = parse_spec(name)[0] == "omni" or (name == "auto" and not source.fresh)
     return levels_of(source, Path(config.out) if config.out else None, progress) if source.trusted and able else None
 
 
@@ -32,7 +33,10 @@ def choose(config: TrainConfig, source: Source, levels: Levels | None) -> tuple[
     # auto:k=3 asks for the regularizer, and in latents noise is not what it is in pixels.
     looked = config.objective.name == "auto" and config.vae is None
     found = found_in(source) if looked else None
-    chosen = by_trusted or (auto.by_images(found, len(source)) if found else None)
+    by_pixels = auto.by_images(found, len(source)) if found else None
+    if found and found.replaced >= auto.REPLACED:  # pixels tell more than levels of whole images
+        by_trusted = None
+    chosen = by_trusted or by_pixels
     if chosen:
         objective = ObjectiveConfig(**chosen)
     else:

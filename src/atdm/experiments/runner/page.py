@@ -12,6 +12,7 @@ from ...errors import UserError
 from ...files import atomic, checked, read_json, read_text, shown, write_text
 from ...report import Table, markdown
 from .. import DEMO, EXPERIMENTS, SUBSPACE, folder_of, label_of
+from . import guide
 
 PIXELS = 1000  # width of a picture
 PICTURES = 4  # of an experiment: the first ones of its figures
@@ -28,13 +29,16 @@ PROVENANCE: dict[str, Any] = {
     "jobs": int,
     "cpu seconds of all jobs": float,
 }
-RECORD: dict[str, Any] = {"experiment": str, "heading": str, "summary": str, "command": str, "claims": list}
+RECORD: dict[str, Any] = {
+    **dict.fromkeys(("experiment", "heading", "summary", "command"), str),
+    **dict.fromkeys(("claims", "tables"), list),
+}
 
 
 def write_pages(folder: Path, pages: Path) -> list[str]:
     """Write to the folder ``pages`` what is in ``folder``: ``NAME.md``, ``NAME.json`` and ``images/NAME-*.png`` of each result.
 
-    Pages of other results that are there stay, and the index names them all.
+    Pages of other results that are there stay; the index names them all, and ``guide.md`` says what they make of the methods.
 
     Returns:
         the names of the results.
@@ -50,7 +54,9 @@ def write_pages(folder: Path, pages: Path) -> list[str]:
             _shrink(folder / name / f"{title}.png", pages / "images" / f"{name}-{title}.png")
         write_text(pages / f"{name}.json", json.dumps(record, indent=1))
         write_text(pages / f"{name}.md", page_of(name, record))
-    write_text(pages / INDEX, index(pages))
+    records = {file.stem: _record(file) for file in sorted(pages.glob("*.json"))}
+    write_text(pages / INDEX, index(records))
+    write_text(pages / guide.NAME, guide.page(records))
     return [*results]
 
 
@@ -77,9 +83,9 @@ def page_of(name: str, record: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def index(pages: Path) -> str:
-    """The index of the pages in a folder: of each its command, and how many of its claims the numbers bear out."""
-    found = [(file.stem, _record(file)) for file in pages.glob("*.json")]
+def index(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """The index of pages, from their JSON by name: of each its command, and how many of its claims the numbers bear out."""
+    found = [*records.items()]
     order = {name: number for number, name in enumerate(SHOWN)}
     found.sort(key=lambda item: (order.get(item[1]["experiment"], len(order)), item[0]))
     rows = [
@@ -94,7 +100,8 @@ def index(pages: Path) -> str:
     table = Table(["page", "what", "claims that agree", "made by"], rows)
     return (
         "# Results\n\nEvery page here was written by the command beside it, with `--pages results`; nothing is edited by hand. DATA is a folder of "
-        f"images. Each page lists the claims that its numbers bear out and those that they do not.\n\n{markdown(table)}\n"
+        f"images. Each page lists the claims that its numbers bear out and those that they do not. [What to use]({guide.NAME}) puts those that "
+        f"compare methods in one table.\n\n{markdown(table)}\n"
     )
 
 
