@@ -493,7 +493,7 @@ def test_a_run_with_fresh_noise_resumes_exactly(tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("ambiet", r"Did you mean 'ambient'\? Valid: ambient, ambient_blind, auto, ddpm, free"),
+        ("ambiet", r"Did you mean 'ambient'\? Valid: ambient, ambient_blind, ambient_consistent, auto, ddpm, free"),
         ("free:radios=1", "no option 'radios'"),
         ("free:process=1", "no option 'process'"),
         ("free:replays=0", "replays of free"),
@@ -504,6 +504,8 @@ def test_a_run_with_fresh_noise_resumes_exactly(tmp_path):
         ("sure:step=0", "step of SURE"),
         ("ambient_blind:floor=0.1", "no option 'floor'"),
         ("masked:rate=0.1", "no option 'rate'"),
+        ("ambient_consistent:hops=0", "hops"),
+        ("ambient_consistent:weight=-1", "weight of ambient_consistent"),
         ("robust_adv:gate=0.2", "--objective.gate"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from .ambient import Ambient, AmbientBlind, Omni
 from .baselines import BASELINES
+from .consistent import AmbientConsistent
 from .equivariance import Objective
 from .free import Free
 from .huber import PseudoHuber
@@ -21,6 +22,7 @@ __all__ = [
     "OBJECTIVES",
     "Ambient",
     "AmbientBlind",
+    "AmbientConsistent",
     "Baseline",
     "Draws",
     "Free",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .ambient import Ambient, AmbientBlind, Omni
+from .consistent import AmbientConsistent
 from .free import Free
 from .huber import PseudoHuber
 from .input_perturbation import InputPerturbation
@@ -17,6 +18,7 @@ BASELINES: dict[str, type[Baseline]] = {
     "masked": Masked,
     "ambient": Ambient,
     "ambient_blind": AmbientBlind,
+    "ambient_consistent": AmbientConsistent,
     "omni": Omni,
     "sfbd": Sfbd,
     "sure": Sure,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..diffusion.conditioning import of_items
@@ -30,7 +30,7 @@ class Draws:
         t, noise: what all losses draw alike under one seed.
         beta: a number in (0, 1] for each item: of the radius, or of where a loss moves its timestep.
         start: where each perturbation starts, in the unit ball.
-        more: further noise, for losses that need two.
+        more: further noise, for losses that need more: of the items' shape, or several such for each item.
         delta: of a loss that keeps its perturbation from one replay to the next: that, in units of the state.
     """
 
@@ -38,7 +38,7 @@ class Draws:
     noise: States
     beta: PerItem | None = None
     start: States | None = None
-    more: States | None = None
+    more: Float[Tensor, "batch *further"] | None = None
     delta: States | None = None
 
     def __getitem__(self, items: slice) -> Draws:

@@ -34,6 +34,7 @@ COLOURS: dict[str, str] = {
     "masked": "#1f5fa8",
     "ambient": "#117733",
     "ambient_blind": "#6b8e23",
+    "ambient_consistent": "#3f7d20",
     "omni": "#a03050",
     "sfbd": "#2a9d8f",
     "sure": "#5b7083",

@@ -95,7 +95,7 @@ class ObjectiveConfig:
         name: auto (chosen from the data: ambient_blind, masked, or robust_adv with gate and strength; auto:k=5: the last, stronger),
             robust_adv (as published), ddpm, robust_rand, inv_rand or inv_adv; or a baseline with its constants, which like auto takes
             none of the options below: input_perturbation:gamma=0.1, pseudo_huber:c=0.1, masked, ambient, ambient_blind:exchange=true,
-            omni and sfbd:pretrain=0.5,rounds=2 (by --trusted), sure, free:radius=0.1.
+            ambient_consistent, omni and sfbd:pretrain=0.5,rounds=2 (by --trusted), sure, free:radius=0.1.
         radius: how far to perturb, in noise units: published:omega=2,floor=8/255,beta=uniform,beta_min=0, floored (its bias as
             a least radius) or constant:r=1.
         weight: how much it counts: published:lam=0.3, over_radius:lam=0.3 (the bias inside the weight), over_variance:lam=0.3,
