@@ -76,6 +76,13 @@ def test_images_are_clipped_and_the_network_is_as_it_was():
     assert net.training
 
 
+def test_of_clean_images_alone_the_network_sees_nothing():
+    """With attention it cannot see an empty batch."""
+    net = build_net("tiny:channels=8,multipliers=1-2,head_dim=8", (3, 16, 16))
+    clean = torch.rand(5, 3, 16, 16)
+    assert torch.equal(restore(Model(net, LINEAR, shape=(3, 16, 16)), clean, torch.zeros(5)), clean)
+
+
 def test_a_model_that_diverges_is_a_sentence():
     model = Model(lambda x, t: x * float("nan"), LINEAR, shape=(4,))
     with pytest.raises(UserError, match="1 of the 2 restored items are not finite"):

@@ -35,9 +35,14 @@ def recommend(base: TrainConfig, found: Audit, cuda: bool) -> tuple[TrainConfig,
         seen += [f"{pixels:.1%} of the pixels look replaced"] if pixels else []
         files = found.files is not None and bool(found.files.remains.any())
         where = ", or from the noise in the files, whichever is more" if files else ""
+        ways = ["It learns from the other pixels."] if pixels else []
+        if noisy is not None or far:
+            ways.append(
+                "It learns low noise from clean images where there are enough, or takes gate and strength from the directions in which "
+                f"the data vary least{where}."
+            )
         reasons = [
-            f"objective auto: {', and '.join(seen)}. It learns low noise from clean images where there are enough, and nothing from "
-            f"replaced pixels, or takes gate and strength from the directions in which the data vary least{where}.",
+            f"objective auto: {', and '.join(seen)}. {' '.join(ways)}",
             "Train with --objective.name ddpm, too: sampled with --stop_ratio near the noise, early stopping is the baseline that costs nothing.",
         ]
     else:

@@ -53,6 +53,8 @@ def restore(
     out = x.detach().cpu().clone()
     with evaluating(model.net):
         for indices in torch.nonzero(stds > 0)[:, 0].split(batch_size):
+            if not len(indices):  # what split makes of none; not every network takes an empty batch
+                break
             t = timesteps_of(model.process, stds[indices])
             y = out[indices].to(model.device)
             where = t.to(model.device)
