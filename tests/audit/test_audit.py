@@ -178,11 +178,27 @@ def test_replaced_pixels_are_told_and_are_no_gaussian_noise(spec, channels):
 
 
 def test_the_share_of_replaced_pixels_is_that_of_the_truth():
-    dirty, truth = corrupt(torch.full((50, 3, 32, 32), 0.3), "salt_pepper:rate=0.05", 0)
+    ramp = torch.linspace(-0.5, 0.5, 32)[:, None].expand(50, 3, 32, 32).contiguous()
+    dirty, truth = corrupt(ramp, "salt_pepper:rate=0.05", 0)
     details = truth.details["salt_pepper"]
     assert replaced_share(dirty).numpy() == pytest.approx(
         (details["black"] + details["white"]) / 32**2, abs=1.5 / 32**2
     )
+
+
+@pytest.mark.parametrize("drawn", ["lines", "strokes", "pixel art"])
+def test_in_drawings_nothing_looks_replaced(drawn):
+    generator = torch.Generator().manual_seed(0)
+    if drawn == "lines":
+        x = torch.ones(60, 1, 32, 32)
+        for image in x:
+            row, column = torch.randint(2, 30, (2,), generator=generator).tolist()
+            image[:, row, :] = image[:, :, column] = -1
+    else:
+        how = {"mode": "nearest"} if drawn == "pixel art" else {"mode": "bicubic", "align_corners": False}
+        x = torch.nn.functional.interpolate(load("digits").x[:300], size=28, **how)
+        x = (2.5 * x).clamp(-1, 1) if drawn == "strokes" else x
+    assert not replaced_share(((x + 1) * 127.5).round() / 127.5 - 1).any()
 
 
 def test_clipped_noise_is_not_called_replaced(photos):

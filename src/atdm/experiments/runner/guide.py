@@ -14,7 +14,7 @@ from ...training.config import ObjectiveConfig
 
 NAME = "guide.md"
 PAGES = ("baselines", "images", "replaced-pixels", "trusted")  # the experiments that compare methods
-LARGE = {"cifar10": "CIFAR-10", "celeba": "CelebA", "bedroom": "bedrooms"}
+LARGE = {"images": "images", "cifar10": "CIFAR-10", "celeba": "CelebA", "bedroom": "bedrooms"}
 VECTORS = ("plane", "photos on a subspace")
 ITEMS = ("images of 12x12 pixels or more", "smaller images", "vectors")
 WRONG = {  # in the order of the table: what a condition is called
