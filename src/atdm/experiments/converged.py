@@ -76,9 +76,11 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
     """The table of every objective, and the published order."""
     rows = [r for o in outcomes for r in o.rows]
     config = outcomes[0].job.config
+    pair = [o.job for o in outcomes if o.job.options["set"] == LARGER]
+    larger = f" The pair at 32x32: {pair[0].config.steps:,} steps, {pair[0].samples:,} samples." if pair else ""
     lead = (
-        "Are the differences those of short training? The same network and images for every objective, "
-        f"{config.steps} steps of {config.batch_size}. Published, at 32x32 with FID: ddpm 102.68, robust_rand 68.04, "
+        "Are the differences those of short training? The same network and images for every objective, at 16x16 "
+        f"{config.steps:,} steps of {config.batch_size}.{larger} Published, at 32x32 with FID: ddpm 102.68, robust_rand 68.04, "
         "robust_adv 24.81. Rows that name no number of steps are sampled in as many as published, 1,000."
     )
     return Findings(lead, [*images.claims(rows), _steps(rows)], rows, images.figures(outcomes), [images.table(rows)])
