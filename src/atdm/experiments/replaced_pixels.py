@@ -54,14 +54,15 @@ def work(job: Job, tell: Tell) -> Outcome:
 def _found(trained: Trained) -> dict[str, float]:
     """Of the pixels that were replaced the share that is found, and of those found the share that was replaced.
 
-    Noise changes every pixel of an image: images of which all were changed have none that was replaced.
+    Nothing is said of clean images, and where noise changed other pixels.
     """
     clean, given = trained.dataset.x, trained.corrupted
     changed = (given != clean).any(1, keepdim=True)
-    changed &= ~changed.flatten(1).all(1)[:, None, None, None]
+    if "gaussian" in trained.config.corrupt or not changed.any():
+        return {}
     found = torch.cat([replaced_pixels(x) for x in given.split(256)])
-    both, whole = (changed & found).sum().item(), changed.sum().item()
-    return {"recall": both / whole, "precision": both / max(1, int(found.sum()))} if whole else {}
+    both = (changed & found).sum().item()
+    return {"recall": both / changed.sum().item(), "precision": both / max(1, int(found.sum()))}
 
 
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
