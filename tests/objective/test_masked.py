@@ -162,3 +162,5 @@ def test_items_without_pixels_are_refused(spec, shape):
     with pytest.raises(UserError, match="images of at least 3x3 pixels"):
         ObjectiveConfig(spec).build(PROCESS).require_items(shape)
     assert BASELINES["masked"](PROCESS).require_items((1, 3, 3)) is None
+    with pytest.raises(UserError, match="images of at least 3x3 pixels"):  # in a loop of one's own
+        Masked(PROCESS)(linear, torch.zeros(2, *shape))

@@ -113,7 +113,7 @@ class Told(nn.Module):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_pass_of_an_objective_tells_each_item_its_own_class(name):
     objective = Objective(name, LINEAR, gate=2.0) if name in KINDS else OBJECTIVES[name](LINEAR)
-    x = torch.randn(12, 6, generator=seeded(1))
+    x = torch.randn(12, 1, 4, 4, generator=seeded(1))
     labels, levels = torch.arange(12) % 3, torch.full((12,), 0.05)
     draws = objective.draw(x.shape, generator=seeded(2), perturbation_generator=seeded(3))
     together = objective(Told(3), x, draws=draws, levels=levels, class_labels=labels)

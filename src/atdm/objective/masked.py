@@ -45,7 +45,11 @@ def seen(x0: States) -> tuple[States, Callable[[States], PerItem]]:
 
     A replaced pixel becomes the mean over the pixels that were seen in the smallest window around it that holds any: of 3x3, and
     others of which each reaches twice as far as the last.
+
+    Raises:
+        UserError: they are no images.
     """
+    require_pixels("masked", tuple(x0.shape[1:]))
     replaced = replaced_pixels(x0)
     kept, filled, missing = (~replaced).to(x0), x0, replaced
     for reach in (2**k for k in range(max(x0.shape[2:]).bit_length())):  # the last holds the image from wherever in it
