@@ -139,23 +139,23 @@ def table(records: Mapping[str, Mapping[str, Any]]) -> Table:
                 if len(best) > 1 and (not informed or best[0] in informed):
                     rows.append([items, wrong, known, *_line(those, best)])
     columns = ["items", "what is wrong", "what is known", "use", "cost of a step", "residual", "distance"]
-    return Table([*columns, "next best", "its residual", "its distance", "measured on (seeds)"], rows)
+    return Table([*columns, "next best: residual, distance", "measured on (seeds)"], rows)
 
 
 def _line(those: Sequence[Measured], best: Sequence[str]) -> list[str]:
-    """The chosen method, its cost, its gains, the same of the next, and where this was measured."""
-    cells = [best[0], _cost(best[0])]
-    for turn, method in enumerate(best[:2]):
-        cells += [method] if turn else []
-        cells += [_span([each.gain(method)[number] for each in those if method in each.numbers]) for number in (0, 1)]
+    """The chosen method, its cost, its gains, the next with its own, and where this was measured."""
+    gains = [
+        [_span([each.gain(method)[number] for each in those if method in each.numbers]) for number in (0, 1)]
+        for method in best[:2]
+    ]
     where = dict.fromkeys(f"[{m.benchmark}]({m.page}.md) ({m.seeds})" for m in those)
-    return [*cells, ", ".join(where)]
+    return [best[0], _cost(best[0]), *gains[0], f"{best[1]}: {', '.join(gains[1])}", ", ".join(where)]
 
 
 def _span(ratios: Sequence[float]) -> str:
     """Ratios as changes in percent, from the least to the largest."""
-    low, high = (f"{100 * (value - 1):+.0f} %".replace("-", "−") for value in (min(ratios), max(ratios)))
-    return low if low == high else f"{low} to {high}"
+    low, high = (f"{100 * (value - 1):+.0f}".replace("-", "−") for value in (min(ratios), max(ratios)))
+    return f"{low} %" if low == high else f"{low} to {high} %"
 
 
 def _cost(method: str) -> str:
