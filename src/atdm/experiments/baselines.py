@@ -33,14 +33,19 @@ STANDARD = (0.9, 0.2)  # where the shares and the stds cross
 STOPS = (0.3, 0.5)  # noise levels at which the sampling of ddpm is also stopped; what suits is not known without labels
 STOPPED = ", stopped "
 HALF = f"{STOPPED}at half its gate"
-BASELINES = ("input_perturbation", "pseudo_huber", "free", "ambient", "ambient_blind", "sure", "masked")
+BASELINES = ("input_perturbation", "pseudo_huber", "free", "ambient", "ambient_blind", "sure")
 OBJECTIVES = {
     "ddpm": DDPM,
     **{name: published(name) for name in ("robust_rand", "robust_adv")},
     **{name: ObjectiveConfig(name) for name in ("auto", *BASELINES)},
 }
-COMPARED = tuple(name for name in OBJECTIVES if name != "masked")  # which is for replaced pixels (.replaced_pixels)
-INFORMED = ("ambient", "sure")  # know the noise of every item
+COMPARED = tuple(OBJECTIVES)
+# By name only: one is for replaced pixels (.replaced_pixels), one for data of which every item is noisy.
+OBJECTIVES |= {
+    "masked": ObjectiveConfig("masked"),
+    "ambient_consistent": ObjectiveConfig("ambient_consistent:known=true"),
+}
+INFORMED = ("ambient", "ambient_consistent", "sure")  # know the noise of every item
 IMAGES_ONLY = ("ambient_blind", "masked")
 PHOTOS, IMAGES = "photos on a subspace", "images"
 BENCHMARKS = ("digits", "plane")

@@ -221,9 +221,8 @@ def image_by_image(
         return None
     note = explain(chosen, items, found)
     print(note)  # noqa: T201 (as arguments)
-    if chosen["name"] == "masked":
+    if gauge is None or chosen["name"] == "masked":
         return Masked(process, note=note, seed=seed)
-    assert gauge is not None
     masked = chosen["name"] != EVIDENCE
     return AmbientGauged(process, True, masked, gauge=gauge, note=note, seed=seed)
 

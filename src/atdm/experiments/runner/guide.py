@@ -46,6 +46,7 @@ class Measured(NamedTuple):
         wrong: a key of ``WRONG``.
         known: what is known at most.
         numbers: residual corruption and distance from clean data of each method.
+        costs: of a step, over ddpm's, where the page says it.
     """
 
     page: str
@@ -55,13 +56,12 @@ class Measured(NamedTuple):
     known: str
     seeds: int
     numbers: Mapping[str, tuple[float, float]]
+    costs: Mapping[str, float]
 
     def gain(self, method: str) -> tuple[float, float]:
         """Both numbers over ddpm's."""
-        return (
-            self.numbers[method][0] / self.numbers["ddpm"][0],
-            self.numbers[method][1] / self.numbers["ddpm"][1],
-        )
+        own, plain = self.numbers[method], self.numbers["ddpm"]
+        return own[0] / plain[0], own[1] / plain[1]
 
 
 def measured(records: Mapping[str, Mapping[str, Any]]) -> Iterator[Measured]:
@@ -83,18 +83,36 @@ def _of_table(page: str, record: Mapping[str, Any], table: Mapping[str, Any], se
     if "training data" not in columns or None in (method, first, distance):
         return  # it compares no methods
     condition = columns.index("training data")
+    cost = columns.index("step cost") if "step cost" in columns else None
     found: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+    costs: dict[tuple[str, str], dict[str, float]] = {}
     for row in table["rows"]:
         benchmark = row[columns.index("data")] if "data" in columns else _benchmark(record, table)
-        pair = tuple(value[0] if isinstance(value, list) else value for value in (row[first], row[distance]))
+        place, pair = (benchmark, row[condition]), (_mean(row[first]), _mean(row[distance]))
         if all(isinstance(value, float | int) for value in pair):  # else it diverged
-            found.setdefault((benchmark, row[condition]), {})[row[method]] = pair
+            found.setdefault(place, {})[row[method]] = pair
+        if cost is not None:
+            costs.setdefault(place, {})[row[method]] = _mean(row[cost])
     for (benchmark, label), numbers in found.items():
         wrong = next((name for name, pattern in WRONG.items() if re.search(pattern, label)), None)
         if wrong and "ddpm" in numbers:
             items = ITEMS[0 if benchmark in LARGE else 2 if benchmark in VECTORS else 1]
             known = "a few clean items" if record["experiment"] == "trusted" else "the noise of each item"
-            yield Measured(page, LARGE.get(benchmark, benchmark), items, wrong, known, seeds, numbers)
+            yield Measured(
+                page,
+                LARGE.get(benchmark, benchmark),
+                items,
+                wrong,
+                known,
+                seeds,
+                numbers,
+                costs.get((benchmark, label), {}),
+            )
+
+
+def _mean(value: Any) -> Any:
+    """Of a cell, which is a number, or a mean and a spread."""
+    return value[0] if isinstance(value, list) else value
 
 
 def _benchmark(record: Mapping[str, Any], table: Mapping[str, Any]) -> str:
@@ -137,19 +155,19 @@ def table(records: Mapping[str, Mapping[str, Any]]) -> Table:
                     ]
                 best = choose(those, methods) if those else []
                 if len(best) > 1 and (not informed or best[0] in informed):
-                    rows.append([items, wrong, known, *_line(those, best)])
+                    rows.append([items, wrong, known, *_line(those, best, every)])
     columns = ["items", "what is wrong", "what is known", "use", "cost of a step", "residual", "distance"]
     return Table([*columns, "next best: residual, distance", "measured on (seeds)"], rows)
 
 
-def _line(those: Sequence[Measured], best: Sequence[str]) -> list[str]:
+def _line(those: Sequence[Measured], best: Sequence[str], every: Sequence[Measured]) -> list[str]:
     """The chosen method, its cost, its gains, the next with its own, and where this was measured."""
     gains = [
         [_span([each.gain(method)[number] for each in those if method in each.numbers]) for number in (0, 1)]
         for method in best[:2]
     ]
     where = dict.fromkeys(f"[{m.benchmark}]({m.page}.md) ({m.seeds})" for m in those)
-    return [best[0], _cost(best[0]), *gains[0], f"{best[1]}: {', '.join(gains[1])}", ", ".join(where)]
+    return [best[0], _cost(best[0], every), *gains[0], f"{best[1]}: {', '.join(gains[1])}", ", ".join(where)]
 
 
 def _span(ratios: Sequence[float]) -> str:
@@ -158,11 +176,15 @@ def _span(ratios: Sequence[float]) -> str:
     return f"{low} %" if low == high else f"{low} to {high} %"
 
 
-def _cost(method: str) -> str:
-    name = method.split(",")[0]
-    if name.startswith("auto"):
-        return "1 to 1.13"
-    return f"{ObjectiveConfig(name).cost(Process.linear()):.2g}"
+def _cost(method: str, every: Sequence[Measured]) -> str:
+    """Of a step, over ddpm's: what pages say of it, from the least to the largest, or what its passes imply."""
+    found = [each.costs[method] for each in every if method in each.costs]
+    if not found and not method.startswith("auto"):
+        found = [ObjectiveConfig(method.split(",")[0]).cost(Process.linear())]
+    if not found:
+        return "–"
+    low, high = (f"{value:.3g}" for value in (min(found), max(found)))
+    return low if low == high else f"{low} to {high}"
 
 
 def page(records: Mapping[str, Mapping[str, Any]]) -> str:
