@@ -30,6 +30,8 @@ KINDS = {
 }
 KILLS = range(int(os.environ.get("ATDM_KILLS", "1")))
 SECONDS = 400
+# Without the second, torchrun keeps the addresses of the processes that ended, and a restart may wait for one of those.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 class Nodes:
@@ -45,7 +47,7 @@ class Nodes:
         how = ["--nnodes=2", "--nproc_per_node=1", "--max_restarts=3", "--rdzv_backend=c10d", "--rdzv_id=run"]
         how += [f"--rdzv_endpoint=127.0.0.1:{self.port}", f"--rdzv_conf=is_host={'false' if node else 'true'}"]
         words = [sys.executable, "-m", "torch.distributed.run", *how, *TRAIN, *self.words, f"--out={self.out}"]
-        environment = {k: v for k, v in os.environ.items() if k not in SIZES} | {"OMP_NUM_THREADS": "1"}
+        environment = {k: v for k, v in os.environ.items() if k not in SIZES} | ENVIRONMENT
         with open(self.out.with_name(f"{self.out.name}-{node}.txt"), "a", encoding="utf-8") as log:
             self.agents[node] = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
 

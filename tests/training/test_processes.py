@@ -142,3 +142,20 @@ def test_a_mistake_ends_all_processes_with_its_code(tmp_path, monkeypatch, capfd
     assert "Did you mean 'plane'" in told
     assert "Traceback" not in told
     assert not (tmp_path / "x").exists()
+
+
+ELASTIC = {"WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+
+def test_restarts_that_may_wait_for_a_process_that_has_ended_are_said_before():
+    [note] = run.restart_notes(ELASTIC)
+    assert "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in note
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WORLD_SIZE", "1"), ("TORCHELASTIC_MAX_RESTARTS", "0"), ("TORCHELASTIC_USE_AGENT_STORE", "False")],
+)
+def test_other_launches_are_not_warned(name, value):
+    assert not run.restart_notes(ELASTIC | {name: value})
+    assert not run.restart_notes({k: v for k, v in ELASTIC.items() if k != name})

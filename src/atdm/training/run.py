@@ -6,7 +6,8 @@ import copy
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def train(
             hold.take()
         parts = parts or build(config, progress)
         data, changed = _same(config, parts, folder)
-        for note in (*parts.notes, *changed):
+        for note in (*parts.notes, *changed, *restart_notes(os.environ)):
             notify(note)
         config = config.over(len(parts.source))
         require_shardable(parts.config, parts.objective, accelerator)
@@ -97,6 +98,20 @@ def train(
             for step in steps:
                 hold.beat()
                 yield step
+
+
+def restart_notes(environment: Mapping[str, str]) -> list[str]:
+    """What is to be said of the launcher: restarts of torchrun that share its store may wait for a process that has ended.
+
+    The store holds the addresses of the processes that ended beside those of the new ones, and whoever comes first reads the old.
+    """
+    several = environment.get("WORLD_SIZE", "1") != "1" and environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if not several or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return []
+    return [
+        "After a restart processes may wait for half an hour for one that has ended, whose address torchrun keeps. "
+        "Before torchrun --max_restarts, export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1."
+    ]
 
 
 def _restore(folder: Path, state: State, steps: int, notify: Callable[[str], None]) -> None:
