@@ -1,6 +1,6 @@
 """Every claim on speed beside its peer, in turns, by one command.
 
-python benchmarks/run.py                     # all rows, a quarter of an hour of one core
+python benchmarks/run.py                     # all rows, half an hour of one core
 python benchmarks/run.py imports neighbours  # some of them
 python benchmarks/run.py --write             # also write benchmarks/table.md
 
@@ -25,10 +25,12 @@ import torch
 from _timing import interleaved
 
 PAGE = Path(__file__).resolve().with_name("table.md")
+ROOT = PAGE.parent.parent
+TRAIN = "train --data plane:n=300 --objective ddpm --json"
 
 
 class Row(NamedTuple):
-    """A line of the table; seconds of ours and of the peer, or a ratio that was measured as one."""
+    """A line of the table; seconds of ours and of the peer, or a ratio that was measured as one; the peer may be a goal."""
 
     what: str
     peer: str
@@ -41,12 +43,12 @@ def against(what: str, peer: str, taken: dict[str, float]) -> Row:
     return Row(what, peer, taken["atdm"], taken["peer"], taken["atdm"] / taken["peer"])
 
 
-def child(*words: str) -> Callable[[], None]:
+def child(*words: str, threads: int = 1) -> Callable[[], None]:
     """A Python process, whose processor time is that of this process's children."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
 
     def run() -> None:
-        subprocess.run([sys.executable, *words], env=environment, check=True, capture_output=True)
+        subprocess.run([sys.executable, *words], env=environment, check=True, capture_output=True, cwd=ROOT)
 
     return run
 
@@ -99,11 +101,15 @@ def audits(rounds: int) -> Iterator[Row]:
     from atdm.data.source import Source
     from audit import random_start, synthetic
 
-    for n in (2000, 10_000):
+    for n in (2000, 10_000, 50_000):
         source = Source(Pixels(synthetic(n).numpy()))
         small = torch.cat([shrink(source.items[rows]) for rows in torch.arange(n).split(1024)])
         functions = {"atdm": lambda source=source: audit(source), "peer": lambda small=small: random_start(small)}
-        yield against(f"audit of {n:,} images", "scikit-learn's MinCovDet alone", interleaved(functions, rounds))
+        yield against(
+            f"audit of {n:,} images",
+            "scikit-learn's MinCovDet alone",
+            interleaved(functions, 1 if n > 10_000 else rounds),
+        )
 
 
 def steps(rounds: int) -> Iterator[Row]:
@@ -117,6 +123,56 @@ def steps(rounds: int) -> Iterator[Row]:
         yield Row(f"published robust_adv step, {net}", "ddpm step", None, None, ratio["robust_adv"])
         yield Row(f"published robust_adv, every 2, {net}", "ddpm step", None, None, ratio[HALF])
         yield Row(f"auto step, {net}", "ddpm step", None, None, ratio["auto"])
+
+
+def floors(rounds: int) -> Iterator[Row]:
+    """Training steps of ddpm beside the least that one can write by hand."""
+    from floor import floor_row
+
+    for net, batch in (("mlp", 256), ("digits", 64), ("tiny", 64)):
+        yield against(f"ddpm step, {net}", "a step written by hand", floor_row(net, batch, 10 * rounds))
+
+
+def threads(rounds: int) -> Iterator[Row]:
+    """A training of a small network on as many threads as it chooses, beside one on all cores."""
+    cores = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as folder:
+        words = f"{TRAIN} --net mlp --batch_size 256 --steps 1500 --out".split()
+        turns = iter(range(1000))
+        functions = {
+            "atdm": lambda: child("-m", "atdm", *words, f"{folder}/{next(turns)}", threads=cores)(),
+            "peer": lambda: child(
+                "-m", "atdm", *words, f"{folder}/{next(turns)}", f"--threads={cores}", threads=cores
+            )(),
+        }
+        yield against(
+            "a training of 1,500 steps, MLP", f"with --threads {cores}", interleaved(functions, rounds, children)
+        )
+
+
+def memory(rounds: int) -> Iterator[Row]:
+    """What ``atdm bench`` says of auto's memory: its largest step, over ddpm's."""
+    from atdm.training.bench import Options, measure
+
+    peak = measure(Options("digits", seconds=1.0, threads=1, device="cpu"))["peak_memory"]
+    yield Row(
+        "tensors of auto, digits (MB)", "of ddpm", peak["auto"] / 1e6, peak["ddpm"] / 1e6, peak["auto"] / peak["ddpm"]
+    )
+
+
+def demo(rounds: int) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        taken = interleaved({"atdm": child("-m", "atdm", "demo", "--out", folder, "--quiet", "true")}, 1, children)
+    yield against("atdm demo", "the goal", taken | {"peer": 360.0})
+
+
+def tests(rounds: int) -> Iterator[Row]:
+    """The wait for ``make test`` on the wall."""
+    import time
+
+    begin = time.perf_counter()
+    child("-m", "pytest", "-n", "2", "--dist", "loadfile")()
+    yield against("make test, on the wall", "the goal", {"atdm": time.perf_counter() - begin, "peer": 300.0})
 
 
 def sampling(rounds: int) -> Iterator[Row]:
@@ -182,7 +238,22 @@ def checkpoints(rounds: int) -> Iterator[Row]:
 
 
 ROWS: dict[str, Callable[[int], Iterator[Row]]] = {
-    f.__name__: f for f in (imports, frechet, neighbours, audits, steps, sampling, bf16, checkpoints)
+    f.__name__: f
+    for f in (
+        imports,
+        frechet,
+        neighbours,
+        audits,
+        floors,
+        steps,
+        threads,
+        memory,
+        sampling,
+        bf16,
+        checkpoints,
+        demo,
+        tests,
+    )
 }
 
 
