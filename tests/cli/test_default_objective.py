@@ -96,7 +96,7 @@ def test_a_run_of_auto_says_why_it_cannot_be_made_longer(capsys, tmp_path):
     assert atdm(capsys, *words)[0] == 0
     code, _, err = atdm(capsys, *words, "--steps", "4")
     assert code == 2
-    assert "auto begins its regularizer at a share of the steps, so a longer run begins it later" in err
+    assert "auto begins its regularizer at a share of the steps, so a longer run begins later" in err
     assert "--init" in err
 
 

@@ -129,7 +129,7 @@ def test_a_loop_of_ones_own_learns_from_the_levels_that_its_batches_show():
     terms = found(model, x, draws=draws, step=5, steps=10)
     trained = choose(TrainConfig(objective=ObjectiveConfig("auto")), Source(Floats(images)), None)[0]
     levels = found.gauge.stds(x, torch.arange(64))
-    expected = trained.build(found.process)(model, x, draws=draws, levels=levels)
+    expected = trained.build(found.process)(model, x, draws=draws, levels=levels, step=5, steps=10)
     assert torch.equal(terms.loss, expected.loss)
     clean = Objective("ddpm", found.process)(model, x, draws=draws)
     assert not torch.equal(terms.loss, clean.loss)
@@ -215,12 +215,19 @@ def test_a_late_start_leaves_the_first_steps_to_ddpm(tmp_path):
     assert whole == pytest.approx(8 / 3)
 
 
-def test_a_run_that_starts_late_cannot_be_made_longer(tmp_path):
-    """The first push would come at another step than in a run of that length."""
-    short = config(tmp_path, objective=ObjectiveConfig(start=0.5))
+@pytest.mark.parametrize(
+    ("objective", "what"),
+    [
+        (ObjectiveConfig(start=0.5), "regularizer"),
+        (ObjectiveConfig("ambient:exchange=true,exchange_from=0.5"), "exchange"),
+    ],
+)
+def test_a_run_that_starts_late_cannot_be_made_longer(tmp_path, objective, what):
+    """The first perturbation would come at another step than in a run of that length."""
+    short = config(tmp_path, objective=objective)
     list(train(short))
-    with pytest.raises(UserError, match="its steps is 12"):
-        list(train(config(tmp_path, objective=ObjectiveConfig(start=0.5), steps=20)))
+    with pytest.raises(UserError, match=f"its steps is 12.*begins its {what} at a share"):
+        list(train(config(tmp_path, objective=objective, steps=20)))
 
 
 def test_the_gate_follows_noise_that_only_files_show():

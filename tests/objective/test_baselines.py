@@ -188,6 +188,42 @@ def test_with_exchange_clean_items_train_what_is_below_the_level_of_the_others(g
     assert linear_optimum(Ambient(PROCESS), x, at(draws, 30), levels) != pytest.approx(clean_optimum(30), rel=0.06)
 
 
+def test_exchange_begins_at_its_share_of_the_training(generator):
+    x, levels = torch.randn(64, 6, generator=generator), torch.tensor([0.0, 0.5]).repeat(32)
+    late, model = Ambient(PROCESS, exchange=True, exchange_from=0.5), Small()
+    draws = late.draw(x.shape, generator=generator)
+
+    def loss(ambient, **step):
+        return ambient(model, x, draws=draws, levels=levels, **step).loss
+
+    never, always = loss(Ambient(PROCESS)), loss(Ambient(PROCESS, exchange=True))
+    assert not torch.equal(never, always)
+    for step, expected in ((0, never), (4, never), (5, always), (9, always)):
+        assert torch.equal(loss(late, step=step, steps=10), expected)
+    with pytest.raises(UserError, match="step=step, steps=steps"):
+        loss(late)
+    with pytest.raises(UserError, match=r"\[0, 1\)"):
+        Ambient(PROCESS, exchange=True, exchange_from=1.0)
+
+
+def test_training_says_the_step_to_a_loss_that_changes(generator):
+    """Of two steps the second exchanges: the first is that of a training that never does."""
+    x = torch.randn(32, 6, generator=generator)
+    source = Source(Floats(x), std=torch.tensor([0.0, 0.5]).repeat(16))
+    settings = Settings(steps=2, batch_size=16, lr=1e-3)
+
+    def timesteps(ambient):
+        state = State.create(Small(), settings)
+        return [step.terms.t for step in fit(ambient, state, source, settings)]
+
+    late = timesteps(Ambient(PROCESS, exchange=True, exchange_from=0.5))
+    never, always = timesteps(Ambient(PROCESS)), timesteps(Ambient(PROCESS, exchange=True))
+    assert torch.equal(late[0], never[0])
+    assert torch.equal(late[1], always[1])
+    assert not torch.equal(never[0], always[0])
+    assert not torch.equal(never[1], always[1])
+
+
 def test_conditioning_goes_with_the_items_that_are_exchanged(generator):
     x, levels = torch.arange(64.0)[:, None].expand(64, 3), torch.tensor([0.0, math.inf]).repeat(32)
     seen = []

@@ -149,8 +149,8 @@ def test_auto_learns_from_the_pixels_that_were_seen(noisy, spec, name, capsys):
         x = images[:64]
         draws = found.draw(x.shape, generator=torch.Generator().manual_seed(1))
         levels = found.gauge.stds(x, torch.arange(64)) if kind is AmbientGauged else None
-        expected = chosen.build(PROCESS)(linear, x, draws=draws, levels=levels)
-        assert torch.equal(found(linear, x, draws=draws).loss, expected.loss)
+        expected = chosen.build(PROCESS)(linear, x, draws=draws, levels=levels, step=5, steps=10)
+        assert torch.equal(found(linear, x, draws=draws, step=5, steps=10).loss, expected.loss)
     assert (
         choose(TrainConfig(objective=ObjectiveConfig("auto:k=2")), Source(Floats(images)), None)[0].name == "robust_adv"
     )

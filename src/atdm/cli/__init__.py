@@ -13,7 +13,7 @@ from .common import SKIPPING, is_main
 from .faults import explain, quiet_writers
 from .habits import HABITS
 from .parser import EXAMPLES, SUMMARY, with_examples
-from .signals import STOP, end_group, end_with_parent
+from .signals import STOP, end_group, end_process, end_with_parent
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,8 +35,9 @@ def main(arguments: list[str] | None = None) -> None:
         stack.enter_context(STOP.listening())
         stack.callback(HABITS.end)
         code = _run(words)
-        if code == 0:
-            end_group()
+        grouped = code == 0 and end_group()
+    if grouped and arguments is None:
+        end_process()
     sys.exit(code)
 
 

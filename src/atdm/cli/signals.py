@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 # Ctrl-C, kill, a closed terminal, and what schedulers are often set to send.
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
@@ -87,11 +88,21 @@ def end_with_parent() -> None:
         threading.Thread(target=_watch, args=(int(started),), daemon=True).start()
 
 
-def end_group() -> None:
-    """Close the process group of a run that is done: the threads of its connections may abort a process at its exit."""
+def end_group() -> bool:
+    """Close the process group of a run that is done; whether there was one."""
     distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return False
+    distributed.destroy_process_group()
+    return True
+
+
+def end_process() -> NoReturn:
+    """End with code 0, with all output written but no more of Python's own end: torch's threads may abort one of several processes there."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _watch(parent: int) -> None:

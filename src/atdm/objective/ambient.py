@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..diffusion.process import PerItem, Process, States, Timesteps, per_item
-from ..errors import UserError
+from ..errors import UserError, expect
 from ..noise import Gauge
 from ..noise.estimate import noise_alone
 from ..noise.filters import THIN
 from .masked import require_pixels, seen
-from .terms import Baseline, Draws, LevelsFrom, Predict, Terms, item_mean
+from .terms import Baseline, Draws, LevelsFrom, Predict, Terms, first_step, item_mean
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,25 @@ class Ambient(Baseline):
         exchange: where the timestep drawn is below an item's level, another item of the batch that may be used there takes its
             place, as in :class:`Omni`, so that low noise is trained as often as always; False, as published, moves the timestep.
         masked: pixels that look replaced are no target, as in :class:`Masked`.
+        exchange_from: share of the training before ``exchange`` begins; calls then need ``step`` (from 0) and ``steps``.
     """
 
     exchange: bool = False
     masked: bool = False
+    exchange_from: float = 0.0
 
     levels_from: ClassVar[LevelsFrom] = "truth"
+
+    def __post_init__(self) -> None:
+        expect(
+            0 <= self.exchange_from < 1, "exchange_from", f"{self.exchange_from:g}", "a share of the training in [0, 1)"
+        )
+
+    def at(self, step: int | None, steps: int | None) -> Self:
+        if not self.exchange or self.exchange_from == 0:
+            return self
+        begun = (step or 0) >= first_step(self.exchange_from, "moves timesteps up", step, steps)
+        return dataclasses.replace(self, exchange=begun, exchange_from=0.0)
 
     def draw_extra(
         self, t: Timesteps, shape: tuple[int, ...], device: torch.device, generator: torch.Generator

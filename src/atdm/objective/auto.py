@@ -42,7 +42,8 @@ START = 0.5  # of the training is ddpm's: the denoiser that is made to agree wit
 NOISY = 0.05  # share of the images from which on noise is believed
 ALONE = 0.01  # share of images that are noise alone, likewise
 CLEAN = 100  # images without noise, from which on low noise is learned from them alone
-EVIDENCE = "ambient_blind:exchange=true"
+EXCHANGE_FROM = 0.25  # share of the training: a short one is else short of high noise
+EVIDENCE = f"ambient_blind:exchange=true,exchange_from={EXCHANGE_FROM:g}"
 REPLACED = 0.003  # share of all pixels that look replaced from which on they are believed to be: clean photos have a third of it
 GOOD = 0.98  # share of items as good as trusted ones from which on there is nothing to keep out
 STOP = 0.5  # of the gate: sampling that stops there returns the denoised state, without what the network errs below
@@ -224,7 +225,7 @@ def image_by_image(
     if gauge is None or chosen["name"] == "masked":
         return Masked(process, note=note, seed=seed)
     masked = chosen["name"] != EVIDENCE
-    return AmbientGauged(process, True, masked, gauge=gauge, note=note, seed=seed)
+    return AmbientGauged(process, True, masked, EXCHANGE_FROM, gauge=gauge, note=note, seed=seed)
 
 
 def by_levels(stds: Float[Tensor, "n"], noise: bool = False) -> dict[str, Any] | None:

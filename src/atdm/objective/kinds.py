@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ..errors import UserError, expect, require_known
 from .baselines import BASELINES
-from .terms import world
+from .terms import first_step, world
 
 
 class Kind(NamedTuple):
@@ -66,16 +66,11 @@ def due(start: float, every: int, step: int | None, steps: int | None) -> bool |
     Raises:
         UserError: it cannot be known without the step.
     """
-    if start > 0 and (step is None or steps is None):
-        raise UserError(
-            f"This objective is plain denoising for the first {start:.0%} of the training. "
-            "Expected objective(model, x, step=step, steps=steps), the number of the step from 0 and how many there are."
-        )
+    first = first_step(start, "is plain denoising", step, steps)
     if step is None:
         if every > 1 and world() > 1:
             raise UserError(
                 f"One step in {every} applies the regularizer, the same one on all processes. Expected step=step."
             )
         return None
-    first = round(start * steps) if start > 0 and steps is not None else 0
     return step >= first and (step - first) % every == 0

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +17,9 @@ from ..diffusion.process import PerItem, Process, States, Timesteps
 from ..errors import UserError
 from ..nets import call
 from ..nets.precision import full_precision
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 LevelsFrom = Literal["truth", "items", "trusted"] | None
@@ -153,6 +156,14 @@ class Loss(ABC):
         """What the loss itself draws for these timesteps, by the names of :class:`Draws`."""
         return {}
 
+    def at(self, step: int | None, steps: int | None) -> Self:
+        """The loss in optimizer step ``step`` (from 0) of ``steps``, where it changes in the course of the training.
+
+        Raises:
+            UserError: it does, and the step is not known.
+        """
+        return self
+
     def next_draws(self, draws: Draws) -> Draws:
         """The randomness of the next step on the same batch, after a backward pass of the last."""
         return draws
@@ -221,7 +232,8 @@ class Baseline(Loss):
         **conditioning: Any,
     ) -> Terms:
         draws = draws or self.draw(x0.shape, x0.device, generator)
-        items, t, levels = self.placed(x0, draws.t.to(x0.device, non_blocking=True), draws, levels)
+        now = self.at(step, steps)
+        items, t, levels = now.placed(x0, draws.t.to(x0.device, non_blocking=True), draws, levels)
         if items is not None:
             x0, levels, conditioning = (of_items(value, items, len(t)) for value in (x0, levels, conditioning))
 
@@ -229,7 +241,7 @@ class Baseline(Loss):
             return predicted(model, x_t, self.process.time(t), **conditioning)
 
         with full_precision(model, x0.device) if self.full_precision else nullcontext():
-            return self.terms(predict, x0, t, draws, levels)
+            return now.terms(predict, x0, t, draws, levels)
 
     def placed(
         self, x0: States, t: Timesteps, draws: Draws, levels: PerItem | None
@@ -275,6 +287,25 @@ def predicted(model: Callable[..., Any], x: Tensor, time: Tensor, **conditioning
             f"The network turns {list(x.shape)} into {list(output.shape)}. Expected an output of the same shape.{hint}"
         )
     return output if output.dtype == torch.float64 else output.float()
+
+
+def first_step(start: float, before: str, step: int | None, steps: int | None) -> int:
+    """The first of ``steps`` optimizer steps after the share ``start`` of the training.
+
+    Args:
+        before: what the loss does until then.
+
+    Raises:
+        UserError: the step or their number is not known, and start is not 0.
+    """
+    if start == 0:
+        return 0
+    if step is None or steps is None:
+        raise UserError(
+            f"This objective {before} for the first {start:.0%} of the training. "
+            "Expected objective(model, x, step=step, steps=steps), the number of the step from 0 and how many there are."
+        )
+    return round(start * steps)
 
 
 def item_mean(values: States) -> PerItem:

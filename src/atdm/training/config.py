@@ -139,6 +139,14 @@ class ObjectiveConfig:
         return 1 + (regularized - 1) * (1 - self.start)
 
     @property
+    def changes(self) -> str:
+        """What begins at a share of the training, in a word; empty if nothing does."""
+        if self.in_rounds:
+            return "rounds"
+        late = float(parse_spec(self.name)[1].get("exchange_from", 0)) > 0
+        return "regularizer" if self.start > 0 else "exchange" if late else ""
+
+    @property
     def automatic(self) -> bool:
         """Whether the data are to choose."""
         return parse_spec(self.name)[0] == "auto"
@@ -299,16 +307,16 @@ class TrainConfig(Settings, DataConfig):
         """The same for trackers: without groups, and null as text."""
         return {name: "null" if value is None else value for name, value in dotted(self.as_dict()).items()}
 
-    def require_same(self, stored: dict[str, Any], where: str, start: float) -> None:
+    def require_same(self, stored: dict[str, Any], where: str, chosen: ObjectiveConfig) -> None:
         """Refuse to resume a run that another configuration made.
 
         Args:
-            start: of the objective of the run, of auto what it chose.
+            chosen: the objective of the run, of auto what it chose.
 
         Raises:
             UserError: names the first option that differs and both values.
         """
-        longer = self.decay == "constant" and self.objective.start == start == 0 and not self.objective.in_rounds
+        longer = self.decay == "constant" and not (self.objective.changes or chosen.changes)
         free = set(self.FREE) if longer else set(self.FREE) - {"steps", "epochs"}
         if self.epochs is not None and self.epochs == stored.get("epochs"):
             free.add("steps")  # which they became when the data were there
@@ -319,18 +327,18 @@ class TrainConfig(Settings, DataConfig):
                 renamed = key == "objective.weight" and before == in_todays_words({"weight": value})["weight"]
                 hint = f" {RENAMED}; --objective.weight {before} goes on with the run." if renamed else ""
                 if key in ("steps", "epochs") and not longer:
-                    hint = f" {self._fixed()}"
+                    hint = f" {self._fixed(chosen)}"
                 raise UserError(
                     f"{where} belongs to another configuration: its {key} is {before}, this one's is {value}.{hint} "
                     "Expected the same options, or another --out."
                 )
 
-    def _fixed(self) -> str:
+    def _fixed(self, chosen: ObjectiveConfig) -> str:
         """Why a run cannot be made longer."""
         if self.decay != "constant":
             return "The learning rate falls to 0 at the end, so a longer run has another one at every step."
-        what, they = ("rounds", "them") if self.objective.in_rounds else ("regularizer", "it")
+        what = self.objective.changes or chosen.changes
         return (
-            f"{self.objective.name} begins its {what} at a share of the steps, so a longer run begins {they} later; "
+            f"{self.objective.name} begins its {what} at a share of the steps, so a longer run begins later; "
             "--init with the model of a run goes on from its weights."
         )

@@ -24,7 +24,7 @@ from ..files import Hold, require_writable, write_text
 from ..nets.speed import bf16_slowdown, worth
 from . import checkpoint, trackers, trusted
 from .callbacks import Callback
-from .config import TrainConfig
+from .config import ObjectiveConfig, TrainConfig
 from .fingerprint import FILE as DATA
 from .fingerprint import Fingerprint, require_same_data
 from .log import Log
@@ -152,7 +152,7 @@ def _require_folder(config: TrainConfig, folder: Path) -> None:
     require_writable(folder)
     if (folder / "config.yaml").is_file():
         stored = checkpoint.read_config(folder)
-        config.require_same(stored, str(folder), float(checkpoint.read_objective(folder, stored).get("start", 0)))
+        config.require_same(stored, str(folder), ObjectiveConfig(**checkpoint.read_objective(folder, stored)))
 
 
 def _same(config: TrainConfig, parts: Parts, folder: Path) -> tuple[dict[str, Fingerprint | None], tuple[str, ...]]:

@@ -75,7 +75,7 @@ def fit(
     clock = time.perf_counter()
     while state.step < settings.steps:
         step = state.step
-        loss_of = objective if step >= first else plain
+        loss_of = objective.at(step, settings.steps) if step >= first else plain
         for group in state.optimizer.param_groups:
             group["lr"] = settings.lr_at(step)
         share, batch = next(batches)
