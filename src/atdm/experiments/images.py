@@ -205,7 +205,7 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             "Here: digits.",
             "Here 16x16 pixels, a network of 0.7M parameters that predicts v, a few thousand images and minutes of training, "
             "far from converged; robust_adv, robust_rand and inv_adv have the published constants. On noisy images auto chooses "
-            "ambient_blind:exchange=true; beside it stands the regularizer, auto:k=2, and for the standard noise the k that was chosen "
+            "ambient_blind with exchange; beside it stands the regularizer, auto:k=2, and for the standard noise the k that was chosen "
             "on its samples. Distances are comparable within the table only. "
             "The plain ddpm whose sampling stops at a noise level stands beside them.",
             "Here the published sizes and constants.",
