@@ -215,6 +215,19 @@ def test_a_late_start_leaves_the_first_steps_to_ddpm(tmp_path):
     assert whole == pytest.approx(8 / 3)
 
 
+def test_a_resumed_run_keeps_what_it_began_with(tmp_path):
+    """Also where a later version would choose otherwise."""
+    auto = config(tmp_path, objective=ObjectiveConfig("auto"), corrupt="outliers:share=0.1")
+    next(train(auto))
+    file = tmp_path / "run" / "objective.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "gate": 0.123}))
+    parts = build(auto)
+    assert (parts.config.objective.gate, parts.objective.gate) == (0.123, 0.123)
+    assert parts.notes[-1] == "objective auto: robust_adv, as when the run began."
+    new = build(dataclasses.replace(auto, out=str(tmp_path / "other")))
+    assert new.config.objective.gate not in (None, 0.123)
+
+
 @pytest.mark.parametrize(
     ("objective", "what"),
     [

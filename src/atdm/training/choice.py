@@ -10,6 +10,7 @@ from ..noise import Levels
 from ..noise.estimate import by_patches
 from ..objective import auto
 from ..spec import parse_spec
+from .checkpoint import read_objective
 from .config import ObjectiveConfig, TrainConfig
 from .trusted import levels_of, only_noise
 
@@ -24,11 +25,16 @@ def trusted_levels(
 
 
 def choose(config: TrainConfig, source: Source, levels: Levels | None) -> tuple[ObjectiveConfig, list[str]]:
-    """The objective that auto chooses, and why, in sentences.
+    """The objective that auto chooses, and why, in sentences; of a run that is resumed what it chose when the run began.
 
     Args:
         levels: of :func:`trusted_levels`.
     """
+    run = Path(config.out)
+    if config.out and all((run / name).is_file() for name in ("config.yaml", "objective.json")):
+        begun = ObjectiveConfig(**read_objective(run, {}))
+        if not begun.automatic:
+            return begun, [f"objective auto: {begun.name}, as when the run began."]
     by_trusted = None if levels is None else auto.by_levels(levels.stds, only_noise(source, levels))
     # auto:k=3 asks for the regularizer, and in latents noise is not what it is in pixels.
     looked = config.objective.name == "auto" and config.vae is None
