@@ -158,7 +158,7 @@ OLD = ObjectiveConfig(weight="over_radius:lam=0.2")
 def as_of_version_1(out):
     """The run's files as training wrote them when the weight over_radius was called published."""
     for name in ("config.yaml", "objective.json"):
-        stored = yaml.safe_load((out / name).read_text())
+        stored = (yaml.safe_load if name.endswith("yaml") else json.loads)((out / name).read_text())
         objective = stored.get("objective", stored)
         del objective["version"]
         objective["weight"] = objective["weight"].replace("over_radius", "published")
