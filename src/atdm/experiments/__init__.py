@@ -87,7 +87,8 @@ EXPERIMENTS: dict[str, Entry] = {
         "CIFAR-10",
     ),
     "trusted": Entry(
-        "150 clean items beside corrupted ones: what they are worth, and to which objective", "digits and plane"
+        "clean items beside corrupted ones: what they are worth, and to which objective; --data: images, at 16x16",
+        "digits and plane",
     ),
     "strength": Entry(
         "sweeps of lambda, omega, floor, radius and gate, late regularizers, auto; their price on clean data"
