@@ -612,6 +612,34 @@ def test_auto_is_judged_in_both_numbers_at_once():
     assert by_baseline == {"ddpm, stopped at 0.3": True, "ddpm, stopped at 0.5": False, "published": True}
 
 
+def test_a_method_that_is_better_than_auto_is_named_and_more_knowledge_and_hindsight_do_not_count():
+    def row(method, condition, noise, distance):
+        reference = {"noise_std_reference": 0.1}
+        return {
+            "method": method,
+            "condition": condition,
+            "seed": 0,
+            "noise_std": noise,
+            "frechet_pixels": distance,
+        } | reference
+
+    def judged(*others):
+        rows = [row("auto", "JPEG", 0.12, 10.0), row("auto", "blur", 0.2, 10.0), *(row(*other) for other in others)]
+        return list(baselines.never_behind(rows, "images", ("noise_std", "frechet_pixels")))
+
+    uncounted = [
+        (m, "blur", 0.1, 5.0) for m in ("ambient", "sure", "ddpm, stopped at 0.3", "auto, stopped at half its gate")
+    ]
+    assert [claim.holds for claim in judged(*uncounted)] == [True, True]
+    both, either = judged(("ddpm", "blur", 0.19, 9.9), ("free", "blur", 0.19, 9.8), ("free", "JPEG", 0.02, 11.0))
+    assert (both.holds, either.holds) == (False, False)
+    assert both.measured.endswith("over auto's: blur: free at 0.95 / 0.98")
+    assert either.measured.endswith(
+        "over auto's: JPEG: free at 0.83 / 1.10"
+    )  # noise of clean data, not 0.02, over 0.12
+    assert [claim.holds for claim in judged(("ddpm", "blur", 0.199, 9.9))] == [False, True]
+
+
 def test_what_lacks_less_than_the_spread_is_level():
     def rows(method, values):
         return [{"method": method, "seed": s, "dirt": v, "far": 1.0} for s, v in enumerate(values)]

@@ -25,6 +25,7 @@ WRONG = {  # in the order of the table: what a condition is called
     "replaced pixels": r"salt|missing pixels",
     "blank patches": r"patches",
     "JPEG": r"JPEG",
+    "blur": r"blur",
     "outliers": r"outlier",
 }
 FARTHER = 1.05  # than ddpm, on average: no method to recommend
