@@ -70,7 +70,7 @@ def test_directions_and_their_variance_come_from_different_halves():
     [
         (600, 400, EVIDENCE),
         (600, 60, EVIDENCE),
-        (600, 0, "robust_adv"),  # nothing is noisy
+        (600, 0, "ddpm"),  # nothing is noisy
         (600, 600, "robust_adv"),  # nothing is clean
         (200, 160, "robust_adv"),  # few are clean
     ],
@@ -82,6 +82,8 @@ def test_low_noise_is_learned_from_clean_images_where_there_are_enough(n, noisy,
     assert chosen.name == name
     found = Objective.auto(images, Process.linear())
     assert isinstance(found, AmbientGauged) == (name == EVIDENCE)
+    assert isinstance(found, Objective) == (name != EVIDENCE)
+    assert name == EVIDENCE or found.name == name
     assert found.note in capsys.readouterr().out
     if name == EVIDENCE:
         std, share = re.search(r"std (0\.\d+) was found on (\d+)% of the images", why[0]).groups()

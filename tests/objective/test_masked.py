@@ -132,7 +132,7 @@ def test_each_pixel_has_the_optimum_of_clean_images_of_which_half_the_pixels_are
         (0, "patch:share=0.2,size=0.4", "masked"),
         (200, "salt_pepper:share=0.5,rate=0.1", f"{EVIDENCE},masked=true"),
         (200, "none", EVIDENCE),
-        (0, "none", "robust_adv"),
+        (0, "none", "ddpm"),
     ],
 )
 def test_auto_learns_from_the_pixels_that_were_seen(noisy, spec, name, capsys):
@@ -140,7 +140,7 @@ def test_auto_learns_from_the_pixels_that_were_seen(noisy, spec, name, capsys):
     chosen, (why,) = choose(TrainConfig(objective=ObjectiveConfig("auto")), Source(Floats(images)), None)
     assert chosen.name == name
     found = Objective.auto(images, PROCESS)
-    kind = {"masked": Masked, "robust_adv": Objective}.get(name, AmbientGauged)
+    kind = {"masked": Masked, "ddpm": Objective}.get(name, AmbientGauged)
     assert type(found) is kind
     assert found.note == why
     assert why in capsys.readouterr().out

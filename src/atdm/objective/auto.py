@@ -2,7 +2,7 @@
 
 On images where Gaussian noise is found on some and not on others, noisy ones are used above their noise level only
 (``ambient_blind``), and low noise is learned from the others. Where pixels were replaced, only the others are learned from (``masked``).
-Else the regularizer is applied. A perturbation inside a gate ``g``
+Images in which neither is found are learned as they are (``ddpm``). Else the regularizer is applied. A perturbation inside a gate ``g``
 shrinks what has a standard deviation up to about g (docs/method.md), and corruption shows where the data vary least: noise of std s
 on a share p of the items shows as ``sqrt(p) s`` there, clean data nearly nothing. So the gate follows :func:`quiet_std`, and on
 clean data it closes: what is left is ddpm.
@@ -134,12 +134,14 @@ class CorruptionFound(NamedTuple):
         std: of it, root mean square over them.
         alone: share of the images that are noise and nothing else.
         replaced: share of all pixels that look replaced.
+        looked: whether noise was looked for.
     """
 
     share: float
     std: float
     alone: float
     replaced: float
+    looked: bool = True
 
     @classmethod
     def of(cls, gauge: Gauge | None, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> CorruptionFound:
@@ -152,16 +154,22 @@ class CorruptionFound(NamedTuple):
         alone = noise_alone(x, stds)
         noisy = (stds > 0) & ~alone
         std = float(stds[noisy].double().square().mean().sqrt()) if noisy.any() else 0.0
-        return cls(float(noisy.double().mean()), std, float(alone.double().mean()), float(replaced_share(x).mean()))
+        replaced = float(replaced_share(x).mean())
+        return cls(float(noisy.double().mean()), std, float(alone.double().mean()), replaced, gauge is not None)
 
 
 def by_images(found: CorruptionFound, items: int) -> dict[str, Any] | None:
-    """The options of an objective for so many images of which this was found: ``ambient_blind`` or ``masked``, or both in one; else None."""
+    """The options of an objective for so many images of which this was found.
+
+    ``ambient_blind`` or ``masked``, or both in one; where nothing is wrong ``ddpm``; None where there are too few clean images.
+    """
     masked = found.replaced >= REPLACED
     wrong = found.share >= NOISY or found.alone >= ALONE
     if wrong and (1 - found.share - found.alone) * items >= CLEAN:
         return {"name": f"{EVIDENCE},masked=true" if masked else EVIDENCE}
-    return {"name": "masked"} if masked else None
+    if masked:
+        return {"name": "masked"}
+    return None if wrong or not found.looked else {"name": "ddpm"}
 
 
 def arguments(x: Float[Tensor, "n *item"], k: float = K, hidden: float = 0.0) -> dict[str, Any]:
@@ -198,16 +206,17 @@ def loss_for(
     items = items_of(images, seed)
     hidden = images.hidden_std if _of_files(images) else 0.0  # noise that only files show
     process = process if isinstance(process, Process) else Process.from_scheduler(process)
-    loss = image_by_image(items, count_of(images, items), process, hidden, seed) if k is None else None
+    loss = image_by_image(objective, items, count_of(images, items), process, hidden, seed) if k is None else None
     return loss or objective(process=process, seed=seed, **arguments(items, K if k is None else k, hidden))
 
 
 def image_by_image(
-    x: Float[Tensor, "n *item"], items: int, process: Process, hidden: float, seed: int
-) -> AmbientGauged | Masked | None:
+    objective: Callable[..., Loss], x: Float[Tensor, "n *item"], items: int, process: Process, hidden: float, seed: int
+) -> Loss | None:
     """The loss for images that are judged one by one, and why, which is also printed; None where they are not.
 
     Args:
+        objective: as of :func:`loss_for`.
         x: those that are looked at.
         items: how many there are.
         hidden: noise that only files show, where it is not looked for in the images.
@@ -222,6 +231,8 @@ def image_by_image(
         return None
     note = explain(chosen, items, found)
     print(note)  # noqa: T201 (as arguments)
+    if chosen["name"] == "ddpm":
+        return objective(name="ddpm", process=process, seed=seed, note=note)
     if gauge is None or chosen["name"] == "masked":
         return Masked(process, note=note, seed=seed)
     masked = chosen["name"] != EVIDENCE
@@ -249,6 +260,11 @@ def explain(chosen: Mapping[str, Any], items: int, found: CorruptionFound | None
         found: by which it was chosen.
     """
     name = chosen["name"]
+    if found is not None and name == "ddpm":
+        return (
+            "objective auto: ddpm, for neither noise nor replaced pixels were found in the images. Other corruption is not looked for; "
+            f"auto:k={K:g} applies the regularizer instead."
+        )
     if found is not None and name == "masked":
         return (
             f"objective auto: masked, for {found.replaced:.1%} of the pixels look replaced (salt and pepper, missing, blank). It learns from "
