@@ -87,7 +87,9 @@ def conditions(benchmark: str, scale: str) -> dict[str, str]:
     """The corruptions of a benchmark."""
     grid = [(p, s) for p in SHARES for s in STDS]
     few = [STANDARD, (1.0, STANDARD[1])]
-    chosen = by_scale(scale, few, few if benchmark in ("plane", PHOTOS) else grid, grid)
+    cross = [*((share, STANDARD[1]) for share in SHARES), *((STANDARD[0], std) for std in STDS[:-1])]
+    at_cpu = {"digits": grid, IMAGES: cross}.get(benchmark, few)
+    chosen = by_scale(scale, few, at_cpu, grid)
     other = {} if scale == "smoke" else OTHER.get(benchmark, {})
     return {"clean": "none", **dict(noise(p, s) for p, s in chosen), **other}
 
