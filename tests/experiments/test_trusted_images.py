@@ -1,9 +1,8 @@
 """Trusted images of a folder beside corrupted ones."""
 
-from helpers import pictures
-
 from atdm.experiments import trusted
 from atdm.plot.samples import save_samples
+from helpers import pictures
 
 
 def test_images_of_a_folder_are_learned_with_and_without_trusted_ones(tmp_path):
