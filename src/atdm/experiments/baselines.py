@@ -59,10 +59,6 @@ OTHER = {
     },
     "plane": {"10 % outliers": "outliers:share=0.1"},
     IMAGES: {
-        "salt and pepper": "salt_pepper:share=0.9,rate=0.1",
-        "missing pixels": "missing:share=0.9,rate=0.3",
-        "missing patches": "patch:share=0.5,size=0.4",
-        "noise or salt and pepper": "gaussian:share=0.5,std=0.2+salt_pepper:share=0.5,rate=0.1",
         "outlier images": "outliers:share=0.1",
         "JPEG": "jpeg:share=0.9,quality=10",
         "blur": "blur:share=0.9,sigma=1",
@@ -87,8 +83,7 @@ def conditions(benchmark: str, scale: str) -> dict[str, str]:
     """The corruptions of a benchmark."""
     grid = [(p, s) for p in SHARES for s in STDS]
     few = [STANDARD, (1.0, STANDARD[1])]
-    cross = [*((share, STANDARD[1]) for share in SHARES), *((STANDARD[0], std) for std in STDS[:-1])]
-    at_cpu = {"digits": grid, IMAGES: cross}.get(benchmark, few)
+    at_cpu = {"digits": grid, IMAGES: [*few, (STANDARD[0], STDS[0])]}.get(benchmark, few)
     chosen = by_scale(scale, few, at_cpu, grid)
     other = {} if scale == "smoke" else OTHER.get(benchmark, {})
     return {"clean": "none", **dict(noise(p, s) for p, s in chosen), **other}
