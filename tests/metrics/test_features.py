@@ -239,6 +239,14 @@ def test_small_training_is_seeded(trained):
         next(small.train_small(again, digits.x, steps=0))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
+def test_small_takes_any_number_of_steps(trained, steps):
+    network = small.new_small(trained[0].x)
+    assert [step for step, _ in small.train_small(network, trained[0].x[:64], steps=steps, batch=16)] == [
+        *range(1, steps + 1)
+    ]
+
+
 # --- what is missing -------------------------------------------------------------------------------------------------
 
 

@@ -89,12 +89,12 @@ def work(job: Job, tell: Tell) -> Outcome:
     """Train once, sample under every protocol with every number of steps."""
     trained = train(job, part(tell, 0, 0.4))
     dataset, counts = trained.dataset, job.options["counts"]
-    reference, spaces = dataset.reference, []
+    reference, spaces = dataset.reference, metrics.require("pixels")
     if dataset.kind == "image":
-        space = images.small_features(
+        small = images.small_features(
             Path(job.options["features"]), job.options["set"], reference, job.config.data, job.options["feature_steps"]
         )
-        spaces = [*metrics.require(job.features), space]
+        spaces = metrics.require(f"{job.features}+{small}")
     rows: list[Row] = []
     total, done = sum(sum(of) for of in counts.values()), 0
     for protocol, of in counts.items():
@@ -103,7 +103,7 @@ def work(job: Job, tell: Tell) -> Outcome:
             options = {"sampler": how.sampler, "steps": how.steps, "start_ratio": how.start_ratio}
             inner = part(tell, 0.4 + 0.6 * done / total, 0.4 + 0.6 * (done + count) / total)
             samples = samples_of(trained, inner, **options)
-            values = metrics.evaluate_samples(samples, reference, dataset.truth, spaces or "pixels", job.seed)
+            values = metrics.evaluate_samples(samples, reference, dataset.truth, spaces, job.seed)
             about = {"set": job.options["set"], "protocol": protocol, "evaluations": count}
             rows.append(row(trained, samples, about | values, **options))
             done += count

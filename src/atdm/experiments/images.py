@@ -144,7 +144,7 @@ def work(job: Job, tell: Tell) -> Outcome:
     # What is missing is said before the training.
     folder, set_name = Path(job.config.out).parent, job.options["set"]
     small = small_features(folder, set_name, reference, job.config.data, job.options["own_steps"])
-    spaces = [small, *metrics.require(job.features)]
+    spaces = metrics.require(f"{small}+{job.features}")
     trained = train(job, part(tell, 0, 0.75), parts)
     drawn = dict(zip((None, *STOPS), samples_at_stops(trained, part(tell, 0.75, 0.9), [None, *STOPS]), strict=True))
 
@@ -175,8 +175,8 @@ def work(job: Job, tell: Tell) -> Outcome:
     return Outcome(job, rows, {name: x.clone() for name, x in shown.items()})
 
 
-def small_features(folder: Path, name: str, images: Tensor, trained_on: str, steps: int) -> metrics.Features:
-    """A small network of ``atdm features`` that knows the images of a set at their size; the first job of a set trains it.
+def small_features(folder: Path, name: str, images: Tensor, trained_on: str, steps: int) -> str:
+    """The spec of a small network of ``atdm features`` that knows the images of a set at their size; the first job of a set trains it.
 
     Args:
         folder: where it is kept.
@@ -187,8 +187,7 @@ def small_features(folder: Path, name: str, images: Tensor, trained_on: str, ste
     if not path.exists():
         for _ in metrics.small_file(path, images, trained_on, steps):
             pass
-    (space,) = metrics.require(f"small:file={path}")
-    return space
+    return f"small:file={path}"
 
 
 def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:

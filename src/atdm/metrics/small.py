@@ -107,7 +107,8 @@ def train_small(
         level = nn.Linear(network.num_features, 1)
     parameters = [*network.parameters(), *head.parameters(), *level.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(2, steps), pct_start=0.1)
+    rise = 0.1 if steps > 10 else 0.35  # its end at the first step, as 0.1 of 10 would be, is refused by torch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(2, steps), pct_start=rise)
     batch = min(batch, len(images))
     for step in range(1, steps + 1):
         chosen = images[torch.randperm(len(images), generator=generator)[:batch]]
