@@ -47,8 +47,6 @@ CONDITIONS = {
         "noise 0.2 on 90 %": "gaussian:share=0.9,std=0.2",
         "JPEG on 90 %": "jpeg:share=0.9,quality=10",
         "patches on 50 %": "patch:share=0.5,size=0.4",
-        "salt and pepper on 90 %": "salt_pepper:share=0.9,rate=0.1",
-        "blur on 90 %": "blur:share=0.9,sigma=1",
         "10 % outliers": "outliers:share=0.1",
     },
 }
