@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ..data.decode import Progress
 from ..data.source import Source
 from ..noise import NoiseEstimate
-from ..noise.estimate import SAMPLE, PatchMeter, by_patches, median_above_zero, spread, whole_estimate
+from ..noise.estimate import SAMPLE, PatchMeter, by_patches, median_above_zero, spread, whole_estimate, without_sharper
 from ..noise.files import FileNoise
 from ..noise.mixture import SEEN
 from ..noise.pixels import replaced_share
@@ -127,6 +127,7 @@ class Audit:
             "quantiles": _quantiles(found),
             "level_quantiles": _quantiles(self.estimate.levels),
             "clean_level": noise.content,
+            "sharper": self.estimate.sharper,
             "smallest": SEEN,
             "formats": self._formats(),
         }
@@ -186,12 +187,16 @@ def _images(source: Source, broken: tuple[str, ...], progress: Progress | None) 
             progress(int(indices[-1]) + 1, n)
     levels, thumbs, replaced = torch.cat(measured, 1), torch.cat(small), torch.cat(hit).double().numpy()
     pooled = float(np.prod(shape[1:]) / np.prod(thumbs.shape[2:]))
-    estimate = meter.judge(levels, replaced == 0)
+
+    def judged(use: Bool[np.ndarray, "n"]) -> NoiseEstimate:
+        return without_sharper(meter.judge(levels, use), use, source.__getitem__)
+
+    estimate = judged(replaced == 0)
     outliers = image_outliers(thumbs, estimate.stds / pooled**0.5, pooled)
     duplicates = image_duplicates(thumbs, estimate.stds / pooled**0.5)
     alone = np.isin(np.arange(n), [i for i, why in outliers.why.items() if why == ALONE])
     if alone.any():  # noise with nothing under it is an outlier, no noisy image
-        estimate = meter.judge(levels, (replaced == 0) & ~alone)
+        estimate = judged((replaced == 0) & ~alone)
     files = None if source.files is None else source.files.noise().of_these((replaced == 0) & ~alone)
     return Audit(n, shape, estimate, files, replaced, outliers, duplicates, broken, sample.std().item(), source.changed)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..objective.auto import REPLACED
+from ..objective.auto import NOISY, REPLACED
 from ..training.config import ObjectiveConfig, TrainConfig
 from .look import Audit
 
@@ -60,6 +60,11 @@ def recommend(base: TrainConfig, found: Audit, cuda: bool) -> tuple[TrainConfig,
 def _by_hand(found: Audit) -> list[str]:
     """What no objective mends."""
     out, hit, extra = [], len(found.most_replaced), found.duplicates.extra
+    if found.estimate is not None and found.estimate.sharper >= NOISY:
+        out.append(
+            f"{found.estimate.sharper:.0%} of the images are sharper than the others, which may be blurred or compressed: train with "
+            "--trusted and a folder of 20 or more sharp ones."
+        )
     if hit >= MATTERS * found.items and found.replaced.mean() < REPLACED:
         out.append(f"Look at the {hit:,} images with replaced pixels: they are too few for auto to treat them apart.")
     if extra >= DUPLICATED * found.items:

@@ -79,7 +79,10 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     if not noise["measurable"]:
         noisy = "cannot be distinguished from content in such data (docs/audit.md)"
     elif noise["std"] is None:
-        noisy = f"none of std {noise['smallest']:g} or more (typical level of content: {noise['clean_level']:.2g})"
+        sharper = f"; {noise['sharper']:.1%} of the items are sharper than the others" if noise["sharper"] else ""
+        noisy = (
+            f"none of std {noise['smallest']:g} or more (typical level of content: {noise['clean_level']:.2g}){sharper}"
+        )
     else:
         low, high = (noise["quantiles"][q] for q in ("0.05", "0.95")) if noise["quantiles"] else (noise["std"],) * 2
         spread = "" if noise["alike"] else f", 90 % of them from {low:.2g} to {high:.2g}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from . import mixture
 from .files import FileNoise
-from .filters import LEAST, THIN, Probe, central, spread
+from .filters import LEAST, THIN, Probe, central, rise, spread
 from .mixture import Noise
 from .pixels import replaced_share
 
@@ -26,6 +26,8 @@ LOUD, BLOCKS = (
     0.3,
     4,
 )  # noise std from which on an image may be nothing else, and blocks of a side by which that is judged
+COMPARED = 30  # images on either side from which on noisy ones are compared with the others
+SHARPER = {1: 2.6, 3: 5.0}  # rise (.filters) by channels above which what looks like noise is sharpness
 EMPTY = 2.0  # variance of the means of blocks, over that of noise, below which there is nothing else
 
 
@@ -38,12 +40,14 @@ class NoiseEstimate:
         common: the noise is the same in all color channels, as after JPEG.
         levels: measured for each item, of its noise and of content that looks like it.
         stds: noise std of each item; 0 where it is more likely clean.
+        sharper: share of images that are not noisy, but sharper than the others, which may be blurred or compressed.
     """
 
     noise: Noise
     common: bool
     levels: Float[np.ndarray, "n"]
     stds: Float[np.ndarray, "n"]
+    sharper: float = 0.0
 
 
 class Meter(ABC):
@@ -183,6 +187,7 @@ class Gauge:
         way: which of the meter's levels it is for.
         files: what the files of the set show where its items hide it; None: there are no files.
         changed: as of :meth:`FileNoise.merged`.
+        sharper: as of :class:`NoiseEstimate`.
     """
 
     meter: Meter
@@ -190,6 +195,7 @@ class Gauge:
     way: int
     files: FileNoise | None = None
     changed: bool = False
+    sharper: float = 0.0
 
     @classmethod
     def fit(cls, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"] | None = None) -> Gauge:
@@ -229,7 +235,31 @@ def _look(x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"] | None = None) 
         )
     use = (replaced_share(x) == 0).cpu().numpy() if patches else np.ones(len(x), bool)
     found = meter.judge(meter.levels(x, indices), use)
-    return Gauge(meter, found.noise, int(found.common)), found
+    if patches:
+        found = without_sharper(found, use, x.__getitem__)
+    return Gauge(meter, found.noise, int(found.common), sharper=found.sharper), found
+
+
+def without_sharper(
+    found: NoiseEstimate, use: Bool[np.ndarray, "n"], images: Callable[[Int[Tensor, "m"]], Float[Tensor, "m c h w"]]
+) -> NoiseEstimate:
+    """The estimate of images; without noise if those that look noisy are sharp ones among blurred or compressed ones.
+
+    What sharp images have more of than the others is not white.
+
+    Args:
+        use: as of :meth:`Meter.judge`.
+        images: gives those of these indices.
+    """
+    sides = np.flatnonzero(found.stds > 0), np.flatnonzero(use & (found.stds == 0))
+    if min(map(len, sides)) < COMPARED:
+        return found
+    noisy, clean = (central(images(torch.from_numpy(side)[spread(len(side), SAMPLE)])).cpu() for side in sides)
+    if found.common:
+        noisy, clean = noisy.mean(1, keepdim=True), clean.mean(1, keepdim=True)
+    if rise(noisy, clean) <= SHARPER[noisy.shape[1]]:
+        return found
+    return replace(found, noise=found.noise.none(), stds=np.zeros(len(found.stds)), sharper=found.noise.share)
 
 
 def noise_alone(x: Float[Tensor, "n *item"], stds: Float[Tensor, "n"]) -> Bool[Tensor, "n"]:

@@ -52,21 +52,13 @@ class Probe:
         Raises:
             UserError: the images are too small.
         """
-        n, c, h, w = x.shape
+        _, c, h, w = x.shape
         if min(h, w) < LEAST:
             raise UserError(f"Cannot estimate the noise of {h}x{w} images. Expected {LEAST}x{LEAST} or larger.")
-        side = SIDE[c]
-        count = max(2, PATCHES // ((h - side + 1) * (w - side + 1)))
-        some = x[spread(n, count)]
-        covariance = torch.zeros(c * side * side, c * side * side, dtype=torch.float64)
-        for part in some.split(64):
-            patches = nn.functional.unfold(part, side).transpose(1, 2).flatten(0, 1)
-            patches = patches - patches.mean(1, keepdim=True)  # brightness becomes the direction of variance zero
-            covariance += (patches.T @ patches).double()
-        variance, basis = torch.linalg.eigh(covariance / len(some))
+        variance, basis = torch.linalg.eigh(_covariance(x))
         std = variance[1:].clamp(min=0).sqrt()
         kept = int((std <= NEAR * std[0]).sum().clamp(FEWEST, MOST[c]))
-        filters = basis[:, 1 : 1 + kept].T.float().reshape(kept, c, side, side).contiguous()
+        filters = basis[:, 1 : 1 + kept].T.float().reshape(kept, c, SIDE[c], SIDE[c]).contiguous()
         noise = torch.randn(TRIAL, c, h, w, generator=torch.Generator().manual_seed(0))
         raw = cls(filters, 1.0, 0.0).levels(noise)
         return cls(filters, raw.mean().item(), raw.log().std().item())
@@ -91,6 +83,32 @@ class Probe:
             limit = torch.maximum(limit[near], _quantile(extreme, q=0.125))
             out[-1][near] = _quantile(energy, extreme <= limit[:, None]).sqrt() / self.gain
         return torch.cat(out)
+
+
+def rise(noisy: Float[Tensor, "n c h w"], clean: Float[Tensor, "m c h w"]) -> float:
+    """By how much the variance in which images differ from others grows from thin directions to thicker ones.
+
+    The difference along the third sixth of directions, in the order of the variance of the others, over that along the first. Of white
+    noise it is 1, of noise that was compressed or resized with its image up to 2.8, in gray up to 2.2. Of images that are
+    sharper than the others it is 9 or more, in gray 3.1 or more (CIFAR-10, CelebA and bedrooms, JPEG and blur).
+    """
+    variance, basis = torch.linalg.eigh(_covariance(clean))
+    more = ((basis.T @ _covariance(noisy) @ basis).diagonal() - variance)[1:]
+    sixth = len(more) // 6
+    return float(more[2 * sixth : 3 * sixth].mean() / more[:sixth].mean().clamp_min(1e-12))
+
+
+def _covariance(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "d d"]:
+    """Of patches without their mean, which is the direction of variance zero; up to a factor that is the same for all sets of a size."""
+    n, c, h, w = x.shape
+    side, places = SIDE[c], (h - SIDE[c] + 1) * (w - SIDE[c] + 1)
+    some = x[spread(n, max(2, PATCHES // places))]
+    covariance = torch.zeros(c * side * side, c * side * side, dtype=torch.float64)
+    for part in some.split(64):
+        patches = nn.functional.unfold(part, side).transpose(1, 2).flatten(0, 1)
+        patches = patches - patches.mean(1, keepdim=True)
+        covariance += (patches.T @ patches).double()
+    return covariance / len(some)
 
 
 def spread(n: int, most: int) -> Int[Tensor, "b"]:

@@ -67,6 +67,10 @@ class Noise:
         """The same for a larger set, of which the images looked at were this share and the others are not noisy."""
         return replace(self, share=self.share * share)
 
+    def none(self) -> Noise:
+        """The same for a set in which what looks like noise is none."""
+        return replace(self, share=0.0, std=None, width=0.0, chance=np.zeros(len(GRID)))
+
     def scaled(self, unit: float) -> Noise:
         """The same for data of which the levels were divided by ``unit``."""
         std = None if self.std is None else self.std * unit

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -23,8 +23,8 @@ from .. import spec
 from ..diffusion.process import Process
 from ..errors import UserError, expect
 from ..noise import Gauge
-from ..noise.estimate import by_patches, noise_alone
-from ..noise.pixels import replaced_share
+from ..noise.estimate import by_patches
+from ..noise.found import CorruptionFound
 from .ambient import AmbientGauged
 from .masked import Masked
 from .perturb import RADII, WEIGHTS, Perturbation
@@ -124,38 +124,6 @@ def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0)
         "start": START,
         "gate": max(float(f"{GATE * std:.3g}"), 1e-6),  # below the first sigma_t / alpha_t nothing is perturbed
     }
-
-
-class CorruptionFound(NamedTuple):
-    """What is wrong with images one by one.
-
-    Args:
-        share: of the images that hold Gaussian noise.
-        std: of it, root mean square over them.
-        alone: share of the images that are noise and nothing else.
-        replaced: share of all pixels that look replaced.
-        looked: whether noise was looked for.
-    """
-
-    share: float
-    std: float
-    alone: float
-    replaced: float
-    looked: bool = True
-
-    @classmethod
-    def of(cls, gauge: Gauge | None, x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"]) -> CorruptionFound:
-        """In items ``x`` with these indices in their set.
-
-        Args:
-            gauge: of the noise of single items; None where it is not to be looked for.
-        """
-        stds = torch.zeros(len(x)) if gauge is None else gauge.stds(x, indices)
-        alone = noise_alone(x, stds)
-        noisy = (stds > 0) & ~alone
-        std = float(stds[noisy].double().square().mean().sqrt()) if noisy.any() else 0.0
-        replaced = float(replaced_share(x).mean())
-        return cls(float(noisy.double().mean()), std, float(alone.double().mean()), replaced, gauge is not None)
 
 
 def by_images(found: CorruptionFound, items: int) -> dict[str, Any] | None:
@@ -261,9 +229,15 @@ def explain(chosen: Mapping[str, Any], items: int, found: CorruptionFound | None
     """
     name = chosen["name"]
     if found is not None and name == "ddpm":
+        others = (
+            f"{found.sharper:.0%} of them are sharper than the others, which may be blurred or compressed: give 20 or more sharp ones with "
+            "--trusted FOLDER. "
+            if found.sharper >= NOISY
+            else ""
+        )
         return (
-            "objective auto: ddpm, for neither noise nor replaced pixels were found in the images. Other corruption is not looked for; "
-            f"auto:k={K:g} applies the regularizer instead."
+            f"objective auto: ddpm, for neither noise nor replaced pixels were found in the images. {others}auto:k={K:g} applies the "
+            "regularizer instead."
         )
     if found is not None and name == "masked":
         return (

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..data.source import GAUGED, Source
 from ..noise import Levels
 from ..noise.estimate import by_patches
+from ..noise.found import CorruptionFound
 from ..objective import auto
 from ..spec import parse_spec
 from .checkpoint import read_objective
@@ -53,9 +54,9 @@ def choose(config: TrainConfig, source: Source, levels: Levels | None) -> tuple[
     return objective, why
 
 
-def found_in(source: Source) -> auto.CorruptionFound | None:
+def found_in(source: Source) -> CorruptionFound | None:
     """What is wrong with single images of a source, in its pixels; None where items are no images that show it."""
     if not by_patches(source.item_shape):
         return None
     x, indices = source.some_indexed(GAUGED)
-    return auto.CorruptionFound.of(None if source.hidden_std > 0 else source.gauge(), x, indices)
+    return CorruptionFound.of(None if source.hidden_std > 0 else source.gauge(), x, indices)
