@@ -49,18 +49,23 @@ def photos():
 
 @pytest.mark.parametrize(("spec", "share"), [("jpeg:share=0.9,quality=10", 0.1), ("blur:share=0.5,sigma=1", 0.5)])
 def test_sharp_images_among_blurred_or_compressed_ones_are_no_noise(spec, share):
-    images, _ = corrupt(photos(), spec, 0)
+    images, truth = corrupt(photos(), spec, 0)
     found = estimate_noise(images)
     assert found.noise.std is None
     assert not found.stds.any()
-    assert found.sharper == pytest.approx(share, abs=0.03)
+    assert len(found.sharper) / len(images) == pytest.approx(share, abs=0.03)
+    assert truth.corrupted[found.sharper].mean() < 0.2
+    assert truth.corrupted[found.sharper[: len(found.sharper) // 2]].mean() < 0.02  # the sharpest are untouched
+    assert found.levels[found.sharper[0]] == found.levels[found.sharper].max()
     source = Source(Floats(images))
     chosen, (why,) = choose(TrainConfig(objective=ObjectiveConfig("auto")), source, None)
     assert chosen.name == "ddpm"
-    assert f"{found.sharper:.0%} of them are sharper than the others" in why
+    assert f"{len(found.sharper) / len(images):.0%} of them are sharper than the others" in why
     seen = audit(source)
     assert seen.noise_share == 0
-    assert seen.as_dict()["noise"]["sharper"] == pytest.approx(share, abs=0.03)
+    listed = seen.as_dict()["noise"]["sharper"]
+    assert listed["share"] == pytest.approx(share, abs=0.03)
+    assert listed["sharpest"] == [int(i) for i in seen.sharper[: len(listed["sharpest"])]]
     assert any("--trusted" in reason for reason in recommend(TrainConfig(), seen, cuda=False)[1])
 
 
@@ -70,5 +75,5 @@ def test_sharp_images_among_blurred_or_compressed_ones_are_no_noise(spec, share)
 def test_noise_is_still_found(spec):
     images, truth = corrupt(photos(), spec, 0)
     found = estimate_noise(images)
-    assert found.sharper == 0
+    assert not len(found.sharper)
     assert np.mean((found.stds > 0) == truth.corrupted) > 0.97

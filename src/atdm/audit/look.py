@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from ..data.decode import Progress
 from ..data.source import Source
@@ -75,6 +75,11 @@ class Audit:
     def _files_tell(self) -> bool:
         return self.files is not None and bool(self.files.hidden.any())
 
+    @property
+    def sharper(self) -> Int[np.ndarray, "k"]:
+        """Images that are sharper than the others, the sharpest first."""
+        return np.empty(0, int) if self.estimate is None else self.estimate.sharper
+
     def as_dict(self) -> dict[str, Any]:
         """The findings, for JSON."""
         hit = self.most_replaced
@@ -127,7 +132,11 @@ class Audit:
             "quantiles": _quantiles(found),
             "level_quantiles": _quantiles(self.estimate.levels),
             "clean_level": noise.content,
-            "sharper": self.estimate.sharper,
+            "sharper": {
+                "count": len(self.sharper),
+                "share": len(self.sharper) / self.items,
+                "sharpest": [int(i) for i in self.sharper[:NAMED]],
+            },
             "smallest": SEEN,
             "formats": self._formats(),
         }

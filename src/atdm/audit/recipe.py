@@ -60,9 +60,9 @@ def recommend(base: TrainConfig, found: Audit, cuda: bool) -> tuple[TrainConfig,
 def _by_hand(found: Audit) -> list[str]:
     """What no objective mends."""
     out, hit, extra = [], len(found.most_replaced), found.duplicates.extra
-    if found.estimate is not None and found.estimate.sharper >= NOISY:
+    if len(found.sharper) >= NOISY * found.items:
         out.append(
-            f"{found.estimate.sharper:.0%} of the images are sharper than the others, which may be blurred or compressed: train with "
+            f"{len(found.sharper) / found.items:.0%} of the images are sharper than the others, which may be blurred or compressed: train with "
             "--trusted and a folder of 20 or more sharp ones."
         )
     if hit >= MATTERS * found.items and found.replaced.mean() < REPLACED:

@@ -62,6 +62,9 @@ def _sheet(found: Audit, source: Source) -> Any:
         order = [int(i) for i in np.argsort(-each, kind="stable")[:SHOWN] if each[i] > 0]
         title = f"noisiest ({found.noise_share:.1%} look noisy)"
         rows.append((title, [(i, f"#{i}  {each[i]:.2g}") for i in order]))
+    if len(found.sharper):
+        title = f"sharper than the others ({len(found.sharper)})"
+        rows.append((title, [(int(i), f"#{i}") for i in found.sharper[:SHOWN]]))
     hit = found.most_replaced
     if hit:
         title = f"replaced pixels ({len(hit)})"

@@ -79,7 +79,8 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     if not noise["measurable"]:
         noisy = "cannot be distinguished from content in such data (docs/audit.md)"
     elif noise["std"] is None:
-        sharper = f"; {noise['sharper']:.1%} of the items are sharper than the others" if noise["sharper"] else ""
+        share = noise["sharper"]["share"]
+        sharper = f"; {share:.1%} of the items are sharper than the others" if share else ""
         noisy = (
             f"none of std {noise['smallest']:g} or more (typical level of content: {noise['clean_level']:.2g}){sharper}"
         )

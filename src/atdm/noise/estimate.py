@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -40,14 +40,15 @@ class NoiseEstimate:
         common: the noise is the same in all color channels, as after JPEG.
         levels: measured for each item, of its noise and of content that looks like it.
         stds: noise std of each item; 0 where it is more likely clean.
-        sharper: share of images that are not noisy, but sharper than the others, which may be blurred or compressed.
+        sharper: images that are not noisy, but sharper than the others, which may be blurred or compressed: their indices, the
+            sharpest first.
     """
 
     noise: Noise
     common: bool
     levels: Float[np.ndarray, "n"]
     stds: Float[np.ndarray, "n"]
-    sharper: float = 0.0
+    sharper: Int[np.ndarray, "k"] = field(default_factory=lambda: np.empty(0, int))
 
 
 class Meter(ABC):
@@ -187,7 +188,7 @@ class Gauge:
         way: which of the meter's levels it is for.
         files: what the files of the set show where its items hide it; None: there are no files.
         changed: as of :meth:`FileNoise.merged`.
-        sharper: as of :class:`NoiseEstimate`.
+        sharper: share of the images that are sharper than the others (:class:`NoiseEstimate`).
     """
 
     meter: Meter
@@ -237,7 +238,7 @@ def _look(x: Float[Tensor, "n *item"], indices: Int[Tensor, "n"] | None = None) 
     found = meter.judge(meter.levels(x, indices), use)
     if patches:
         found = without_sharper(found, use, x.__getitem__)
-    return Gauge(meter, found.noise, int(found.common), sharper=found.sharper), found
+    return Gauge(meter, found.noise, int(found.common), sharper=len(found.sharper) / len(x)), found
 
 
 def without_sharper(
@@ -259,7 +260,8 @@ def without_sharper(
         noisy, clean = noisy.mean(1, keepdim=True), clean.mean(1, keepdim=True)
     if rise(noisy, clean) <= SHARPER[noisy.shape[1]]:
         return found
-    return replace(found, noise=found.noise.none(), stds=np.zeros(len(found.stds)), sharper=found.noise.share)
+    sharpest = sides[0][np.argsort(-found.levels[sides[0]], kind="stable")]
+    return replace(found, noise=found.noise.none(), stds=np.zeros(len(found.stds)), sharper=sharpest)
 
 
 def noise_alone(x: Float[Tensor, "n *item"], stds: Float[Tensor, "n"]) -> Bool[Tensor, "n"]:
