@@ -1,7 +1,7 @@
 """``objective: auto``: loss, gate and strength from the training data alone, without labels and without a validation set.
 
-On images where Gaussian noise is found on some and not on others, noisy ones are used above their noise level only
-(``ambient_blind``), and low noise is learned from the others. Where pixels were replaced, only the others are learned from (``masked``).
+Images on which Gaussian noise is found are used above their noise level only (``ambient_blind``), and low noise is learned from the
+others. Where pixels were replaced, only the others are learned from (``masked``).
 Images in which neither is found are learned as they are (``ddpm``). Else the regularizer is applied. A perturbation inside a gate ``g``
 shrinks what has a standard deviation up to about g (docs/method.md), and corruption shows where the data vary least: noise of std s
 on a share p of the items shows as ``sqrt(p) s`` there, clean data nearly nothing. So the gate follows :func:`quiet_std`, and on
@@ -129,15 +129,19 @@ def constants(x: Float[Tensor, "n *item"], k: float = K, *, hidden: float = 0.0)
 def by_images(found: CorruptionFound, items: int) -> dict[str, Any] | None:
     """The options of an objective for so many images of which this was found.
 
-    ``ambient_blind`` or ``masked``, or both in one; where nothing is wrong ``ddpm``; None where there are too few clean images.
+    ``ambient_blind`` or ``masked``, or both in one; where nothing is wrong ``ddpm``; None where noise was not looked for. Clean images
+    take the place of noisy ones where there are enough of them.
     """
     masked = found.replaced >= REPLACED
     wrong = found.share >= NOISY or found.alone >= ALONE
-    if wrong and (1 - found.share - found.alone) * items >= CLEAN:
-        return {"name": f"{EVIDENCE},masked=true" if masked else EVIDENCE}
+    if wrong:
+        exchanged = (1 - found.share - found.alone) * items >= CLEAN
+        if masked:
+            return {"name": f"{EVIDENCE},masked=true" if exchanged else "ambient_blind:masked=true"}
+        return {"name": EVIDENCE if exchanged else "ambient_blind"}
     if masked:
         return {"name": "masked"}
-    return None if wrong or not found.looked else {"name": "ddpm"}
+    return {"name": "ddpm"} if found.looked else None
 
 
 def arguments(x: Float[Tensor, "n *item"], k: float = K, hidden: float = 0.0) -> dict[str, Any]:
@@ -203,8 +207,9 @@ def image_by_image(
         return objective(name="ddpm", process=process, seed=seed, note=note)
     if gauge is None or chosen["name"] == "masked":
         return Masked(process, note=note, seed=seed)
-    masked = chosen["name"] != EVIDENCE
-    return AmbientGauged(process, True, masked, EXCHANGE_FROM, gauge=gauge, note=note, seed=seed)
+    options = spec.parse_spec(chosen["name"])[1]
+    exchange, masked = "exchange" in options, "masked" in options
+    return AmbientGauged(process, exchange, masked, EXCHANGE_FROM, gauge=gauge, note=note, seed=seed)
 
 
 def by_levels(stds: Float[Tensor, "n"], noise: bool = False) -> dict[str, Any] | None:
@@ -253,7 +258,7 @@ def explain(chosen: Mapping[str, Any], items: int, found: CorruptionFound | None
             )
         if found.alone >= ALONE:
             reasons.append(f"{found.alone:.1%} of the images are noise alone, and are not used.")
-        if name != EVIDENCE:
+        if "masked" in name:
             reasons.append(f"{found.replaced:.1%} of the pixels look replaced, and are no targets.")
         return f"objective auto: {name}, for {' '.join(reasons)} auto:k={K:g} applies the regularizer instead."
     if name == "omni":
