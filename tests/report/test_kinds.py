@@ -12,7 +12,7 @@ from helpers import atdm
 
 KINDS = {
     "ddpm": "--objective ddpm",
-    "auto": "--objective auto",
+    "auto": "--objective auto:k=2",
     "blind": "--objective ambient_blind",
     "flow": "--objective ddpm --process flow",
     "edm": "--objective ddpm --process edm",
