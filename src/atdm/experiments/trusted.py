@@ -26,13 +26,11 @@ from .runner.rows import by_value, means, number, rows_at_stops, table_of, value
 
 ONLY, BEST, WITHOUT = "ddpm, trusted items only", "ddpm, best early stop", "auto, none trusted"
 STOPS = (0.1, 0.2, 0.3, 0.5)  # noise levels at which the sampling of ddpm is also stopped
-DDPM_ONLY = {"ddpm": DDPM, ONLY: DDPM}
-METHODS = DDPM_ONLY | {name: ObjectiveConfig(name) for name in ("auto:k=2", "ambient_blind", "omni", "sfbd")}
+PLAIN = {"ddpm": DDPM, ONLY: DDPM}
+METHODS = PLAIN | {name: ObjectiveConfig(name) for name in ("auto:k=2", "ambient_blind", "omni", "sfbd")}
 OF_VECTORS = METHODS | {"sfbd": ObjectiveConfig("sfbd:known=true")}  # their noise cannot be estimated
 del OF_VECTORS["ambient_blind"]
-OF_IMAGES = DDPM_ONLY | {
-    n: ObjectiveConfig(n.split(",")[0]) for n in ("auto", WITHOUT, "ambient_blind", "omni", "sfbd")
-}
+OF_IMAGES = PLAIN | {n: ObjectiveConfig(n.split(",")[0]) for n in ("auto", WITHOUT, "ambient_blind", "omni", "sfbd")}
 CONDITIONS = {
     "digits": {
         "noise 0.2 on 90 %": "gaussian:share=0.9,std=0.2",
@@ -163,9 +161,8 @@ def findings(scale: str, outcomes: Sequence[Outcome]) -> Findings:
             "AUC of the levels": "level_auc",
         }
         columns = {head: key for head, key in columns.items() if any(key in r for r in chosen)}
-        by = {"training data": "condition", "method": "method"} | (
-            {"objective": "chosen"} if "chosen" in chosen[0] else {}
-        )
+        by = {"training data": "condition", "method": "method", "objective": "chosen"}
+        by = {head: key for head, key in by.items() if key in chosen[0]}
         tables.append(
             table_of(
                 chosen, by, columns,
