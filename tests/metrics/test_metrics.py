@@ -369,6 +369,21 @@ def test_every_feature_space(name, generator):
     assert FEATURES[name]().fit(2 * y).distance(2 * x, 2 * y) == pytest.approx(4 * space.distance(x, y), rel=1e-4)
 
 
+def test_few_large_images_need_no_covariance(generator, monkeypatch):
+    x, y = torch.randn(12, 3, 8, 8, generator=generator), torch.rand(30, 3, 8, 8, generator=generator)
+    means, covariances = zip(
+        *((f.mean(0), torch.cov(f.T)) for f in (x.flatten(1).double(), y.flatten(1).double())), strict=True
+    )
+    expected = frechet_distance(means[0], covariances[0], means[1], covariances[1])
+    monkeypatch.setattr(FeatureSpace, "moments", None)  # not called
+    assert FEATURES["pixels"]().distance(x, y) == pytest.approx(expected, rel=1e-7)
+    some = FEATURES["pca"](directions=5).fit(y)
+    values, basis = torch.linalg.eigh(covariances[1])
+    span = some.fn(torch.eye(192).reshape(192, 3, 8, 8))  # the directions, one a column
+    assert torch.allclose(span @ span.T, basis[:, -5:] @ basis[:, -5:].T, atol=1e-9)
+    assert torch.allclose(torch.cov(some.fn(y).T).diagonal(), values[-5:], rtol=1e-9)
+
+
 def test_pca_is_the_frechet_distance_inside_the_subspace(generator):
     basis = torch.linalg.qr(torch.randn(16, 16, generator=generator)).Q
     y = (torch.randn(300, 3, generator=generator) @ basis[:3]).reshape(300, 1, 4, 4)

@@ -43,8 +43,7 @@ def moments(x: Float[Tensor, "n d"]) -> Moments:
     Raises:
         UserError: there are fewer than two rows.
     """
-    if len(x) < 2:
-        raise UserError(f"A covariance needs two rows of features. Got {len(x)}.")
+    _require_rows(x)
     mean, deviations = _centred(x)
     return Moments(mean, deviations.T @ deviations)
 
@@ -58,7 +57,7 @@ def frechet_distance(
     of the singular values of ``F1^T F2``, whichever factors are taken. Covariances of full rank have Cholesky factors;
     for others symmetric roots are taken, so singular covariances are fine. No root is complex.
     """
-    return _frechet(_Gaussian(mu1, covariance=cov1), _Gaussian(mu2, covariance=cov2))
+    return Gaussian(mu1, covariance=cov1).frechet(Gaussian(mu2, covariance=cov2))
 
 
 def frechet(x: Float[Tensor, "n d"], y: Float[Tensor, "m e"]) -> float:
@@ -69,7 +68,7 @@ def frechet(x: Float[Tensor, "n d"], y: Float[Tensor, "m e"]) -> float:
     """
     if x.shape[1] != y.shape[1]:
         raise UserError(f"Cannot compare {x.shape[1]} with {y.shape[1]} features. Expected the same number.")
-    return frechet_distance(*moments(x), *moments(y))
+    return Gaussian.fitted(x).frechet(Gaussian.fitted(y))
 
 
 def frechet_extrapolated(x: Float[Tensor, "n d"], reference: Moments, seed: int = 0) -> tuple[float, dict[int, float]]:
@@ -85,12 +84,12 @@ def frechet_extrapolated(x: Float[Tensor, "n d"], reference: Moments, seed: int 
     if len(x) < 4:
         raise UserError(f"Extrapolating needs 4 samples. Got {len(x)}.")
     x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)]
-    clean = _Gaussian(reference.mean, covariance=reference.covariance)
+    clean = Gaussian(reference.mean, covariance=reference.covariance)
     at: dict[int, float] = {}
     for part in FRACTIONS:
         size = int(part * len(x))
         pieces = [x[start : start + size] for start in range(0, len(x) - size + 1, size)]
-        at[size] = sum(_frechet(_Gaussian.fitted(piece), clean) for piece in pieces) / len(pieces)
+        at[size] = sum(Gaussian.fitted(piece).frechet(clean) for piece in pieces) / len(pieces)
     design = torch.tensor([[1.0, 1.0 / size] for size in at], dtype=torch.float64)
     line = torch.linalg.lstsq(design, torch.tensor([*at.values()], dtype=torch.float64)[:, None]).solution
     return line[0].item(), at
@@ -172,6 +171,11 @@ def class_score(logits: Float[Tensor, "n classes"], splits: int = SPLITS) -> Est
     return Estimate(spread.mean().item(), spread.std(correction=0).item())
 
 
+def _require_rows(x: Tensor) -> None:
+    if len(x) < 2:
+        raise UserError(f"A covariance needs two rows of features. Got {len(x)}.")
+
+
 def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
     """The mean, and scaled deviations ``R`` from it with ``R^T R`` the unbiased covariance."""
     x = x.double()
@@ -179,7 +183,7 @@ def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (x - mean) / (len(x) - 1) ** 0.5
 
 
-class _Gaussian:
+class Gaussian:
     """A mean, and a covariance or deviations ``R`` with ``R^T R`` the covariance; its factors are computed when first needed."""
 
     def __init__(self, mean: Tensor, covariance: Tensor | None = None, deviations: Tensor | None = None) -> None:
@@ -188,8 +192,13 @@ class _Gaussian:
         self.deviations = deviations
 
     @classmethod
-    def fitted(cls, x: Float[Tensor, "n d"]) -> _Gaussian:
-        """To features, by the smaller of their deviations and their covariance."""
+    def fitted(cls, x: Float[Tensor, "n d"]) -> Gaussian:
+        """To features, by the smaller of their deviations and their covariance.
+
+        Raises:
+            UserError: there are fewer than two rows.
+        """
+        _require_rows(x)
         mean, deviations = _centred(x)
         if len(deviations) <= deviations.shape[1]:
             return cls(mean, deviations=deviations)
@@ -219,13 +228,21 @@ class _Gaussian:
         values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
         return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
+    @property
+    def axes(self) -> tuple[Float[Tensor, "k"], Float[Tensor, "d k"]]:
+        """The variances along the principal directions, and these: least variance first; no more than there are deviations."""
+        if self.covariance is not None:
+            return torch.linalg.eigh(self.covariance)
+        _, scales, directions = torch.linalg.svd(cast(Tensor, self.deviations), full_matrices=False)
+        return scales.square().flip(0), directions.flip(0).T
 
-def _frechet(a: _Gaussian, b: _Gaussian) -> float:
-    distance = (a.mean - b.mean).square().sum() + a.variance + b.variance - 2 * _cross(a, b)
-    return max(distance.item(), 0.0)  # rounding can leave -1e-15
+    def frechet(self, other: Gaussian) -> float:
+        """The squared Frechet distance to another."""
+        distance = (self.mean - other.mean).square().sum() + self.variance + other.variance - 2 * _cross(self, other)
+        return max(distance.item(), 0.0)  # rounding can leave -1e-15
 
 
-def _cross(a: _Gaussian, b: _Gaussian) -> Tensor:
+def _cross(a: Gaussian, b: Gaussian) -> Tensor:
     """``tr (A^1/2 B A^1/2)^1/2``: the sum of the singular values of ``F_a^T F_b``, whichever factors are taken.
 
     The eigenvalues of ``L_b^T A L_b``, with ``L_b`` of Cholesky, are the squares of these and come at a quarter of the
