@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atdm.errors import UserError
-from atdm.experiments import images
+from atdm.experiments import images, larger
 from atdm.experiments.runner import reproduce
 from atdm.training.config import TrainConfig
 from atdm.training.recipes import recipe
@@ -99,3 +99,17 @@ def test_a_smoke_run_writes_numbers_and_grids(tmp_path, monkeypatch):
     again = json.loads((tmp_path / "again" / "images" / "numbers.json").read_text())
     values = [[(r["method"], r["noise_std"]) for r in n["rows"]] for n in (found, again)]
     assert values[0] == values[1]
+
+
+def test_larger_images_know_every_objective_of_the_comparison(tmp_path):
+    (tmp_path / "celeba").mkdir()
+    small = larger.jobs("cpu", [0], str(tmp_path))
+    assert {(job.condition, job.label) for job in small} == {
+        *((images.STANDARD, label) for label in ("ddpm", "robust_adv", "ambient_blind", "auto")),
+        *(("JPEG", label) for label in ("ddpm", "auto")),
+    }
+    assert {job.config.image_size for job in small} == {64}
+    every = larger.jobs("paper", [0, 1], None)
+    assert len(every) == len({job.config.out for job in every}) == 2 * 2 * 2 * 4  # sets, conditions, objectives, seeds
+    assert {job.config.image_size for job in every} == {32, 64}
+    assert {job.config.objective.weight for job in every if job.label == "robust_adv"} == {"published:lam=0.3"}

@@ -29,7 +29,7 @@ from .runner.jobs import DDPM, Job, prepare, published, samples_at_stops, sample
 from .runner.rows import means, number, row, table_of, values_of
 
 SETS = {"cifar10": "CIFAR-10", "celeba": "CelebA", "bedroom": "bedrooms", "imagenet64": "ImageNet-64"}
-TITLES = SETS | {"cifar10-32": "CIFAR-10 at 32x32"}
+TITLES = SETS | {"cifar10-32": "CIFAR-10 at 32x32", "celeba-64": "CelebA at 64x64"}
 STANDARD = "noise 0.2"
 CONDITIONS = {
     STANDARD: "gaussian:share=0.9,std=0.2",

@@ -13,8 +13,11 @@ from ...report import Table, markdown
 from ...training.config import ObjectiveConfig
 
 NAME = "guide.md"
-PAGES = ("baselines", "images", "replaced-pixels", "trusted")  # the experiments that compare methods
-LARGE = {"images": "images", "cifar10": "CIFAR-10", "celeba": "CelebA", "bedroom": "bedrooms"}
+PAGES = ("baselines", "images", "larger", "replaced-pixels", "trusted")  # the experiments that compare methods
+LARGE = {
+    "images": "images", "cifar10": "CIFAR-10", "celeba": "CelebA", "bedroom": "bedrooms",
+    "cifar10-32": "CIFAR-10 at 32x32", "celeba-64": "CelebA at 64x64",
+}  # fmt: skip
 VECTORS = ("plane", "photos on a subspace")
 ITEMS = ("images of 12x12 pixels or more", "smaller images", "vectors")
 WRONG = {  # in the order of the table: what a condition is called
