@@ -331,12 +331,19 @@ def test_passes_are_those_the_network_sees(name, gate):
     assert Objective("robust_rand", PROCESS).passes()["floor_over_ddpm"] == pytest.approx(2)
 
 
+def test_radius_and_weight_may_be_specs():
+    found = Objective("robust_adv", PROCESS, "constant:r=0.3", "relative:k=2")
+    assert found == Objective("robust_adv", PROCESS, ConstantRadius(0.3), RelativeWeight(2.0))
+
+
 def test_mistakes_are_sentences():
     for make, words in [
         (lambda: Objective("robust_advv", PROCESS), "Did you mean 'robust_adv'"),
         (lambda: Objective("robust_adv", PROCESS, ascent="loss"), "Unknown ascent"),
         (lambda: Objective("robust_adv", PROCESS, gate=-1), "gate is -1"),
         (lambda: Objective("robust_adv", PROCESS, perturbation=Perturbation(steps=0)), "robust_rand"),
+        (lambda: Objective("robust_adv", PROCESS, radius="publishd"), "Did you mean 'published'"),
+        (lambda: Objective("robust_adv", PROCESS, weight=0.3), "The weight is 0.3. Expected a weight or its spec"),
     ]:
         with pytest.raises(UserError, match=words):
             make()

@@ -12,9 +12,8 @@ from atdm.diffusion.steps import Sampling
 from atdm.errors import UserError
 from atdm.experiments.fewer_steps import sampling_of
 from atdm.objective import Draws, Objective
-from atdm.objective.perturb import RADII, WEIGHTS, ConstantRadius, Perturbation, PublishedRadius, RelativeWeight
+from atdm.objective.perturb import ConstantRadius, Perturbation, PublishedRadius, RelativeWeight
 from atdm.objective.theory import BETAS, READINGS, frechet, optimum, power_law, sampled_variance, shrinkage
-from atdm.spec import build
 from helpers import LINEAR
 
 FEW = 100  # midpoints of beta
@@ -24,7 +23,7 @@ CORNER = Perturbation("linf", 1, math.inf)
 def reading(name, kind, beta="uniform"):
     radius, weight = READINGS[name]
     radius += ("," if ":" in radius else ":") + f"beta={beta}"
-    return Objective(kind, LINEAR, build("radius", radius, RADII), build("weight", weight, WEIGHTS), CORNER)
+    return Objective(kind, LINEAR, radius, weight, CORNER)
 
 
 class Gains(nn.Module):

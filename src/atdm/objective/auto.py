@@ -27,7 +27,7 @@ from ..noise.estimate import by_patches
 from ..noise.found import CorruptionFound
 from .ambient import AmbientGauged
 from .masked import Masked
-from .perturb import RADII, WEIGHTS, Perturbation
+from .perturb import Perturbation
 from .terms import Loss
 
 ITEMS = 4096  # that are looked at
@@ -153,11 +153,9 @@ def arguments(x: Float[Tensor, "n *item"], k: float = K, hidden: float = 0.0) ->
         return {**found, "note": note}
     return {
         "name": found["name"],
-        "radius": spec.build("radius", found["radius"], RADII),
-        "weight": spec.build("weight", found["weight"], WEIGHTS),
         "perturbation": Perturbation(found["norm"], found["steps"], found["kappa"]),
         "note": note,
-        **{name: found[name] for name in ("every", "start", "gate")},
+        **{name: found[name] for name in ("radius", "weight", "every", "start", "gate")},
     }
 
 

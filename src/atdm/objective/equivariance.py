@@ -15,13 +15,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..diffusion.process import PerItem, Process, States, Timesteps
+from ..errors import UserError
 from ..nets.precision import half_precision
+from ..spec import build
 from ..text import changed
 from . import auto as automatic
 from .kinds import KINDS, Kind, due, require_kind, require_options
 from .passes import Attack, Moves, Passes, cost, items_below, too_fine
-from .perturb import Perturbation, PublishedRadius, PublishedWeight, Radius, Weight
+from .perturb import RADII, WEIGHTS, Perturbation, PublishedRadius, PublishedWeight, Radius, Weight
 from .terms import Draws, Loss, Terms, item_mean
+
+EXAMPLES = {"radius": "constant:r=0.3", "weight": "relative:k=2"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Objective(Loss):
     Args:
         name: which objective.
         process: the forward process, or a diffusers scheduler of it; its ``prediction`` says what the network outputs.
-        radius, weight: how far to perturb and how much it counts.
+        radius, weight: how far to perturb and how much it counts, or their specs, such as ``constant:r=0.3`` and ``relative:k=2``.
         perturbation: norm, steps and step length of the perturbation; random objectives use its norm only.
         gate: perturb only where ``sigma_t / alpha_t < gate`` (data units); None perturbs everywhere.
         ascent: what the attack raises: how much the ``prediction`` moves (as published) or the ``residual`` of equivariance.
@@ -51,8 +55,8 @@ class Objective(Loss):
 
     name: str
     process: Process | Any
-    radius: Radius = PublishedRadius()
-    weight: Weight = PublishedWeight()
+    radius: Radius | Any = PublishedRadius()
+    weight: Weight | Any = PublishedWeight()
     perturbation: Perturbation = Perturbation()
     gate: float | None = None
     ascent: str = "prediction"
@@ -67,6 +71,14 @@ class Objective(Loss):
 
     def __post_init__(self) -> None:
         require_kind(self.name)
+        for option, registry in (("radius", RADII), ("weight", WEIGHTS)):
+            given = getattr(self, option)
+            if isinstance(given, str):
+                object.__setattr__(self, option, build(option, given, registry))
+            elif not callable(given):
+                raise UserError(
+                    f"The {option} is {given}. Expected a {option} or its spec, such as {EXAMPLES[option]}."
+                )
         require_options(self.name, self.ascent, self.gate, self.every, self.perturbation.steps)
         if not isinstance(self.process, Process):
             object.__setattr__(self, "process", Process.from_scheduler(self.process))

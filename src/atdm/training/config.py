@@ -171,7 +171,7 @@ class ObjectiveConfig:
     def build(self, process: Any, seed: int = 0) -> Any:
         """The objective for ``process``."""
         from ..objective import KINDS, OBJECTIVES, Objective
-        from ..objective.perturb import RADII, WEIGHTS, Perturbation
+        from ..objective.perturb import Perturbation
 
         name, options = parse_spec(self.name)
         if self.automatic:
@@ -187,8 +187,8 @@ class ObjectiveConfig:
         return Objective(
             name,
             process,
-            build("radius", self.radius, RADII),
-            build("weight", self.weight, WEIGHTS),
+            self.radius,
+            self.weight,
             Perturbation(self.norm, self.steps, self.kappa),
             self.gate,
             self.ascent,
