@@ -25,6 +25,7 @@ from atdm.objective import (
     AmbientBlind,
     Free,
     InputPerturbation,
+    Masked,
     Objective,
     Omni,
     PseudoHuber,
@@ -132,6 +133,38 @@ def test_noisy_items_alone_give_the_clean_optimum(t, generator):
     plain, sigma = linear_optimum(Objective("ddpm", late), x, draws), PROCESS.sigmas[t].item()
     of_noisy_data = sigma / (PROCESS.alphas[t].item() ** 2 * (STD**2 + level**2) + sigma**2)
     assert plain == pytest.approx(of_noisy_data, rel=0.015), "ddpm learns the noise"
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_with_c_the_ambient_loss_of_clean_items_is_pseudo_huber(prediction, generator):
+    process = Process.linear(prediction=prediction)
+    x, model = torch.randn(64, 1, 4, 4, generator=generator), lambda x, t: 0.5 * x
+    expected, found = PseudoHuber(process, 0.1), Ambient(process, c=0.1)
+    draws = found.draw(x.shape, generator=generator)
+    plain = dataclasses.replace(expected.draw(x.shape, generator=generator), t=draws.t, noise=draws.noise)
+    for loss in (found, Omni(process, c=0.1), Masked(process, c=0.1)):
+        own = dataclasses.replace(loss.draw(x.shape, generator=generator), t=draws.t, noise=draws.noise)
+        levels = None if isinstance(loss, Masked) else torch.zeros(64)
+        torch.testing.assert_close(
+            loss(model, x, draws=own, levels=levels).loss, expected(model, x, draws=plain).loss, rtol=1e-3, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("t", [150, 400])
+def test_with_c_noisy_gaussian_items_alone_give_the_clean_optimum(t, generator):
+    """What is left to predict is symmetric there, so the least of any even loss is at its mean."""
+    x, levels = data(generator, 0.3), torch.full((N,), 0.3)
+    late = Process(PROCESS.alphas[t : t + 1], PROCESS.sigmas[t : t + 1])
+    objective = Ambient(late, c=0.1)
+    draws = objective.draw(x.shape, generator=generator)
+
+    def slope(a):
+        a = torch.tensor(a, requires_grad=True)
+        objective(lambda x, t: a * x, x, draws=draws, levels=levels).loss.mean().backward()
+        return a.grad.item()
+
+    best = clean_optimum(t)
+    assert slope(0.97 * best) < 0 < slope(1.03 * best)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
@@ -539,6 +572,8 @@ def test_a_run_with_fresh_noise_resumes_exactly(tmp_path):
         ("pseudo_huber:schedule=linear", "exponential"),
         ("sure:step=0", "step of SURE"),
         ("ambient_blind:floor=0.1", "no option 'floor'"),
+        ("ambient_blind:c=-1", "c of the pseudo-Huber"),
+        ("masked:c=0", "c of the pseudo-Huber"),
         ("masked:rate=0.1", "no option 'rate'"),
         ("ambient_consistent:hops=0", "hops"),
         ("ambient_consistent:weight=-1", "weight of ambient_consistent"),

@@ -15,6 +15,7 @@ from ..errors import UserError, expect
 from ..noise import Gauge
 from ..noise.estimate import noise_alone
 from ..noise.filters import THIN
+from .huber import item_loss, require_c
 from .masked import require_pixels, seen
 from .terms import Baseline, Draws, LevelsFrom, Predict, Terms, first_step, item_mean
 
@@ -40,11 +41,14 @@ class Ambient(Baseline):
             place, as in :class:`Omni`, so that low noise is trained as often as always; False, as published, moves the timestep.
         masked: pixels that look replaced are no target, as in :class:`Masked`.
         exchange_from: share of the training before ``exchange`` begins; calls then need ``step`` (from 0) and ``steps``.
+        c: of a pseudo-Huber loss in place of the squared error (:class:`~atdm.objective.PseudoHuber`); its least is the
+            same where what is left to predict is as often above as below. Infinite, as published: the squared error.
     """
 
     exchange: bool = False
     masked: bool = False
     exchange_from: float = 0.0
+    c: float = math.inf
 
     levels_from: ClassVar[LevelsFrom] = "truth"
 
@@ -52,6 +56,7 @@ class Ambient(Baseline):
         expect(
             0 <= self.exchange_from < 1, "exchange_from", f"{self.exchange_from:g}", "a share of the training in [0, 1)"
         )
+        require_c(self.c)
 
     def at(self, step: int | None, steps: int | None) -> Self:
         if not self.exchange or self.exchange_from == 0:
@@ -88,8 +93,8 @@ class Ambient(Baseline):
         x0, mean = seen(x0) if self.masked else (x0, item_mean)
         x_t, kappa = noised(self.process, x0, known(levels), t, draws.noise)
         eps = self.process.to_eps(predict(x_t, t), x_t, t)
-        squared = mean((per_item(kappa, eps) * eps - draws.noise).square())
-        return Terms.unperturbed(t, squared * self.process.eps_weight(t))
+        squared = (per_item(kappa, eps) * eps - draws.noise).square()
+        return Terms.unperturbed(t, item_loss(self.process, squared, self.process.eps_weight(t), t, self.c, mean))
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,8 @@ class Omni(Ambient):
         x0, mean = seen(x0) if self.masked else (x0, item_mean)
         x_t = self.process.mix(x0, draws.noise, t)
         eps = self.process.to_eps(predict(x_t, t), x_t, t)
-        return Terms.unperturbed(t, mean((eps - draws.noise).square()) * self.process.eps_weight(t))
+        squared = (eps - draws.noise).square()
+        return Terms.unperturbed(t, item_loss(self.process, squared, self.process.eps_weight(t), t, self.c, mean))
 
 
 def require_directions(name: str, item_shape: tuple[int, ...], other: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from ..diffusion.process import PerItem, States, Timesteps, per_item
+from ..diffusion.process import PerItem, Process, States, Timesteps, per_item
 from ..errors import expect
 from .terms import Baseline, Draws, Predict, Terms, item_mean
 
@@ -29,14 +30,14 @@ class PseudoHuber(Baseline):
     schedule: Literal["exponential", "constant", "snr"] = "exponential"
 
     def __post_init__(self) -> None:
-        expect(self.c > 0, "c of the pseudo-Huber loss", self.c, "a number > 0, such as 0.1")
+        require_c(self.c)
         finite = not math.isinf(self.c) or self.schedule == "constant"
         expect(finite, f"c of the schedule '{self.schedule}'", self.c, "a finite number, or schedule=constant")
 
     def threshold(self, t: Timesteps) -> PerItem:
         """``c_t``."""
         if self.schedule == "exponential":
-            return torch.exp(math.log(self.c) * t / self.process.steps)
+            return falling(self.process, t, self.c)
         if self.schedule == "snr":
             return self.c + (1 - self.c) / (1 + self.process.ratio(t)).square()
         return torch.full(t.shape, self.c, device=t.device)
@@ -45,7 +46,40 @@ class PseudoHuber(Baseline):
         process = self.process
         output = predict(process.mix(x0, draws.noise, t), t)
         residual = output - process.target(x0, draws.noise, t)
-        squared = residual.square() * per_item(process.output_weight(t), residual)
-        c = per_item(self.threshold(t), residual)
-        # The difference of the formula, multiplied out: it does not cancel where r is small beside c.
-        return Terms.unperturbed(t, item_mean(2 * squared / (1 + (1 + squared / c.square()).sqrt())))
+        return Terms.unperturbed(t, bounded(residual.square(), process.output_weight(t), self.threshold(t)))
+
+
+def falling(process: Process, t: Timesteps, c: float) -> PerItem:
+    """The published schedule of thresholds, ``c_t = exp(log(c) t / T)``."""
+    return torch.exp(math.log(c) * t / process.steps)
+
+
+def bounded(squared: States, weight: PerItem, c_t: PerItem, mean: Callable[[States], PerItem] = item_mean) -> PerItem:
+    """The pseudo-Huber loss of each item.
+
+    Args:
+        squared: residuals, squared.
+        weight: of squared residuals in the loss.
+        c_t: where the loss turns linear, in units of weighted residuals.
+        mean: over the elements of an item.
+    """
+    squared = squared * per_item(weight, squared)
+    c_t = per_item(c_t, squared)
+    # The difference of the formula, multiplied out: it does not cancel where r is small beside c.
+    return mean(2 * squared / (1 + (1 + squared / c_t.square()).sqrt()))
+
+
+def item_loss(
+    process: Process, squared: States, weight: PerItem, t: Timesteps, c: float, mean: Callable[[States], PerItem]
+) -> PerItem:
+    """:func:`bounded` by the published schedule; the squared error where c is infinite."""
+    return mean(squared) * weight if math.isinf(c) else bounded(squared, weight, falling(process, t, c), mean)
+
+
+def require_c(c: float) -> None:
+    """Refuse what is no threshold.
+
+    Raises:
+        UserError: it is not above 0.
+    """
+    expect(c > 0, "c of the pseudo-Huber loss", c, "a number > 0, such as 0.1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from torch import nn
 from ..diffusion.process import PerItem, States, Timesteps
 from ..errors import UserError
 from ..noise.pixels import replaced_pixels
+from .huber import item_loss, require_c
 from .terms import Baseline, Draws, Predict, Terms
 
 
@@ -25,10 +27,15 @@ class Masked(Baseline):
     samples will have none. Images with no such pixel train as by ddpm.
 
     Args:
+        c: of a pseudo-Huber loss in place of the squared error, as in :class:`~atdm.objective.Ambient`.
         note: what :meth:`Objective.auto` chose, in words.
     """
 
+    c: float = math.inf
     note: str = field(default="", kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        require_c(self.c)
 
     def require_items(self, item_shape: tuple[int, ...]) -> None:
         require_pixels("masked", item_shape)
@@ -37,7 +44,7 @@ class Masked(Baseline):
         x0, mean = seen(x0)
         output = predict(self.process.mix(x0, draws.noise, t), t)
         squared = (output - self.process.target(x0, draws.noise, t)).square()
-        return Terms.unperturbed(t, mean(squared) * self.process.output_weight(t))
+        return Terms.unperturbed(t, item_loss(self.process, squared, self.process.output_weight(t), t, self.c, mean))
 
 
 def seen(x0: States) -> tuple[States, Callable[[States], PerItem]]:
