@@ -31,6 +31,7 @@ WRONG = {  # in the order of the table: what a condition is called
     "blur": r"blur",
     "outliers": r"outlier",
 }
+UNSEEN = ("blank patches", "JPEG", "blur", "outliers")  # the estimated noise of larger images does not measure these
 FARTHER = 1.05  # than ddpm, on average: no method to recommend
 BLIND = (
     "ddpm", "ddpm, stopped by auto", "auto", "auto, stopped at half its gate", "auto:k=2", "robust_rand", "robust_adv",
@@ -39,7 +40,7 @@ BLIND = (
 KNOWN = {  # what is known, and the methods that it allows
     "nothing": BLIND,
     "the noise of each item": (*BLIND, "ambient", "sure"),
-    "a few clean items": (*BLIND, "omni", "sfbd", "ddpm, trusted items only"),
+    "a few clean items": (*BLIND, "omni", "sfbd"),  # from these alone a network learns to copy them
 }
 
 
@@ -62,6 +63,11 @@ class Measured(NamedTuple):
     numbers: Mapping[str, tuple[float, float]]
     costs: Mapping[str, float]
 
+    @property
+    def unseen(self) -> bool:
+        """Whether the distance alone counts: nothing is wrong, or the page has no measure of what is."""
+        return self.wrong == "nothing" or (self.items == ITEMS[0] and self.wrong in UNSEEN)
+
     def gain(self, method: str) -> tuple[float, float]:
         """Both numbers over ddpm's."""
         own, plain = self.numbers[method], self.numbers["ddpm"]
@@ -80,7 +86,7 @@ def measured(records: Mapping[str, Mapping[str, Any]]) -> Iterator[Measured]:
 
 def _of_table(page: str, record: Mapping[str, Any], table: Mapping[str, Any], seeds: int) -> Iterator[Measured]:
     columns: list[str] = table["columns"]
-    method = next((columns.index(name) for name in ("objective", "model", "method") if name in columns), None)
+    method = next((columns.index(name) for name in ("method", "model", "objective") if name in columns), None)
     first = next((i for i, value in enumerate(table["rows"][0]) if not isinstance(value, str)), None)
     distances = ("distance from clean", "frechet pixels", *(name for name in columns if name.startswith("frechet")))
     distance = next((columns.index(name) for name in distances if name in columns), None)
@@ -129,8 +135,8 @@ def _benchmark(record: Mapping[str, Any], table: Mapping[str, Any]) -> str:
 def choose(those: Sequence[Measured], methods: Sequence[str]) -> list[str]:
     """The methods that at least half of ``those`` measured, the best first: by the mean of the logs of both numbers over ddpm's.
 
-    Methods whose distance is more than ``FARTHER`` ddpm's on average come after the others. Where nothing is wrong the distance
-    alone counts.
+    Methods whose distance is more than ``FARTHER`` ddpm's on average come after the others. Where nothing is wrong, or residual
+    corruption is not measured, the distance alone counts.
     """
 
     def score(method: str) -> tuple[bool, float]:
@@ -138,7 +144,7 @@ def choose(those: Sequence[Measured], methods: Sequence[str]) -> list[str]:
             statistics.fmean(math.log(max(each.gain(method)[number], 1e-9)) for each in those if method in each.numbers)
             for number in (0, 1)
         )
-        return distance > math.log(FARTHER), distance if those[0].wrong == "nothing" else residual + distance
+        return distance > math.log(FARTHER), distance if those[0].unseen else residual + distance
 
     return sorted((m for m in methods if sum(m in each.numbers for each in those) >= len(those) / 2), key=score)
 
@@ -150,15 +156,16 @@ def table(records: Mapping[str, Mapping[str, Any]]) -> Table:
         for wrong in WRONG:
             for known, methods in KNOWN.items():
                 informed = set(methods) - set(BLIND)
+                own = known == "a few clean items"  # pages of their own, where auto has them, too
                 those = [m for m in every if (m.items, m.wrong) == (items, wrong)]
-                if known == "a few clean items":
+                if own:
                     those = [m for m in those if m.known == known]
                 else:
                     those = [
                         m for m in those if m.known != "a few clean items" and (not informed or informed & {*m.numbers})
                     ]
                 best = choose(those, methods) if those else []
-                if len(best) > 1 and (not informed or best[0] in informed):
+                if len(best) > 1 and (not informed or own or best[0] in informed):
                     rows.append([items, wrong, known, *_line(those, best, every)])
     columns = ["items", "what is wrong", "what is known", "use", "cost of a step", "residual", "distance"]
     return Table([*columns, "next best: residual, distance", "measured on (seeds)"], rows)
@@ -170,6 +177,8 @@ def _line(those: Sequence[Measured], best: Sequence[str], every: Sequence[Measur
         [_span([each.gain(method)[number] for each in those if method in each.numbers]) for number in (0, 1)]
         for method in best[:2]
     ]
+    if those[0].unseen and those[0].wrong != "nothing":
+        gains = [["–", distance] for _, distance in gains]
     where = dict.fromkeys(f"[{m.benchmark}]({m.page}.md) ({m.seeds})" for m in those)
     return [best[0], _cost(best[0], every), *gains[0], f"{best[1]}: {', '.join(gains[1])}", ", ".join(where)]
 
@@ -199,5 +208,6 @@ def page(records: Mapping[str, Mapping[str, Any]]) -> str:
         "residual corruption and distance from clean data, by the mean of the logs of both over ddpm's, and no more than 5 % farther than ddpm. Percentages are changes against "
         "ddpm, from the least to the largest over all benchmarks and strengths of the corruption; negative is better. More knowledge has a line where "
         "it gains more. Early stops that are known in hindsight do not count, and less corruption is not better where nothing is wrong: there "
-        f"the distance decides.\n\n{markdown(table(records))}\n"
+        "the distance decides, as it does for larger images where no noise is added and residual corruption is not measured (–). "
+        f"With a few clean items auto has them, too.\n\n{markdown(table(records))}\n"
     )
