@@ -61,7 +61,7 @@ EXPERIMENTS: dict[str, Entry] = {
         "CIFAR-10, CelebA, bedrooms (and ImageNet-64), clean and with noise: every published objective (tables, figure 4)",
         "the recipes' own",
     ),
-    "larger": Entry("CIFAR-10 at 32x32 and CelebA at 64x64, with noise or JPEG artefacts (table)", "the recipes' own"),
+    "larger": Entry("CIFAR-10 at 32x32 and CelebA at 64x64, with noise on 90 % (table)", "the recipes' own"),
     "converged": Entry("CIFAR-10 at 16x16 with noise on 90 %, trained to the end (table)", "the recipe's own"),
     "audit": Entry(
         "what atdm audit estimates beside the truth; --data: a folder that holds cifar10, celeba and bedroom", "digits"

@@ -1,7 +1,7 @@
-"""Larger images: CIFAR-10 at 32x32 and CelebA at 64x64, with noise or JPEG artefacts on 90 % of them.
+"""Larger images: CIFAR-10 at 32x32 and CelebA at 64x64, with noise (and JPEG artefacts) on 90 % of them.
 
-Each model is a run folder below ``runs/larger-SCALE``, as of :mod:`.images`. At scale cpu a night of two cores: CIFAR-10 is sampled in
-1,000 steps, as published (:mod:`.converged` says why), CelebA in 50.
+Each model is a run folder below ``runs/larger-SCALE``, as of :mod:`.images`. At scale cpu two hours of two cores: CIFAR-10 is sampled
+in 1,000 steps, as published (:mod:`.converged` says why), CelebA in 50.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from .runner.rows import by_value
 __all__ = ["findings", "jobs", "work"]
 
 SETS = {"cifar10-32": "cifar10", "celeba-64": "celeba"}
-CONDITIONS = {images.STANDARD: images.CONDITIONS[images.STANDARD], "JPEG": OTHER["images"]["JPEG"]}
+NOISY = {images.STANDARD: images.CONDITIONS[images.STANDARD]}
+CONDITIONS = NOISY | {"JPEG": OTHER["images"]["JPEG"]}
 
 
 def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
-    """ddpm, robust_adv as published, ambient_blind and auto on each set; at scale cpu JPEG on CelebA alone, of ddpm and auto.
+    """ddpm, robust_adv as published, ambient_blind and auto on each set; JPEG not at scale cpu.
 
     Args:
         data: a folder that holds some of ``SETS``, instead of what the recipes name.
@@ -44,17 +45,14 @@ def jobs(scale: str, seeds: Sequence[int], data: str | None) -> list[Job]:
         for name, base in _bases(scale).items():
             if here and SETS[name] not in here:
                 continue
-            for condition, corrupt in CONDITIONS.items():
-                chosen = list(objectives)
-                if scale != "paper" and condition == "JPEG":
-                    chosen = ["ddpm", AUTO] if name == "celeba-64" else []
-                for label in chosen:
+            for condition, corrupt in by_scale(scale, CONDITIONS, NOISY, CONDITIONS).items():
+                for label, objective in objectives.items():
                     # As in the converged benchmark: what the published perturbation moves is too little for bf16.
                     precision = "no" if "robust" in label else base.config.precision
                     job = base.but(label=label, condition=condition, seed=seed, corrupt=corrupt, precision=precision)
                     folder = f"{name} {condition} {label} {seed}".replace(" ", "-")
                     own = {
-                        "objective": objectives[label],
+                        "objective": objective,
                         "out": f"runs/larger-{scale}/{folder}",
                         "metrics": "none",
                         "sample_every": 0,
