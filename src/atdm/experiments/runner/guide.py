@@ -133,18 +133,27 @@ def _benchmark(record: Mapping[str, Any], table: Mapping[str, Any]) -> str:
 
 
 def choose(those: Sequence[Measured], methods: Sequence[str]) -> list[str]:
-    """The methods that at least half of ``those`` measured, the best first: by the mean of the logs of both numbers over ddpm's.
+    """The methods that at least half of ``those`` measured, the best first: by the mean of the logs of both numbers.
 
-    Methods whose distance is more than ``FARTHER`` ddpm's on average come after the others. Where nothing is wrong, or residual
-    corruption is not measured, the distance alone counts.
+    Each is compared where it was measured: with auto's numbers where something is wrong and all measured it, else with ddpm's. Methods
+    whose distance is more than ``FARTHER`` ddpm's on average come after the others. Where nothing is wrong, or residual corruption is not
+    measured, the distance alone counts.
     """
+    corrupted = those[0].wrong != "nothing"
+    beside = "auto" if corrupted and all("auto" in each.numbers for each in those) else "ddpm"
+
+    def mean(method: str, number: int, beside: str) -> float:
+        logs = [
+            math.log(max(each.gain(method)[number], 1e-9) / max(each.gain(beside)[number], 1e-9))
+            for each in those
+            if method in each.numbers
+        ]
+        return statistics.fmean(logs)
 
     def score(method: str) -> tuple[bool, float]:
-        residual, distance = (
-            statistics.fmean(math.log(max(each.gain(method)[number], 1e-9)) for each in those if method in each.numbers)
-            for number in (0, 1)
-        )
-        return distance > math.log(FARTHER), distance if those[0].unseen else residual + distance
+        residual, distance = (mean(method, number, beside) for number in (0, 1))
+        far = mean(method, 1, "ddpm") > math.log(FARTHER)
+        return far, distance if those[0].unseen else residual + distance
 
     return sorted((m for m in methods if sum(m in each.numbers for each in those) >= len(those) / 2), key=score)
 
@@ -205,7 +214,7 @@ def page(records: Mapping[str, Mapping[str, Any]]) -> str:
     return (
         "# What to use\n\n<!-- Written by atdm reproduce --pages from the JSON of the other pages; edits are lost. -->\n\n"
         "For each kind of corruption, and what is known of the data: of all methods that half of the pages or more measured, the one with the least "
-        "residual corruption and distance from clean data, by the mean of the logs of both over ddpm's, and no more than 5 % farther than ddpm. Percentages are changes against "
+        "residual corruption and distance from clean data, by the mean of the logs of both (over auto's on the same data where something is wrong), and no more than 5 % farther than ddpm. Percentages are changes against "
         "ddpm, from the least to the largest over all benchmarks and strengths of the corruption; negative is better. More knowledge has a line where "
         "it gains more. Early stops that are known in hindsight do not count, and less corruption is not better where nothing is wrong: there "
         "the distance decides, as it does for larger images where no noise is added and residual corruption is not measured (–). "
