@@ -57,7 +57,7 @@ def frechet_distance(
     of the singular values of ``F1^T F2``, whichever factors are taken. Covariances of full rank have Cholesky factors;
     for others symmetric roots are taken, so singular covariances are fine. No root is complex.
     """
-    return Gaussian(mu1, covariance=cov1).frechet(Gaussian(mu2, covariance=cov2))
+    return Normal(mu1, covariance=cov1).frechet(Normal(mu2, covariance=cov2))
 
 
 def frechet(x: Float[Tensor, "n d"], y: Float[Tensor, "m e"]) -> float:
@@ -68,7 +68,7 @@ def frechet(x: Float[Tensor, "n d"], y: Float[Tensor, "m e"]) -> float:
     """
     if x.shape[1] != y.shape[1]:
         raise UserError(f"Cannot compare {x.shape[1]} with {y.shape[1]} features. Expected the same number.")
-    return Gaussian.fitted(x).frechet(Gaussian.fitted(y))
+    return Normal.fitted(x).frechet(Normal.fitted(y))
 
 
 def frechet_extrapolated(x: Float[Tensor, "n d"], reference: Moments, seed: int = 0) -> tuple[float, dict[int, float]]:
@@ -84,12 +84,12 @@ def frechet_extrapolated(x: Float[Tensor, "n d"], reference: Moments, seed: int 
     if len(x) < 4:
         raise UserError(f"Extrapolating needs 4 samples. Got {len(x)}.")
     x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)]
-    clean = Gaussian(reference.mean, covariance=reference.covariance)
+    clean = Normal(reference.mean, covariance=reference.covariance)
     at: dict[int, float] = {}
     for part in FRACTIONS:
         size = int(part * len(x))
         pieces = [x[start : start + size] for start in range(0, len(x) - size + 1, size)]
-        at[size] = sum(Gaussian.fitted(piece).frechet(clean) for piece in pieces) / len(pieces)
+        at[size] = sum(Normal.fitted(piece).frechet(clean) for piece in pieces) / len(pieces)
     design = torch.tensor([[1.0, 1.0 / size] for size in at], dtype=torch.float64)
     line = torch.linalg.lstsq(design, torch.tensor([*at.values()], dtype=torch.float64)[:, None]).solution
     return line[0].item(), at
@@ -183,7 +183,7 @@ def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (x - mean) / (len(x) - 1) ** 0.5
 
 
-class Gaussian:
+class Normal:
     """A mean, and a covariance or deviations ``R`` with ``R^T R`` the covariance; its factors are computed when first needed."""
 
     def __init__(self, mean: Tensor, covariance: Tensor | None = None, deviations: Tensor | None = None) -> None:
@@ -192,7 +192,7 @@ class Gaussian:
         self.deviations = deviations
 
     @classmethod
-    def fitted(cls, x: Float[Tensor, "n d"]) -> Gaussian:
+    def fitted(cls, x: Float[Tensor, "n d"]) -> Normal:
         """To features, by the smaller of their deviations and their covariance.
 
         Raises:
@@ -236,13 +236,13 @@ class Gaussian:
         _, scales, directions = torch.linalg.svd(cast(Tensor, self.deviations), full_matrices=False)
         return scales.square().flip(0), directions.flip(0).T
 
-    def frechet(self, other: Gaussian) -> float:
+    def frechet(self, other: Normal) -> float:
         """The squared Frechet distance to another."""
         distance = (self.mean - other.mean).square().sum() + self.variance + other.variance - 2 * _cross(self, other)
         return max(distance.item(), 0.0)  # rounding can leave -1e-15
 
 
-def _cross(a: Gaussian, b: Gaussian) -> Tensor:
+def _cross(a: Normal, b: Normal) -> Tensor:
     """``tr (A^1/2 B A^1/2)^1/2``: the sum of the singular values of ``F_a^T F_b``, whichever factors are taken.
 
     The eigenvalues of ``L_b^T A L_b``, with ``L_b`` of Cholesky, are the squares of these and come at a quarter of the

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .distances import Gaussian, Moments
+from .distances import Moments, Normal
 
 
 @dataclass(frozen=True)
@@ -107,15 +107,15 @@ class FeatureSpace:
 
         Its bias is positive and of order ``d / n``: compare values at equal sample counts.
         """
-        return self.gaussian(x, batch).frechet(self.gaussian(reference, batch))
+        return self.normal(x, batch).frechet(self.normal(reference, batch))
 
     @torch.no_grad()
-    def gaussian(self, x: Float[Tensor, "n *dims"], batch: int = 512) -> Gaussian:
+    def normal(self, x: Float[Tensor, "n *dims"], batch: int = 512) -> Normal:
         """Fitted to the features: to all at once where they are fewer than what one of them holds, as the covariance is larger."""
         one = self.fn(x[:1])
         if len(one) * len(x) > one.shape[1]:
-            return Gaussian(*self.moments(x, batch))
-        return Gaussian.fitted(torch.cat([self.fn(part) for part in x.split(batch)]))
+            return Normal(*self.moments(x, batch))
+        return Normal.fitted(torch.cat([self.fn(part) for part in x.split(batch)]))
 
 
 def gather_items(mine: Tensor | None, like: Tensor, accelerator: Any) -> Tensor:
@@ -164,7 +164,7 @@ class PcaFeatures:
         Raises:
             UserError: no direction is asked for, or the reference has no variance.
         """
-        variance, basis = pixels().gaussian(reference).axes
+        variance, basis = pixels().normal(reference).axes
         rank = int((variance > variance[-1] * 1e-10).sum())
         if self.directions < 1 or rank == 0:
             raise UserError(f"Cannot keep {self.directions} of {rank} principal directions. Expected at least one.")
